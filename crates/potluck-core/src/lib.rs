@@ -1,0 +1,27 @@
+//! The words that every part of Potluck shares.
+//!
+//! A model is named by a [`ModelId`], cut into [`LayerRange`]s, and each range that is loaded in a peer is a
+//! [`Stage`]. A client's session is keyed by [`SessionKey`]; what it sends down a route is a [`Step`]:
+//! ```
+//! use potluck_core::LayerRange;
+//! let all = LayerRange::new(0, 30)?;
+//! let parts = all.split(3)?;
+//! assert_eq!(parts.iter().map(ToString::to_string).collect::<Vec<_>>(), ["0..10", "10..20", "20..30"]);
+//! # Ok::<(), potluck_core::RangeError>(())
+//! ```
+//! No IO, no clock, no engine: the network, the simulator and the engines all build on this crate.
+
+pub mod bounds;
+mod ids;
+mod manifest;
+mod offer;
+mod range;
+mod stage;
+
+pub use ids::{CacheId, IdError, ModelId, PeerId, SecretKey, SessionId, SessionKey};
+pub use manifest::{Manifest, ManifestError, MetaArray, MetaValue, TensorEntry, TensorType};
+pub use offer::{Offer, OfferError, SignedOffer, StageSpeed};
+pub use range::{LayerRange, RangeError};
+pub use stage::{
+    Hidden, Input, Logits, Output, Rows, Stage, StageCommand, StageError, StageReply, StageShape, StageSpec, Step,
+};

@@ -1,0 +1,166 @@
+//! Offers: a signed statement, which expires, that a peer serves a stage.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{PeerId, SecretKey, StageShape};
+
+/// How fast a stage was when its peer measured it: its own numbers, on its own machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageSpeed {
+    /// Microseconds for one position of one session (decode), whole stage.
+    pub decode_us: u64,
+    /// Microseconds for a position of a full prefill chunk, whole stage.
+    pub prefill_position_us: u64,
+}
+
+/// What a peer lends: one stage, how fast, and how much room is left in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Who offers.
+    pub peer: PeerId,
+    /// Counts up with each offer of this peer: an older one never replaces a newer one.
+    pub sequence: u64,
+    /// UTC seconds after which nobody may rely on it.
+    pub expires: u64,
+    /// Where the peer is reached, as text (`ip:port`), at most [`Offer::ADDRESSES_MAX`].
+    pub addresses: Vec<String>,
+    /// The stage.
+    pub shape: StageShape,
+    /// Its speed.
+    pub speed: StageSpeed,
+    /// Caches that are free now.
+    pub free_caches: u16,
+    /// Bytes of memory that the lender would still lend.
+    pub free_bytes: u64,
+}
+
+/// An offer and its peer's signature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedOffer {
+    offer: Vec<u8>,
+    signature: serde_bytes::ByteArray<64>,
+}
+
+/// Whoever sent the offer: it is not to be relied on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OfferError {
+    /// The bytes are no offer, or exceed a bound.
+    #[error("these bytes are no offer: {0}")]
+    Malformed(String),
+    /// The signature is not that of the peer that it names.
+    #[error("the offer is not signed by {0}")]
+    Signature(PeerId),
+    /// Too old. Hint: compare both machines' clocks.
+    #[error("the offer of {peer} expired {seconds} s ago")]
+    Expired {
+        /// Who offered.
+        peer: PeerId,
+        /// How long ago.
+        seconds: u64,
+    },
+    /// It claims to hold for longer than offers may.
+    #[error("the offer of {peer} expires {seconds} s from now; the limit is {max} s", max = Offer::LIFETIME_SECONDS_MAX)]
+    TooLong {
+        /// Who offered.
+        peer: PeerId,
+        /// How far ahead.
+        seconds: u64,
+    },
+}
+
+impl Offer {
+    /// Addresses in one offer.
+    pub const ADDRESSES_MAX: usize = 16;
+    /// Characters of an address.
+    pub const ADDRESS_CHARS_MAX: usize = 64;
+    /// Bytes of an encoded, signed offer: it fits a gossip message.
+    pub const BYTES_MAX: usize = 2_048;
+    /// Seconds that an offer may hold, clocks' difference included.
+    pub const LIFETIME_SECONDS_MAX: u64 = 300;
+    const CONTEXT: &'static [u8] = b"potluck offer 1\0";
+
+    /// Signs the offer. `key` must be that of `self.peer`.
+    pub fn sign(&self, key: &SecretKey) -> SignedOffer {
+        #[expect(clippy::expect_used, reason = "writing to memory fails only where memory ends")]
+        let offer = postcard::to_stdvec(self).expect("an offer encodes");
+        let signature = key.sign(&[Self::CONTEXT, &offer].concat());
+        SignedOffer { offer, signature: signature.into() }
+    }
+}
+
+impl SignedOffer {
+    /// The offer, if it is well formed, signed by the peer it names, and holds at `now` (UTC seconds).
+    ///
+    /// # Errors
+    /// As [`OfferError`] says.
+    pub fn verify(&self, now: u64) -> Result<Offer, OfferError> {
+        if self.offer.len() > Offer::BYTES_MAX {
+            return Err(OfferError::Malformed(format!("{} bytes", self.offer.len())));
+        }
+        let offer: Offer = postcard::from_bytes(&self.offer).map_err(|e| OfferError::Malformed(e.to_string()))?;
+        if offer.addresses.len() > Offer::ADDRESSES_MAX
+            || offer.addresses.iter().any(|a| a.len() > Offer::ADDRESS_CHARS_MAX)
+        {
+            return Err(OfferError::Malformed("too many or too long addresses".into()));
+        }
+        if !offer.peer.verify(&[Offer::CONTEXT, &self.offer].concat(), &self.signature) {
+            return Err(OfferError::Signature(offer.peer));
+        }
+        let peer = offer.peer;
+        if offer.expires < now {
+            return Err(OfferError::Expired { peer, seconds: now - offer.expires });
+        }
+        if offer.expires - now > Offer::LIFETIME_SECONDS_MAX {
+            return Err(OfferError::TooLong { peer, seconds: offer.expires - now });
+        }
+        Ok(offer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{LayerRange, ModelId, StageSpec};
+
+    fn offer(key: &SecretKey) -> Offer {
+        Offer {
+            peer: key.peer_id(),
+            sequence: 1,
+            expires: 1_060,
+            addresses: vec!["127.0.0.1:4000".into()],
+            shape: StageShape {
+                spec: StageSpec {
+                    model: ModelId::from_bytes([1; 32]),
+                    layers: LayerRange::new(0, 4).unwrap(),
+                    head: true,
+                    tail: false,
+                },
+                width: 8,
+                vocabulary: 16,
+                caches: 2,
+                context: 64,
+                cache_bytes_per_position: 32,
+                weight_bytes: 1_000,
+                exact: false,
+            },
+            speed: StageSpeed { decode_us: 100, prefill_position_us: 20 },
+            free_caches: 2,
+            free_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn an_offer_holds_for_its_time_and_its_signer_only() {
+        let key = SecretKey::from_bytes(&[3; 32]);
+        let signed = offer(&key).sign(&key);
+        assert_eq!(signed.verify(1_000), Ok(offer(&key)));
+        assert!(matches!(signed.verify(1_061), Err(OfferError::Expired { seconds: 1, .. })));
+        assert!(matches!(signed.verify(0), Err(OfferError::TooLong { .. })));
+        let forged = offer(&key).sign(&SecretKey::from_bytes(&[4; 32]));
+        assert_eq!(forged.verify(1_000), Err(OfferError::Signature(key.peer_id())));
+        let mut altered = signed;
+        altered.offer[40] ^= 1;
+        assert!(altered.verify(1_000).is_err());
+    }
+}

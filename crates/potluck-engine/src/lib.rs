@@ -1,0 +1,1 @@
+//! Stages over llama.cpp, in a sandboxed child process.

@@ -1,0 +1,1 @@
+//! Who may do what: biscuit grants, checked before any work.

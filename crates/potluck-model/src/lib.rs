@@ -1,0 +1,1 @@
+//! GGUF models as data: parse, describe, cut into stages. No IO.

@@ -1,0 +1,1 @@
+//! Peers on a network: endpoints, connections, hop drivers.

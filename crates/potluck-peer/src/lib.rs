@@ -1,0 +1,1 @@
+//! A whole peer as one state machine.

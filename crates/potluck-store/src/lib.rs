@@ -1,0 +1,1 @@
+//! Models on this machine: importing, hashing, the catalogue.

@@ -1,0 +1,1 @@
+//! Frames, codecs and their bounds: encode and decode only.
