@@ -1,1 +1,19 @@
-//! How a token is made: planner, routes, sessions and steps, as state machines without IO.
+//! How a token is made: planner, routes, sessions and steps, without IO.
+//!
+//! A [`ClientSession`] turns events (a frame came, an own stage ran, a deadline passed) into effects, and never waits:
+//! ```ignore
+//! session.handle(now, Event::Frame { hop, frame });
+//! while let Some(effect) = session.poll() { perform(effect); }
+//! wake_at(session.poll_timeout());
+//! ```
+//! Each step is answered once, in order; after a [`SessionError`] there is nothing more to come.
+//! Not here: sockets (`potluck-net`), arithmetic (`potluck-engine`), who may (`potluck-grant`), and the peers' side
+//! of a session (`potluck-peer`).
+
+mod client;
+mod credit;
+mod error;
+
+pub use client::{Answer, ClientSession, Effect, Event, Hop, OwnStage, RemoteStage, SessionConfig};
+pub use credit::{Credit, Receipts};
+pub use error::{Deadlines, SessionError};

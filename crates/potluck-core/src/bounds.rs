@@ -37,6 +37,7 @@ pub const STEP_BYTES_MAX: usize = STEP_POSITIONS_MAX * POSITION_BYTES_MAX;
 /// Bytes of a whole row of logits.
 pub const ROW_BYTES_MAX: usize = VOCABULARY_MAX * size_of::<f32>();
 
-const _: () = assert!(STEP_BYTES_MAX <= u32::MAX as usize / 2, "a frame's length fits its field with room for a header");
+const _: () =
+    assert!(STEP_BYTES_MAX <= u32::MAX as usize / 2, "a frame's length fits its field with room for a header");
 const _: () = assert!(ROW_BYTES_MAX <= STEP_BYTES_MAX, "a row travels in a frame");
 const _: () = assert!(STEP_POSITIONS_MAX <= u16::MAX as usize, "a step's count fits its field");

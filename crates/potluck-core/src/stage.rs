@@ -305,9 +305,7 @@ impl StageCommand {
     /// Carries the command out on `stage`; the reply, where one is due. `compute_us` is left at zero for the caller.
     pub fn apply(self, stage: &mut dyn Stage) -> Option<StageReply> {
         match self {
-            Self::Open { cache, positions } => {
-                Some(StageReply::Opened { cache, result: stage.open(cache, positions) })
-            }
+            Self::Open { cache, positions } => Some(StageReply::Opened { cache, result: stage.open(cache, positions) }),
             Self::Fork { from, to, positions } => {
                 Some(StageReply::Opened { cache: to, result: stage.fork(from, to, positions) })
             }

@@ -1,1 +1,31 @@
-//! Frames, codecs and their bounds: encode and decode only.
+//! What travels between peers: frames, codecs, and the bound of each.
+//!
+//! A [`Frame`] is a length, a kind and a body. [`Step`](StepFrame) and [`Answer`](AnswerFrame) frames carry a fixed
+//! header of [`HEADER_BYTES`] bytes and a payload; all other bodies are postcard:
+//! ```
+//! use potluck_wire::{Frame, FrameReader};
+//! let mut bytes = Vec::new();
+//! Frame::Credit { frames: 3 }.encode(&mut bytes);
+//! let mut reader = FrameReader::new(1024);
+//! reader.push(&bytes);
+//! assert_eq!(reader.next()?, Some(Frame::Credit { frames: 3 }));
+//! assert_eq!(reader.next()?, None);
+//! # Ok::<(), potluck_wire::WireError>(())
+//! ```
+//! Encode and decode only: who may send what, and when, is `potluck-chain`'s and `potluck-peer`'s business.
+//! `docs/wire.md` draws the bytes.
+
+mod bounds;
+mod codec;
+mod frame;
+mod message;
+mod reader;
+
+pub use bounds::*;
+pub use codec::{Codec, CodecError, CodecSet};
+pub use frame::{AnswerFrame, Frame, StepFrame, WireError};
+pub use message::{
+    Bounds, Failure, FailureCode, Hello, HopOpen, NextHop, OpenSession, PeerAddress, Prefix, PreviousHop, Refusal,
+    Welcome,
+};
+pub use reader::FrameReader;

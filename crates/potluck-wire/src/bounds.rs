@@ -1,0 +1,55 @@
+//! The bounds of the wire, each with its unit and what happens beyond it.
+
+use potluck_core::bounds::{POSITION_BYTES_MAX, STEP_BYTES_MAX, STEP_POSITIONS_MAX};
+
+/// The protocol's name in the TLS handshake. A connection that asks for another is refused there.
+pub const ALPN: &[u8] = b"potluck/hop/1";
+
+/// Oldest and newest version of the wire that this build speaks. No overlap: the connection is refused.
+pub const VERSIONS: std::ops::RangeInclusive<u16> = 1..=1;
+
+/// Bytes of the header of a step or an answer, length and kind included.
+pub const HEADER_BYTES: usize = 24;
+
+/// Bytes of any frame whose body is not a payload (hello, open, failure, ...). A longer one closes the stream,
+/// unallocated.
+pub const CONTROL_BYTES_MAX: usize = 64 << 10;
+
+/// Bytes of the longest frame of all: a full step of the widest model in `f32`. A stream's own limit follows from
+/// its session's model ([`step_frame_bytes_max`]) and is far smaller.
+pub const FRAME_BYTES_MAX: usize = HEADER_BYTES + STEP_BYTES_MAX;
+
+/// Bytes of a grant in a message.
+pub const GRANT_BYTES_MAX: usize = 8 << 10;
+
+/// Characters of a text in a message (a failure's detail, a program's name). Longer ones are cut by the sender and
+/// refused by the receiver.
+pub const TEXT_BYTES_MAX: usize = 512;
+
+/// Addresses of one peer in a message.
+pub const ADDRESSES_MAX: usize = 16;
+
+/// Offers in one message.
+pub const OFFERS_MAX: usize = 24;
+
+/// Frames that a sender may have unacknowledged on a session's stream before the first credit. Beyond what was
+/// credited the receiver ends the session with `Protocol`: so a session's queue is bounded by this number of frames.
+pub const HOP_FRAMES_MAX: u32 = 16;
+
+/// Bytes of the longest frame of a session whose model is `width` wide.
+pub const fn step_frame_bytes_max(width: u32) -> usize {
+    HEADER_BYTES + STEP_POSITIONS_MAX * width as usize * size_of::<f32>()
+}
+
+/// Bytes of the longest answer of a session whose vocabulary holds `vocabulary` tokens: whole rows as long as they
+/// fit a full step's worth of the widest codec, and one row at least.
+pub const fn answer_frame_bytes_max(width: u32, vocabulary: u32) -> usize {
+    let step = step_frame_bytes_max(width);
+    let row = HEADER_BYTES + 64 + vocabulary as usize * size_of::<f32>();
+    if step > row { step } else { row }
+}
+
+const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize, "a frame's length fits its field");
+const _: () =
+    assert!(CONTROL_BYTES_MAX >= OFFERS_MAX * (potluck_core::Offer::BYTES_MAX + 128), "a page of offers fits");
+const _: () = assert!(POSITION_BYTES_MAX <= CONTROL_BYTES_MAX * 2, "one position of the widest model is a small frame");

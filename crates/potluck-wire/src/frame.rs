@@ -1,0 +1,391 @@
+//! Frames: a length, a kind, a body.
+
+use potluck_core::{Hidden, Logits, Rows, SignedOffer};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    Codec, CodecError, Failure, HEADER_BYTES, Hello, HopOpen, OpenSession, Refusal, Welcome, message::Bounded,
+};
+
+/// Whoever sent the bytes: they are no frame, or one that exceeds a bound.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WireError {
+    /// Longer than this stream's frames may be.
+    #[error("a frame of {len} bytes was announced; the limit here is {max}")]
+    TooLong {
+        /// As announced.
+        len: usize,
+        /// The stream's limit.
+        max: usize,
+    },
+    /// A kind that version 1 does not know.
+    #[error("frame kind {0} is not known")]
+    Kind(u8),
+    /// The body is not what its kind says.
+    #[error("a {kind} frame is malformed: {reason}")]
+    Malformed {
+        /// Which kind.
+        kind: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A part is longer than it may be.
+    #[error("{what}: {len}; the limit is {max}")]
+    Bound {
+        /// Which part.
+        what: &'static str,
+        /// Its length.
+        len: usize,
+        /// Its bound.
+        max: usize,
+    },
+    /// The codec's payload is wrong.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// The stream ended within a frame.
+    #[error("the stream ended {missing} bytes before the end of a frame")]
+    Truncated {
+        /// Bytes that were still to come.
+        missing: usize,
+    },
+}
+
+/// Hidden states, or tokens, on their way down a route. The header is [`HEADER_BYTES`] bytes:
+/// `length u32 | kind u8 | codec u8 | flags u16 | sequence u32 | epoch u32 | start u32 | count u16 | top u16`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepFrame {
+    /// Counts the frames of this stream and epoch from 0.
+    pub sequence: u32,
+    /// The session's epoch.
+    pub epoch: u32,
+    /// Position of the first row.
+    pub start: u32,
+    /// Positions.
+    pub count: u16,
+    /// For which positions the tail is to answer with logits.
+    pub rows: Rows,
+    /// How many of the largest logits it is to return; 0: the whole row.
+    pub top: u16,
+    /// How `payload` is encoded.
+    pub codec: Codec,
+    /// Hidden states or token ids.
+    pub payload: Vec<u8>,
+}
+
+/// The tail's answer to a step, sent to the client. Same header; each step has one, with no rows where none were asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AnswerFrame {
+    /// The step's sequence number.
+    pub sequence: u32,
+    /// The session's epoch.
+    pub epoch: u32,
+    /// The step's first position.
+    pub start: u32,
+    /// The step's positions.
+    pub count: u16,
+    /// One row for each position asked for.
+    pub rows: Vec<Logits>,
+}
+
+/// Everything that travels on a stream.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Frame {
+    /// Dialer to acceptor, first.
+    Hello(Hello),
+    /// Acceptor to dialer: let in.
+    Welcome(Welcome),
+    /// Acceptor to dialer: not let in.
+    Refused(Refusal),
+    /// Client to each peer of the route.
+    Open(Box<OpenSession>),
+    /// Peer to client: the session's cache is open, and the next peer has confirmed the session.
+    Ready,
+    /// Peer to the next peer.
+    HopOpen(HopOpen),
+    /// Next peer to peer: same session, same client, same epoch.
+    HopReady,
+    /// Down the route.
+    Step(StepFrame),
+    /// Tail to client.
+    Answer(AnswerFrame),
+    /// Receiver to sender: so many more frames may come.
+    Credit {
+        /// How many.
+        frames: u32,
+    },
+    /// Client to tail: the whole row, please.
+    RowRequest {
+        /// Of the step with this sequence number: the last one answered.
+        sequence: u32,
+        /// Which of its positions, counted from the step's start.
+        row: u16,
+    },
+    /// Tail to client.
+    Row {
+        /// As asked.
+        sequence: u32,
+        /// As asked.
+        row: u16,
+        /// The whole row of logits.
+        logits: Hidden,
+    },
+    /// The last frame of a stream that ended badly (or `Done`).
+    Failed(Failure),
+    /// Peer to peer: here is what I lend.
+    Announce(SignedOffer),
+    /// Ask for the offers that a peer knows.
+    ListOffers,
+    /// The answer, as many as fit.
+    Offers(Vec<SignedOffer>),
+}
+
+const HELLO: u8 = 1;
+const WELCOME: u8 = 2;
+const REFUSED: u8 = 3;
+const OPEN: u8 = 4;
+const READY: u8 = 5;
+const HOP_OPEN: u8 = 6;
+const HOP_READY: u8 = 7;
+const STEP: u8 = 8;
+const ANSWER: u8 = 9;
+const CREDIT: u8 = 10;
+const ROW_REQUEST: u8 = 11;
+const ROW: u8 = 12;
+const FAILED: u8 = 13;
+const ANNOUNCE: u8 = 14;
+const LIST_OFFERS: u8 = 15;
+const OFFERS: u8 = 16;
+
+impl Frame {
+    /// Its kind in words, for errors and logs.
+    pub fn kind(&self) -> &'static str {
+        kind_name(self.number())
+    }
+
+    fn number(&self) -> u8 {
+        match self {
+            Self::Hello(_) => HELLO,
+            Self::Welcome(_) => WELCOME,
+            Self::Refused(_) => REFUSED,
+            Self::Open(_) => OPEN,
+            Self::Ready => READY,
+            Self::HopOpen(_) => HOP_OPEN,
+            Self::HopReady => HOP_READY,
+            Self::Step(_) => STEP,
+            Self::Answer(_) => ANSWER,
+            Self::Credit { .. } => CREDIT,
+            Self::RowRequest { .. } => ROW_REQUEST,
+            Self::Row { .. } => ROW,
+            Self::Failed(_) => FAILED,
+            Self::Announce(_) => ANNOUNCE,
+            Self::ListOffers => LIST_OFFERS,
+            Self::Offers(_) => OFFERS,
+        }
+    }
+
+    /// Appends the frame's bytes to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let at = out.len();
+        out.extend_from_slice(&[0, 0, 0, 0, self.number()]);
+        match self {
+            Self::Hello(body) => encode_body(body, out),
+            Self::Welcome(body) => encode_body(body, out),
+            Self::Refused(body) => encode_body(body, out),
+            Self::Open(body) => encode_body(body, out),
+            Self::HopOpen(body) => encode_body(body, out),
+            Self::Failed(body) => encode_body(body, out),
+            Self::Announce(body) => encode_body(body, out),
+            Self::Offers(body) => encode_body(body, out),
+            Self::Credit { frames } => encode_body(frames, out),
+            Self::RowRequest { sequence, row } => encode_body(&(sequence, row), out),
+            Self::Row { sequence, row, logits } => encode_body(&(sequence, row, logits), out),
+            Self::Step(step) => {
+                step.encode_header(out);
+                out.extend_from_slice(&step.payload);
+            }
+            Self::Answer(answer) => {
+                answer.encode_header(out);
+                encode_body(&answer.rows, out);
+            }
+            Self::Ready | Self::HopReady | Self::ListOffers => {}
+        }
+        let len = (out.len() - at - 4) as u32;
+        out[at..at + 4].copy_from_slice(&len.to_le_bytes());
+    }
+
+    /// Reads what follows a frame's length: kind and body, all of it.
+    ///
+    /// # Errors
+    /// `Kind`, `Malformed`, `Bound` or `Codec`. The bytes may come from anybody.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let (&kind, body) =
+            bytes.split_first().ok_or(WireError::Malformed { kind: "empty", reason: "no kind".into() })?;
+        Ok(match kind {
+            HELLO => Self::Hello(decode_bounded(kind, body)?),
+            WELCOME => Self::Welcome(decode_bounded(kind, body)?),
+            REFUSED => Self::Refused(decode_bounded(kind, body)?),
+            OPEN => Self::Open(Box::new(decode_bounded(kind, body)?)),
+            READY => decode_empty(kind, body, Self::Ready)?,
+            HOP_OPEN => Self::HopOpen(decode_bounded(kind, body)?),
+            HOP_READY => decode_empty(kind, body, Self::HopReady)?,
+            STEP => Self::Step(StepFrame::decode(body)?),
+            ANSWER => Self::Answer(AnswerFrame::decode(body)?),
+            CREDIT => Self::Credit { frames: decode_body(kind, body)? },
+            ROW_REQUEST => {
+                let (sequence, row) = decode_body(kind, body)?;
+                Self::RowRequest { sequence, row }
+            }
+            ROW => {
+                let (sequence, row, logits) = decode_body(kind, body)?;
+                Self::Row { sequence, row, logits }
+            }
+            FAILED => Self::Failed(decode_bounded(kind, body)?),
+            ANNOUNCE => Self::Announce(decode_body(kind, body)?),
+            LIST_OFFERS => decode_empty(kind, body, Self::ListOffers)?,
+            OFFERS => Self::Offers(decode_bounded(kind, body)?),
+            other => return Err(WireError::Kind(other)),
+        })
+    }
+}
+
+fn kind_name(kind: u8) -> &'static str {
+    match kind {
+        HELLO => "hello",
+        WELCOME => "welcome",
+        REFUSED => "refused",
+        OPEN => "open",
+        READY => "ready",
+        HOP_OPEN => "hop-open",
+        HOP_READY => "hop-ready",
+        STEP => "step",
+        ANSWER => "answer",
+        CREDIT => "credit",
+        ROW_REQUEST => "row-request",
+        ROW => "row",
+        FAILED => "failed",
+        ANNOUNCE => "announce",
+        LIST_OFFERS => "list-offers",
+        OFFERS => "offers",
+        _ => "unknown",
+    }
+}
+
+fn malformed(kind: u8, reason: impl ToString) -> WireError {
+    WireError::Malformed { kind: kind_name(kind), reason: reason.to_string() }
+}
+
+fn encode_body<T: Serialize>(body: &T, out: &mut Vec<u8>) {
+    let taken = std::mem::take(out);
+    #[expect(clippy::expect_used, reason = "writing to memory fails only where memory ends")]
+    let filled = postcard::to_extend(body, taken).expect("a body encodes");
+    *out = filled;
+}
+
+/// One encoding of each body: what decodes must encode to the same bytes, or it is refused.
+fn decode_body<T: Serialize + DeserializeOwned>(kind: u8, body: &[u8]) -> Result<T, WireError> {
+    let value: T = postcard::from_bytes(body).map_err(|e| malformed(kind, e))?;
+    let mut again = Vec::with_capacity(body.len());
+    encode_body(&value, &mut again);
+    if again == body { Ok(value) } else { Err(malformed(kind, "a second encoding")) }
+}
+
+fn decode_bounded<T: Serialize + DeserializeOwned + Bounded>(kind: u8, body: &[u8]) -> Result<T, WireError> {
+    let value: T = decode_body(kind, body)?;
+    value.check()?;
+    Ok(value)
+}
+
+fn decode_empty(kind: u8, body: &[u8], frame: Frame) -> Result<Frame, WireError> {
+    if body.is_empty() { Ok(frame) } else { Err(malformed(kind, "a body where none belongs")) }
+}
+
+/// The header's fields after length and kind.
+struct Header {
+    codec: u8,
+    flags: u16,
+    sequence: u32,
+    epoch: u32,
+    start: u32,
+    count: u16,
+    top: u16,
+}
+
+impl Header {
+    const BYTES: usize = HEADER_BYTES - 5;
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.push(self.codec);
+        out.extend_from_slice(&self.flags.to_le_bytes());
+        out.extend_from_slice(&self.sequence.to_le_bytes());
+        out.extend_from_slice(&self.epoch.to_le_bytes());
+        out.extend_from_slice(&self.start.to_le_bytes());
+        out.extend_from_slice(&self.count.to_le_bytes());
+        out.extend_from_slice(&self.top.to_le_bytes());
+    }
+
+    fn decode(kind: u8, body: &[u8]) -> Result<(Self, &[u8]), WireError> {
+        let (b, payload) =
+            body.split_first_chunk::<{ Self::BYTES }>().ok_or_else(|| malformed(kind, "shorter than its header"))?;
+        let u16_at = |i| u16::from_le_bytes([b[i], b[i + 1]]);
+        let u32_at = |i| u32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]);
+        let header = Self {
+            codec: b[0],
+            flags: u16_at(1),
+            sequence: u32_at(3),
+            epoch: u32_at(7),
+            start: u32_at(11),
+            count: u16_at(15),
+            top: u16_at(17),
+        };
+        if header.count == 0 || usize::from(header.count) > potluck_core::bounds::STEP_POSITIONS_MAX {
+            return Err(malformed(kind, format!("{} positions", header.count)));
+        }
+        Ok((header, payload))
+    }
+}
+
+impl StepFrame {
+    fn encode_header(&self, out: &mut Vec<u8>) {
+        let flags = match self.rows {
+            Rows::None => 0,
+            Rows::Last => 1,
+            Rows::All => 2,
+        };
+        let Self { sequence, epoch, start, count, top, codec, .. } = *self;
+        Header { codec: codec.number(), flags, sequence, epoch, start, count, top }.encode(out);
+    }
+
+    fn decode(body: &[u8]) -> Result<Self, WireError> {
+        let (header, payload) = Header::decode(STEP, body)?;
+        let rows = match header.flags {
+            0 => Rows::None,
+            1 => Rows::Last,
+            2 => Rows::All,
+            flags => return Err(malformed(STEP, format!("flags {flags:#x} were not agreed"))),
+        };
+        let Header { sequence, epoch, start, count, top, codec, .. } = header;
+        let codec = Codec::from_number(codec)?;
+        Ok(Self { sequence, epoch, start, count, rows, top, codec, payload: payload.to_vec() })
+    }
+}
+
+impl AnswerFrame {
+    fn encode_header(&self, out: &mut Vec<u8>) {
+        let Self { sequence, epoch, start, count, .. } = *self;
+        Header { codec: 0, flags: 0, sequence, epoch, start, count, top: 0 }.encode(out);
+    }
+
+    fn decode(body: &[u8]) -> Result<Self, WireError> {
+        let (header, payload) = Header::decode(ANSWER, body)?;
+        if (header.codec, header.flags, header.top) != (0, 0, 0) {
+            return Err(malformed(ANSWER, "fields set that answers do not have"));
+        }
+        let rows: Vec<Logits> = decode_body(ANSWER, payload)?;
+        if rows.len() > usize::from(header.count) {
+            return Err(malformed(ANSWER, format!("{} rows for {} positions", rows.len(), header.count)));
+        }
+        let Header { sequence, epoch, start, count, .. } = header;
+        Ok(Self { sequence, epoch, start, count, rows })
+    }
+}

@@ -1,0 +1,291 @@
+//! The bodies that are not steps: how peers greet, how a session opens, and how it fails.
+
+use std::fmt;
+
+use potluck_core::{PeerId, SessionId, SessionKey, StageSpec};
+use serde::{Deserialize, Serialize};
+
+use crate::{ADDRESSES_MAX, CodecSet, GRANT_BYTES_MAX, TEXT_BYTES_MAX, WireError};
+
+/// The dialer's first frame on a connection's first stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Oldest version of the wire that the dialer speaks.
+    pub version_min: u16,
+    /// Newest version of the wire that the dialer speaks.
+    pub version_max: u16,
+    /// Features that it knows, a bit each; none are defined in version 1.
+    pub features: u64,
+    /// Codecs that it decodes.
+    pub codecs: CodecSet,
+    /// Its grant (a biscuit), bound to the key that it connects with.
+    pub grant: Vec<u8>,
+    /// Program and version, for logs.
+    pub agent: String,
+}
+
+/// The answer to a [`Hello`] that is let in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The version that both speak from here on.
+    pub version: u16,
+    /// Features that both know.
+    pub features: u64,
+    /// Codecs that both decode.
+    pub codecs: CodecSet,
+    /// What the acceptor allows.
+    pub bounds: Bounds,
+    /// The acceptor's own grant: a dialer passes nothing to a peer that is no member.
+    pub grant: Vec<u8>,
+}
+
+/// What an acceptor allows on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bounds {
+    /// Positions in one step.
+    pub step_positions: u16,
+    /// Frames without credit.
+    pub hop_frames: u32,
+    /// Sessions of this client at once.
+    pub sessions: u16,
+}
+
+/// The answer to a [`Hello`] that is not let in: the code is all that a stranger learns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Why.
+    pub code: FailureCode,
+    /// Versions that the acceptor speaks.
+    pub version_min: u16,
+    /// Versions that the acceptor speaks.
+    pub version_max: u16,
+}
+
+/// Where a peer is reached.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PeerAddress {
+    /// Its key.
+    pub peer: PeerId,
+    /// `ip:port` texts, at most [`ADDRESSES_MAX`].
+    pub addresses: Vec<String>,
+    /// URL of the relay that it listens at, if any.
+    pub relay: Option<String>,
+}
+
+/// Whom a stage takes a session's steps from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PreviousHop {
+    /// The client, on the stream that opened the session.
+    Client,
+    /// This peer, on a stream that it opens.
+    Peer(PeerId),
+}
+
+/// Whom a stage passes a session's steps to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NextHop {
+    /// The client, on the stream that opened the session: hidden states, or logits at the tail.
+    Client,
+    /// This peer. Its grant is checked before it is dialled: nobody can be made to knock at a stranger's door.
+    Peer {
+        /// Where it is.
+        address: PeerAddress,
+        /// Its grant, as it showed it to the client.
+        grant: Vec<u8>,
+    },
+}
+
+/// The client opens its session at one peer of the route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenSession {
+    /// The client's name for the session; its key is the connection's.
+    pub session: SessionId,
+    /// Which attempt at a route this is. Frames of an older epoch are stale and dropped; of a newer one, an error.
+    pub epoch: u32,
+    /// The stage to use.
+    pub stage: StageSpec,
+    /// Positions that the session may grow to.
+    pub positions: u32,
+    /// Whom to take steps from.
+    pub previous: PreviousHop,
+    /// Whom to pass them to.
+    pub next: NextHop,
+    /// The codec of hidden states that arrive.
+    pub codec_in: crate::Codec,
+    /// The codec of hidden states that leave.
+    pub codec_out: crate::Codec,
+    /// Start with positions of another session of the same client.
+    pub prefix: Option<Prefix>,
+    /// Milliseconds without a step after which the peer may end the session; it may end it sooner.
+    pub idle_ms: u32,
+}
+
+/// Positions that a session takes over from another of the same client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prefix {
+    /// The other session.
+    pub session: SessionId,
+    /// How many of its positions.
+    pub positions: u32,
+}
+
+/// The first frame of a stream from one peer of a route to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HopOpen {
+    /// The session, by client and id.
+    pub session: SessionKey,
+    /// Its epoch.
+    pub epoch: u32,
+}
+
+/// Why something ended, as far as the other side may know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum FailureCode {
+    /// Nothing is wrong: the sender is done.
+    Done,
+    /// The receiver broke the protocol: it sent what may not be sent here.
+    Protocol,
+    /// No version of the wire that both speak.
+    Version,
+    /// No valid grant for this key in this swarm.
+    NotAdmitted,
+    /// The session is not known here.
+    UnknownSession,
+    /// A sequence number was left out.
+    Gap,
+    /// A frame of an epoch that the session has not reached.
+    Epoch,
+    /// The stage is not served here.
+    NotServed,
+    /// No room for another session.
+    Busy,
+    /// The session has grown beyond what was opened for it.
+    ContextFull,
+    /// The engine refused the step.
+    Engine,
+    /// The engine's process ended; it is restarting.
+    EngineLost,
+    /// The next peer of the route is lost or does not answer.
+    PeerLost,
+    /// Nothing was heard for longer than the session may be idle.
+    Idle,
+    /// A wait went on beyond its deadline.
+    Deadline,
+    /// A bound of memory or number was exceeded.
+    OverBudget,
+    /// The client ended the session.
+    Cancelled,
+    /// The peer is shutting down.
+    Leaving,
+}
+
+/// The last frame of a stream that did not end well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What kind.
+    pub code: FailureCode,
+    /// The peer that failed, where it is not the sender.
+    pub peer: Option<PeerId>,
+    /// In words, for the user and the log; at most [`TEXT_BYTES_MAX`] bytes.
+    pub detail: String,
+}
+
+impl FailureCode {
+    /// The number that closes a QUIC stream or connection for this reason.
+    pub fn number(self) -> u32 {
+        self as u32
+    }
+}
+
+impl fmt::Display for FailureCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Done => "done",
+            Self::Protocol => "protocol broken",
+            Self::Version => "no common version",
+            Self::NotAdmitted => "not admitted",
+            Self::UnknownSession => "unknown session",
+            Self::Gap => "sequence gap",
+            Self::Epoch => "wrong epoch",
+            Self::NotServed => "stage not served",
+            Self::Busy => "busy",
+            Self::ContextFull => "context full",
+            Self::Engine => "engine error",
+            Self::EngineLost => "engine lost",
+            Self::PeerLost => "peer lost",
+            Self::Idle => "idle too long",
+            Self::Deadline => "deadline passed",
+            Self::OverBudget => "over budget",
+            Self::Cancelled => "cancelled",
+            Self::Leaving => "leaving",
+        })
+    }
+}
+
+impl Failure {
+    /// A failure of the sender's own. The detail is cut to the bound.
+    pub fn new(code: FailureCode, detail: impl fmt::Display) -> Self {
+        let mut detail = detail.to_string();
+        let end = (0..=TEXT_BYTES_MAX.min(detail.len())).rev().find(|&i| detail.is_char_boundary(i)).unwrap_or(0);
+        detail.truncate(end);
+        Self { code, peer: None, detail }
+    }
+
+    /// The same, about another peer.
+    pub fn of(mut self, peer: PeerId) -> Self {
+        self.peer = Some(peer);
+        self
+    }
+}
+
+/// A message whose parts have bounds of their own.
+pub(crate) trait Bounded {
+    /// Whether each part is within its bound.
+    fn check(&self) -> Result<(), WireError> {
+        Ok(())
+    }
+}
+
+fn at_most(what: &'static str, len: usize, max: usize) -> Result<(), WireError> {
+    if len <= max { Ok(()) } else { Err(WireError::Bound { what, len, max }) }
+}
+
+impl Bounded for Hello {
+    fn check(&self) -> Result<(), WireError> {
+        at_most("grant", self.grant.len(), GRANT_BYTES_MAX)?;
+        at_most("agent", self.agent.len(), TEXT_BYTES_MAX)
+    }
+}
+
+impl Bounded for Welcome {
+    fn check(&self) -> Result<(), WireError> {
+        at_most("grant", self.grant.len(), GRANT_BYTES_MAX)
+    }
+}
+
+impl Bounded for OpenSession {
+    fn check(&self) -> Result<(), WireError> {
+        let NextHop::Peer { address, grant } = &self.next else { return Ok(()) };
+        at_most("addresses", address.addresses.len(), ADDRESSES_MAX)?;
+        for text in address.addresses.iter().chain(&address.relay) {
+            at_most("address", text.len(), TEXT_BYTES_MAX)?;
+        }
+        at_most("grant", grant.len(), GRANT_BYTES_MAX)
+    }
+}
+
+impl Bounded for Failure {
+    fn check(&self) -> Result<(), WireError> {
+        at_most("detail", self.detail.len(), TEXT_BYTES_MAX)
+    }
+}
+
+impl Bounded for Refusal {}
+impl Bounded for HopOpen {}
+
+impl Bounded for Vec<potluck_core::SignedOffer> {
+    fn check(&self) -> Result<(), WireError> {
+        at_most("offers", self.len(), crate::OFFERS_MAX)
+    }
+}
