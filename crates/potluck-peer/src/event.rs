@@ -112,3 +112,12 @@ pub enum Effect {
         command: StageCommand,
     },
 }
+
+/// The time, by both clocks: one that never jumps, for waits; one that others share, for grants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// For waits.
+    pub instant: std::time::Instant,
+    /// UTC seconds, for what is signed.
+    pub utc: u64,
+}

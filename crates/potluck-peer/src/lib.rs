@@ -8,7 +8,17 @@
 //! ```
 //! The driver (`potluck-net`, or the simulator) owns sockets and engines and decides nothing. It greets: a stream
 //! exists for this machine only once its connection has shown a valid grant ([`potluck_grant::Member`]).
+//!
+//! What it promises: a step runs once and in order; nothing is passed on before the next peer has confirmed the same
+//! session of the same client; a session that ends, for whatever reason, frees its cache and ends on every stream it
+//! had; each wait has a deadline. A stranger's frame ends the stream it came on and nothing else.
 
 mod event;
+mod open;
+mod peer;
+mod queue;
+mod session;
+mod steps;
 
-pub use event::{DialId, Effect, Event, PeerConfig, StageSlot, StreamId};
+pub use event::{DialId, Effect, Event, Now, PeerConfig, StageSlot, StreamId};
+pub use peer::{Peer, PeerStatus};

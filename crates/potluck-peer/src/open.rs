@@ -1,0 +1,264 @@
+//! How a session opens: the client's word, the previous peer's stream, the next peer's confirmation.
+
+use std::time::Instant;
+
+use potluck_core::{CacheId, PeerId, SessionId, SessionKey, StageCommand, StageError};
+use potluck_wire::{
+    CONTROL_BYTES_MAX, Codec, Failure, FailureCode, Frame, HopOpen, NextHop, OpenSession, PreviousHop,
+    step_frame_bytes_max,
+};
+
+use crate::{
+    DialId, Effect, Now, Peer, StageSlot, StreamId,
+    peer::{PARKED_MAX, Role, Stream},
+    session::Session,
+};
+
+impl Peer {
+    pub(crate) fn open_session(&mut self, now: Now, stream: StreamId, client: PeerId, open: OpenSession) {
+        let key = SessionKey { client, id: open.session };
+        if let Err(failure) = self.try_open(now, stream, key, open) {
+            self.close_stream(stream, failure);
+        }
+    }
+
+    fn try_open(&mut self, now: Now, stream: StreamId, key: SessionKey, open: OpenSession) -> Result<(), Failure> {
+        self.check_open(now, key, &open)?;
+        let slot = self.stage_for(&open)?;
+        if self.sessions.contains_key(&key) {
+            self.end_session(key, Failure::new(FailureCode::Epoch, "the client opened the session again"));
+        }
+        let prefix = self.prefix_cache(key, slot, &open)?;
+        let stage = &mut self.stages[usize::from(slot.0)];
+        let caches = stage.shape().caches;
+        let busy = || Failure::new(FailureCode::Busy, format!("all {caches} caches of this stage are in use"));
+        let cache = stage.take_cache().ok_or_else(busy)?;
+        let (width, vocabulary) = (stage.shape().width, stage.shape().vocabulary);
+        let positions = open.positions;
+        let command = match prefix {
+            Some((from, positions)) => StageCommand::Fork { from, to: cache, positions },
+            None => StageCommand::Open { cache, positions },
+        };
+        self.effects.push_back(Effect::Stage { stage: slot, command });
+        self.become_role(stream, Role::Client(key));
+        // The client's own stream carries steps only where the session's steps start.
+        let limit = if open.previous == PreviousHop::Client { step_frame_bytes_max(width) } else { CONTROL_BYTES_MAX };
+        self.effects.push_back(Effect::Limit { stream, frame_bytes_max: limit.max(CONTROL_BYTES_MAX) });
+        self.dial(key, &open.next);
+        let next_confirmed = open.next == NextHop::Client;
+        let session = Session {
+            key,
+            slot,
+            cache,
+            width,
+            vocabulary,
+            client: stream,
+            hop_in: None,
+            hop_out: None,
+            cache_open: false,
+            next_confirmed,
+            ready_sent: false,
+            expected: 0,
+            held: prefix.map_or(0, |(_, positions)| positions),
+            receipts: Default::default(),
+            credit: Default::default(),
+            outbox: Default::default(),
+            answered: None,
+            row_wanted: None,
+            in_flight: Default::default(),
+            last_step: now.instant,
+            opened: now.instant,
+            open,
+        };
+        self.sessions.insert(key, session);
+        self.unpark(key);
+        Ok(())
+    }
+
+    /// What can be said of an opening without touching anything.
+    fn check_open(&self, now: Now, key: SessionKey, open: &OpenSession) -> Result<(), Failure> {
+        let refuse = |code, detail: &str| Err(Failure::new(code, detail));
+        if let Some(session) = self.sessions.get(&key).filter(|session| open.epoch <= session.open.epoch) {
+            let detail = format!("epoch {}; the session is at {}", open.epoch, session.open.epoch);
+            return Err(Failure::new(FailureCode::Epoch, detail));
+        }
+        let held = self.sessions.range(SessionKey { id: SessionId::from_bytes([0; 16]), ..key }..);
+        let held = held.take_while(|(other, _)| other.client == key.client).count();
+        if !self.sessions.contains_key(&key) && held >= usize::from(self.config.sessions_per_client) {
+            return Err(Failure::new(FailureCode::Busy, format!("this client has {held} sessions open here")));
+        }
+        if (open.codec_in == Codec::Tokens) != open.stage.head || open.codec_out == Codec::Tokens {
+            return refuse(FailureCode::Protocol, "tokens enter at the head of the chain and nowhere else");
+        }
+        if open.stage.head && open.previous != PreviousHop::Client {
+            return refuse(FailureCode::Protocol, "the head of the chain takes its steps from the client");
+        }
+        if open.stage.tail && open.next != NextHop::Client {
+            return refuse(FailureCode::Protocol, "the tail of the chain answers the client");
+        }
+        if open.positions == 0 {
+            return refuse(FailureCode::Protocol, "a session of no positions");
+        }
+        self.check_neighbours(now, open)
+    }
+
+    fn check_neighbours(&self, now: Now, open: &OpenSession) -> Result<(), Failure> {
+        let itself = || Err(Failure::new(FailureCode::Protocol, "a peer cannot be its own neighbour on a route"));
+        if open.previous == PreviousHop::Peer(self.config.id) {
+            return itself();
+        }
+        let NextHop::Peer { address, grant } = &open.next else { return Ok(()) };
+        if address.peer == self.config.id {
+            return itself();
+        }
+        match self.gate.check(grant, address.peer, now.utc) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Failure::new(FailureCode::NotAdmitted, error).of(address.peer)),
+        }
+    }
+
+    fn stage_for(&self, open: &OpenSession) -> Result<StageSlot, Failure> {
+        let serving = self.stages.iter().enumerate().filter(|(_, stage)| stage.shape().spec == open.stage);
+        let Some((slot, stage)) = serving.max_by_key(|(_, stage)| (stage.is_ready(), stage.free_caches())) else {
+            let detail = format!("layers {} of model {}", open.stage.layers, open.stage.model.short());
+            return Err(Failure::new(FailureCode::NotServed, detail));
+        };
+        if !stage.is_ready() {
+            return Err(Failure::new(FailureCode::EngineLost, "the engine is starting again; try in a moment"));
+        }
+        let context = stage.shape().context;
+        if open.positions > context {
+            let detail = format!("{} positions asked for; this stage holds {context} a session", open.positions);
+            return Err(Failure::new(FailureCode::ContextFull, detail));
+        }
+        Ok(StageSlot(slot as u16))
+    }
+
+    /// The cache to start from, where the client asks for a prefix of another of its sessions.
+    fn prefix_cache(
+        &self,
+        key: SessionKey,
+        slot: StageSlot,
+        open: &OpenSession,
+    ) -> Result<Option<(CacheId, u32)>, Failure> {
+        let Some(prefix) = open.prefix else { return Ok(None) };
+        let from = SessionKey { id: prefix.session, ..key };
+        match self.sessions.get(&from) {
+            Some(session) if session.slot == slot && session.held >= prefix.positions && session.in_flight.is_empty() => {
+                Ok(Some((session.cache, prefix.positions)))
+            }
+            _ => Err(Failure::new(FailureCode::UnknownSession, "the prefix's session does not hold these positions")),
+        }
+    }
+
+    pub(crate) fn hop_opened(&mut self, stream: StreamId, from: PeerId, since: Instant, hop: HopOpen) {
+        let HopOpen { session: key, epoch } = hop;
+        match self.sessions.get(&key).map(|session| session.open.epoch) {
+            Some(current) if epoch == current => self.attach(stream, from, key),
+            Some(current) if epoch < current => {
+                let detail = format!("epoch {epoch}; the session is at {current}");
+                self.close_stream(stream, Failure::new(FailureCode::Epoch, detail));
+            }
+            // The client's word may be on its way: wait for it, within bounds.
+            _ if self.parked() >= PARKED_MAX => {
+                self.close_stream(stream, Failure::new(FailureCode::Busy, "too many sessions are opening"));
+            }
+            _ => self.become_role(stream, Role::Parked { session: key, epoch, since }),
+        }
+    }
+
+    /// The session has come: whoever waited for it is attached, or refused.
+    fn unpark(&mut self, key: SessionKey) {
+        let Some(current) = self.sessions.get(&key).map(|session| session.open.epoch) else { return };
+        let waiting = |(id, stream): (&StreamId, &Stream)| match stream.role {
+            Role::Parked { session, epoch, .. } if session == key && epoch == current => Some((*id, stream.from)),
+            _ => None,
+        };
+        for (stream, from) in self.streams.iter().filter_map(waiting).collect::<Vec<_>>() {
+            self.attach(stream, from, key);
+        }
+    }
+
+    /// Takes a hop stream as the session's, if it comes from the peer that the client named and is the first.
+    fn attach(&mut self, stream: StreamId, from: PeerId, key: SessionKey) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        if session.open.previous != PreviousHop::Peer(from) || session.hop_in.is_some() {
+            let detail = "this session takes its steps from somebody else";
+            return self.close_stream(stream, Failure::new(FailureCode::UnknownSession, detail));
+        }
+        session.hop_in = Some(stream);
+        let frame_bytes_max = step_frame_bytes_max(session.width).max(CONTROL_BYTES_MAX);
+        self.become_role(stream, Role::HopIn(key));
+        self.effects.push_back(Effect::Limit { stream, frame_bytes_max });
+        self.send(stream, Frame::HopReady);
+        self.report_ready(key);
+    }
+
+    pub(crate) fn dialed(&mut self, now: Now, dial: DialId, result: Result<StreamId, Failure>) {
+        let key = self.dials.remove(&dial);
+        let session = key.and_then(|key| self.sessions.get_mut(&key));
+        match (session, result) {
+            (Some(session), Ok(stream)) => {
+                session.hop_out = Some(stream);
+                let hop = HopOpen { session: session.key, epoch: session.open.epoch };
+                let from = next_peer(&session.open).unwrap_or(self.config.id);
+                self.streams.insert(stream, Stream { from, role: Role::HopOut(hop.session) });
+                self.send(stream, Frame::HopOpen(hop));
+            }
+            (Some(session), Err(failure)) => {
+                let (key, peer) = (session.key, next_peer(&session.open));
+                self.end_session(key, Failure { peer: failure.peer.or(peer), ..failure });
+            }
+            // The session ended while its next peer was being dialled.
+            (None, Ok(stream)) => {
+                self.streams.insert(stream, Stream { from: self.config.id, role: Role::Fresh { since: now.instant } });
+                self.close_stream(stream, Failure::new(FailureCode::Done, ""));
+            }
+            (None, Err(_)) => {}
+        }
+    }
+
+    pub(crate) fn next_confirmed(&mut self, key: SessionKey) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        session.next_confirmed = true;
+        self.report_ready(key);
+    }
+
+    pub(crate) fn cache_opened(&mut self, slot: StageSlot, cache: CacheId, result: Result<(), StageError>) {
+        let holds = |session: &&mut Session| session.slot == slot && session.cache == cache && !session.cache_open;
+        let Some(session) = self.sessions.values_mut().find(holds) else { return };
+        let key = session.key;
+        match result {
+            Ok(()) => {
+                session.cache_open = true;
+                self.report_ready(key);
+            }
+            Err(error) => self.end_session(key, crate::steps::engine_failure(&error)),
+        }
+    }
+
+    /// Tells the client once that steps may come: cache open, next peer confirmed, previous peer here.
+    fn report_ready(&mut self, key: SessionKey) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let here = session.step_stream().is_some();
+        if session.cache_open && session.next_confirmed && here && !session.ready_sent {
+            session.ready_sent = true;
+            let client = session.client;
+            self.send(client, Frame::Ready);
+        }
+    }
+
+    fn become_role(&mut self, stream: StreamId, role: Role) {
+        if let Some(stream) = self.streams.get_mut(&stream) {
+            stream.role = role;
+        }
+    }
+}
+
+/// The peer that a session's steps are passed to, if it is not the client.
+fn next_peer(open: &OpenSession) -> Option<PeerId> {
+    match &open.next {
+        NextHop::Client => None,
+        NextHop::Peer { address, .. } => Some(address.peer),
+    }
+}

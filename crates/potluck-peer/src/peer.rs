@@ -1,0 +1,319 @@
+//! The machine: what it holds, how an event reaches its place, how a session ends.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Instant,
+};
+
+use potluck_core::{PeerId, SessionKey, StageCommand, StageReply, StageShape};
+use potluck_grant::Gate;
+use potluck_wire::{Failure, FailureCode, Frame, NextHop, PreviousHop};
+
+use crate::{
+    DialId, Effect, Event, Now, PeerConfig, StageSlot, StreamId,
+    queue::{Queued, StageQueue},
+    session::Session,
+};
+
+/// Hop streams that wait for their session's client, over all peers. The next one is refused with `Busy`.
+pub(crate) const PARKED_MAX: usize = 256;
+
+/// What a stream is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Opened by a member; its first frame has not come.
+    Fresh { since: Instant },
+    /// A client's, for this session.
+    Client(SessionKey),
+    /// From a previous peer whose client has not opened the session here yet.
+    Parked { session: SessionKey, epoch: u32, since: Instant },
+    /// From the previous peer.
+    HopIn(SessionKey),
+    /// To the next peer.
+    HopOut(SessionKey),
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stream {
+    pub(crate) from: PeerId,
+    pub(crate) role: Role,
+}
+
+/// A whole peer. See the crate's documentation.
+#[derive(Debug)]
+pub struct Peer {
+    pub(crate) config: PeerConfig,
+    pub(crate) gate: Gate,
+    pub(crate) stages: Vec<StageQueue>,
+    pub(crate) streams: BTreeMap<StreamId, Stream>,
+    pub(crate) sessions: BTreeMap<SessionKey, Session>,
+    pub(crate) dials: BTreeMap<DialId, SessionKey>,
+    pub(crate) effects: VecDeque<Effect>,
+    next_dial: u64,
+    stale_frames: u64,
+    failed_sessions: u64,
+}
+
+/// How much of a peer is in use: what tests and metrics look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PeerStatus {
+    /// Streams open.
+    pub streams: usize,
+    /// Hop streams that wait for their session's client.
+    pub parked: usize,
+    /// Sessions open.
+    pub sessions: usize,
+    /// Dials under way.
+    pub dials: usize,
+    /// Caches that no session holds, over all stages.
+    pub free_caches: u16,
+    /// Frames dropped as twins or as late, so far.
+    pub stale_frames: u64,
+    /// Sessions that ended other than by their client's will, so far.
+    pub failed_sessions: u64,
+}
+
+impl Peer {
+    /// A peer without stages, which admits whom `gate` admits.
+    pub fn new(config: PeerConfig, gate: Gate) -> Self {
+        Self {
+            config,
+            gate,
+            stages: Vec::new(),
+            streams: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            dials: BTreeMap::new(),
+            effects: VecDeque::new(),
+            next_dial: 0,
+            stale_frames: 0,
+            failed_sessions: 0,
+        }
+    }
+
+    /// Adds a stage that is loaded and ready. Its slot is where the driver sends [`Effect::Stage`].
+    pub fn add_stage(&mut self, shape: StageShape) -> StageSlot {
+        self.stages.push(StageQueue::new(shape));
+        StageSlot((self.stages.len() - 1) as u16)
+    }
+
+    /// How much of the peer is in use.
+    pub fn status(&self) -> PeerStatus {
+        PeerStatus {
+            streams: self.streams.len(),
+            parked: self.parked(),
+            sessions: self.sessions.len(),
+            dials: self.dials.len(),
+            free_caches: self.stages.iter().map(StageQueue::free_caches).sum(),
+            stale_frames: self.stale_frames,
+            failed_sessions: self.failed_sessions,
+        }
+    }
+
+    /// Caches that no session holds in one stage, for its offer; zero while its engine is away.
+    pub fn free_caches(&self, slot: StageSlot) -> u16 {
+        let stage = self.stages.get(usize::from(slot.0));
+        stage.filter(|stage| stage.is_ready()).map_or(0, StageQueue::free_caches)
+    }
+
+    /// Something happened. Drain [`poll`](Self::poll) afterwards.
+    pub fn handle(&mut self, now: Now, event: Event) {
+        match event {
+            Event::StreamOpened { stream, from } => {
+                let role = Role::Fresh { since: now.instant };
+                self.streams.insert(stream, Stream { from: from.peer(), role });
+            }
+            Event::Frame { stream, frame } => self.frame(now, stream, frame),
+            Event::Closed { stream, failure } => self.closed(stream, failure),
+            Event::Dialed { dial, result } => self.dialed(now, dial, result),
+            Event::Stage { stage, reply } => self.stage_replied(now, stage, reply),
+            Event::Timeout => self.expire(now.instant),
+        }
+        self.run_stages();
+    }
+
+    /// What is to be done now; `None` until the next event.
+    pub fn poll(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// When to call `handle` with [`Event::Timeout`]; `None`: only events move the machine.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let streams = self.streams.values().filter_map(|stream| self.stream_deadline(stream.role));
+        streams.chain(self.sessions.values().map(|session| self.session_deadline(session))).min()
+    }
+
+    fn frame(&mut self, now: Now, stream: StreamId, frame: Frame) {
+        let Some(Stream { from, role }) = self.streams.get(&stream).copied() else { return };
+        match (role, frame) {
+            (Role::Fresh { .. }, Frame::Open(open)) => self.open_session(now, stream, from, *open),
+            (Role::Fresh { since }, Frame::HopOpen(hop)) => self.hop_opened(stream, from, since, hop),
+            (Role::Client(key) | Role::HopIn(key), Frame::Step(step)) => self.step_came(now, stream, key, &step),
+            (Role::Client(key) | Role::HopOut(key), Frame::Credit { frames }) => self.credited(stream, key, frames),
+            (Role::Client(key), Frame::RowRequest { sequence, row }) => self.row_requested(key, sequence, row),
+            (Role::HopOut(key), Frame::HopReady) => self.next_confirmed(key),
+            (_, Frame::Failed(failure)) => {
+                self.effects.push_back(Effect::Close { stream, failure: Failure::new(FailureCode::Done, "") });
+                self.closed(stream, failure);
+            }
+            (_, frame) => {
+                let detail = format!("a {} frame does not belong on this stream", frame.kind());
+                self.misbehaved(stream, Failure::new(FailureCode::Protocol, detail));
+            }
+        }
+    }
+
+    /// A stream's sender broke the protocol: the stream ends, and with it the session that relied on it.
+    pub(crate) fn misbehaved(&mut self, stream: StreamId, failure: Failure) {
+        let Some(Stream { from, role }) = self.streams.get(&stream).copied() else { return };
+        match role {
+            Role::Client(key) => self.end_session(key, failure),
+            Role::HopIn(key) | Role::HopOut(key) => self.end_session(key, failure.of(from)),
+            Role::Fresh { .. } | Role::Parked { .. } => self.close_stream(stream, failure),
+        }
+    }
+
+    fn closed(&mut self, stream: StreamId, failure: Failure) {
+        let Some(Stream { from, role }) = self.streams.remove(&stream) else { return };
+        match role {
+            Role::Fresh { .. } | Role::Parked { .. } => {}
+            Role::Client(key) => self.end_session(key, Failure::new(FailureCode::Cancelled, "the client left")),
+            Role::HopIn(key) if failure.code == FailureCode::Done => {
+                self.end_session(key, Failure::new(FailureCode::Cancelled, "the previous peer finished").of(from));
+            }
+            Role::HopIn(key) | Role::HopOut(key) => {
+                // What a neighbour says of itself is passed on; what it says of another keeps that other's name.
+                let peer = failure.peer.or(Some(from));
+                let code = if failure.code == FailureCode::Done { FailureCode::PeerLost } else { failure.code };
+                self.end_session(key, Failure { code, peer, ..failure });
+            }
+        }
+    }
+
+    /// Ends a session: its cache is freed, and each of its streams is told why.
+    pub(crate) fn end_session(&mut self, key: SessionKey, failure: Failure) {
+        let Some(session) = self.sessions.remove(&key) else { return };
+        if !matches!(failure.code, FailureCode::Done | FailureCode::Cancelled) {
+            self.failed_sessions += 1;
+        }
+        self.dials.retain(|_, dialling| *dialling != key);
+        for stream in [Some(session.client), session.hop_in, session.hop_out].into_iter().flatten() {
+            self.close_stream(stream, failure.clone());
+        }
+        if let Some(stage) = self.stages.get_mut(usize::from(session.slot.0)) {
+            stage.forget(key, session.cache);
+            let command = StageCommand::Close { cache: session.cache };
+            self.effects.push_back(Effect::Stage { stage: session.slot, command });
+        }
+    }
+
+    pub(crate) fn close_stream(&mut self, stream: StreamId, failure: Failure) {
+        if self.streams.remove(&stream).is_some() {
+            self.effects.push_back(Effect::Close { stream, failure });
+        }
+    }
+
+    pub(crate) fn send(&mut self, stream: StreamId, frame: Frame) {
+        self.effects.push_back(Effect::Send { stream, frame });
+    }
+
+    pub(crate) fn dial(&mut self, key: SessionKey, next: &NextHop) {
+        let NextHop::Peer { address, .. } = next else { return };
+        let dial = DialId(self.next_dial);
+        self.next_dial += 1;
+        self.dials.insert(dial, key);
+        self.effects.push_back(Effect::Dial { dial, to: address.clone() });
+    }
+
+    pub(crate) fn parked(&self) -> usize {
+        self.streams.values().filter(|stream| matches!(stream.role, Role::Parked { .. })).count()
+    }
+
+    pub(crate) fn enqueue(&mut self, slot: StageSlot, key: SessionKey, queued: Queued) {
+        if let Some(stage) = self.stages.get_mut(usize::from(slot.0)) {
+            stage.push(key, queued);
+        }
+    }
+
+    pub(crate) fn count_stale(&mut self) {
+        self.stale_frames += 1;
+    }
+
+    fn run_stages(&mut self) {
+        for (slot, stage) in self.stages.iter_mut().enumerate() {
+            if let Some((batch, steps)) = stage.next_batch() {
+                let command = StageCommand::Forward { batch, steps };
+                self.effects.push_back(Effect::Stage { stage: StageSlot(slot as u16), command });
+            }
+        }
+    }
+
+    fn stage_replied(&mut self, now: Now, slot: StageSlot, reply: StageReply) {
+        match reply {
+            StageReply::Opened { cache, result } => self.cache_opened(slot, cache, result),
+            StageReply::Forwarded { batch, results, .. } => self.forwarded(now, slot, batch, results),
+            StageReply::Row { cache, row, result } => self.row_came(slot, cache, row, result),
+            StageReply::Lost { reason } => self.stage_lost(slot, &reason),
+            StageReply::Ready(shape) => {
+                if let Some(stage) = self.stages.get_mut(usize::from(slot.0)) {
+                    stage.revive(shape);
+                }
+            }
+        }
+    }
+
+    fn stage_lost(&mut self, slot: StageSlot, reason: &str) {
+        if let Some(stage) = self.stages.get_mut(usize::from(slot.0)) {
+            stage.lose();
+        }
+        let held = self.sessions.values().filter(|session| session.slot == slot);
+        for key in held.map(|session| session.key).collect::<Vec<_>>() {
+            self.end_session(key, Failure::new(FailureCode::EngineLost, reason));
+        }
+    }
+
+    fn stream_deadline(&self, role: Role) -> Option<Instant> {
+        match role {
+            Role::Fresh { since } | Role::Parked { since, .. } => Some(since + self.config.open_timeout),
+            Role::Client(_) | Role::HopIn(_) | Role::HopOut(_) => None,
+        }
+    }
+
+    fn session_deadline(&self, session: &Session) -> Instant {
+        if session.ready_sent {
+            let idle = std::time::Duration::from_millis(session.open.idle_ms.into()).min(self.config.idle_max);
+            session.last_step + idle
+        } else {
+            session.opened + self.config.open_timeout
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        let late = |(id, stream): (&StreamId, &Stream)| {
+            self.stream_deadline(stream.role).filter(|deadline| *deadline <= now).map(|_| *id)
+        };
+        for stream in self.streams.iter().filter_map(late).collect::<Vec<_>>() {
+            self.close_stream(stream, Failure::new(FailureCode::Deadline, "nothing came on this stream in time"));
+        }
+        let late = self.sessions.values().filter(|session| self.session_deadline(session) <= now);
+        for key in late.map(|session| session.key).collect::<Vec<_>>() {
+            let failure = self.lateness(key);
+            self.end_session(key, failure);
+        }
+    }
+
+    /// What a session that ran out of time was waiting for.
+    fn lateness(&self, key: SessionKey) -> Failure {
+        let Some(session) = self.sessions.get(&key) else { return Failure::new(FailureCode::Deadline, "") };
+        match (&session.open.next, session.open.previous) {
+            _ if session.ready_sent => Failure::new(FailureCode::Idle, "no step came"),
+            _ if !session.cache_open => Failure::new(FailureCode::Deadline, "the engine did not open a cache"),
+            (NextHop::Peer { address, .. }, _) if !session.next_confirmed => {
+                Failure::new(FailureCode::PeerLost, "the next peer did not confirm the session").of(address.peer)
+            }
+            (_, PreviousHop::Peer(peer)) => {
+                Failure::new(FailureCode::PeerLost, "the previous peer did not come").of(peer)
+            }
+            _ => Failure::new(FailureCode::Deadline, "the session was not ready in time"),
+        }
+    }
+}

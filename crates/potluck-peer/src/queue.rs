@@ -1,0 +1,272 @@
+//! The queue in front of a stage: which steps run next, and which caches are taken.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use potluck_core::{CacheId, SessionKey, StageShape, Step};
+
+/// Rows of the steps that may share a batch: beyond it, width gains nothing on the machines that we measured
+/// (`docs/architecture.md`), and a short step would wait for long ones.
+const SHARED_ROWS_MAX: usize = 8;
+
+/// A step that waits, and where its result belongs.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) epoch: u32,
+    pub(crate) sequence: u32,
+    pub(crate) count: u16,
+    pub(crate) step: Step,
+}
+
+/// What a batch that runs was made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Running {
+    pub(crate) session: SessionKey,
+    pub(crate) epoch: u32,
+    pub(crate) sequence: u32,
+}
+
+/// One stage as its peer sees it.
+#[derive(Debug)]
+pub(crate) struct StageQueue {
+    shape: StageShape,
+    ready: bool,
+    /// Sessions with steps waiting, each once, in the order in which they are served.
+    turn: VecDeque<SessionKey>,
+    waiting: BTreeMap<SessionKey, VecDeque<Queued>>,
+    running: Option<(u64, Vec<Running>)>,
+    batches: u64,
+    last_was_long: bool,
+    caches: BTreeSet<CacheId>,
+}
+
+impl StageQueue {
+    pub(crate) fn new(shape: StageShape) -> Self {
+        Self {
+            shape,
+            ready: true,
+            turn: VecDeque::new(),
+            waiting: BTreeMap::new(),
+            running: None,
+            batches: 0,
+            last_was_long: false,
+            caches: BTreeSet::new(),
+        }
+    }
+
+    pub(crate) fn shape(&self) -> &StageShape {
+        &self.shape
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// Caches that no session holds.
+    pub(crate) fn free_caches(&self) -> u16 {
+        self.shape.caches.saturating_sub(self.caches.len() as u16)
+    }
+
+    /// The lowest cache that is free.
+    pub(crate) fn take_cache(&mut self) -> Option<CacheId> {
+        let cache = (0..self.shape.caches).map(CacheId).find(|cache| !self.caches.contains(cache))?;
+        self.caches.insert(cache);
+        Some(cache)
+    }
+
+    /// A session is over: its cache is free, its waiting steps are dropped. A step that runs is left to end.
+    pub(crate) fn forget(&mut self, session: SessionKey, cache: CacheId) {
+        self.caches.remove(&cache);
+        self.waiting.remove(&session);
+        self.turn.retain(|key| *key != session);
+    }
+
+    pub(crate) fn push(&mut self, session: SessionKey, queued: Queued) {
+        let steps = self.waiting.entry(session).or_default();
+        if steps.is_empty() && !self.turn.contains(&session) {
+            self.turn.push_back(session);
+        }
+        steps.push_back(queued);
+    }
+
+    /// Whether any step of the session waits or runs.
+    pub(crate) fn is_busy(&self, session: SessionKey) -> bool {
+        self.waiting.contains_key(&session)
+            || self.running.as_ref().is_some_and(|(_, batch)| batch.iter().any(|r| r.session == session))
+    }
+
+    /// The next batch, if the stage is idle and something waits.
+    ///
+    /// Exact: one step. Otherwise the steps of as many sessions as have the same, small number of rows as the first
+    /// in turn. Short and long steps alternate where both wait, so that neither a prefill nor a decode starves.
+    pub(crate) fn next_batch(&mut self) -> Option<(u64, Vec<Step>)> {
+        if !self.ready || self.running.is_some() {
+            return None;
+        }
+        let first = self.choose()?;
+        let rows = self.front_rows(first)?;
+        let shared = if self.shape.exact || rows > SHARED_ROWS_MAX {
+            vec![first]
+        } else {
+            let alike = self.turn.iter().copied().filter(|key| self.front_rows(*key) == Some(rows));
+            let mut shared: Vec<_> = alike.take(usize::from(self.shape.caches)).collect();
+            if !shared.contains(&first) {
+                shared.insert(0, first);
+            }
+            shared
+        };
+        self.last_was_long = rows > SHARED_ROWS_MAX;
+        let mut running = Vec::new();
+        let mut steps = Vec::new();
+        for session in shared {
+            let Some(queued) = self.pop(session) else { continue };
+            running.push(Running { session, epoch: queued.epoch, sequence: queued.sequence });
+            steps.push(queued.step);
+        }
+        self.batches += 1;
+        self.running = Some((self.batches, running));
+        Some((self.batches, steps))
+    }
+
+    /// The batch that ended, if it is the one that runs.
+    pub(crate) fn finish(&mut self, batch: u64) -> Option<Vec<Running>> {
+        if self.running.as_ref().is_some_and(|(running, _)| *running == batch) {
+            return self.running.take().map(|(_, steps)| steps);
+        }
+        None
+    }
+
+    /// The engine is gone, and every cache with it.
+    pub(crate) fn lose(&mut self) {
+        self.ready = false;
+        self.running = None;
+        self.turn.clear();
+        self.waiting.clear();
+    }
+
+    /// The engine is back, empty.
+    pub(crate) fn revive(&mut self, shape: StageShape) {
+        self.shape = shape;
+        self.ready = true;
+    }
+
+    fn choose(&self) -> Option<SessionKey> {
+        let is_long = |key: &&SessionKey| self.front_rows(**key).is_some_and(|rows| rows > SHARED_ROWS_MAX);
+        let other_kind = self.turn.iter().find(|key| is_long(key) != self.last_was_long);
+        other_kind.or(self.turn.front()).copied()
+    }
+
+    fn front_rows(&self, session: SessionKey) -> Option<usize> {
+        self.waiting.get(&session)?.front().map(|queued| usize::from(queued.count))
+    }
+
+    fn pop(&mut self, session: SessionKey) -> Option<Queued> {
+        let steps = self.waiting.get_mut(&session)?;
+        let queued = steps.pop_front();
+        self.turn.retain(|key| *key != session);
+        if steps.is_empty() {
+            self.waiting.remove(&session);
+        } else {
+            self.turn.push_back(session);
+        }
+        queued
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use potluck_core::{Input, LayerRange, ModelId, PeerId, Rows, SessionId, StageSpec};
+
+    fn queue(exact: bool) -> StageQueue {
+        StageQueue::new(StageShape {
+            spec: StageSpec {
+                model: ModelId::from_bytes([0; 32]),
+                layers: LayerRange::new(0, 1).unwrap(),
+                head: true,
+                tail: true,
+            },
+            width: 4,
+            vocabulary: 8,
+            caches: 4,
+            context: 64,
+            cache_bytes_per_position: 1,
+            weight_bytes: 1,
+            exact,
+        })
+    }
+
+    fn key(n: u8) -> SessionKey {
+        SessionKey { client: PeerId::from_bytes([n; 32]), id: SessionId::from_bytes([n; 16]) }
+    }
+
+    fn push(queue: &mut StageQueue, session: u8, sequence: u32, count: u16) {
+        let input = Input::Tokens(vec![0; count.into()]);
+        let step = Step { cache: CacheId(session.into()), start: 0, input, rows: Rows::Last, top: 1 };
+        queue.push(key(session), Queued { epoch: 0, sequence, count, step });
+    }
+
+    fn run(queue: &mut StageQueue) -> Vec<(u8, u32)> {
+        let (batch, _) = queue.next_batch().unwrap();
+        assert!(queue.next_batch().is_none(), "one batch at a time");
+        queue.finish(batch).unwrap().iter().map(|r| (r.session.client.as_bytes()[0], r.sequence)).collect()
+    }
+
+    #[test]
+    fn single_steps_share_a_batch_and_a_session_keeps_its_order() {
+        let mut queue = queue(false);
+        for (session, sequence) in [(1, 0), (1, 1), (2, 0), (3, 0)] {
+            push(&mut queue, session, sequence, 1);
+        }
+        assert_eq!(run(&mut queue), [(1, 0), (2, 0), (3, 0)]);
+        assert_eq!(run(&mut queue), [(1, 1)]);
+        assert!(queue.next_batch().is_none());
+    }
+
+    #[test]
+    fn exact_runs_one_step_at_a_time_in_turn() {
+        let mut queue = queue(true);
+        for (session, sequence) in [(1, 0), (1, 1), (2, 0)] {
+            push(&mut queue, session, sequence, 1);
+        }
+        assert_eq!([run(&mut queue), run(&mut queue), run(&mut queue)], [[(1, 0)], [(2, 0)], [(1, 1)]]);
+    }
+
+    #[test]
+    fn prefill_and_decode_alternate() {
+        let mut queue = queue(false);
+        push(&mut queue, 1, 0, 1);
+        for sequence in 0..3 {
+            push(&mut queue, 2, sequence, 512);
+        }
+        let mut order = vec![];
+        for sequence in 1..4 {
+            order.extend(run(&mut queue).iter().map(|(session, _)| *session));
+            push(&mut queue, 1, sequence, 1);
+        }
+        assert_eq!(order, [2, 1, 2], "a long step never waits for more than one short batch, nor the reverse");
+    }
+
+    #[test]
+    fn caches_are_taken_once_and_come_back() {
+        let mut queue = queue(false);
+        let taken: Vec<_> = std::iter::from_fn(|| queue.take_cache()).collect();
+        assert_eq!(taken.len(), 4);
+        push(&mut queue, 1, 0, 1);
+        queue.forget(key(1), CacheId(2));
+        assert_eq!(queue.take_cache(), Some(CacheId(2)));
+        assert!(queue.next_batch().is_none(), "the steps of a session that ended are dropped");
+    }
+
+    #[test]
+    fn a_late_batch_is_not_taken_for_the_present_one() {
+        let mut queue = queue(false);
+        push(&mut queue, 1, 0, 1);
+        let (old, _) = queue.next_batch().unwrap();
+        queue.lose();
+        queue.revive(queue.shape().clone());
+        push(&mut queue, 2, 0, 1);
+        let (new, _) = queue.next_batch().unwrap();
+        assert!(queue.finish(old).is_none());
+        assert!(queue.finish(new).is_some());
+    }
+}

@@ -1,0 +1,191 @@
+//! One session as one peer of its route sees it.
+
+use std::{collections::VecDeque, time::Instant};
+
+use potluck_chain::{Credit, Receipts};
+use potluck_core::{CacheId, Input, Output, SessionKey, bounds};
+use potluck_wire::{
+    AnswerFrame, Codec, Failure, FailureCode, Frame, NextHop, OpenSession, PreviousHop, StepFrame,
+    answer_frame_bytes_max,
+};
+
+use crate::{StageSlot, StreamId};
+
+/// Where a session's streams are, and what has passed on them.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) key: SessionKey,
+    pub(crate) open: OpenSession,
+    pub(crate) slot: StageSlot,
+    pub(crate) cache: CacheId,
+    pub(crate) width: u32,
+    pub(crate) vocabulary: u32,
+    /// The stream on which the client opened the session.
+    pub(crate) client: StreamId,
+    /// The stream that the previous peer opened, if there is one.
+    pub(crate) hop_in: Option<StreamId>,
+    /// The stream that we opened to the next peer, if there is one.
+    pub(crate) hop_out: Option<StreamId>,
+    pub(crate) cache_open: bool,
+    pub(crate) next_confirmed: bool,
+    pub(crate) ready_sent: bool,
+    /// Number of the next step that arrives.
+    pub(crate) expected: u32,
+    /// Positions that the cache will hold once every step that has arrived has run.
+    pub(crate) held: u32,
+    pub(crate) receipts: Receipts,
+    pub(crate) credit: Credit,
+    /// Frames that wait for credit of the next hop.
+    pub(crate) outbox: VecDeque<Frame>,
+    /// At the tail: the step whose rows the stage still holds.
+    pub(crate) answered: Option<(u32, u16)>,
+    pub(crate) row_wanted: Option<(u32, u16)>,
+    /// Steps that have arrived and whose output has not left.
+    pub(crate) in_flight: VecDeque<StepHead>,
+    pub(crate) last_step: Instant,
+    pub(crate) opened: Instant,
+}
+
+/// What is kept of a step while it runs, to label its output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StepHead {
+    pub(crate) sequence: u32,
+    pub(crate) start: u32,
+    pub(crate) count: u16,
+    pub(crate) rows: potluck_core::Rows,
+    pub(crate) top: u16,
+}
+
+/// What became of a step that arrived.
+#[derive(Debug)]
+pub(crate) enum Arrival {
+    /// Run it.
+    Run(Input),
+    /// A late twin, or a frame of an older epoch: nothing to do.
+    Stale,
+}
+
+impl Session {
+    /// The stream that steps arrive on.
+    pub(crate) fn step_stream(&self) -> Option<StreamId> {
+        match self.open.previous {
+            PreviousHop::Client => Some(self.client),
+            PreviousHop::Peer(_) => self.hop_in,
+        }
+    }
+
+    /// The stream that hidden states leave on.
+    pub(crate) fn output_stream(&self) -> Option<StreamId> {
+        match self.open.next {
+            NextHop::Client => Some(self.client),
+            NextHop::Peer { .. } => self.hop_out,
+        }
+    }
+
+    /// Checks a step that arrived, and takes note of it.
+    ///
+    /// # Errors
+    /// What the sender did wrong. The session ends with it.
+    pub(crate) fn arrive(&mut self, now: Instant, frame: &StepFrame) -> Result<Arrival, Failure> {
+        let fail = |code, detail: String| Err(Failure::new(code, detail));
+        if frame.epoch < self.open.epoch || frame.epoch == self.open.epoch && frame.sequence < self.expected {
+            return Ok(Arrival::Stale);
+        }
+        if frame.epoch > self.open.epoch {
+            return fail(FailureCode::Epoch, format!("epoch {}; the session is at {}", frame.epoch, self.open.epoch));
+        }
+        if frame.sequence > self.expected {
+            return fail(FailureCode::Gap, format!("step {} came, {} was due", frame.sequence, self.expected));
+        }
+        if !self.ready_sent {
+            return fail(FailureCode::Protocol, "a step came before the session was ready".into());
+        }
+        if !self.receipts.received() {
+            return fail(FailureCode::OverBudget, "a step came without credit".into());
+        }
+        if frame.start > self.held {
+            let detail = format!("a step starts at position {}; the cache holds {}", frame.start, self.held);
+            return fail(FailureCode::Protocol, detail);
+        }
+        let end = frame.start.saturating_add(frame.count.into());
+        if end > self.open.positions {
+            let detail = format!("position {end}; the session was opened for {}", self.open.positions);
+            return fail(FailureCode::ContextFull, detail);
+        }
+        self.check_rows(frame)?;
+        let input = self.decode(frame)?;
+        self.expected += 1;
+        self.held = end;
+        self.last_step = now;
+        self.answered = None;
+        let StepFrame { sequence, start, count, rows, top, .. } = *frame;
+        self.in_flight.push_back(StepHead { sequence, start, count, rows, top });
+        Ok(Arrival::Run(input))
+    }
+
+    /// Refuses at the tail what could not be answered in one frame.
+    fn check_rows(&self, frame: &StepFrame) -> Result<(), Failure> {
+        if usize::from(frame.top) > bounds::TOP_LOGITS_MAX {
+            return Err(Failure::new(FailureCode::Protocol, format!("{} largest logits asked for", frame.top)));
+        }
+        let rows = match frame.rows {
+            potluck_core::Rows::None => 0,
+            potluck_core::Rows::Last => 1,
+            potluck_core::Rows::All => usize::from(frame.count),
+        };
+        // Upper bounds of an answer's encoding: 10 bytes a largest logit, 4 a whole row's value, 16 a row.
+        let row = if frame.top == 0 { 4 * self.vocabulary as usize } else { 10 * usize::from(frame.top) };
+        let max = answer_frame_bytes_max(self.width, self.vocabulary);
+        if self.open.stage.tail && potluck_wire::HEADER_BYTES + 16 + rows * (row + 16) > max {
+            let detail = format!("{rows} rows of {row} bytes asked for; an answer holds {max} bytes");
+            return Err(Failure::new(FailureCode::OverBudget, detail));
+        }
+        Ok(())
+    }
+
+    fn decode(&self, frame: &StepFrame) -> Result<Input, Failure> {
+        if frame.codec != self.open.codec_in {
+            let detail = format!("codec {}; the session agreed on {}", frame.codec, self.open.codec_in);
+            return Err(Failure::new(FailureCode::Protocol, detail));
+        }
+        let protocol = |error| Failure::new(FailureCode::Protocol, error);
+        let positions = frame.count.into();
+        if frame.codec != Codec::Tokens {
+            let hidden = frame.codec.decode(&frame.payload, positions, self.width as usize).map_err(protocol)?;
+            return Ok(Input::Hidden(potluck_core::Hidden(hidden)));
+        }
+        let tokens = Codec::decode_tokens(&frame.payload, positions).map_err(protocol)?;
+        match tokens.iter().find(|token| **token >= self.vocabulary) {
+            Some(token) => Err(Failure::new(FailureCode::Protocol, format!("token {token} is not in the vocabulary"))),
+            None => Ok(Input::Tokens(tokens)),
+        }
+    }
+
+    /// Turns what the stage gave for the oldest step in flight into the frame that carries it on.
+    ///
+    /// # Errors
+    /// The stage gave what cannot be passed on.
+    pub(crate) fn label(&mut self, sequence: u32, output: Output) -> Result<Frame, Failure> {
+        let engine = |detail: String| Failure::new(FailureCode::Engine, detail);
+        let head = self.in_flight.pop_front().filter(|head| head.sequence == sequence);
+        let StepHead { sequence, start, count, rows, top } =
+            head.ok_or_else(|| engine(format!("the stage answered step {sequence} out of order")))?;
+        let epoch = self.open.epoch;
+        match output {
+            Output::Logits(logits) if self.open.stage.tail => {
+                self.answered = Some((sequence, count));
+                Ok(Frame::Answer(AnswerFrame { sequence, epoch, start, count, rows: logits }))
+            }
+            Output::Hidden(hidden) if !self.open.stage.tail => {
+                let codec = self.open.codec_out;
+                let mut payload = Vec::new();
+                codec.encode(&hidden.0, self.width as usize, &mut payload).map_err(|e| engine(e.to_string()))?;
+                if payload.len() != codec.bytes(count.into(), self.width as usize) {
+                    return Err(engine(format!("the stage gave {} values for {count} positions", hidden.0.len())));
+                }
+                Ok(Frame::Step(StepFrame { sequence, epoch, start, count, rows, top, codec, payload }))
+            }
+            _ => Err(engine("the stage gave the wrong kind of output".into())),
+        }
+    }
+}
