@@ -1,0 +1,65 @@
+# Potluck: `make demo` to see it, `make test` to check it.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+
+# One build directory for the demo, the tests and the benches; one that outlives the checkout, where there is one.
+CACHE := $(HOME)/.cache/potluck
+ifndef CARGO_TARGET_DIR
+ifneq ($(wildcard $(CACHE)/target/.),)
+export CARGO_TARGET_DIR := $(CACHE)/target
+else
+export CARGO_TARGET_DIR := $(CURDIR)/target
+endif
+endif
+export POTLUCK_TEST_MODEL ?= $(CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
+export PATH := $(PATH):$(HOME)/.cargo/bin
+POTLUCK := $(CARGO_TARGET_DIR)/debug/potluck
+PROMPT ?= Explain in two sentences why the sky is blue.
+PEERS ?= 3
+SEED ?=
+TEST ?=
+TARGET ?= frame
+FUZZ_SECONDS ?= 60
+
+.PHONY: help setup model demo fmt lint test sim fuzz bench snapshots
+
+help: ## What there is to make
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: ## Install what a fresh machine lacks
+	@scripts/setup
+
+model: setup ## Fetch the small model of the demo and the tests, once
+	@scripts/fetch-model
+
+demo: ## A streamed answer through three peer processes, the route shown
+	@scripts/setup --without-tests
+	scripts/fetch-model
+	cargo build --locked --package potluck
+	"$(POTLUCK)" run --model "$(POTLUCK_TEST_MODEL)" --peers $(PEERS) --max-tokens 128 --route "$(PROMPT)"
+
+fmt: ## Format the code
+	@cargo fmt --all
+
+lint: ## Formatting and lints
+	@cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- --deny warnings
+
+test: model lint ## Everything that CI checks
+	@cargo nextest run --locked --workspace
+	cargo test --locked --workspace --doc --quiet
+
+sim: ## The simulator: make sim [TEST=kill_any_peer] [SEED=0x5eed]
+	@POTLUCK_SIM_SEED="$(SEED)" cargo nextest run --locked --package potluck-sim --no-capture $(TEST)
+
+fuzz: ## Fuzz a decoder: make fuzz [TARGET=frame] [FUZZ_SECONDS=60]
+	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+	cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $(TARGET) -- -max_total_time=$(FUZZ_SECONDS)
+
+bench: model ## Ratios against llama.cpp, side by side; writes bench/results/
+	@bench/run
+
+snapshots: ## Accept what the command line and the goldens say now
+	@TRYCMD=overwrite INSTA_UPDATE=always cargo nextest run --locked --workspace
