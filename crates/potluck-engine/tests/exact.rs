@@ -1,0 +1,86 @@
+//! Promise 1: in exact mode a chain's logits are the whole model's, bit for bit.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Chain, Gguf, argmax, bits, exact, small_model, tokens};
+use potluck_core::{CacheId, Rows, StageError};
+
+const CACHE: CacheId = CacheId(0);
+
+/// A prompt in chunks, greedy tokens one by one, a step sent again, and a cut back: the logits of each step.
+fn talk(chain: &mut Chain, vocabulary: u32, steps: usize) -> Vec<Vec<u32>> {
+    chain.open(CACHE, 512);
+    let prompt = tokens(7, 83, vocabulary);
+    let mut seen = Vec::new();
+    assert!(chain.run(CACHE, 0, &prompt[..40], Rows::None).unwrap().is_empty());
+    seen.extend(chain.run(CACHE, 40, &prompt[40..80], Rows::Last).unwrap());
+    seen.extend(chain.run(CACHE, 80, &prompt[80..], Rows::All).unwrap());
+    let mut position = prompt.len() as u32;
+    for _ in 0..steps {
+        let token = argmax(seen.last().unwrap());
+        seen.extend(chain.run(CACHE, position, &[token], Rows::Last).unwrap());
+        position += 1;
+    }
+    // Sent again, and cut back behind what was computed: the same logits, then others.
+    let again = tokens(9, 5, vocabulary);
+    seen.extend(chain.run(CACHE, position - 3, &again, Rows::All).unwrap());
+    seen.extend(chain.run(CACHE, position - 3, &again, Rows::All).unwrap());
+    let twice = seen.split_off(seen.len() - 5);
+    assert_eq!(seen[seen.len() - 5..], twice, "a step that is sent again gives the same");
+    chain.close(CACHE);
+    seen.iter().map(|row| bits(row)).collect()
+}
+
+fn equal_to_whole(model: &Gguf, parts: &[usize], steps: usize) {
+    let vocabulary = potluck_model::facts::vocabulary(&model.manifest);
+    let settings = exact();
+    let expected = talk(&mut Chain::load(&[model.whole(&settings)]), vocabulary, steps);
+    assert!(expected.iter().any(|row| row.iter().any(|&bits| bits != expected[0][0])), "logits differ among themselves");
+    for &parts in parts {
+        let got = talk(&mut Chain::load(&model.chain(parts, &settings)), vocabulary, steps);
+        assert!(got == expected, "{parts} stages differ from the whole model");
+    }
+}
+
+#[test]
+fn stages_of_the_small_model_equal_the_whole_bit_for_bit() {
+    equal_to_whole(&small_model(), &[1, 2, 3, 5, 10], 64);
+}
+
+#[test]
+fn a_fork_continues_as_its_source_would() {
+    let model = small_model();
+    let mut chain = Chain::load(&model.chain(3, &exact()));
+    let prompt = tokens(3, 30, 49_152);
+    chain.open(CACHE, 512);
+    chain.run(CACHE, 0, &prompt, Rows::None).unwrap();
+    chain.fork(CACHE, CacheId(1), 20);
+    let expected = chain.run(CACHE, 20, &prompt[20..24], Rows::All).unwrap();
+    let forked = chain.run(CacheId(1), 20, &prompt[20..24], Rows::All).unwrap();
+    assert!(forked == expected, "a fork's logits differ from its source's");
+    let beyond = chain.0[0].fork(CACHE, CacheId(1), 25);
+    assert_eq!(beyond, Err(StageError::Gap { start: 25, held: 24 }));
+}
+
+#[test]
+fn bounds_of_a_cache_are_typed_errors_and_leave_it_usable() {
+    let model = small_model();
+    let mut chain = Chain::load(&model.chain(2, &exact()));
+    chain.open(CACHE, 8);
+    let run = |chain: &mut Chain, start, count| chain.run(CACHE, start, &tokens(1, count, 49_152), Rows::Last);
+    assert_eq!(run(&mut chain, 0, 9), Err(StageError::ContextFull { end: 9, context: 8 }));
+    assert_eq!(run(&mut chain, 1, 1), Err(StageError::Gap { start: 1, held: 0 }));
+    assert!(matches!(run(&mut chain, 0, 0), Err(StageError::BadInput(_))));
+    assert!(matches!(chain.run(CACHE, 0, &[49_152], Rows::Last), Err(StageError::BadInput(_))));
+    assert_eq!(chain.run(CacheId(5), 0, &[1], Rows::Last), Err(StageError::UnknownCache(CacheId(5))));
+    assert_eq!(run(&mut chain, 0, 8).unwrap().len(), 1);
+    assert_eq!(run(&mut chain, u32::MAX, 1), Err(StageError::Gap { start: u32::MAX, held: 8 }));
+    let stage = &mut chain.0[0];
+    assert_eq!(stage.open(CacheId(1), 513), Err(StageError::ContextFull { end: 513, context: 512 }));
+    stage.open(CacheId(1), 8).unwrap();
+    assert_eq!(stage.open(CacheId(2), 8), Err(StageError::Busy { caches: 2 }));
+    stage.close(CacheId(1));
+    stage.close(CacheId(1));
+    assert_eq!(stage.open(CacheId(2), 8), Ok(()));
+}
