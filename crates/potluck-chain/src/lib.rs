@@ -13,7 +13,10 @@
 mod client;
 mod credit;
 mod error;
+pub mod sample;
 
-pub use client::{Answer, ClientSession, Effect, Event, Hop, OwnStage, RemoteStage, SessionConfig};
+pub use client::{
+    Answer, ClientSession, Effect, Event, Hop, OwnStage, RemoteStage, STEPS_IN_FLIGHT_MAX, SessionConfig,
+};
 pub use credit::{Credit, Receipts};
 pub use error::{Deadlines, SessionError};

@@ -1,0 +1,242 @@
+//! A session as its client sees it: opened at every peer of a route at once, answered by the tail.
+
+mod end;
+mod open;
+mod own;
+mod returns;
+mod types;
+
+use std::{collections::VecDeque, time::Instant};
+
+use potluck_core::{Input, Rows, StageCommand, bounds};
+use potluck_wire::{Codec, Failure, FailureCode, Frame, StepFrame};
+
+pub use self::types::{Answer, Effect, Event, Hop, OwnStage, RemoteStage, STEPS_IN_FLIGHT_MAX, SessionConfig};
+use crate::{Credit, Receipts, SessionError};
+
+/// A step under way.
+#[derive(Debug, Clone)]
+struct Pending {
+    sequence: u32,
+    start: u32,
+    count: u16,
+    rows: Rows,
+    top: u16,
+}
+
+/// A session as its client sees it. See the crate's documentation.
+#[derive(Debug)]
+pub struct ClientSession {
+    config: SessionConfig,
+    effects: VecDeque<Effect>,
+    waiting_for: Vec<bool>,
+    ready: bool,
+    over: bool,
+    sequence: u32,
+    held: u32,
+    pending: VecDeque<Pending>,
+    /// Hidden states that came back from the last peer, by number of the step that is due next.
+    returned: u32,
+    outbox: VecDeque<Frame>,
+    credit: Credit,
+    receipts: Receipts,
+    answered: Option<(u32, u16)>,
+    row_wanted: Option<(u32, u16)>,
+    since: Instant,
+    row_since: Instant,
+}
+
+impl ClientSession {
+    /// Opens the session: drain [`poll`](Self::poll) at once.
+    ///
+    /// # Errors
+    /// `BadStep` where the route does not cover a model from head to tail in order, or an own stage is not at an end.
+    pub fn new(now: Instant, config: SessionConfig) -> Result<Self, SessionError> {
+        open::check_route(&config.route)?;
+        if config.positions == 0 || config.positions > bounds::SESSION_POSITIONS_MAX {
+            return Err(SessionError::BadStep(format!("a session of {} positions", config.positions)));
+        }
+        let mut session = Self {
+            effects: VecDeque::new(),
+            waiting_for: vec![true; config.route.len()],
+            ready: false,
+            over: false,
+            sequence: 0,
+            held: config.prefix.map_or(0, |prefix| prefix.positions),
+            pending: VecDeque::new(),
+            returned: 0,
+            outbox: VecDeque::new(),
+            credit: Credit::default(),
+            receipts: Receipts::default(),
+            answered: None,
+            row_wanted: None,
+            since: now,
+            row_since: now,
+            config,
+        };
+        (0..session.config.route.len()).for_each(|hop| session.open(hop));
+        Ok(session)
+    }
+
+    /// Something happened. Drain [`poll`](Self::poll) afterwards.
+    pub fn handle(&mut self, now: Instant, event: Event) {
+        if self.over {
+            return;
+        }
+        let result = match event {
+            Event::Frame { hop, frame } => self.frame(now, hop, frame),
+            Event::Closed { hop, failure } => Err(self.peer_failed(hop, failure, true)),
+            Event::Own { hop, reply } => self.own(now, hop, reply),
+            Event::Timeout => self.check_deadlines(now),
+        };
+        if let Err(error) = result {
+            self.fail(error);
+        }
+    }
+
+    /// What is to be done now; `None` until the next event.
+    pub fn poll(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// When to call `handle` with [`Event::Timeout`].
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.deadlines().map(|(at, ..)| at).min()
+    }
+
+    /// Sends tokens down the route as positions `start..`, and returns the step's number.
+    ///
+    /// What the caches hold at or after `start` is dropped first. The tail answers with the `top` largest logits (0: the
+    /// whole row) of the positions that `rows` names.
+    /// # Errors
+    /// `BadStep` where the step is empty, too long, leaves a gap, or too many are in flight; `Closed` after the end.
+    pub fn submit(
+        &mut self,
+        now: Instant,
+        start: u32,
+        tokens: Vec<u32>,
+        rows: Rows,
+        top: u16,
+    ) -> Result<u32, SessionError> {
+        let count = self.check_step(start, &tokens)?;
+        let sequence = self.sequence;
+        self.sequence += 1;
+        self.held = start + u32::from(count);
+        if self.pending.is_empty() {
+            self.since = now;
+        }
+        self.answered = None;
+        self.pending.push_back(Pending { sequence, start, count, rows, top });
+        match self.config.route[0] {
+            Hop::Own(_) => self.run_own(0, sequence, start, Input::Tokens(tokens), rows, top),
+            Hop::Remote(_) => {
+                let (epoch, codec, payload) = (self.config.epoch, Codec::Tokens, Codec::encode_tokens(&tokens));
+                self.send_step(StepFrame { sequence, epoch, start, count, rows, top, codec, payload });
+            }
+        }
+        Ok(sequence)
+    }
+
+    /// Asks for a whole row of the step that was answered last; `row` counts its positions.
+    ///
+    /// # Errors
+    /// `BadStep` where no such row is kept: it is, until the next step.
+    pub fn request_row(&mut self, now: Instant, sequence: u32, row: u16) -> Result<(), SessionError> {
+        let kept = self.answered.is_some_and(|(answered, count)| answered == sequence && row < count);
+        if self.over || !kept || self.row_wanted.is_some() {
+            return Err(SessionError::BadStep(format!("row {row} of step {sequence} is not kept")));
+        }
+        self.row_wanted = Some((sequence, row));
+        self.row_since = now;
+        let tail = self.config.route.len() - 1;
+        match self.config.route[tail] {
+            Hop::Own(OwnStage { cache, .. }) => {
+                self.effects.push_back(Effect::Own { hop: tail, command: StageCommand::Row { cache, row } });
+            }
+            Hop::Remote(_) => self.send(tail, Frame::RowRequest { sequence, row }),
+        }
+        Ok(())
+    }
+
+    /// Ends the session on every peer. Nothing but `Close` and `Own` effects follow.
+    pub fn close(&mut self) {
+        if !self.over {
+            self.end(Failure::new(FailureCode::Done, ""));
+        }
+    }
+
+    /// Steps that have not been answered yet.
+    pub fn in_flight(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Positions that the caches hold once every submitted step has run.
+    pub fn held(&self) -> u32 {
+        self.held
+    }
+
+    /// True once the session has ended, well or not.
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
+    fn check_step(&self, start: u32, tokens: &[u32]) -> Result<u16, SessionError> {
+        let bad = |text: String| Err(SessionError::BadStep(text));
+        if self.over {
+            return Err(SessionError::Closed);
+        }
+        if !self.ready {
+            return bad("the route is not ready yet".into());
+        }
+        if tokens.is_empty() || tokens.len() > bounds::STEP_POSITIONS_MAX {
+            return bad(format!("a step of {} positions; 1 to {} fit", tokens.len(), bounds::STEP_POSITIONS_MAX));
+        }
+        if start > self.held {
+            return bad(format!("a step at position {start}; the session holds {}", self.held));
+        }
+        let end = start as usize + tokens.len();
+        if end > self.config.positions as usize {
+            return bad(format!("position {end}; the session was opened for {}", self.config.positions));
+        }
+        if self.pending.len() >= STEPS_IN_FLIGHT_MAX {
+            return bad(format!("{STEPS_IN_FLIGHT_MAX} steps are in flight"));
+        }
+        if let Some(token) = tokens.iter().find(|token| **token >= self.config.vocabulary) {
+            return bad(format!("token {token} is not in the vocabulary of {}", self.config.vocabulary));
+        }
+        Ok(tokens.len() as u16)
+    }
+
+    fn send_step(&mut self, step: StepFrame) {
+        let Some(first) = self.config.route.iter().position(|hop| matches!(hop, Hop::Remote(_))) else { return };
+        self.outbox.push_back(Frame::Step(step));
+        self.flush(first);
+    }
+
+    fn flush(&mut self, hop: usize) {
+        while !self.outbox.is_empty() && self.credit.take() {
+            if let Some(frame) = self.outbox.pop_front() {
+                self.send(hop, frame);
+            }
+        }
+    }
+
+    fn send(&mut self, hop: usize, frame: Frame) {
+        self.effects.push_back(Effect::Send { hop, frame });
+    }
+
+    fn remote(&self, hop: usize) -> Option<&RemoteStage> {
+        match self.config.route.get(hop)? {
+            Hop::Remote(remote) => Some(remote),
+            Hop::Own(_) => None,
+        }
+    }
+
+    fn last_remote(&self) -> Option<usize> {
+        self.config.route.iter().rposition(|hop| matches!(hop, Hop::Remote(_)))
+    }
+
+    fn layers(&self, hop: usize) -> String {
+        self.config.route.get(hop).map_or(String::new(), |hop| hop.layers().to_string())
+    }
+}

@@ -1,0 +1,82 @@
+//! How a session opens: each peer of the route is told its neighbours.
+
+use potluck_core::{StageCommand, bounds};
+use potluck_wire::{
+    CONTROL_BYTES_MAX, Codec, Frame, NextHop, OpenSession, PreviousHop, answer_frame_bytes_max, step_frame_bytes_max,
+};
+
+use super::{ClientSession, Effect, Hop, OwnStage};
+use crate::SessionError;
+
+impl ClientSession {
+    pub(super) fn open(&mut self, hop: usize) {
+        let positions = self.config.positions;
+        let Some(remote) = self.remote(hop) else {
+            if let Hop::Own(OwnStage { cache, .. }) = self.config.route[hop] {
+                // A prefix on an own stage is the caller's to fork: it knows that session's cache.
+                let command = StageCommand::Open { cache, positions };
+                self.effects.push_back(Effect::Own { hop, command });
+            }
+            return;
+        };
+        let stage = remote.spec;
+        let previous = match hop.checked_sub(1).and_then(|hop| self.remote(hop)) {
+            Some(previous) => PreviousHop::Peer(previous.address.peer),
+            None => PreviousHop::Client,
+        };
+        let next = match self.remote(hop + 1) {
+            Some(next) => NextHop::Peer { address: next.address.clone(), grant: next.grant.clone() },
+            None => NextHop::Client,
+        };
+        let codec_in = if stage.head { Codec::Tokens } else { self.config.codec };
+        let idle_ms = u32::try_from(self.config.deadlines.idle.as_millis()).unwrap_or(u32::MAX);
+        let open = OpenSession {
+            session: self.config.key.id,
+            epoch: self.config.epoch,
+            stage,
+            positions,
+            previous,
+            next,
+            codec_in,
+            codec_out: self.config.codec,
+            prefix: self.config.prefix,
+            idle_ms,
+        };
+        self.send(hop, Frame::Open(Box::new(open)));
+        let (width, vocabulary) = (self.config.width, self.config.vocabulary);
+        let frame_bytes_max = match (stage.tail, self.remote(hop + 1)) {
+            (true, _) => answer_frame_bytes_max(width, vocabulary),
+            (false, None) => step_frame_bytes_max(width),
+            (false, Some(_)) => CONTROL_BYTES_MAX,
+        };
+        self.effects.push_back(Effect::Limit { hop, frame_bytes_max: frame_bytes_max.max(CONTROL_BYTES_MAX) });
+    }
+}
+
+/// Whether the stages cover one model from head to tail, own stages at the ends only.
+pub(super) fn check_route(route: &[Hop]) -> Result<(), SessionError> {
+    let bad = |text: String| Err(SessionError::BadStep(text));
+    let (Some(first), Some(last)) = (route.first(), route.last()) else { return bad("a route without stages".into()) };
+    if route.len() > bounds::ROUTE_STAGES_MAX {
+        return bad(format!("a route of {} stages; at most {} fit", route.len(), bounds::ROUTE_STAGES_MAX));
+    }
+    if !first.spec().head || !last.spec().tail || first.layers().start() != 0 {
+        return bad("a route starts at the head of the chain and ends at its tail".into());
+    }
+    for (i, pair) in route.windows(2).enumerate() {
+        let (a, b) = (pair[0].spec(), pair[1].spec());
+        if a.layers.end() != b.layers.start() || a.model != b.model || a.tail || b.head {
+            return bad(format!("stage {} ({}) does not follow {} of the same model", b.layers, i + 1, a.layers));
+        }
+    }
+    let inner = route.iter().skip(1).take(route.len().saturating_sub(2));
+    if inner.clone().any(|hop| hop.peer().is_none()) || route.len() == 2 && route.iter().all(|h| h.peer().is_none()) {
+        return bad("an own stage can be the first or the last of a route".into());
+    }
+    let mut peers: Vec<_> = route.iter().filter_map(Hop::peer).collect();
+    peers.sort_unstable();
+    if peers.windows(2).any(|pair| pair[0] == pair[1]) {
+        return bad("a peer appears twice on the route".into());
+    }
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! The client's own stages, at the ends of the route.
+
+use std::time::Instant;
+
+use potluck_core::{Hidden, Input, Output, Rows, StageCommand, StageError, StageReply, Step};
+use potluck_wire::{Frame, StepFrame};
+
+use super::{ClientSession, Effect, Hop, OwnStage, Pending};
+use crate::SessionError;
+
+impl ClientSession {
+    pub(super) fn own(&mut self, now: Instant, hop: usize, reply: StageReply) -> Result<(), SessionError> {
+        let layers = self.layers(hop);
+        let own_failed = |error| SessionError::Own { layers: layers.clone(), error };
+        match reply {
+            StageReply::Opened { result, .. } => {
+                result.map_err(own_failed)?;
+                if self.waiting_for.get(hop) == Some(&true) {
+                    self.one_is_ready(hop);
+                }
+                Ok(())
+            }
+            StageReply::Forwarded { batch, results, .. } => {
+                let result = results.into_iter().next().unwrap_or(Err(StageError::Engine("no result".into())));
+                self.own_ran(now, hop, batch as u32, result.map_err(own_failed)?)
+            }
+            StageReply::Row { result, .. } => {
+                let logits = result.map_err(own_failed)?;
+                if let Some((sequence, row)) = self.row_wanted.take() {
+                    self.effects.push_back(Effect::Row { sequence, row, logits });
+                }
+                Ok(())
+            }
+            StageReply::Lost { reason } => Err(own_failed(StageError::Lost(reason))),
+            StageReply::Ready(_) => Ok(()),
+        }
+    }
+
+    pub(super) fn own_ran(
+        &mut self,
+        now: Instant,
+        hop: usize,
+        sequence: u32,
+        output: Output,
+    ) -> Result<(), SessionError> {
+        match output {
+            Output::Logits(rows) => {
+                if hop > 0 {
+                    // The frame that carried these hidden states is done with.
+                    if let Some(frames) = self.receipts.finished() {
+                        self.send(hop - 1, Frame::Credit { frames });
+                    }
+                }
+                self.deliver(now, rows);
+                Ok(())
+            }
+            Output::Hidden(hidden) => self.pass_on(hop, sequence, &hidden),
+        }
+    }
+
+    /// The own head's hidden states, for the first peer.
+    pub(super) fn pass_on(&mut self, hop: usize, sequence: u32, hidden: &Hidden) -> Result<(), SessionError> {
+        let Some(due) = self.pending.iter().find(|due| due.sequence == sequence).cloned() else { return Ok(()) };
+        let (codec, epoch) = (self.config.codec, self.config.epoch);
+        let mut payload = Vec::new();
+        codec.encode(&hidden.0, self.config.width as usize, &mut payload).map_err(|error| SessionError::Own {
+            layers: self.layers(hop),
+            error: StageError::Engine(error.to_string()),
+        })?;
+        let Pending { start, count, rows, top, .. } = due;
+        self.send_step(StepFrame { sequence, epoch, start, count, rows, top, codec, payload });
+        Ok(())
+    }
+
+    pub(super) fn run_own(&mut self, hop: usize, sequence: u32, start: u32, input: Input, rows: Rows, top: u16) {
+        let Some(Hop::Own(OwnStage { cache, .. })) = self.config.route.get(hop) else { return };
+        let steps = vec![Step { cache: *cache, start, input, rows, top }];
+        self.effects.push_back(Effect::Own { hop, command: StageCommand::Forward { batch: sequence.into(), steps } });
+    }
+}

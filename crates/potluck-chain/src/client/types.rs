@@ -1,0 +1,173 @@
+//! What a session is opened with, what happens to it, and what it wants done.
+
+use potluck_core::{CacheId, Hidden, LayerRange, Logits, PeerId, SessionKey, StageCommand, StageReply, StageSpec};
+use potluck_wire::{Codec, Failure, Frame, PeerAddress, Prefix};
+
+use crate::{Deadlines, SessionError};
+
+/// Steps that a client may have in flight. The next is refused with `BadStep`: await an answer first.
+pub const STEPS_IN_FLIGHT_MAX: usize = 64;
+
+/// A stage on the client's own machine: the first of a route, the last, or all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnStage {
+    /// Which part of which model.
+    pub spec: StageSpec,
+    /// The cache to use in it.
+    pub cache: CacheId,
+}
+
+/// A stage at a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteStage {
+    /// Which part of which model.
+    pub spec: StageSpec,
+    /// Where.
+    pub address: PeerAddress,
+    /// The peer's own grant, as it showed it: the previous peer checks it before it dials.
+    pub grant: Vec<u8>,
+}
+
+/// One stage of a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hop {
+    /// On the client's own machine.
+    Own(OwnStage),
+    /// At a peer.
+    Remote(RemoteStage),
+}
+
+/// What a session is opened with.
+#[derive(Debug, Clone)]
+pub struct SessionConfig {
+    /// The client's key and its name for the session.
+    pub key: SessionKey,
+    /// Counts the attempts at a route, from 0.
+    pub epoch: u32,
+    /// Positions that the session may grow to.
+    pub positions: u32,
+    /// Values in one hidden state.
+    pub width: u32,
+    /// Tokens of the vocabulary.
+    pub vocabulary: u32,
+    /// How hidden states travel.
+    pub codec: Codec,
+    /// The stages, in order, over all layers.
+    pub route: Vec<Hop>,
+    /// Start with positions of another session of this client on the same route.
+    pub prefix: Option<Prefix>,
+    /// How long each wait may last.
+    pub deadlines: Deadlines,
+}
+
+/// The logits of a step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// The step's number, as [`ClientSession::submit`] gave it.
+    pub sequence: u32,
+    /// Its first position.
+    pub start: u32,
+    /// Its positions.
+    pub count: u16,
+    /// A row for each position that was asked for.
+    pub rows: Vec<Logits>,
+}
+
+/// Something happened. `hop` counts the route's stages.
+#[derive(Debug)]
+pub enum Event {
+    /// A frame came on the stream to that peer.
+    Frame {
+        /// Which stage of the route.
+        hop: usize,
+        /// The frame.
+        frame: Frame,
+    },
+    /// The stream to that peer ended, or could not be opened.
+    Closed {
+        /// Which stage of the route.
+        hop: usize,
+        /// How it was noticed.
+        failure: Failure,
+    },
+    /// The own stage answered.
+    Own {
+        /// Which stage of the route.
+        hop: usize,
+        /// What.
+        reply: StageReply,
+    },
+    /// The time that `poll_timeout` named has come.
+    Timeout,
+}
+
+/// Something is to be done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Send a frame on the stream to that peer; the first opens the stream.
+    Send {
+        /// Which stage of the route.
+        hop: usize,
+        /// The frame.
+        frame: Frame,
+    },
+    /// Frames on the stream from that peer may be so long.
+    Limit {
+        /// Which stage of the route.
+        hop: usize,
+        /// Bytes of the longest frame.
+        frame_bytes_max: usize,
+    },
+    /// End the stream to that peer: send the failure unless it is `Done`. No `Closed` follows.
+    Close {
+        /// Which stage of the route.
+        hop: usize,
+        /// Why.
+        failure: Failure,
+    },
+    /// Ask the own stage.
+    Own {
+        /// Which stage of the route.
+        hop: usize,
+        /// What.
+        command: StageCommand,
+    },
+    /// Tell the caller: steps may be submitted.
+    Ready,
+    /// Tell the caller: a step's answer, in order.
+    Answer(Answer),
+    /// Tell the caller: the whole row that it asked for.
+    Row {
+        /// The step.
+        sequence: u32,
+        /// The row.
+        row: u16,
+        /// All logits, in order of token id.
+        logits: Hidden,
+    },
+    /// Tell the caller: the session is over. Nothing follows but `Close` effects.
+    Failed(SessionError),
+}
+
+impl Hop {
+    /// Which part of which model.
+    pub fn spec(&self) -> StageSpec {
+        match self {
+            Self::Own(own) => own.spec,
+            Self::Remote(remote) => remote.spec,
+        }
+    }
+
+    /// Its layers.
+    pub fn layers(&self) -> LayerRange {
+        self.spec().layers
+    }
+
+    /// The peer, unless it is the client's own machine.
+    pub fn peer(&self) -> Option<PeerId> {
+        match self {
+            Self::Own(_) => None,
+            Self::Remote(remote) => Some(remote.address.peer),
+        }
+    }
+}
