@@ -144,7 +144,9 @@ impl Peer {
         let Some(prefix) = open.prefix else { return Ok(None) };
         let from = SessionKey { id: prefix.session, ..key };
         match self.sessions.get(&from) {
-            Some(session) if session.slot == slot && session.held >= prefix.positions && session.in_flight.is_empty() => {
+            Some(session)
+                if session.slot == slot && session.held >= prefix.positions && session.in_flight.is_empty() =>
+            {
                 Ok(Some((session.cache, prefix.positions)))
             }
             _ => Err(Failure::new(FailureCode::UnknownSession, "the prefix's session does not hold these positions")),

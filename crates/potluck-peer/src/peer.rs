@@ -67,6 +67,8 @@ pub struct PeerStatus {
     pub dials: usize,
     /// Caches that no session holds, over all stages.
     pub free_caches: u16,
+    /// Steps that wait for a stage, over all sessions.
+    pub steps_waiting: usize,
     /// Frames dropped as twins or as late, so far.
     pub stale_frames: u64,
     /// Sessions that ended other than by their client's will, so far.
@@ -104,6 +106,7 @@ impl Peer {
             sessions: self.sessions.len(),
             dials: self.dials.len(),
             free_caches: self.stages.iter().map(StageQueue::free_caches).sum(),
+            steps_waiting: self.stages.iter().map(StageQueue::waiting).sum(),
             stale_frames: self.stale_frames,
             failed_sessions: self.failed_sessions,
         }

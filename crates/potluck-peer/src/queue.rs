@@ -88,10 +88,9 @@ impl StageQueue {
         steps.push_back(queued);
     }
 
-    /// Whether any step of the session waits or runs.
-    pub(crate) fn is_busy(&self, session: SessionKey) -> bool {
-        self.waiting.contains_key(&session)
-            || self.running.as_ref().is_some_and(|(_, batch)| batch.iter().any(|r| r.session == session))
+    /// Steps that wait, over all sessions.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.values().map(VecDeque::len).sum()
     }
 
     /// The next batch, if the stage is idle and something waits.

@@ -1,7 +1,7 @@
 //! How a step passes through: from a stream to the stage, and its output to the next.
 
 use potluck_core::{CacheId, Hidden, Output, SessionKey, StageCommand, StageError, Step};
-use potluck_wire::{Failure, FailureCode, Frame, NextHop, StepFrame};
+use potluck_wire::{Failure, FailureCode, Frame, StepFrame};
 
 use crate::{
     Effect, Now, Peer, StageSlot, StreamId,
@@ -43,7 +43,8 @@ impl Peer {
             let same = |session: &&mut Session| session.open.epoch == ran.epoch && session.slot == slot;
             let Some(session) = self.sessions.get_mut(&ran.session).filter(same) else { continue };
             session.last_step = now.instant;
-            let labelled = result.map_err(|error| engine_failure(&error)).and_then(|out| session.label(ran.sequence, out));
+            let labelled =
+                result.map_err(|error| engine_failure(&error)).and_then(|out| session.label(ran.sequence, out));
             match labelled {
                 Ok(frame) => {
                     session.outbox.push_back(frame);
@@ -96,7 +97,9 @@ impl Peer {
 
     pub(crate) fn row_came(&mut self, slot: StageSlot, cache: CacheId, row: u16, result: Result<Hidden, StageError>) {
         let wants = |session: &&mut Session| {
-            session.slot == slot && session.cache == cache && session.row_wanted.is_some_and(|(_, wanted)| wanted == row)
+            session.slot == slot
+                && session.cache == cache
+                && session.row_wanted.is_some_and(|(_, wanted)| wanted == row)
         };
         let Some(session) = self.sessions.values_mut().find(wants) else { return };
         let (key, client) = (session.key, session.client);

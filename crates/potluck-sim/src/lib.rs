@@ -1,1 +1,22 @@
-//! A deterministic simulator that drives production peers and sessions.
+//! A deterministic simulator: production peers and client sessions, under a virtual clock and network.
+//!
+//! It replaces sockets, engines and time, and nothing else. A seed repeats everything:
+//! ```
+//! use potluck_sim::{Scenario, World};
+//! let report = World::new(Scenario::calm(0x5eed)).run();
+//! assert_eq!(report.failed.len(), 0);
+//! assert_eq!(report, World::new(Scenario::calm(0x5eed)).run());
+//! ```
+//! What it checks, after every event: a token that a session delivers is the one that the unbroken, uncut model gives;
+//! queues stay within their bounds. And at the end: every session has ended, well or with a typed error; no peer that
+//! is alive holds a stream, a session, a dial or a cache. A violation panics with the command that repeats it.
+
+mod client;
+mod peer;
+mod scenario;
+pub mod toy;
+mod wire;
+mod world;
+
+pub use scenario::{Faults, Report, Scenario};
+pub use world::World;

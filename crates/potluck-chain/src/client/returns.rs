@@ -40,7 +40,8 @@ impl ClientSession {
     }
 
     pub(super) fn answer_came(&mut self, now: Instant, hop: usize, answer: AnswerFrame) -> Result<(), SessionError> {
-        if answer.epoch < self.config.epoch {
+        let next = self.pending.front().map_or(self.sequence, |due| due.sequence);
+        if answer.epoch < self.config.epoch || answer.epoch == self.config.epoch && answer.sequence < next {
             return Ok(());
         }
         let due = self.pending.front().filter(|due| {

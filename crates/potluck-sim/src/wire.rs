@@ -1,0 +1,65 @@
+//! The simulated network: streams of bytes, in order, with delays and faults.
+
+use std::time::Duration;
+
+use potluck_wire::{CONTROL_BYTES_MAX, Frame, FrameReader};
+
+use crate::scenario::Faults;
+
+/// Who holds one end of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// A peer, by index.
+    Peer(usize),
+    /// A client, by index, and the stage of its route.
+    Client(usize, usize),
+}
+
+/// A stream: side 0 opened it.
+#[derive(Debug)]
+pub(crate) struct SimStream {
+    pub(crate) ends: [End; 2],
+    pub(crate) readers: [FrameReader; 2],
+    /// Whether that side still listens.
+    pub(crate) open: [bool; 2],
+    /// When the last bytes to that side arrive: later ones do not overtake them.
+    pub(crate) arrives: [Duration; 2],
+    /// A frame to that side that a swap holds back.
+    held: [Option<Vec<u8>>; 2],
+}
+
+impl SimStream {
+    pub(crate) fn new(from: End, to: End) -> Self {
+        let reader = || FrameReader::new(CONTROL_BYTES_MAX);
+        let arrives = [Duration::ZERO; 2];
+        Self { ends: [from, to], readers: [reader(), reader()], open: [true; 2], arrives, held: [None, None] }
+    }
+
+    /// The bytes that reach `side` for a frame that is sent to it now, faults included.
+    pub(crate) fn transmit(&mut self, side: usize, frame: &Frame, faults: &Faults, rng: &mut fastrand::Rng) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        let payload = matches!(frame, Frame::Step(_) | Frame::Answer(_));
+        let mut out = Vec::new();
+        if payload && rng.f64() < faults.drops {
+            return out;
+        }
+        if rng.f64() < faults.flips {
+            // Lengths, kinds and headers: a flipped payload is a peer's lie, which receipts and audits are for.
+            let end = bytes.len().min(potluck_wire::HEADER_BYTES);
+            let bit = rng.usize(..end * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+        let twin = payload && rng.f64() < faults.twins;
+        if payload && self.held[side].is_none() && rng.f64() < faults.swaps {
+            self.held[side] = Some(bytes);
+            return out;
+        }
+        out.extend_from_slice(&bytes);
+        if twin {
+            out.extend_from_slice(&bytes);
+        }
+        out.extend(self.held[side].take().into_iter().flatten());
+        out
+    }
+}

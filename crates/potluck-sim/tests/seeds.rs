@@ -1,0 +1,82 @@
+//! Fixed seeds in every run; more with `make sim`, one with `make sim SEED=0x5eed`.
+
+use potluck_sim::{Faults, Report, Scenario, World};
+
+/// Seeds of a run without `SEED` and `SEEDS`.
+const SEEDS: u64 = 300;
+
+fn seeds() -> Vec<u64> {
+    let read = |name| std::env::var(name).ok().filter(|text: &String| !text.is_empty());
+    let number = |text: String| match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).unwrap(),
+        None => text.parse().unwrap(),
+    };
+    match (read("SEED").map(number), read("SEEDS").map(number)) {
+        (Some(seed), _) => vec![seed],
+        (None, count) => (0..count.unwrap_or(SEEDS)).collect(),
+    }
+}
+
+fn run(scenario: Scenario) -> Report {
+    World::new(scenario).run()
+}
+
+#[test]
+fn calm_seas_finish_every_session() {
+    for seed in seeds() {
+        let report = run(Scenario::calm(seed));
+        assert_eq!((report.finished, report.failed.len()), (4, 0), "seed {seed:#x}: {report:?}");
+        assert!(report.tokens >= 4, "seed {seed:#x}");
+    }
+}
+
+#[test]
+fn storms_break_no_promise() {
+    let mut total = Report::default();
+    for seed in seeds() {
+        let report = run(Scenario::stormy(seed));
+        total.finished += report.finished;
+        total.tokens += report.tokens;
+        total.events += report.events;
+        total.stale_frames += report.stale_frames;
+        report.failed.into_iter().for_each(|(code, count)| *total.failed.entry(code).or_default() += count);
+    }
+    println!("{total:?}");
+    if seeds().len() > 100 {
+        // A storm in which nothing happens would prove nothing.
+        assert!(total.finished > 100 && total.stale_frames > 10, "{total:?}");
+        for code in ["peer_lost", "engine_lost", "busy", "peer_failed"] {
+            assert!(total.failed.contains_key(code), "no session ended with {code}: {total:?}");
+        }
+    }
+}
+
+#[test]
+fn a_seed_repeats_everything() {
+    for seed in seeds().into_iter().take(20) {
+        assert_eq!(run(Scenario::stormy(seed)), run(Scenario::stormy(seed)), "seed {seed:#x}");
+    }
+}
+
+#[test]
+fn twins_are_dropped_and_nothing_else_happens() {
+    for seed in seeds().into_iter().take(50) {
+        let faults = Faults { twins: 0.3, ..Faults::default() };
+        let report = run(Scenario { faults, ..Scenario::calm(seed) });
+        assert_eq!((report.finished, report.failed.len()), (4, 0), "seed {seed:#x}: {report:?}");
+        assert!(report.stale_frames > 0, "seed {seed:#x}");
+    }
+}
+
+#[test]
+fn one_killed_peer_ends_every_session_that_used_it() {
+    for seed in seeds().into_iter().take(100) {
+        let faults = Faults { kills: 1, ..Faults::default() };
+        let report = run(Scenario { faults, ..Scenario::calm(seed) });
+        assert_eq!(report.finished + report.failed.values().sum::<usize>(), 4, "seed {seed:#x}: {report:?}");
+        assert!(
+            report.failed.keys().all(|code| ["peer_lost", "deadline"].contains(code)),
+            "seed {seed:#x}: {report:?}"
+        );
+    }
+}
