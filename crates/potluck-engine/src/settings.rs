@@ -90,6 +90,8 @@ pub struct EngineSettings {
     pub cache_bytes_max: u64,
     /// How long a load may go without progress.
     pub load_timeout: Duration,
+    /// How long one command may take; then the engine's process is ended.
+    pub step_timeout: Duration,
 }
 
 impl Default for EngineSettings {
@@ -110,6 +112,7 @@ impl Default for EngineSettings {
             exact: false,
             cache_bytes_max: 8 << 30,
             load_timeout: Duration::from_secs(60),
+            step_timeout: Duration::from_secs(120),
         }
     }
 }

@@ -10,8 +10,8 @@ mod table;
 mod threads;
 mod vocab;
 
-pub(crate) use context::{Batch, Capture, Context, ContextParams, DecodeError, Rows};
-pub(crate) use log::{init, recent_errors};
+pub(crate) use context::{Batch, Context, ContextParams, DecodeError, Rows};
+pub(crate) use log::init;
 pub(crate) use model::{Model, ModelParams};
 pub(crate) use stream::VirtualReader;
 pub(crate) use table::Table;
