@@ -87,6 +87,12 @@ impl Gguf {
         Load { part, settings: settings.clone(), files: vec![self.file.clone()] }
     }
 
+    /// The load of the tokenizer.
+    pub fn vocabulary(&self) -> Load {
+        let part = Part::Vocabulary { model: slice::vocabulary_file(&self.manifest).unwrap() };
+        Load { part, settings: exact(), files: Vec::new() }
+    }
+
     /// The loads of `parts` stages.
     pub fn chain(&self, parts: usize, settings: &EngineSettings) -> Vec<Load> {
         let all = LayerRange::new(0, self.layers()).unwrap();
