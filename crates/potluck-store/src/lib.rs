@@ -1,1 +1,30 @@
-//! Models on this machine: importing, hashing, the catalogue.
+//! Models on this machine: where their bytes lie, what they are called, and the catalogue that remembers.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), potluck_store::StoreError> {
+//! use potluck_core::LayerRange;
+//! use potluck_store::{Catalogue, Locations};
+//! let catalogue = Catalogue::open("/home/me/.local/share/potluck/models")?;
+//! let source = Locations::from_env().find("ollama:smollm2")?;
+//! let added = catalogue.add(&source, None, &mut |p| eprintln!("{} of {}", p.done, p.total))?;
+//! let plan = potluck_model::slice::plan(&added.entry.manifest, LayerRange::new(0, 10)?, true, false)?;
+//! let stage = potluck_store::open_stage(&added.entry, &plan)?; // files and extents for the engine
+//! # let _ = stage; Ok(()) }
+//! ```
+//! Nothing is copied: tensors are read where they are, in a GGUF, in its parts, in the stores of other programs, or
+//! inside an uncompressed wheel. A model has one id whichever way it was added. What the catalogue has acknowledged
+//! survives `kill -9`. Not here: what a header means and how a model is cut (`potluck-model`).
+
+mod catalogue;
+mod error;
+mod import;
+mod place;
+mod source;
+mod stage;
+
+pub use catalogue::{Added, Catalogue, Entry};
+pub use error::StoreError;
+pub use import::{Imported, Progress, import};
+pub use place::{Place, SourceFile, TensorPlace};
+pub use source::{Locations, Part, Source};
+pub use stage::{StageFiles, open_stage, verify};
