@@ -21,6 +21,14 @@ pub struct Root([u8; 32]);
 pub struct Grant(Vec<u8>);
 
 impl Root {
+    /// A new swarm's root, from the operating system's random source.
+    pub fn generate() -> Self {
+        let mut bytes = [0; 32];
+        let pair = KeyPair::new_with_algorithm(Algorithm::Ed25519);
+        bytes.copy_from_slice(&pair.private().to_bytes());
+        Self(bytes)
+    }
+
     /// From 32 secret bytes, fresh from the operating system's random source or from a key file.
     pub fn from_bytes(bytes: &[u8; 32]) -> Self {
         Self(*bytes)
@@ -76,6 +84,14 @@ impl SwarmId {
         PublicKey::from_bytes(&self.0, Algorithm::Ed25519).ok()
     }
 
+    /// From the bytes of a root's public key.
+    ///
+    /// # Errors
+    /// `NoSwarm` where they are no public key.
+    pub fn from_bytes(bytes: [u8; 32]) -> Result<Self, GrantError> {
+        Some(Self(bytes)).filter(|id| id.key().is_some()).ok_or(GrantError::NoSwarm)
+    }
+
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
@@ -99,7 +115,7 @@ impl FromStr for SwarmId {
 
     fn from_str(text: &str) -> Result<Self, GrantError> {
         let bytes = HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
-        bytes.map(Self).filter(|id| id.key().is_some()).ok_or(GrantError::NoSwarm)
+        bytes.ok_or(GrantError::NoSwarm).and_then(Self::from_bytes)
     }
 }
 

@@ -96,7 +96,7 @@ impl Codec {
     /// # Errors
     /// `NotFinite` at a NaN or infinity; `Length` where the values are not whole rows, or for `Tokens`.
     pub fn encode(self, hidden: &[f32], width: usize, out: &mut Vec<u8>) -> Result<(), CodecError> {
-        let positions = if width == 0 { 0 } else { hidden.len() / width };
+        let positions = hidden.len().checked_div(width).unwrap_or(0);
         if self == Self::Tokens || positions * width != hidden.len() || positions == 0 {
             let (expected, got) = (positions * width * 4, hidden.len() * 4);
             return Err(CodecError::Length { codec: self, positions, expected, got });
