@@ -16,7 +16,6 @@ use std::{
 
 use potluck_core::{Manifest, ModelId};
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 
 use crate::{Place, Progress, Source, StoreError, import};
 
@@ -28,6 +27,8 @@ const LOCK_POLL: Duration = Duration::from_millis(20);
 const NAME_CHARS_MAX: usize = 128;
 /// Characters of an id that name a model.
 const ID_PREFIX_MIN: usize = 4;
+/// How the names of files start that are still being written.
+const PARTIAL_PREFIX: &str = ".partial-";
 /// Version of the JSON beside a manifest.
 const ENTRY_VERSION: u32 = 1;
 
@@ -231,11 +232,25 @@ impl Catalogue {
         let deadline = Instant::now() + LOCK_WAIT;
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(file),
+                Ok(()) => {
+                    self.sweep();
+                    return Ok(file);
+                }
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(LOCK_POLL),
                 Err(TryLockError::WouldBlock) => return Err(StoreError::Locked { path }),
                 Err(TryLockError::Error(e)) => return Err(StoreError::io(path)(e)),
             }
+        }
+    }
+}
+
+impl Catalogue {
+    /// Removes what a crash left half written: whoever holds the lock is the only one who writes.
+    fn sweep(&self) {
+        let files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        for file in files.filter(|file| file.file_name().to_string_lossy().starts_with(PARTIAL_PREFIX)) {
+            // What cannot be removed now is in nobody's way, and the next writer tries again.
+            let _ = fs::remove_file(file.path());
         }
     }
 }
@@ -253,7 +268,7 @@ fn check_name(name: &str) -> Result<(), StoreError> {
 /// Writes a file whole or not at all: beside it, to the disk, then renamed over it.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = NamedTempFile::new_in(folder).map_err(StoreError::io(path))?;
+    let mut file = tempfile::Builder::new().prefix(PARTIAL_PREFIX).tempfile_in(folder).map_err(StoreError::io(path))?;
     file.write_all(bytes).map_err(StoreError::io(path))?;
     file.as_file().sync_all().map_err(StoreError::io(path))?;
     file.persist(path).map_err(|e| StoreError::io(path)(e.error))?;

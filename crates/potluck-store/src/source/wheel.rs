@@ -2,7 +2,6 @@
 
 use std::{fs, fs::File, io::Read as _, path::Path};
 
-use tempfile::NamedTempFile;
 use zip::{CompressionMethod, ZipArchive, read::ZipFile};
 
 use super::{Part, Source};
@@ -36,7 +35,8 @@ pub(super) fn find(path: &Path, extracted: &Path) -> Result<Source, StoreError> 
     Ok(Source { name: stem, parts: vec![part] })
 }
 
-/// Unpacks a member unless it is there already; its path. Whole or not at all: written beside, then renamed.
+/// Unpacks a member unless it is there already; its path. Whole or not at all: written beside, then renamed. What a
+/// crash leaves is written over by the next try.
 fn unpack(entry: &mut ZipFile<'_, File>, stem: &str, folder: &Path) -> std::io::Result<std::path::PathBuf> {
     let size = entry.size();
     if size > MEMBER_BYTES_MAX {
@@ -47,14 +47,17 @@ fn unpack(entry: &mut ZipFile<'_, File>, stem: &str, folder: &Path) -> std::io::
         return Ok(path);
     }
     fs::create_dir_all(folder)?;
-    let mut file = NamedTempFile::new_in(folder)?;
+    let partial = path.with_extension("partial");
+    let mut file = File::options().create(true).truncate(false).write(true).open(&partial)?;
+    file.try_lock().map_err(|_| std::io::Error::other("another process is unpacking it; try again later"))?;
+    file.set_len(0)?;
     // One byte more than announced, to notice a member that unpacks to more.
     let copied = std::io::copy(&mut entry.take(size + 1), &mut file)?;
     if copied != size {
         return Err(std::io::Error::other(format!("the member unpacks to {copied} bytes or more, not {size}")));
     }
-    file.as_file().sync_all()?;
-    file.persist(&path)?;
+    file.sync_all()?;
+    fs::rename(&partial, &path)?;
     File::open(folder)?.sync_all()?;
     Ok(path)
 }
