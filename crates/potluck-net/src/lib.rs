@@ -1,1 +1,34 @@
-//! Peers on a network: endpoints, connections, hop drivers.
+//! Peers on a network: endpoints, greetings, and the drivers of `potluck-peer` and `potluck-chain`.
+//!
+//! [`Node`] is one endpoint with one key. [`serve`] runs a [`potluck_peer::Peer`] on it until told to stop;
+//! [`Node::open`] opens a session over a route and drives it:
+//! ```ignore
+//! let mut session = node.open(config, own_stages).await?;
+//! let step = session.submit(0, tokens, Rows::Last, 128)?;
+//! while let SessionEvent::Answer(answer) = session.next().await? { ... }
+//! ```
+//! The drivers move bytes and decide nothing. They are made for a current-thread runtime: a token's way through a
+//! peer is a handful of task switches and no wake-up of another thread.
+//!
+//! What they promise: nobody is served before its grant has been checked; every connect, greeting and opening of a stream
+//! has a deadline; what a stream holds in memory is bounded, and a reader that is not drained stops reading.
+
+mod connect;
+mod deadlines;
+mod directory;
+mod error;
+mod greet;
+mod node;
+mod path;
+mod serve;
+mod session;
+mod stream;
+
+pub use connect::Link;
+pub use deadlines::NetDeadlines;
+pub use directory::{Directory, OFFERS_KEPT_MAX};
+pub use error::NetError;
+pub use node::{Bind, Identity, Node, NodeConfig};
+pub use path::{PathInfo, PathKind};
+pub use serve::{Serving, StagePort, StatusWatch, serve};
+pub use session::{OwnPort, Session, SessionEvent};

@@ -1,0 +1,107 @@
+//! Connections that we make: one to each peer, greeted, kept and reused.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use iroh::endpoint::{Connection, RecvStream, SendStream};
+use potluck_core::PeerId;
+use potluck_wire::{ALPN, FailureCode, PeerAddress, Welcome};
+use tokio::{sync::OnceCell, time::timeout};
+
+use crate::{
+    NetError, Node, PathInfo,
+    greet::{close, greet},
+    node::endpoint_addr,
+};
+
+/// A connection to a member of the swarm: both have shown their grants.
+#[derive(Debug, Clone)]
+pub struct Link {
+    pub(crate) connection: Connection,
+    /// The peer.
+    pub peer: PeerId,
+    /// What it allows, and its grant.
+    pub welcome: Welcome,
+}
+
+/// One attempt or connection for each peer: whoever comes second waits for the first.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Links(Arc<Mutex<HashMap<PeerId, Arc<OnceCell<Link>>>>>);
+
+impl Links {
+    /// The peer's place, emptied if its connection is gone.
+    fn place(&self, peer: PeerId) -> Arc<OnceCell<Link>> {
+        let mut links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        links.retain(|_, place| place.get().is_none_or(|link| link.connection.close_reason().is_none()));
+        links.entry(peer).or_default().clone()
+    }
+}
+
+impl Node {
+    /// A greeted connection to that peer: the one that stands, or a new one.
+    ///
+    /// # Errors
+    /// `Unreachable`, `Refused`, `NotMember` or `Protocol`, within the deadlines of connecting and greeting.
+    pub async fn connect(&self, to: &PeerAddress) -> Result<Link, NetError> {
+        let place = self.links.place(to.peer);
+        place.get_or_try_init(|| self.dial(to)).await.cloned()
+    }
+
+    async fn dial(&self, to: &PeerAddress) -> Result<Link, NetError> {
+        let peer = to.peer;
+        let unreachable = |reason: String| NetError::Unreachable { peer, reason };
+        let address = endpoint_addr(to)?;
+        let seconds = self.deadlines.connect.as_secs_f32();
+        let connection = timeout(self.deadlines.connect, self.endpoint.connect(address, ALPN))
+            .await
+            .map_err(|_| unreachable(format!("no answer within {seconds} s")))?
+            .map_err(|error| unreachable(chain_of(&error)))?;
+        let greeted = timeout(self.deadlines.greet, greet(&connection, &self.identity)).await;
+        let greeted = greeted.unwrap_or_else(|_| {
+            Err(unreachable(format!("no welcome within {} s", self.deadlines.greet.as_secs_f32())))
+        });
+        match greeted {
+            Ok(welcome) => Ok(Link { connection, peer, welcome }),
+            Err(error) => {
+                close(&connection, error.failure().code);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Link {
+    /// How it runs at present.
+    pub fn path(&self) -> Option<PathInfo> {
+        PathInfo::of(&self.connection)
+    }
+
+    /// Opens a stream, within the node's deadline.
+    pub(crate) async fn open_stream(&self, node: &Node) -> Result<(SendStream, RecvStream), NetError> {
+        let lost = |reason: String| NetError::Lost { peer: self.peer, reason };
+        match timeout(node.deadlines.open_stream, self.connection.open_bi()).await {
+            Ok(Ok(streams)) => Ok(streams),
+            Ok(Err(error)) => Err(lost(error.to_string())),
+            Err(_) => {
+                let code = FailureCode::Deadline;
+                Err(lost(format!("{code}: no stream within {} s", node.deadlines.open_stream.as_secs_f32())))
+            }
+        }
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain_of(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,102 @@
+//! What can go wrong on the way to a peer, and whose turn it is.
+
+use potluck_core::PeerId;
+use potluck_grant::GrantError;
+use potluck_wire::{FailureCode, WireError};
+
+/// What can go wrong on the way to a peer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NetError {
+    /// We: no socket could be bound. Hint: another process may use the port; `--bind` chooses one.
+    #[error("no socket could be bound: {0}")]
+    Bind(String),
+    /// The user: this is no address.
+    #[error("`{0}` is no address: expected `ip:port`")]
+    Address(String),
+    /// The network or the peer: it was not reached.
+    #[error("peer {} was not reached: {reason}", .peer.short())]
+    Unreachable {
+        /// Whom.
+        peer: PeerId,
+        /// Why.
+        reason: String,
+    },
+    /// The peer does not let us in. Hint: ask the swarm's owner for a grant.
+    #[error("peer {} refused us: {code}", .peer.short())]
+    Refused {
+        /// Who.
+        peer: PeerId,
+        /// As it said.
+        code: FailureCode,
+    },
+    /// The peer is no member of our swarm: nothing is passed to it.
+    #[error("peer {} is no member of this swarm: {error}", .peer.short())]
+    NotMember {
+        /// Who.
+        peer: PeerId,
+        /// What is wrong with its grant.
+        error: GrantError,
+    },
+    /// The peer broke the protocol.
+    #[error("peer {} broke the protocol: {error}", .peer.short())]
+    Protocol {
+        /// Who.
+        peer: PeerId,
+        /// How.
+        error: WireError,
+    },
+    /// The peer sent something else than what was due.
+    #[error("peer {} sent a {got} frame where {expected} was due", .peer.short())]
+    Unexpected {
+        /// Who.
+        peer: PeerId,
+        /// What came.
+        got: &'static str,
+        /// What was due.
+        expected: &'static str,
+    },
+    /// The connection was lost.
+    #[error("the connection to peer {} was lost: {reason}", .peer.short())]
+    Lost {
+        /// Whose.
+        peer: PeerId,
+        /// How it was noticed.
+        reason: String,
+    },
+}
+
+impl NetError {
+    /// The failure that a client learns of when this befell a peer on its route.
+    pub(crate) fn failure(&self) -> potluck_wire::Failure {
+        let code = match self {
+            Self::Refused { code, .. } => *code,
+            Self::NotMember { .. } => FailureCode::NotAdmitted,
+            Self::Protocol { .. } | Self::Unexpected { .. } => FailureCode::Protocol,
+            _ => FailureCode::PeerLost,
+        };
+        potluck_wire::Failure::new(code, self)
+    }
+
+    /// A short code for machines.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Bind(_) => "bind",
+            Self::Address(_) => "bad_address",
+            Self::Unreachable { .. } | Self::Lost { .. } => "peer_lost",
+            Self::Refused { .. } | Self::NotMember { .. } => "not_admitted",
+            Self::Protocol { .. } | Self::Unexpected { .. } => "protocol",
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Bind(_) => "choose another address with --bind",
+            Self::Address(_) => "write it as ip:port, for example 192.168.1.7:7575",
+            Self::Unreachable { .. } | Self::Lost { .. } => "check that the peer runs: `potluck peers`",
+            Self::Refused { .. } | Self::NotMember { .. } => "ask the swarm's owner for a grant: `potluck swarm grant`",
+            Self::Protocol { .. } | Self::Unexpected { .. } => "compare both sides' versions: `potluck --version`",
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! One endpoint with one key.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use iroh::{
+    Endpoint, EndpointAddr, EndpointId, RelayMode, RelayUrl, TransportAddr,
+    endpoint::{IdleTimeout, PortmapperConfig, QuicTransportConfig, VarInt, presets},
+};
+use potluck_core::{PeerId, SecretKey, bounds::STAGE_SESSIONS_MAX};
+use potluck_grant::Gate;
+use potluck_wire::{ALPN, PeerAddress};
+
+use crate::{NetDeadlines, NetError, connect::Links};
+
+/// Streams that one connection may have open from the other side: a client's or a neighbour's stream for each session
+/// that a stage can hold, and some to greet and to ask for offers. The next one waits, for as long as
+/// [`NetDeadlines::open_stream`].
+pub(crate) const CONNECTION_STREAMS_MAX: u32 = 2 * STAGE_SESSIONS_MAX as u32 + 16;
+
+/// Bytes that may be under way on one stream before they are read. More than some 2.5 MiB has been seen to end
+/// connections with "too many gaps in stream buffer".
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+
+/// Bytes that may be under way on one connection before they are read.
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES, "one stream fits its connection");
+
+/// Who a node is, and whom it lets in.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Its key.
+    pub key: SecretKey,
+    /// Its own grant, which it shows to everybody.
+    pub grant: Vec<u8>,
+    /// The swarm's gate.
+    pub gate: Gate,
+}
+
+/// Where a node listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bind {
+    /// On this machine only, on a free port.
+    Loopback,
+    /// On every interface, on a free port.
+    Any,
+    /// On this address.
+    Address(SocketAddr),
+}
+
+/// What a node is made of.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Who it is.
+    pub identity: Identity,
+    /// Where it listens.
+    pub bind: Bind,
+    /// URL of a relay of one's own, for networks that reach nothing else.
+    pub relay: Option<String>,
+    /// How long each wait may last.
+    pub deadlines: NetDeadlines,
+}
+
+/// One endpoint with one key: listens, dials, and keeps one connection to each peer.
+#[derive(Debug, Clone)]
+pub struct Node {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) deadlines: NetDeadlines,
+    pub(crate) links: Links,
+}
+
+impl Node {
+    /// Binds the node's socket.
+    ///
+    /// # Errors
+    /// `Bind`; `Address` where the relay's URL is none.
+    pub async fn bind(config: NodeConfig) -> Result<Self, NetError> {
+        let NodeConfig { identity, bind, relay, deadlines } = config;
+        let relay_mode = match relay {
+            None => RelayMode::Disabled,
+            Some(url) => RelayMode::custom([url.parse::<RelayUrl>().map_err(|_| NetError::Address(url))?]),
+        };
+        let mut builder = Endpoint::builder(presets::Minimal)
+            .secret_key(iroh::SecretKey::from_bytes(&identity.key.to_bytes()))
+            .alpns(vec![ALPN.to_vec()])
+            .relay_mode(relay_mode)
+            .clear_address_lookup()
+            .transport_config(transport(&deadlines));
+        let refused = |error: &dyn std::fmt::Display| NetError::Bind(error.to_string());
+        builder = match bind {
+            Bind::Any => builder,
+            Bind::Loopback => {
+                let local = SocketAddr::from(([127, 0, 0, 1], 0));
+                let builder = builder.clear_ip_transports().portmapper_config(PortmapperConfig::Disabled);
+                builder.bind_addr(local).map_err(|error| refused(&error))?
+            }
+            Bind::Address(address) => builder.clear_ip_transports().bind_addr(address).map_err(|error| refused(&error))?,
+        };
+        let endpoint = builder.bind().await.map_err(|error| refused(&error))?;
+        Ok(Self { endpoint, identity: Arc::new(identity), deadlines, links: Links::default() })
+    }
+
+    /// The node's id.
+    pub fn id(&self) -> PeerId {
+        self.identity.key.peer_id()
+    }
+
+    /// Who it is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Where it is reached, as far as it knows.
+    pub fn address(&self) -> PeerAddress {
+        let addr = self.endpoint.addr();
+        let mut addresses: Vec<_> = addr.ip_addrs().map(ToString::to_string).collect();
+        let bound = self.endpoint.bound_sockets();
+        // A socket on loopback is not among the addresses that are published, but it is how this machine reaches us.
+        let local = bound.iter().filter(|socket| socket.ip().is_loopback()).map(ToString::to_string);
+        addresses.extend(local.filter(|text| !addr.ip_addrs().any(|known| known.to_string() == *text)));
+        addresses.truncate(potluck_wire::ADDRESSES_MAX);
+        let relay = addr.relay_urls().next().map(ToString::to_string);
+        PeerAddress { peer: self.id(), addresses, relay }
+    }
+
+    /// Closes every connection and the socket.
+    pub async fn close(&self) {
+        self.endpoint.close().await;
+    }
+}
+
+fn transport(deadlines: &NetDeadlines) -> QuicTransportConfig {
+    // A connection outlives its last path by nothing: where the path is idle for too long, so is the connection.
+    let idle = IdleTimeout::try_from(deadlines.path_idle).ok();
+    QuicTransportConfig::builder()
+        .max_concurrent_bidi_streams(VarInt::from_u32(CONNECTION_STREAMS_MAX))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+        .datagram_receive_buffer_size(None)
+        .max_idle_timeout(idle)
+        .keep_alive_interval(deadlines.keep_alive())
+        .default_path_max_idle_timeout(deadlines.path_idle)
+        .default_path_keep_alive_interval(deadlines.keep_alive())
+        .build()
+}
+
+pub(crate) fn peer_id(id: EndpointId) -> PeerId {
+    PeerId::from_bytes(*id.as_bytes())
+}
+
+/// The transport's form of an address.
+pub(crate) fn endpoint_addr(address: &PeerAddress) -> Result<EndpointAddr, NetError> {
+    let id = EndpointId::from_bytes(address.peer.as_bytes())
+        .map_err(|error| NetError::Unreachable { peer: address.peer, reason: error.to_string() })?;
+    let ips = address.addresses.iter().map(|text| match text.parse::<SocketAddr>() {
+        Ok(ip) => Ok(TransportAddr::Ip(ip)),
+        Err(_) => Err(NetError::Address(text.clone())),
+    });
+    let relays = address.relay.iter().map(|text| match text.parse::<RelayUrl>() {
+        Ok(url) => Ok(TransportAddr::Relay(url)),
+        Err(_) => Err(NetError::Address(text.clone())),
+    });
+    Ok(EndpointAddr::from_parts(id, ips.chain(relays).collect::<Result<Vec<_>, _>>()?))
+}

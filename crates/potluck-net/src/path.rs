@@ -1,0 +1,49 @@
+//! How a connection runs: over loopback, directly, or through a relay.
+
+use std::{fmt, time::Duration};
+
+use iroh::{TransportAddr, endpoint::Connection};
+
+/// What kind of path a connection's packets take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PathKind {
+    /// Within this machine.
+    Loopback,
+    /// From socket to socket.
+    Direct,
+    /// Through a relay, which sees ciphertext.
+    Relay,
+}
+
+/// The path that a connection uses at present.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathInfo {
+    /// What kind.
+    pub kind: PathKind,
+    /// Its round trip, as measured by the transport.
+    pub rtt: Duration,
+}
+
+impl PathInfo {
+    /// The selected path of a connection; none before one is chosen.
+    pub(crate) fn of(connection: &Connection) -> Option<Self> {
+        let paths = connection.paths();
+        let path = paths.iter().find(|path| path.is_selected()).or_else(|| paths.iter().next())?;
+        let kind = match path.remote_addr() {
+            TransportAddr::Ip(address) if address.ip().to_canonical().is_loopback() => PathKind::Loopback,
+            TransportAddr::Ip(_) => PathKind::Direct,
+            _ => PathKind::Relay,
+        };
+        Some(Self { kind, rtt: path.rtt() })
+    }
+}
+
+impl fmt::Display for PathKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Loopback => "loopback",
+            Self::Direct => "direct",
+            Self::Relay => "relay",
+        })
+    }
+}

@@ -1,0 +1,163 @@
+//! A stream's two tasks: one cuts bytes into frames, one writes what is to be sent.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, AtomicUsize, Ordering},
+};
+
+use bytes::Bytes;
+use iroh::endpoint::{ReadError, RecvStream, SendStream};
+use potluck_wire::{CONTROL_BYTES_MAX, Failure, FailureCode, Frame, FrameReader};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+};
+
+/// Writes that may wait for one stream. Credit keeps steps far below it; beyond it the stream ends with `OverBudget`.
+const WRITES_MAX: usize = 256;
+
+/// Bytes read from a stream at a time.
+const READ_BYTES: usize = 256 << 10;
+
+/// What a stream's reader found.
+#[derive(Debug)]
+pub(crate) enum Inbound {
+    Frame(Frame),
+    /// Nothing more comes.
+    Closed(Failure),
+}
+
+/// Our side of a stream. Dropped, it stops reading; what was given to it is still written.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    writes: mpsc::Sender<Bytes>,
+    limit: Arc<AtomicUsize>,
+    read_bytes: Arc<AtomicU64>,
+    written_bytes: u64,
+    pending: Vec<u8>,
+    reader: AbortHandle,
+}
+
+impl Stream {
+    /// Starts both tasks. What is read goes to `inbound` through `label`.
+    pub(crate) fn start<T: Send + 'static>(
+        tasks: &mut JoinSet<()>,
+        (send, recv): (SendStream, RecvStream),
+        inbound: mpsc::Sender<T>,
+        label: impl Fn(Inbound) -> T + Send + 'static,
+    ) -> Self {
+        let (writes, queue) = mpsc::channel(WRITES_MAX);
+        let limit = Arc::new(AtomicUsize::new(CONTROL_BYTES_MAX));
+        let read_bytes = Arc::new(AtomicU64::new(0));
+        let reader = tasks.spawn(read(recv, limit.clone(), read_bytes.clone(), inbound, label));
+        tokio::spawn(write(send, queue));
+        Self { writes, limit, read_bytes, written_bytes: 0, pending: Vec::new(), reader }
+    }
+
+    /// Frames that arrive may be so long from now on.
+    pub(crate) fn set_limit(&self, frame_bytes_max: usize) {
+        self.limit.store(frame_bytes_max, Ordering::Relaxed);
+    }
+
+    /// Adds a frame to what is written by the next `flush`.
+    pub(crate) fn push(&mut self, frame: &Frame) {
+        frame.encode(&mut self.pending);
+    }
+
+    /// Hands everything that was pushed to the writer, as one write.
+    pub(crate) fn flush(&mut self) -> Result<(), Failure> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let bytes = std::mem::take(&mut self.pending);
+        self.written_bytes += bytes.len() as u64;
+        self.writes.try_send(bytes.into()).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Failure::new(FailureCode::OverBudget, "the other side does not read"),
+            mpsc::error::TrySendError::Closed(_) => Failure::new(FailureCode::PeerLost, "the stream is gone"),
+        })
+    }
+
+    /// Bytes handed to the writer so far.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.written_bytes
+    }
+
+    /// Bytes read so far.
+    pub(crate) fn read_bytes(&self) -> u64 {
+        self.read_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Ends the stream: says why, unless it is `Done`, finishes it and stops reading.
+    pub(crate) fn end(mut self, failure: Failure) {
+        if failure.code != FailureCode::Done {
+            self.push(&Frame::Failed(failure));
+        }
+        let _ = self.flush();
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+async fn write(mut send: SendStream, mut queue: mpsc::Receiver<Bytes>) {
+    while let Some(bytes) = queue.recv().await {
+        if send.write_chunk(bytes).await.is_err() {
+            return;
+        }
+    }
+    let _ = send.finish();
+}
+
+async fn read<T: Send + 'static>(
+    mut recv: RecvStream,
+    limit: Arc<AtomicUsize>,
+    read_bytes: Arc<AtomicU64>,
+    inbound: mpsc::Sender<T>,
+    label: impl Fn(Inbound) -> T + Send + 'static,
+) {
+    let mut reader = FrameReader::new(CONTROL_BYTES_MAX);
+    let failure = loop {
+        let chunk = recv.read_chunk(READ_BYTES).await;
+        match chunk {
+            Ok(Some(bytes)) => {
+                read_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                reader.push(&bytes);
+            }
+            Ok(None) => break reader.finish().err().map_or(done(), protocol),
+            Err(error) => break lost(&error),
+        }
+        reader.set_limit(limit.load(Ordering::Relaxed));
+        let bad = loop {
+            match reader.next() {
+                Ok(None) => break None,
+                Ok(Some(frame)) => {
+                    if inbound.send(label(Inbound::Frame(frame))).await.is_err() {
+                        return;
+                    }
+                    // The frame may have raised the limit by the time that the next one is looked at.
+                    reader.set_limit(limit.load(Ordering::Relaxed));
+                }
+                Err(error) => break Some(protocol(error)),
+            }
+        };
+        if let Some(failure) = bad {
+            break failure;
+        }
+    };
+    let _ = inbound.send(label(Inbound::Closed(failure))).await;
+}
+
+fn done() -> Failure {
+    Failure::new(FailureCode::Done, "")
+}
+
+fn protocol(error: potluck_wire::WireError) -> Failure {
+    Failure::new(FailureCode::Protocol, error)
+}
+
+fn lost(error: &ReadError) -> Failure {
+    Failure::new(FailureCode::PeerLost, error)
+}
