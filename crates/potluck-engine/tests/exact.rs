@@ -49,6 +49,17 @@ fn stages_of_the_small_model_equal_the_whole_bit_for_bit() {
 }
 
 #[test]
+fn the_number_of_threads_and_their_pool_change_nothing() {
+    let model = small_model();
+    let run = |threads, poll| {
+        let settings = potluck_engine::EngineSettings { threads, threads_batch: threads, poll, ..exact() };
+        talk(&mut Chain::load(&model.chain(2, &settings)), 49_152, 4)
+    };
+    let expected = run(1, None);
+    assert!(run(2, Some(0)) == expected && run(2, None) == expected && run(1, Some(50)) == expected);
+}
+
+#[test]
 fn a_fork_continues_as_its_source_would() {
     let model = small_model();
     let mut chain = Chain::load(&model.chain(3, &exact()));

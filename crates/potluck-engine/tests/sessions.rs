@@ -80,8 +80,9 @@ fn by_default_differences_are_near_ties_only() {
         }
     }
     eprintln!("{} of {rows} rows have another largest logit; margins {flips:?}", flips.len());
-    assert!(flips.iter().all(|&margin| margin < 1.0), "no near-tie: {flips:?}");
-    assert!(flips.len() * 10 < rows, "{} of {rows} differ", flips.len());
+    // The prompts are random tokens, after which nothing is likely: many rows are near-ties.
+    assert!(flips.iter().all(|&margin| margin < 0.5), "no near-tie: {flips:?}");
+    assert!(flips.len() * 4 < rows, "{} of {rows} differ", flips.len());
 }
 
 /// Rows that name their session: with all weights as they are, a hidden state far from all others.
