@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use potluck_core::{Manifest, MetaValue, TensorEntry, bounds};
 
-use crate::gguf::{ALIGNMENT_KEY, Header, TensorInfo};
+use crate::{
+    gguf::{ALIGNMENT_KEY, DIMENSIONS_MAX, Header, NAME_BYTES_MAX, TensorInfo},
+    types,
+};
 
 /// Prefix of the keys that only say how a model is split into files.
 pub const SPLIT_PREFIX: &str = "split.";
@@ -57,6 +60,9 @@ pub enum ModelError {
         /// What the metadata says.
         width: u32,
     },
+    /// A tensor's size or layer is not what its shape and name say.
+    #[error("the tensor `{0}` is not what its shape and its name say")]
+    Tensor(String),
     /// No hash was given for a tensor.
     #[error("the tensor `{0}` was not hashed")]
     NotHashed(String),
@@ -138,9 +144,11 @@ pub fn check(manifest: &Manifest) -> Result<(), ModelError> {
     let layers = required(manifest, "block_count", "the number of layers", ENGINE_LAYERS_MAX)?;
     let width = required(manifest, "embedding_length", "the width", bounds::HIDDEN_WIDTH_MAX as u32)?;
     required(manifest, "context_length", "the context", u32::MAX)?;
+    check_tensors(manifest)?;
     check_layers(manifest, layers)?;
-    let embedding =
-        manifest.tensor("token_embd.weight").filter(|t| t.shape.len() <= 2 && t.shape[0] == u64::from(width));
+    let embedding = manifest
+        .tensor("token_embd.weight")
+        .filter(|t| t.shape.len() <= 2 && t.shape.first() == Some(&u64::from(width)));
     let rows = embedding.ok_or(ModelError::Embedding { width })?.shape.get(1).copied().unwrap_or(1);
     if rows > bounds::VOCABULARY_MAX as u64 {
         return Err(bound("the vocabulary", rows, bounds::VOCABULARY_MAX as u64));
@@ -152,6 +160,22 @@ fn required(manifest: &Manifest, key: &str, what: &'static str, max: u32) -> Res
     let missing = || ModelError::Missing(format!("{}.{key}", manifest.architecture()));
     let value = manifest.arch_number(key).filter(|&n| n > 0).ok_or_else(missing)?;
     u32::try_from(value).ok().filter(|&n| n <= max).ok_or(bound(what, value, max.into()))
+}
+
+/// Sizes and layers follow from shapes and names, and all sizes together are a number of bytes.
+fn check_tensors(manifest: &Manifest) -> Result<(), ModelError> {
+    let mut total = 0u64;
+    for tensor in &manifest.tensors {
+        let wrong = || ModelError::Tensor(tensor.name.clone());
+        let named = layer_of(&tensor.name) == tensor.layer.map(u64::from);
+        let shaped = tensor.shape.len() <= DIMENSIONS_MAX as usize && !tensor.shape.contains(&0);
+        let sized = types::tensor_bytes(tensor.kind, &tensor.shape) == Some(tensor.bytes);
+        if !(named && shaped && sized && tensor.name.len() as u64 <= NAME_BYTES_MAX) {
+            return Err(wrong());
+        }
+        total = total.checked_add(tensor.bytes).filter(|&n| i64::try_from(n).is_ok()).ok_or_else(wrong)?;
+    }
+    Ok(())
 }
 
 fn check_layers(manifest: &Manifest, layers: u32) -> Result<(), ModelError> {

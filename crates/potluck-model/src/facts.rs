@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use potluck_core::{LayerRange, Manifest, MetaArray, MetaValue, TensorType};
+use potluck_core::{LayerRange, Manifest, MetaArray, MetaValue, TensorEntry, TensorType};
 use serde::{Deserialize, Serialize};
 
 use crate::{family, types};
@@ -50,8 +50,8 @@ impl Facts {
             width: manifest.width(),
             vocabulary: vocabulary(manifest),
             context: manifest.context(),
-            parameters: manifest.tensors.iter().map(|t| t.shape.iter().product::<u64>()).sum(),
-            bytes: manifest.bytes(),
+            parameters: manifest.tensors.iter().map(parameters).fold(0, u64::saturating_add),
+            bytes: manifest.tensors.iter().map(|t| t.bytes).fold(0, u64::saturating_add),
             quantisation: quantisation(manifest),
             tied: tied(manifest),
             recurrent: family::is_recurrent(manifest.architecture()),
@@ -84,10 +84,15 @@ pub fn tied(manifest: &Manifest) -> bool {
     manifest.tensor("output.weight").is_none()
 }
 
+fn parameters(tensor: &TensorEntry) -> u64 {
+    tensor.shape.iter().copied().fold(1, u64::saturating_mul)
+}
+
 fn quantisation(manifest: &Manifest) -> String {
     let mut bytes: BTreeMap<TensorType, u64> = BTreeMap::new();
     for tensor in &manifest.tensors {
-        *bytes.entry(tensor.kind).or_default() += tensor.bytes;
+        let sum = bytes.entry(tensor.kind).or_default();
+        *sum = sum.saturating_add(tensor.bytes);
     }
     let most = bytes.into_iter().max_by_key(|&(_, bytes)| bytes);
     most.and_then(|(kind, _)| types::name(kind)).unwrap_or_default().to_owned()
@@ -96,7 +101,7 @@ fn quantisation(manifest: &Manifest) -> String {
 /// Bytes of weights that a layer range takes in memory, ends of the chain not included.
 pub fn layer_bytes(manifest: &Manifest, layers: LayerRange) -> u64 {
     let inside = |layer: Option<u32>| layer.is_some_and(|l| layers.contains(l));
-    manifest.tensors.iter().filter(|t| inside(t.layer)).map(|t| t.bytes).sum()
+    manifest.tensors.iter().filter(|t| inside(t.layer)).map(|t| t.bytes).fold(0, u64::saturating_add)
 }
 
 /// Bytes of cache that one position of one session takes in the layers of `range`, keys and values stored in those

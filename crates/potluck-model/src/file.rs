@@ -62,6 +62,6 @@ impl std::fmt::Debug for Extent {
 impl VirtualFile {
     /// The extents as one file.
     pub fn new(extents: Vec<Extent>) -> Self {
-        Self { size: extents.iter().map(Extent::len).sum(), extents }
+        Self { size: extents.iter().map(Extent::len).fold(0, u64::saturating_add), extents }
     }
 }

@@ -229,6 +229,42 @@ proptest! {
     }
 
     #[test]
+    fn a_manifest_from_a_stranger(
+        at in 0usize..20,
+        change in 0usize..6,
+        numbers in prop::collection::vec(prop_oneof![any::<u64>(), 0u64..9], 0..6),
+        key in prop::sample::select(vec![
+            "block_count", "embedding_length", "attention.head_count", "attention.head_count_kv", "moe_every_n_layers",
+            "attention.key_length", "interleave_moe_layer_step", "leading_dense_block_count", "attention.sliding_window",
+            "attention.sliding_window_pattern", "expert_used_count",
+        ]),
+        list: bool,
+    ) {
+        let tiny = Tiny::new("gemma3", 3).with("attention.sliding_window", MetaValue::U32(16));
+        let mut manifest = tiny.with("moe_every_n_layers", MetaValue::U32(u32::MAX)).manifest();
+        let number = numbers.first().copied().unwrap_or(u64::MAX);
+        let count = manifest.tensors.len();
+        let tensor = &mut manifest.tensors[at % count];
+        match change {
+            0 => tensor.shape = numbers.clone(),
+            1 => tensor.bytes = number,
+            2 => tensor.layer = Some(number as u32),
+            3 => tensor.kind = TensorType(number as u32),
+            _ => {}
+        }
+        let value = if list { MetaValue::Array(MetaArray::U64(numbers)) } else { MetaValue::U64(number) };
+        let key = format!("gemma3.{key}");
+        manifest.metadata.retain(|(k, _)| *k != key);
+        manifest.metadata.push((key, value));
+        let manifest = potluck_core::Manifest::new(manifest.tensors, manifest.metadata);
+        let _ = Facts::of(&manifest);
+        let _ = potluck_model::slice::legal_cuts(&manifest);
+        for (start, end) in [(0, 1), (1, 2), (0, 3), (2, 3)] {
+            let _ = potluck_model::slice::plan(&manifest, tiny::range(start, end), start == 0, end == 3);
+        }
+    }
+
+    #[test]
     fn hostile_bytes(bytes: Vec<u8>) {
         let _ = gguf::parse(&bytes);
     }

@@ -9,7 +9,7 @@ use potluck_core::{Manifest, MetaValue};
 
 use crate::facts;
 pub(crate) use table::counted;
-pub use table::is_recurrent;
+pub use table::{EXACT, is_recurrent};
 
 /// What Potluck knows about a model's family.
 #[derive(Debug, Clone, PartialEq, Eq)]

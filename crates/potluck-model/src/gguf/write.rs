@@ -9,7 +9,7 @@ use crate::types;
 /// tensor's bytes start.
 ///
 /// # Errors
-/// `Tensor` where a tensor has no size; `Bound` where a name is too long.
+/// `Tensor` where a tensor has no size; `Bound` where a name is too long, or all tensors together are.
 pub fn write(metadata: &[(String, MetaValue)], tensors: &[TensorSpec]) -> Result<Vec<u8>, GgufError> {
     let mut out = MAGIC.to_vec();
     out.extend(VERSION.to_le_bytes());
@@ -19,9 +19,14 @@ pub fn write(metadata: &[(String, MetaValue)], tensors: &[TensorSpec]) -> Result
         write_bytes(&mut out, key.as_bytes());
         write_value(&mut out, value);
     }
-    let mut offset = 0;
+    let mut offset = 0u64;
     for tensor in tensors {
-        offset += write_tensor(&mut out, tensor, offset)?.next_multiple_of(ALIGNMENT_DEFAULT);
+        let bytes = write_tensor(&mut out, tensor, offset)?.next_multiple_of(ALIGNMENT_DEFAULT);
+        offset = offset.checked_add(bytes).ok_or(GgufError::Bound {
+            what: "the size of all tensors",
+            value: u64::MAX,
+            max: i64::MAX as u64,
+        })?;
     }
     if !tensors.is_empty() {
         out.resize(out.len().next_multiple_of(ALIGNMENT_DEFAULT as usize), 0);

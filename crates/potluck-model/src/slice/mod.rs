@@ -144,7 +144,7 @@ pub fn plan(manifest: &Manifest, layers: LayerRange, head: bool, tail: bool) -> 
         layers,
         head,
         tail,
-        size: segments.iter().map(Segment::bytes).sum(),
+        size: segments.iter().map(Segment::bytes).fold(0, u64::saturating_add),
         segments,
         embedding: head.then(|| embedding(manifest, &family)).flatten(),
         width: manifest.width(),
