@@ -1,0 +1,82 @@
+//! What the generation loop needs of whatever runs the model.
+
+use std::sync::Arc;
+
+use potluck_chain::{Answer, SessionError};
+use potluck_core::{Hidden, Rows};
+use tokio::sync::watch;
+
+/// What a chain can take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChainShape {
+    /// Tokens of the vocabulary.
+    pub vocabulary: u32,
+    /// Positions that the session was opened for.
+    pub positions: u32,
+}
+
+/// A model that is ready to run for one session: peers on a route, or one engine.
+///
+/// Steps are answered in order. What the caches hold at or after a step's `start` is dropped first.
+#[expect(async_fn_in_trait, reason = "used by type, on one thread; no bound on the futures is wanted")]
+pub trait Chain {
+    /// What it can take.
+    fn shape(&self) -> ChainShape;
+
+    /// Sends tokens as positions `start..`, and returns the step's number. Several steps may be in flight.
+    ///
+    /// # Errors
+    /// See [`SessionError`].
+    async fn submit(&mut self, start: u32, tokens: &[u32], rows: Rows, top: u16) -> Result<u32, SessionError>;
+
+    /// The answer to the oldest step that has none yet. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// See [`SessionError`]; there is a deadline.
+    async fn answer(&mut self) -> Result<Answer, SessionError>;
+
+    /// A whole row of logits of the step that was answered last; `row` counts its positions.
+    ///
+    /// # Errors
+    /// See [`SessionError`]; there is a deadline.
+    async fn row(&mut self, sequence: u32, row: u16) -> Result<Hidden, SessionError>;
+
+    /// Bytes written on all hops of the route so far, headers included: for `bytes_per_position`.
+    fn bytes_written(&self) -> u64;
+
+    /// Ends the session everywhere.
+    async fn close(self);
+}
+
+/// Ends an answer from outside: Ctrl-C, a closed connection. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Cancel(Arc<watch::Sender<bool>>);
+
+impl Default for Cancel {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Cancel {
+    /// Not cancelled yet.
+    pub fn new() -> Self {
+        Self(Arc::new(watch::Sender::new(false)))
+    }
+
+    /// Ends the answer: no further step is sent.
+    pub fn cancel(&self) {
+        self.0.send_replace(true);
+    }
+
+    /// True once cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Returns once cancelled.
+    pub async fn cancelled(&self) {
+        // The sender is alive as long as `self`: waiting cannot fail.
+        let _ = self.0.subscribe().wait_for(|cancelled| *cancelled).await;
+    }
+}

@@ -1,0 +1,294 @@
+//! The loop: prefill in chunks, then one token after the other until something ends it.
+
+use std::collections::HashMap;
+
+use potluck_chain::{
+    Answer, STEPS_IN_FLIGHT_MAX,
+    sample::{Decision, FinishReason, Sampler, SamplingParams, StopRules, Stopper, TokenLogprobs},
+};
+use potluck_core::{Logits, Rows, bounds};
+use potluck_engine::{GrammarSource, VocabularyClient};
+
+use crate::{Cancel, Chain, GenerateError, Outcome, TokenEvent, run::Run};
+
+/// Prefill chunks in flight, unless the request says otherwise: enough to keep a few stages busy at once.
+pub const PREFILL_IN_FLIGHT: usize = 4;
+
+/// Tokens whose text is remembered. Beyond it the memory starts again, at the cost of asking again.
+const PIECES_MAX: usize = 1 << 17;
+
+/// What to answer, and how.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// The prompt's tokens: the whole conversation. What the session holds of it already is not evaluated again.
+    pub prompt: Vec<u32>,
+    /// How tokens are chosen.
+    pub params: SamplingParams,
+    /// Texts that end the answer.
+    pub stop: Vec<String>,
+    /// Tokens of the answer at most; none: as many as the context holds.
+    pub max_tokens: Option<u32>,
+    /// Go on after an end token: for measurements.
+    pub ignore_eos: bool,
+    /// What the answer must follow.
+    pub grammar: Option<GrammarSource>,
+    /// Positions of a prefill step, at most [`bounds::STEP_POSITIONS_MAX`].
+    pub chunk: u16,
+    /// Prefill steps in flight.
+    pub in_flight: usize,
+}
+
+impl Request {
+    /// With the default sampling, to the model's own end.
+    pub fn new(prompt: Vec<u32>) -> Self {
+        Self {
+            prompt,
+            params: SamplingParams::default(),
+            stop: Vec::new(),
+            max_tokens: None,
+            ignore_eos: false,
+            grammar: None,
+            chunk: bounds::STEP_POSITIONS_MAX as u16,
+            in_flight: PREFILL_IN_FLIGHT,
+        }
+    }
+}
+
+/// A chain, and what its caches hold: one answer after the other.
+#[derive(Debug)]
+pub struct Session<C> {
+    chain: C,
+    vocabulary: VocabularyClient,
+    /// The tokens that the caches hold once every step in flight has run.
+    held: Vec<u32>,
+    /// Steps of an answer that ended before they were answered.
+    unanswered: usize,
+    pieces: HashMap<u32, Vec<u8>>,
+}
+
+impl<C: Chain> Session<C> {
+    /// A session whose caches are empty.
+    pub fn new(chain: C, vocabulary: VocabularyClient) -> Self {
+        Self { chain, vocabulary, held: Vec::new(), unanswered: 0, pieces: HashMap::new() }
+    }
+
+    /// The chain: to show its route.
+    pub fn chain(&self) -> &C {
+        &self.chain
+    }
+
+    /// The vocabulary.
+    pub fn vocabulary(&self) -> &VocabularyClient {
+        &self.vocabulary
+    }
+
+    /// The tokens of a prompt that a template made: control tokens are read, and the text begins as the model wants.
+    ///
+    /// # Errors
+    /// `Vocabulary`.
+    pub async fn tokenize(&self, prompt: &str) -> Result<Vec<u32>, GenerateError> {
+        let begins = self.begins_by_itself(prompt).await?;
+        Ok(self.vocabulary.tokenize(prompt, !begins, true).await?)
+    }
+
+    /// True if the template wrote what the tokenizer would put before the prompt: once is enough.
+    async fn begins_by_itself(&self, prompt: &str) -> Result<bool, GenerateError> {
+        let info = self.vocabulary.info();
+        let Some(begin) = info.begin.filter(|_| info.adds_begin) else { return Ok(false) };
+        let piece = self.vocabulary.pieces(&[begin], true).await?.pop().unwrap_or_default();
+        Ok(!piece.is_empty() && prompt.as_bytes().starts_with(&piece))
+    }
+
+    /// The tokens of a prompt as it was typed (`--raw`): it begins as the model wants; control tokens are text.
+    ///
+    /// # Errors
+    /// `Vocabulary`.
+    pub async fn tokenize_raw(&self, prompt: &str) -> Result<Vec<u32>, GenerateError> {
+        Ok(self.vocabulary.tokenize(prompt, true, false).await?)
+    }
+
+    /// Answers `request`. `on_token` sees each token as it comes; `cancel` ends the answer within a step, with what
+    /// there is of it. The session can go on afterwards, unless the error is `Session`.
+    ///
+    /// # Errors
+    /// See [`GenerateError`].
+    pub async fn generate(
+        &mut self,
+        request: Request,
+        cancel: &Cancel,
+        mut on_token: impl FnMut(&TokenEvent),
+    ) -> Result<Outcome, GenerateError> {
+        let mut run = self.prepare(&request).await?;
+        let result = self.answer(&request, &mut run, cancel, &mut on_token).await;
+        if let Some(grammar) = run.grammar {
+            // A child that is gone has closed it already.
+            let _ = self.vocabulary.close_grammar(grammar).await;
+        }
+        let finish = result?;
+        Ok(run.finish(finish))
+    }
+
+    /// Ends the session everywhere.
+    pub async fn close(self) {
+        self.chain.close().await;
+    }
+
+    async fn prepare(&mut self, request: &Request) -> Result<Run, GenerateError> {
+        let shape = self.chain.shape();
+        let positions = shape.positions as usize;
+        match request.prompt.len() {
+            0 => return Err(GenerateError::EmptyPrompt),
+            tokens if tokens > positions => {
+                return Err(GenerateError::PromptTooLong { tokens, positions: shape.positions });
+            }
+            _ => {}
+        }
+        // The last token of an answer is not evaluated, and so takes no position.
+        let room = (positions - request.prompt.len() + 1) as u32;
+        let max_tokens = request.max_tokens.map_or(room, |max| max.min(room));
+        let ends = if request.ignore_eos { Vec::new() } else { self.vocabulary.info().ends.clone() };
+        let rules = StopRules { end_of_generation: ends.clone(), strings: request.stop.clone(), max_tokens };
+        let stopper = Stopper::new(rules)?;
+        let mut sampler = Sampler::new(request.params.clone(), shape.vocabulary)?;
+        request.prompt.iter().for_each(|&token| sampler.accept(token));
+        let top = request.params.top(request.grammar.is_some());
+        let mut run = Run::new(request.prompt.len(), max_tokens, ends, sampler, stopper, top);
+        if let Some(source) = &request.grammar {
+            run.grammar = Some(self.vocabulary.open_grammar(source.clone()).await?);
+        }
+        Ok(run)
+    }
+
+    async fn answer(
+        &mut self,
+        request: &Request,
+        run: &mut Run,
+        cancel: &Cancel,
+        on_token: &mut impl FnMut(&TokenEvent),
+    ) -> Result<FinishReason, GenerateError> {
+        if run.max_tokens == 0 {
+            return Ok(FinishReason::Length);
+        }
+        let Some(mut answer) = self.prefill(request, run, cancel).await? else { return Ok(FinishReason::Cancel) };
+        loop {
+            let (token, logprobs) = self.choose(run, answer).await?;
+            run.took(token);
+            // The next step is on its way while the text of this token is looked up and shown.
+            if !run.is_last(token) && !cancel.is_cancelled() {
+                self.submit(&[token], Rows::Last, run.top).await?;
+            }
+            let piece = self.piece(token).await?;
+            let progress = run.stopper.push(token, &piece);
+            let event = TokenEvent { token, text: progress.text, logprobs };
+            run.show(&event, on_token);
+            if let Some(finish) = progress.finish {
+                return Ok(finish);
+            }
+            let next = tokio::select! {
+                biased;
+                () = cancel.cancelled() => None,
+                next = self.chain.answer() => Some(next?),
+            };
+            let Some(next) = next else { return Ok(run.cancelled(on_token)) };
+            self.unanswered -= 1;
+            run.decoded(self.chain.bytes_written());
+            answer = next;
+        }
+    }
+
+    /// Evaluates what is new of the prompt. Returns the last step's answer; `None`: cancelled.
+    async fn prefill(
+        &mut self,
+        request: &Request,
+        run: &mut Run,
+        cancel: &Cancel,
+    ) -> Result<Option<Answer>, GenerateError> {
+        self.drain().await?;
+        let known = self.held.iter().zip(&request.prompt).take_while(|(a, b)| a == b).count();
+        // The last token is evaluated in any case: its logits are wanted.
+        let known = known.min(request.prompt.len() - 1);
+        self.held.truncate(known);
+        run.started(known);
+        let chunk = usize::from(request.chunk).clamp(1, bounds::STEP_POSITIONS_MAX);
+        let in_flight = request.in_flight.clamp(1, STEPS_IN_FLIGHT_MAX);
+        let mut chunks = request.prompt[known..].chunks(chunk).peekable();
+        loop {
+            while self.unanswered < in_flight
+                && let Some(tokens) = chunks.next()
+            {
+                let rows = if chunks.peek().is_none() { Rows::Last } else { Rows::None };
+                self.submit(tokens, rows, run.top).await?;
+            }
+            let answer = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Ok(None),
+                answer = self.chain.answer() => answer?,
+            };
+            self.unanswered -= 1;
+            if self.unanswered == 0 && chunks.peek().is_none() {
+                run.prefilled(self.chain.bytes_written());
+                return Ok(Some(answer));
+            }
+        }
+    }
+
+    /// Takes the answers that an earlier answer did not wait for.
+    async fn drain(&mut self) -> Result<(), GenerateError> {
+        while self.unanswered > 0 {
+            self.chain.answer().await?;
+            self.unanswered -= 1;
+        }
+        Ok(())
+    }
+
+    async fn submit(&mut self, tokens: &[u32], rows: Rows, top: u16) -> Result<(), GenerateError> {
+        self.chain.submit(self.held.len() as u32, tokens, rows, top).await?;
+        self.held.extend_from_slice(tokens);
+        self.unanswered += 1;
+        Ok(())
+    }
+
+    /// Chooses the next token; asks for the whole row where the reduced one does not decide.
+    async fn choose(&mut self, run: &mut Run, answer: Answer) -> Result<(u32, Option<TokenLogprobs>), GenerateError> {
+        let Answer { sequence, start, count, rows } = answer;
+        let mut row = rows.into_iter().next_back().ok_or(GenerateError::NoRow { sequence })?;
+        let position = start + u32::from(count);
+        let mut decision = self.sample(run, position, &row).await?;
+        if decision == Decision::NeedWholeRow {
+            row = Logits::Whole(self.chain.row(sequence, count.saturating_sub(1)).await?);
+            decision = self.sample(run, position, &row).await?;
+        }
+        // With the whole row there is nothing left to ask for.
+        let Decision::Token { token } = decision else { return Err(GenerateError::NoRow { sequence }) };
+        run.sampler.accept(token);
+        if let Some(grammar) = run.grammar.filter(|_| !run.ends.contains(&token)) {
+            self.vocabulary.accept(grammar, token).await?;
+        }
+        let logprobs = run.sampler.params().logprobs.map(|n| TokenLogprobs::of(&row, token, n));
+        Ok((token, logprobs))
+    }
+
+    async fn sample(&self, run: &Run, position: u32, row: &Logits) -> Result<Decision, GenerateError> {
+        let allowed = match (run.grammar, row) {
+            (None, _) => None,
+            (Some(grammar), Logits::Whole(_)) => Some(self.vocabulary.allowed(grammar, None).await?),
+            (Some(grammar), Logits::Top { .. }) => {
+                Some(self.vocabulary.allowed(grammar, Some(&Sampler::tokens_of(row))).await?)
+            }
+        };
+        Ok(run.sampler.sample(position, row, allowed.as_deref())?)
+    }
+
+    /// The bytes of a token; control tokens have none.
+    async fn piece(&mut self, token: u32) -> Result<Vec<u8>, GenerateError> {
+        if let Some(piece) = self.pieces.get(&token) {
+            return Ok(piece.clone());
+        }
+        let piece = self.vocabulary.pieces(&[token], false).await?.pop().unwrap_or_default();
+        if self.pieces.len() >= PIECES_MAX {
+            self.pieces.clear();
+        }
+        self.pieces.insert(token, piece.clone());
+        Ok(piece)
+    }
+}

@@ -1,0 +1,43 @@
+//! What an answer was: the part of the command line's JSON that generation knows.
+
+use potluck_chain::sample::{FinishReason, TokenLogprobs};
+use serde::Serialize;
+
+/// One token of an answer, as it comes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenEvent {
+    /// The token.
+    pub token: u32,
+    /// Text that became safe to show: it may be empty, and belong to earlier tokens too.
+    pub text: String,
+    /// Where the request asked for it.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// A finished answer, and how long it took.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Outcome {
+    /// The answer's text, without the stop string that ended it.
+    pub text: String,
+    /// Its tokens, the end token included if it came, the prompt not.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of the answer.
+    pub completion_tokens: usize,
+    /// Prompt tokens that the caches held already.
+    pub reused_tokens: usize,
+    /// Seconds from the first step sent to the first token.
+    pub ttft_s: f64,
+    /// Prompt tokens evaluated, over the time until the last of them was answered.
+    pub prefill_tokens_per_s: f64,
+    /// Tokens after the first, over their time; 0 where there are none.
+    pub decode_tokens_per_s: f64,
+    /// Bytes written on all hops in decode, headers included, per position; 0 where there was no decode step.
+    pub bytes_per_position: f64,
+    /// One entry a token, where they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<Vec<TokenLogprobs>>,
+}

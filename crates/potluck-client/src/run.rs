@@ -1,0 +1,161 @@
+//! One answer under way: what it has so far, and when things happened.
+
+use std::time::Instant;
+
+use potluck_chain::sample::{FinishReason, Sampler, Stopper, TokenLogprobs};
+use potluck_engine::GrammarId;
+
+use crate::{Outcome, TokenEvent};
+
+/// One answer under way.
+pub(crate) struct Run {
+    pub(crate) sampler: Sampler,
+    pub(crate) stopper: Stopper,
+    pub(crate) grammar: Option<GrammarId>,
+    /// Logits that the tail is asked for.
+    pub(crate) top: u16,
+    pub(crate) max_tokens: u32,
+    /// Tokens that end the answer, unless they are to be ignored.
+    pub(crate) ends: Vec<u32>,
+    text: String,
+    tokens: Vec<u32>,
+    logprobs: Vec<TokenLogprobs>,
+    clock: Clock,
+}
+
+/// When things happened, and how many bytes had been written then.
+struct Clock {
+    prompt_tokens: usize,
+    reused: usize,
+    started: Instant,
+    prefilled: Option<Instant>,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+    bytes_prefilled: u64,
+    bytes: u64,
+    decoded: u64,
+}
+
+impl Run {
+    pub(crate) fn new(
+        prompt_tokens: usize,
+        max_tokens: u32,
+        ends: Vec<u32>,
+        sampler: Sampler,
+        stopper: Stopper,
+        top: u16,
+    ) -> Self {
+        let clock = Clock {
+            prompt_tokens,
+            reused: 0,
+            started: Instant::now(),
+            prefilled: None,
+            first_token: None,
+            last_token: None,
+            bytes_prefilled: 0,
+            bytes: 0,
+            decoded: 0,
+        };
+        Self {
+            sampler,
+            stopper,
+            grammar: None,
+            top,
+            max_tokens,
+            ends,
+            text: String::new(),
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            clock,
+        }
+    }
+
+    /// The first step is about to be sent; the caches held so many tokens of the prompt.
+    pub(crate) fn started(&mut self, reused: usize) {
+        self.clock.reused = reused;
+        self.clock.started = Instant::now();
+    }
+
+    /// The last prefill step was answered.
+    pub(crate) fn prefilled(&mut self, bytes: u64) {
+        self.clock.prefilled = Some(Instant::now());
+        (self.clock.bytes_prefilled, self.clock.bytes) = (bytes, bytes);
+    }
+
+    /// A decode step was answered.
+    pub(crate) fn decoded(&mut self, bytes: u64) {
+        self.clock.bytes = bytes;
+        self.clock.decoded += 1;
+    }
+
+    /// A token was chosen.
+    pub(crate) fn took(&mut self, token: u32) {
+        let now = Instant::now();
+        self.clock.first_token.get_or_insert(now);
+        self.clock.last_token = Some(now);
+        self.tokens.push(token);
+    }
+
+    /// True if no token follows the one that was taken last.
+    pub(crate) fn is_last(&self, token: u32) -> bool {
+        self.ends.contains(&token) || self.tokens.len() >= self.max_tokens as usize
+    }
+
+    /// A token's text is safe to show.
+    pub(crate) fn show(&mut self, event: &TokenEvent, on_token: &mut impl FnMut(&TokenEvent)) {
+        self.text += &event.text;
+        self.logprobs.extend(event.logprobs.clone());
+        on_token(event);
+    }
+
+    /// Cancelled: the text that was held back is shown with the last token.
+    pub(crate) fn cancelled(&mut self, on_token: &mut impl FnMut(&TokenEvent)) -> FinishReason {
+        let text = self.stopper.flush();
+        if let (false, Some(&token)) = (text.is_empty(), self.tokens.last()) {
+            self.show(&TokenEvent { token, text, logprobs: None }, on_token);
+        }
+        FinishReason::Cancel
+    }
+
+    pub(crate) fn finish(self, finish_reason: FinishReason) -> Outcome {
+        let Self { text, tokens, logprobs, clock, sampler, .. } = self;
+        Outcome {
+            text,
+            finish_reason,
+            prompt_tokens: clock.prompt_tokens,
+            completion_tokens: tokens.len(),
+            reused_tokens: clock.reused,
+            ttft_s: clock.first_token.map_or(0.0, |first| seconds(clock.started, first)),
+            prefill_tokens_per_s: clock.prefill_rate(),
+            decode_tokens_per_s: clock.decode_rate(tokens.len()),
+            bytes_per_position: clock.bytes_per_position(),
+            logprobs: sampler.params().logprobs.map(|_| logprobs),
+            tokens,
+        }
+    }
+}
+
+impl Clock {
+    fn prefill_rate(&self) -> f64 {
+        let evaluated = (self.prompt_tokens - self.reused) as f64;
+        self.prefilled.map_or(0.0, |at| rate(evaluated, seconds(self.started, at)))
+    }
+
+    fn decode_rate(&self, tokens: usize) -> f64 {
+        let time = self.first_token.zip(self.last_token).map_or(0.0, |(first, last)| seconds(first, last));
+        rate(tokens.saturating_sub(1) as f64, time)
+    }
+
+    fn bytes_per_position(&self) -> f64 {
+        rate((self.bytes - self.bytes_prefilled) as f64, self.decoded as f64)
+    }
+}
+
+/// A rate, or 0 where nothing was measured: JSON has no infinity.
+fn rate(amount: f64, over: f64) -> f64 {
+    if over > 0.0 { amount / over } else { 0.0 }
+}
+
+fn seconds(from: Instant, to: Instant) -> f64 {
+    to.saturating_duration_since(from).as_secs_f64()
+}
