@@ -85,11 +85,8 @@ fn judge(peer: PeerId, identity: &Identity, hello: &Hello) -> Result<(Member, We
     }
     let member = identity.gate.check(&hello.grant, peer, utc_now());
     let member = member.map_err(|error| NetError::NotMember { peer, error })?;
-    let bounds = Bounds {
-        step_positions: STEP_POSITIONS_MAX as u16,
-        hop_frames: HOP_FRAMES_MAX,
-        sessions: SESSIONS_PER_CLIENT,
-    };
+    let bounds =
+        Bounds { step_positions: STEP_POSITIONS_MAX as u16, hop_frames: HOP_FRAMES_MAX, sessions: SESSIONS_PER_CLIENT };
     let codecs = CodecSet::all().common(hello.codecs);
     Ok((member, Welcome { version, features: 0, codecs, bounds, grant: identity.grant.clone() }))
 }

@@ -95,7 +95,9 @@ impl Node {
                 let builder = builder.clear_ip_transports().portmapper_config(PortmapperConfig::Disabled);
                 builder.bind_addr(local).map_err(|error| refused(&error))?
             }
-            Bind::Address(address) => builder.clear_ip_transports().bind_addr(address).map_err(|error| refused(&error))?,
+            Bind::Address(address) => {
+                builder.clear_ip_transports().bind_addr(address).map_err(|error| refused(&error))?
+            }
         };
         let endpoint = builder.bind().await.map_err(|error| refused(&error))?;
         Ok(Self { endpoint, identity: Arc::new(identity), deadlines, links: Links::default() })

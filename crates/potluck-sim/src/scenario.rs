@@ -38,6 +38,8 @@ pub struct Scenario {
     pub sessions: usize,
     /// Caches of each stage: fewer than sessions, and some are refused.
     pub caches: u16,
+    /// When the first session may start; all do within the second that follows. Faults strike in the first eight.
+    pub start: Duration,
     /// Longest one-way delay of a link.
     pub delay: Duration,
     /// What goes wrong.
@@ -54,6 +56,7 @@ impl Scenario {
             layers: 6,
             sessions: 4,
             caches: 4,
+            start: Duration::ZERO,
             delay: Duration::from_millis(20),
             faults: Faults::default(),
         }
@@ -74,6 +77,7 @@ impl Scenario {
             layers: stages as u32 * rng.u32(1..=3),
             sessions: rng.usize(1..=8),
             caches: rng.u16(2..=8),
+            start: Duration::ZERO,
             delay: Duration::from_millis(rng.u64(1..=200)),
             faults: Faults { kills, engine_losses, freezes, cuts, twins, drops, swaps, flips },
         }

@@ -289,7 +289,7 @@ impl World {
 
     fn schedule_start(&mut self) {
         for client in 0..self.clients.len() {
-            let at = Duration::from_millis(self.rng.u64(0..1_000));
+            let at = self.scenario.start + Duration::from_millis(self.rng.u64(0..1_000));
             self.at(at, Due::Wake(End::Client(client, 0)));
         }
     }

@@ -80,3 +80,15 @@ fn one_killed_peer_ends_every_session_that_used_it() {
         );
     }
 }
+
+#[test]
+fn a_peer_whose_engine_came_back_serves_as_before() {
+    for seed in seeds().into_iter().take(100) {
+        let faults = Faults { engine_losses: 3, freezes: 2, ..Faults::default() };
+        let early = run(Scenario { faults, ..Scenario::calm(seed) });
+        assert!(early.failed.keys().all(|code| *code == "engine_lost"), "seed {seed:#x}: {early:?}");
+        let start = std::time::Duration::from_secs(20);
+        let late = run(Scenario { faults, start, ..Scenario::calm(seed) });
+        assert_eq!((late.finished, late.failed.len()), (4, 0), "seed {seed:#x}: {late:?}");
+    }
+}

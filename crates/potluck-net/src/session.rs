@@ -1,0 +1,321 @@
+//! The driver of a client's session.
+
+use std::{collections::HashMap, time::Instant};
+
+use potluck_chain::{Answer, ClientSession, Effect, Event, Hop, SessionConfig, SessionError};
+use potluck_core::{Hidden, Rows, SignedOffer, StageCommand, StageReply};
+use potluck_wire::{Failure, FailureCode, Frame, OFFERS_MAX, PeerAddress};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{sleep_until, timeout},
+};
+
+use crate::{
+    Link, NetError, Node, PathInfo,
+    greet::{read_one, write_last},
+    stream::{Inbound, Stream},
+};
+
+/// Events that wait for the caller: beyond it, readers stop reading.
+const EVENTS_MAX: usize = 512;
+
+/// A stage on the client's own machine, at the first or the last place of a route.
+#[derive(Debug)]
+pub struct OwnPort {
+    /// Which place on the route.
+    pub hop: usize,
+    /// Commands, in order.
+    pub commands: mpsc::Sender<StageCommand>,
+    /// Replies.
+    pub replies: mpsc::Receiver<StageReply>,
+}
+
+/// What a session tells its caller.
+#[derive(Debug)]
+pub enum SessionEvent {
+    /// Steps may be submitted.
+    Ready,
+    /// A step's answer, in order.
+    Answer(Answer),
+    /// The whole row that was asked for.
+    Row {
+        /// The step.
+        sequence: u32,
+        /// The row.
+        row: u16,
+        /// All logits, in order of token id.
+        logits: Hidden,
+    },
+}
+
+#[derive(Debug)]
+enum Happened {
+    Came { hop: usize, what: Inbound },
+    Own { hop: usize, reply: StageReply },
+}
+
+/// An open session. It moves only while its caller awaits [`next`](Self::next); dropped, it ends on every peer.
+#[derive(Debug)]
+pub struct Session {
+    machine: ClientSession,
+    links: Vec<Option<Link>>,
+    streams: HashMap<usize, Stream>,
+    own: HashMap<usize, mpsc::Sender<StageCommand>>,
+    inbox: mpsc::Receiver<Happened>,
+    told: std::collections::VecDeque<Result<SessionEvent, SessionError>>,
+    _tasks: JoinSet<()>,
+    closed_bytes: (u64, u64),
+}
+
+impl Node {
+    /// Opens a session: connects to every peer of the route at once, and tells each its neighbours. Own stages are loaded
+    /// already; `own` says how to reach them. The first event is [`SessionEvent::Ready`].
+    ///
+    /// # Errors
+    /// `PeerLost` where a peer is not reached or does not let us in, else as [`ClientSession::new`].
+    pub async fn open(&self, mut config: SessionConfig, own: Vec<OwnPort>) -> Result<Session, SessionError> {
+        let links = self.connect_route(&config.route).await?;
+        // What a peer showed as its grant is what its previous peer will check.
+        for (hop, link) in config.route.iter_mut().zip(&links) {
+            if let (Hop::Remote(remote), Some(link)) = (hop, link) {
+                remote.grant.clone_from(&link.welcome.grant);
+            }
+        }
+        let mut tasks = JoinSet::new();
+        let (events, inbox) = mpsc::channel(EVENTS_MAX);
+        let mut streams = HashMap::new();
+        for (hop, link) in links.iter().enumerate() {
+            let Some(link) = link else { continue };
+            let halves = link.open_stream(self).await.map_err(|error| unreached(&config.route[hop], &error))?;
+            let label = move |what| Happened::Came { hop, what };
+            streams.insert(hop, Stream::start(&mut tasks, halves, events.clone(), label));
+        }
+        let own = own.into_iter().map(|port| connect_own(port, &events, &mut tasks)).collect();
+        let machine = ClientSession::new(Instant::now(), config)?;
+        let told = Default::default();
+        let mut session = Session { machine, links, streams, own, inbox, told, _tasks: tasks, closed_bytes: (0, 0) };
+        session.perform_all();
+        Ok(session)
+    }
+
+    async fn connect_route(&self, route: &[Hop]) -> Result<Vec<Option<Link>>, SessionError> {
+        let mut attempts = JoinSet::new();
+        for (hop, stage) in route.iter().enumerate() {
+            if let Hop::Remote(remote) = stage {
+                let (node, address) = (self.clone(), remote.address.clone());
+                attempts.spawn(async move { (hop, node.connect(&address).await) });
+            }
+        }
+        let mut links = vec![None; route.len()];
+        while let Some(attempt) = attempts.join_next().await {
+            let Ok((hop, result)) = attempt else { continue };
+            links[hop] = Some(result.map_err(|error| unreached(&route[hop], &error))?);
+        }
+        Ok(links)
+    }
+
+    /// Asks a peer for the offers that it knows.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect); `Lost` where it does not answer in time.
+    pub async fn offers(&self, from: &PeerAddress) -> Result<Vec<SignedOffer>, NetError> {
+        match self.ask(from, Frame::ListOffers).await? {
+            Frame::Offers(offers) if offers.len() <= OFFERS_MAX => Ok(offers),
+            other => Err(NetError::Unexpected { peer: from.peer, got: other.kind(), expected: "offers" }),
+        }
+    }
+
+    /// Tells a peer of an offer.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect); `Lost` where it does not answer in time.
+    pub async fn announce(&self, to: &PeerAddress, offer: SignedOffer) -> Result<(), NetError> {
+        self.ask(to, Frame::Announce(offer)).await.map(|_| ())
+    }
+
+    async fn ask(&self, peer: &PeerAddress, question: Frame) -> Result<Frame, NetError> {
+        let link = self.connect(peer).await?;
+        let (mut send, mut recv) = link.open_stream(self).await?;
+        let lost = |reason: String| NetError::Lost { peer: peer.peer, reason };
+        write_last(&mut send, &question).await.map_err(|error| lost(error.to_string()))?;
+        let answer = timeout(self.deadlines.greet, read_one(peer.peer, &mut recv)).await;
+        answer.map_err(|_| lost(format!("no answer within {} s", self.deadlines.greet.as_secs_f32())))?
+    }
+}
+
+fn unreached(hop: &Hop, error: &NetError) -> SessionError {
+    let layers = hop.layers().to_string();
+    let failure = error.failure();
+    match hop.peer() {
+        Some(peer) if failure.code == FailureCode::PeerLost => SessionError::PeerLost { peer, layers, failure },
+        Some(peer) => SessionError::Peer { peer, layers, failure },
+        None => SessionError::Closed,
+    }
+}
+
+fn connect_own(
+    mut port: OwnPort,
+    events: &mpsc::Sender<Happened>,
+    tasks: &mut JoinSet<()>,
+) -> (usize, mpsc::Sender<StageCommand>) {
+    let (hop, events) = (port.hop, events.clone());
+    tasks.spawn(async move {
+        while let Some(reply) = port.replies.recv().await {
+            if events.send(Happened::Own { hop, reply }).await.is_err() {
+                return;
+            }
+        }
+        let reply = StageReply::Lost { reason: "the stage is gone".into() };
+        let _ = events.send(Happened::Own { hop, reply }).await;
+    });
+    (port.hop, port.commands)
+}
+
+impl Session {
+    /// Sends tokens down the route. See [`ClientSession::submit`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn submit(&mut self, start: u32, tokens: Vec<u32>, rows: Rows, top: u16) -> Result<u32, SessionError> {
+        let sequence = self.machine.submit(Instant::now(), start, tokens, rows, top)?;
+        self.perform_all();
+        Ok(sequence)
+    }
+
+    /// Asks for a whole row. See [`ClientSession::request_row`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn request_row(&mut self, sequence: u32, row: u16) -> Result<(), SessionError> {
+        self.machine.request_row(Instant::now(), sequence, row)?;
+        self.perform_all();
+        Ok(())
+    }
+
+    /// What the session has to tell next. Safe to cancel: nothing is lost.
+    ///
+    /// # Errors
+    /// How the session ended; from then on always `Closed`.
+    pub async fn next(&mut self) -> Result<SessionEvent, SessionError> {
+        loop {
+            if let Some(told) = self.told.pop_front() {
+                return told;
+            }
+            if self.machine.is_over() {
+                return Err(SessionError::Closed);
+            }
+            let deadline = self.machine.poll_timeout().map(tokio::time::Instant::from_std);
+            let alarm = async {
+                match deadline {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                Some(happened) = self.inbox.recv() => self.happen(happened),
+                () = alarm => self.tell(Event::Timeout),
+            }
+        }
+    }
+
+    /// Steps that have not been answered yet.
+    pub fn in_flight(&self) -> usize {
+        self.machine.in_flight()
+    }
+
+    /// Positions that the caches hold once every submitted step has run.
+    pub fn held(&self) -> u32 {
+        self.machine.held()
+    }
+
+    /// How each stage of the route is reached at present; none for own stages.
+    pub fn paths(&self) -> Vec<Option<PathInfo>> {
+        self.links.iter().map(|link| link.as_ref().and_then(Link::path)).collect()
+    }
+
+    /// Bytes written to and read from peers on this session's streams so far.
+    pub fn bytes(&self) -> (u64, u64) {
+        self.streams.values().fold(self.closed_bytes, |(written, read), stream| {
+            (written + stream.written_bytes(), read + stream.read_bytes())
+        })
+    }
+
+    /// Ends the session on every peer.
+    pub fn close(&mut self) {
+        self.machine.close();
+        self.perform_all();
+    }
+
+    fn happen(&mut self, happened: Happened) {
+        match happened {
+            Happened::Came { hop, what: Inbound::Frame(frame) } => self.tell(Event::Frame { hop, frame }),
+            Happened::Came { hop, what: Inbound::Closed(failure) } => self.tell(Event::Closed { hop, failure }),
+            Happened::Own { hop, reply } => self.tell(Event::Own { hop, reply }),
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.machine.handle(Instant::now(), event);
+        self.perform_all();
+    }
+
+    fn perform_all(&mut self) {
+        while let Some(effect) = self.machine.poll() {
+            self.perform(effect);
+        }
+        let failed: Vec<_> = self
+            .streams
+            .iter_mut()
+            .filter_map(|(hop, stream)| stream.flush().err().map(|failure| (*hop, failure)))
+            .collect();
+        for (hop, failure) in failed {
+            self.end_stream(hop, Failure::new(FailureCode::Done, ""));
+            self.tell(Event::Closed { hop, failure });
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send { hop, frame } => {
+                if let Some(stream) = self.streams.get_mut(&hop) {
+                    stream.push(&frame);
+                }
+            }
+            Effect::Limit { hop, frame_bytes_max } => {
+                if let Some(stream) = self.streams.get(&hop) {
+                    stream.set_limit(frame_bytes_max);
+                }
+            }
+            Effect::Close { hop, failure } => self.end_stream(hop, failure),
+            Effect::Own { hop, command } => {
+                let sent = self.own.get(&hop).map(|commands| commands.try_send(command));
+                if !matches!(sent, Some(Ok(()))) && !self.machine.is_over() {
+                    let reply = StageReply::Lost { reason: "the stage does not take commands".into() };
+                    self.machine.handle(Instant::now(), Event::Own { hop, reply });
+                }
+            }
+            Effect::Ready => self.told.push_back(Ok(SessionEvent::Ready)),
+            Effect::Answer(answer) => self.told.push_back(Ok(SessionEvent::Answer(answer))),
+            Effect::Row { sequence, row, logits } => {
+                self.told.push_back(Ok(SessionEvent::Row { sequence, row, logits }));
+            }
+            Effect::Failed(error) => self.told.push_back(Err(error)),
+        }
+    }
+
+    fn end_stream(&mut self, hop: usize, failure: Failure) {
+        if let Some(stream) = self.streams.remove(&hop) {
+            self.closed_bytes.0 += stream.written_bytes();
+            self.closed_bytes.1 += stream.read_bytes();
+            stream.end(failure);
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
