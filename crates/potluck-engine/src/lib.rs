@@ -34,6 +34,8 @@ mod settings;
 mod stage;
 #[allow(unsafe_code, reason = "a limit of the process")]
 pub mod vocabulary;
+#[allow(unsafe_code, reason = "llama.cpp makes the models")]
+pub mod zoo;
 
 pub use error::EngineError;
 pub use load::{FILES_MAX, Load, Part};

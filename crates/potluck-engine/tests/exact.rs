@@ -4,7 +4,8 @@
 mod common;
 
 use common::{Chain, Gguf, argmax, bits, exact, small_model, tokens};
-use potluck_core::{CacheId, Rows, StageError};
+use potluck_core::{CacheId, LayerRange, Rows, StageError};
+use potluck_model::slice;
 
 const CACHE: CacheId = CacheId(0);
 
@@ -94,4 +95,49 @@ fn bounds_of_a_cache_are_typed_errors_and_leave_it_usable() {
     stage.close(CacheId(1));
     stage.close(CacheId(1));
     assert_eq!(stage.open(CacheId(2), 8), Ok(()));
+}
+
+/// The zoo's models, written once for all tests of this binary.
+fn zoo() -> Vec<(String, Gguf, tempfile::TempDir)> {
+    let write = |animal: potluck_engine::zoo::Animal| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        potluck_engine::zoo::write(&animal.metadata, &mut std::fs::File::create(&path).unwrap()).unwrap();
+        (format!("{}: {}", animal.architecture, animal.shows), Gguf::open(path), folder)
+    };
+    potluck_engine::zoo::animals().into_iter().map(write).collect()
+}
+
+/// The chain cut at `cuts`; none where one of its stages is illegal.
+fn cut(model: &Gguf, cuts: &[u32]) -> Option<Chain> {
+    let edges: Vec<u32> = [0].into_iter().chain(cuts.iter().copied()).chain([model.layers()]).collect();
+    let ranges = edges.windows(2).map(|edge| LayerRange::new(edge[0], edge[1]).unwrap());
+    let legal = |layers: LayerRange| {
+        let (head, tail) = (layers.start() == 0, layers.end() == model.layers());
+        slice::plan(&model.manifest, layers, head, tail).is_ok().then_some(layers)
+    };
+    let ranges: Vec<LayerRange> = ranges.map(legal).collect::<Option<_>>()?;
+    Some(Chain::load(&ranges.into_iter().map(|layers| model.stage(layers, &exact())).collect::<Vec<_>>()))
+}
+
+#[test]
+fn every_family_of_the_zoo_is_cut_exactly() {
+    let mut failures = Vec::new();
+    for (name, model, _folder) in zoo() {
+        let vocabulary = potluck_model::facts::vocabulary(&model.manifest);
+        let expected = talk(&mut Chain::load(&[model.whole(&exact())]), vocabulary, 12);
+        let mut proven = 0;
+        for cuts in [&[][..], &[1], &[2], &[3], &[4], &[5], &[2, 4], &[1, 3], &[1, 2, 3, 4, 5]] {
+            let Some(mut chain) = cut(&model, cuts) else { continue };
+            proven += 1;
+            if talk(&mut chain, vocabulary, 12) != expected {
+                failures.push(format!("{name}, cut at {cuts:?}, differs from the whole"));
+            }
+        }
+        eprintln!("{name}: {proven} cuts");
+        if proven < 3 {
+            failures.push(format!("{name}: only {proven} of the cuts are legal"));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
 }

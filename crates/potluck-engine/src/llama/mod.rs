@@ -11,8 +11,8 @@ mod threads;
 mod vocab;
 
 pub(crate) use context::{Batch, Context, ContextParams, DecodeError, Rows};
-pub(crate) use log::init;
+pub(crate) use log::{init, recent_errors};
 pub(crate) use model::{Model, ModelParams};
-pub(crate) use stream::VirtualReader;
+pub(crate) use stream::{Stream, VirtualReader};
 pub(crate) use table::Table;
 pub(crate) use vocab::{Grammar, GrammarRefusal, Vocab};
