@@ -22,10 +22,12 @@
 //! What holds where: on Linux all of this. On macOS a child is a fence against crashes, without a sandbox, and a virtual
 //! file is copied to a temporary one to be loaded. On Windows this crate does not build yet.
 
+pub mod bare;
 mod error;
 #[allow(unsafe_code, reason = "the foreign functions are here")]
 mod llama;
 mod load;
+pub mod probe;
 #[allow(unsafe_code, reason = "descriptors, and what happens between fork and exec")]
 mod process;
 #[allow(unsafe_code, reason = "system calls that the standard library does not make")]

@@ -37,7 +37,10 @@ fn equal_to_whole(model: &Gguf, parts: &[usize], steps: usize) {
     let vocabulary = potluck_model::facts::vocabulary(&model.manifest);
     let settings = exact();
     let expected = talk(&mut Chain::load(&[model.whole(&settings)]), vocabulary, steps);
-    assert!(expected.iter().any(|row| row.iter().any(|&bits| bits != expected[0][0])), "logits differ among themselves");
+    assert!(
+        expected.iter().any(|row| row.iter().any(|&bits| bits != expected[0][0])),
+        "logits differ among themselves"
+    );
     for &parts in parts {
         let got = talk(&mut Chain::load(&model.chain(parts, &settings)), vocabulary, steps);
         assert!(got == expected, "{parts} stages differ from the whole model");
@@ -95,6 +98,29 @@ fn bounds_of_a_cache_are_typed_errors_and_leave_it_usable() {
     stage.close(CacheId(1));
     stage.close(CacheId(1));
     assert_eq!(stage.open(CacheId(2), 8), Ok(()));
+}
+
+#[test]
+fn the_bare_loop_and_the_whole_model_say_the_same() {
+    let model = small_model();
+    let load = model.whole(&exact());
+    let prompt = tokens(5, 40, 49_152);
+    let mut bare = potluck_engine::bare::Bare::load(&load).unwrap();
+    bare.prefill(&prompt).unwrap();
+    let first = bare.likeliest(prompt.len() - 1).unwrap();
+    let (rest, _) = bare.decode(first, 12).unwrap();
+    bare.clear();
+    bare.prefill(&prompt).unwrap();
+    assert_eq!(bare.likeliest(prompt.len() - 1).unwrap(), first, "cleared");
+
+    let mut whole = Chain::load(&[load]);
+    whole.open(CACHE, 512);
+    let mut token = argmax(&whole.run(CACHE, 0, &prompt, Rows::Last).unwrap()[0]);
+    assert_eq!(token, first);
+    for (position, expected) in (prompt.len() as u32..).zip(rest) {
+        token = argmax(&whole.run(CACHE, position, &[token], Rows::Last).unwrap()[0]);
+        assert_eq!(token, expected);
+    }
 }
 
 /// The zoo's models, written once for all tests of this binary.

@@ -6,12 +6,8 @@ mod common;
 use std::{io::Write as _, sync::Arc};
 
 use common::{Chain, Gguf, argmax, bits, exact, small_model, tokens};
-use potluck_core::{
-    CacheId, Input, LayerRange, Rows, Stage, StageCommand, StageError, StageReply, Step,
-};
-use potluck_engine::{
-    EngineError, EngineProcess, EngineProgram, EngineStage, Load, Part, try_out_sandbox,
-};
+use potluck_core::{CacheId, Input, LayerRange, Rows, Stage, StageCommand, StageError, StageReply, Step};
+use potluck_engine::{EngineError, EngineProcess, EngineProgram, EngineStage, Load, Part, try_out_sandbox};
 use potluck_model::{Extent, VirtualFile};
 use tokio::sync::mpsc;
 

@@ -4,9 +4,7 @@
 mod common;
 
 use common::small_model;
-use potluck_engine::{
-    EngineProgram, GrammarSource, VocabularyClient, VocabularyError, vocabulary::GRAMMARS_MAX,
-};
+use potluck_engine::{EngineProgram, GrammarSource, VocabularyClient, VocabularyError, vocabulary::GRAMMARS_MAX};
 
 async fn client() -> VocabularyClient {
     let program = EngineProgram { program: env!("CARGO_BIN_EXE_potluck-engine-child").into(), args: Vec::new() };
@@ -59,7 +57,8 @@ async fn a_grammar_allows_what_follows_it_and_nothing_else() {
 #[tokio::test]
 async fn a_json_schema_is_a_grammar() {
     let client = client().await;
-    let schema = r#"{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"],"additionalProperties":false}"#;
+    let schema =
+        r#"{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"],"additionalProperties":false}"#;
     let grammar = client.open_grammar(GrammarSource::JsonSchema(schema.into())).await.unwrap();
     for token in client.tokenize(r#"{"n": 42}"#, false, false).await.unwrap() {
         client.accept(grammar, token).await.unwrap();
@@ -81,7 +80,9 @@ async fn hostile_grammars_are_errors_and_the_next_call_works() {
     // Every alternative branches: refused, out of memory or out of time, but an answer; and the next call gets one.
     let exploding = "root ::= ((((\"a\"{0,2000}){0,2000}){0,2000}){0,2000})".to_owned();
     let _ = open(exploding).await.map_err(|error| assert!(!error.to_string().is_empty()));
-    assert!(client.open_grammar(GrammarSource::JsonSchema("{\"$ref\":\"#\"}".into())).await.is_ok_and(|_| true) || true);
+    assert!(
+        client.open_grammar(GrammarSource::JsonSchema("{\"$ref\":\"#\"}".into())).await.is_ok_and(|_| true) || true
+    );
     assert!(client.open_grammar(GrammarSource::JsonSchema("not json".into())).await.is_err());
     assert_eq!(client.tokenize("still here", false, false).await.unwrap().len(), 2);
 }

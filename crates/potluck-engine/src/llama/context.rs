@@ -232,7 +232,9 @@ impl Context {
         let found = capture.rows.len() / capture.width.max(1);
         match capture.fault {
             None if found == expected => Ok(()),
-            fault => Err(DecodeError::Capture { expected, found, why: fault.unwrap_or("the layer has no such output") }),
+            fault => {
+                Err(DecodeError::Capture { expected, found, why: fault.unwrap_or("the layer has no such output") })
+            }
         }
     }
 
@@ -314,9 +316,8 @@ fn raw_params(settings: &EngineSettings, capture: Option<NonNull<Capture>>) -> s
 /// Called by the scheduler: first whether `tensor` is wanted (`ask`), then when it is computed.
 unsafe extern "C" fn take_rows(tensor: *mut sys::ggml_tensor, ask: bool, data: *mut c_void) -> bool {
     // SAFETY: the scheduler passes a live tensor whose name ends in a zero byte, and our own data.
-    let (tensor, capture, name) = unsafe {
-        (&*tensor, &mut *data.cast::<Capture>(), CStr::from_ptr((*tensor).name.as_ptr()))
-    };
+    let (tensor, capture, name) =
+        unsafe { (&*tensor, &mut *data.cast::<Capture>(), CStr::from_ptr((*tensor).name.as_ptr())) };
     if name != capture.name.as_c_str() {
         // Not wanted; and had it been computed all the same: go on.
         return !ask;

@@ -1,11 +1,6 @@
 //! A model that llama.cpp has loaded.
 
-use std::{
-    ffi::c_void,
-    fs::File,
-    ptr::NonNull,
-    sync::Arc,
-};
+use std::{ffi::c_void, fs::File, ptr::NonNull, sync::Arc};
 
 use llama_cpp_sys_2 as sys;
 use potluck_model::VirtualFile;

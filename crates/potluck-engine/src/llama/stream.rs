@@ -101,11 +101,7 @@ impl Stream {
     pub(crate) fn open(file: &VirtualFile, files: &[Arc<File>], map: bool) -> Result<Self, EngineError> {
         let reader = VirtualReader::new(&file.extents, files)?;
         if reader.size() != file.size {
-            return Err(EngineError::Mismatch {
-                what: "size".into(),
-                expected: file.size,
-                found: reader.size(),
-            });
+            return Err(EngineError::Mismatch { what: "size".into(), expected: file.size, found: reader.size() });
         }
         match reader.single() {
             Some((file, offset)) if map && offset % TENSOR_ALIGNMENT == 0 => Self::of_file(file, offset),

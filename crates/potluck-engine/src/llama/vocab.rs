@@ -51,7 +51,8 @@ impl Vocab {
             let given = i32::try_from(room).map_err(|_| usize::MAX)?;
             let out = tokens.as_mut_ptr();
             // SAFETY: the text has `len` bytes and the output room for `given` tokens.
-            let count = unsafe { sys::llama_tokenize(self.as_ptr(), text.as_ptr().cast(), len, out, given, special, parse) };
+            let count =
+                unsafe { sys::llama_tokenize(self.as_ptr(), text.as_ptr().cast(), len, out, given, special, parse) };
             if let Ok(count) = usize::try_from(count) {
                 tokens.truncate(count);
                 return Ok(tokens.into_iter().map(|token| token as u32).collect());

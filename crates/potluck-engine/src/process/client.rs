@@ -2,9 +2,7 @@
 
 use std::io::{ErrorKind, Write as _};
 
-use potluck_core::{
-    CacheId, Hidden, Output, Stage, StageCommand, StageError, StageReply, StageShape, Step,
-};
+use potluck_core::{CacheId, Hidden, Output, Stage, StageCommand, StageError, StageReply, StageShape, Step};
 
 use super::{
     connect::{Connection, Loaded, connect, into_engine, is_end},

@@ -91,7 +91,11 @@ impl EngineProcess {
     ///
     /// # Errors
     /// The last failure, after [`RESTARTS_MAX`] children in a row that died before their first answer.
-    pub async fn run(self, mut commands: Receiver<StageCommand>, replies: Sender<StageReply>) -> Result<(), EngineError> {
+    pub async fn run(
+        self,
+        mut commands: Receiver<StageCommand>,
+        replies: Sender<StageReply>,
+    ) -> Result<(), EngineError> {
         let Self { program, load, connection, mut shape } = self;
         let mut connection = Some(connection);
         let mut failures = 0u32;

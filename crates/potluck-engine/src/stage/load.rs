@@ -22,7 +22,9 @@ impl LlamaStage {
         let (spec, model, cache_bytes_per_position) = match &load.part {
             Part::Stage { spec, source, cache_bytes_per_position } => (spec, &source.model, *cache_bytes_per_position),
             Part::Whole { spec, model, cache_bytes_per_position } => (spec, model, *cache_bytes_per_position),
-            Part::Vocabulary { .. } => return Err(EngineError::NotAStage("only its vocabulary is to be loaded".into())),
+            Part::Vocabulary { .. } => {
+                return Err(EngineError::NotAStage("only its vocabulary is to be loaded".into()));
+            }
         };
         load.settings.check_budget(cache_bytes_per_position)?;
         let model = open(model, load, progress)?;
@@ -83,18 +85,12 @@ impl LlamaStage {
 }
 
 fn open(model: &VirtualFile, load: &Load, progress: impl FnMut(f32)) -> Result<Arc<Model>, EngineError> {
-    let params =
-        ModelParams { gpu_layers: load.settings.gpu_layers, mmap: load.settings.mmap, vocabulary_only: false };
+    let params = ModelParams { gpu_layers: load.settings.gpu_layers, mmap: load.settings.mmap, vocabulary_only: false };
     Model::load(model, &load.files, params, progress)
 }
 
 /// How tokens or hidden states enter a stage made by the slicer; refuses a file that is not what was planned.
-fn entry(
-    model: &Model,
-    spec: &StageSpec,
-    source: &StageSource,
-    files: &[Arc<File>],
-) -> Result<Entry, EngineError> {
+fn entry(model: &Model, spec: &StageSpec, source: &StageSource, files: &[Arc<File>]) -> Result<Entry, EngineError> {
     expect("number of layers", source.layers, model.layers())?;
     expect("width", source.width, model.width())?;
     expect("number of position components", source.positions_per_token.into(), model.position_components() as u32)?;

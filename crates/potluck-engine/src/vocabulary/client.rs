@@ -109,11 +109,7 @@ impl VocabularyClient {
     ///
     /// # Errors
     /// `UnknownGrammar` where it is not open; `TimedOut` and `Ended` as they say.
-    pub async fn allowed(
-        &self,
-        grammar: GrammarId,
-        candidates: Option<&[u32]>,
-    ) -> Result<Vec<bool>, VocabularyError> {
+    pub async fn allowed(&self, grammar: GrammarId, candidates: Option<&[u32]>) -> Result<Vec<bool>, VocabularyError> {
         let expected = candidates.map_or(self.info.tokens as usize, <[u32]>::len);
         let candidates = candidates.map(<[u32]>::to_vec);
         match self.call(Command::Allowed { grammar, candidates }).await? {

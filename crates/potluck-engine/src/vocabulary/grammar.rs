@@ -36,7 +36,9 @@ impl GrammarSource {
         within("depth of the grammar", nesting(text.as_bytes(), open, close), GRAMMAR_NESTING_MAX)?;
         match self {
             // llama.cpp takes an empty text for no grammar at all.
-            Self::Gbnf(text) if text.trim().is_empty() => Err(VocabularyError::Malformed("grammar: it is empty".into())),
+            Self::Gbnf(text) if text.trim().is_empty() => {
+                Err(VocabularyError::Malformed("grammar: it is empty".into()))
+            }
             Self::Gbnf(text) => check_rules(text),
             Self::JsonSchema(_) => Ok(()),
         }

@@ -67,13 +67,31 @@ pub enum VocabularyError {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Command {
-    Tokenize { text: String, special: bool, parse: bool },
-    Pieces { tokens: Vec<u32>, special: bool },
-    Open { grammar: GrammarId, source: GrammarSource },
-    Close { grammar: GrammarId },
+    Tokenize {
+        text: String,
+        special: bool,
+        parse: bool,
+    },
+    Pieces {
+        tokens: Vec<u32>,
+        special: bool,
+    },
+    Open {
+        grammar: GrammarId,
+        source: GrammarSource,
+    },
+    Close {
+        grammar: GrammarId,
+    },
     /// Of the whole vocabulary where there are no candidates.
-    Allowed { grammar: GrammarId, candidates: Option<Vec<u32>> },
-    Accept { grammar: GrammarId, token: u32 },
+    Allowed {
+        grammar: GrammarId,
+        candidates: Option<Vec<u32>>,
+    },
+    Accept {
+        grammar: GrammarId,
+        token: u32,
+    },
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -34,7 +34,9 @@ impl VocabularyService {
         let vocab = Vocab::new(model);
         match vocab.len() as usize {
             0 => Err(EngineError::Model("it has no vocabulary".into())),
-            n if n > potluck_core::bounds::VOCABULARY_MAX => Err(EngineError::Model(format!("{n} tokens are too many"))),
+            n if n > potluck_core::bounds::VOCABULARY_MAX => {
+                Err(EngineError::Model(format!("{n} tokens are too many")))
+            }
             _ => Ok(Self { vocab, grammars: HashMap::new() }),
         }
     }

@@ -32,29 +32,35 @@ pub fn animals() -> Vec<Animal> {
             "a mixture of experts of their own size",
             &[("expert_count", 4), ("expert_used_count", 2), ("expert_feed_forward_length", 32)],
         ),
-        animal("gemma3", "a sliding window in five layers of six, and a scaled embedding", &[
-            ("attention.sliding_window", 16),
-            ("attention.key_length", HEAD_WIDTH),
-            ("attention.value_length", HEAD_WIDTH),
-        ]),
+        animal(
+            "gemma3",
+            "a sliding window in five layers of six, and a scaled embedding",
+            &[
+                ("attention.sliding_window", 16),
+                ("attention.key_length", HEAD_WIDTH),
+                ("attention.value_length", HEAD_WIDTH),
+            ],
+        ),
         animal("olmo2", "norms after attention", &[]),
         animal("phi3", "one matrix for queries, keys and values", &[("rope.scaling.original_context_length", 512)]),
         animal("gpt2", "learned positions", &[]),
-        with(animal("granite", "an embedding scaled by the metadata", &[]), &[
-            ("logit_scale", 8.0),
-            ("residual_scale", 0.22),
-            ("embedding_scale", 12.0),
-            ("attention.scale", 0.25),
-        ]),
+        with(
+            animal("granite", "an embedding scaled by the metadata", &[]),
+            &[("logit_scale", 8.0), ("residual_scale", 0.22), ("embedding_scale", 12.0), ("attention.scale", 0.25)],
+        ),
         sections(animal("qwen2vl", "positions with several components", &[])),
-        animal("gpt-oss", "a window in every other layer, sinks, experts", &[
-            ("attention.sliding_window", 16),
-            ("expert_count", 4),
-            ("expert_used_count", 2),
-            ("expert_feed_forward_length", 32),
-            ("attention.key_length", HEAD_WIDTH),
-            ("attention.value_length", HEAD_WIDTH),
-        ]),
+        animal(
+            "gpt-oss",
+            "a window in every other layer, sinks, experts",
+            &[
+                ("attention.sliding_window", 16),
+                ("expert_count", 4),
+                ("expert_used_count", 2),
+                ("expert_feed_forward_length", 32),
+                ("attention.key_length", HEAD_WIDTH),
+                ("attention.value_length", HEAD_WIDTH),
+            ],
+        ),
     ]
 }
 

@@ -114,7 +114,9 @@ fn content(name: &str, count: usize, inputs: f32) -> Vec<f32> {
         _ if name.starts_with("token_embd") || name.starts_with("position_embd") => (0.0, 1.0),
         _ => (0.0, 1.7 / inputs.sqrt()),
     };
-    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let seed = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     let mut state = seed | 1;
     let mut draw = || {
         state ^= state << 13;
