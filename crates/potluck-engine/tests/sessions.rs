@@ -15,7 +15,7 @@ fn script(session: u16) -> Vec<Vec<u32>> {
     let (first, second) = prompt.split_at(20 + 3 * usize::from(session % 4));
     let singles = tokens(u64::from(session) + 900, 12, 49_152);
     let mut steps = vec![first.to_vec(), second.to_vec()];
-    steps.extend(singles.chunks(if session % 3 == 0 { 2 } else { 1 }).map(<[u32]>::to_vec));
+    steps.extend(singles.chunks(if session.is_multiple_of(3) { 2 } else { 1 }).map(<[u32]>::to_vec));
     steps
 }
 

@@ -80,9 +80,6 @@ async fn hostile_grammars_are_errors_and_the_next_call_works() {
     // Every alternative branches: refused, out of memory or out of time, but an answer; and the next call gets one.
     let exploding = "root ::= ((((\"a\"{0,2000}){0,2000}){0,2000}){0,2000})".to_owned();
     let _ = open(exploding).await.map_err(|error| assert!(!error.to_string().is_empty()));
-    assert!(
-        client.open_grammar(GrammarSource::JsonSchema("{\"$ref\":\"#\"}".into())).await.is_ok_and(|_| true) || true
-    );
     assert!(client.open_grammar(GrammarSource::JsonSchema("not json".into())).await.is_err());
     assert_eq!(client.tokenize("still here", false, false).await.unwrap().len(), 2);
 }

@@ -91,6 +91,9 @@ impl Drop for Child {
 
 type Spawned = Result<(std::process::Child, UnixStream), EngineError>;
 
+/// What to start, and where to answer.
+type Order = (EngineProgram, mpsc::SyncSender<Spawned>);
+
 /// Starts `program` with one end of a socket pair; the other end.
 pub(crate) fn spawn(program: &EngineProgram) -> Result<(Child, UnixStream), EngineError> {
     let (answer, wait) = mpsc::sync_channel(1);
@@ -102,10 +105,10 @@ pub(crate) fn spawn(program: &EngineProgram) -> Result<(Child, UnixStream), Engi
 }
 
 /// The thread that starts every child. On Linux a child dies with the *thread* that started it: this one stays.
-fn warden() -> Result<&'static mpsc::Sender<(EngineProgram, mpsc::SyncSender<Spawned>)>, EngineError> {
-    static WARDEN: OnceLock<Option<mpsc::Sender<(EngineProgram, mpsc::SyncSender<Spawned>)>>> = OnceLock::new();
+fn warden() -> Result<&'static mpsc::Sender<Order>, EngineError> {
+    static WARDEN: OnceLock<Option<mpsc::Sender<Order>>> = OnceLock::new();
     let start = || {
-        let (sender, jobs) = mpsc::channel::<(EngineProgram, mpsc::SyncSender<Spawned>)>();
+        let (sender, jobs) = mpsc::channel::<Order>();
         let work = move || {
             for (program, answer) in jobs {
                 let _ = answer.send(start(&program));
@@ -136,9 +139,12 @@ fn prepare(descriptor: i32, peer: u32) -> std::io::Result<()> {
     let check = |result: i32| if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) };
     #[cfg(target_os = "linux")]
     {
-        // SAFETY: plain system calls. The peer may have died before the first: then nobody would end us.
+        // SAFETY: a plain system call.
         check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
-        if unsafe { libc::getppid() } as u32 != peer {
+        // SAFETY: a plain system call.
+        let parent = unsafe { libc::getppid() };
+        if parent as u32 != peer {
+            // The peer died before the first call: nobody would end us.
             return Err(std::io::ErrorKind::BrokenPipe.into());
         }
     }

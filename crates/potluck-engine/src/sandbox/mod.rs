@@ -95,8 +95,11 @@ pub(crate) fn try_out() -> Vec<Attempt> {
     attempts
 }
 
+/// A system call that gives a negative number where it is refused.
+type Call = fn() -> i32;
+
 /// System calls that no part of the standard library makes.
-fn forbidden_calls() -> [(&'static str, fn() -> i32); 4] {
+fn forbidden_calls() -> [(&'static str, Call); 4] {
     // SAFETY: plain system calls; should a fork succeed, the new process ends at once.
     unsafe {
         [
