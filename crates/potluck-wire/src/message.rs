@@ -192,9 +192,36 @@ pub struct Failure {
 }
 
 impl FailureCode {
+    /// All of them, in order of their numbers.
+    pub const ALL: [Self; 18] = [
+        Self::Done,
+        Self::Protocol,
+        Self::Version,
+        Self::NotAdmitted,
+        Self::UnknownSession,
+        Self::Gap,
+        Self::Epoch,
+        Self::NotServed,
+        Self::Busy,
+        Self::ContextFull,
+        Self::Engine,
+        Self::EngineLost,
+        Self::PeerLost,
+        Self::Idle,
+        Self::Deadline,
+        Self::OverBudget,
+        Self::Cancelled,
+        Self::Leaving,
+    ];
+
     /// The number that closes a QUIC stream or connection for this reason.
     pub fn number(self) -> u32 {
         self as u32
+    }
+
+    /// The reason of that number, or none where a later version made it up.
+    pub fn from_number(number: u64) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| u64::from(code.number()) == number)
     }
 }
 
@@ -287,5 +314,28 @@ impl Bounded for HopOpen {}
 impl Bounded for Vec<potluck_core::SignedOffer> {
     fn check(&self) -> Result<(), WireError> {
         at_most("offers", self.len(), crate::OFFERS_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_of_the_reasons_are_pinned() {
+        let numbers: Vec<_> = FailureCode::ALL.iter().map(|code| code.number()).collect();
+        assert_eq!(numbers, (0..18).collect::<Vec<_>>());
+        assert_eq!(FailureCode::from_number(3), Some(FailureCode::NotAdmitted));
+        assert_eq!(FailureCode::from_number(17), Some(FailureCode::Leaving));
+        assert_eq!(FailureCode::from_number(18), None);
+    }
+
+    #[test]
+    fn a_long_detail_is_cut_between_characters() {
+        let failure = Failure::new(FailureCode::Engine, "é".repeat(TEXT_BYTES_MAX));
+        assert_eq!(failure.detail.len(), TEXT_BYTES_MAX);
+        let failure = Failure::new(FailureCode::Engine, format!("a{}", "é".repeat(TEXT_BYTES_MAX)));
+        assert_eq!(failure.detail.len(), TEXT_BYTES_MAX - 1);
+        assert_eq!(failure.check(), Ok(()));
     }
 }

@@ -1,0 +1,246 @@
+//! One frame of each kind, and any frame at all.
+
+use potluck_core::{
+    Hidden, LayerRange, Logits, ModelId, Offer, PeerId, Rows, SecretKey, SessionId, SessionKey, SignedOffer,
+    StageShape, StageSpec, StageSpeed,
+};
+use potluck_wire::{
+    AnswerFrame, Bounds, Codec, CodecSet, Failure, FailureCode, Frame, Hello, HopOpen, NextHop, OpenSession,
+    PeerAddress, Prefix, PreviousHop, Refusal, StepFrame, Welcome,
+};
+use proptest::{collection::vec, option, prelude::*, sample::select};
+
+/// Frames whose bytes are pinned, by the name of their file.
+pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
+    let peer = |n: u8| PeerId::from_bytes([n; 32]);
+    let session = SessionId::from_bytes([0xa1; 16]);
+    let spec = StageSpec {
+        model: ModelId::from_bytes([0x11; 32]),
+        layers: LayerRange::new(4, 14).unwrap(),
+        head: false,
+        tail: true,
+    };
+    let address =
+        PeerAddress { peer: peer(3), addresses: vec!["192.168.1.7:7575".into()], relay: Some("https://r.test".into()) };
+    let open = OpenSession {
+        session,
+        epoch: 2,
+        stage: spec,
+        positions: 4_096,
+        previous: PreviousHop::Client,
+        next: NextHop::Client,
+        codec_in: Codec::F16,
+        codec_out: Codec::F16,
+        prefix: None,
+        idle_ms: 600_000,
+    };
+    let between = OpenSession {
+        stage: StageSpec { tail: false, ..spec },
+        previous: PreviousHop::Peer(peer(2)),
+        next: NextHop::Peer { address, grant: vec![9; 3] },
+        prefix: Some(Prefix { session: SessionId::from_bytes([0xa2; 16]), positions: 300 }),
+        ..open.clone()
+    };
+    let step = StepFrame {
+        sequence: 7,
+        epoch: 2,
+        start: 0x0102_0304,
+        count: 1,
+        rows: Rows::Last,
+        top: 128,
+        codec: Codec::F32,
+        payload: vec![0, 0, 128, 63, 0, 0, 0, 192],
+    };
+    let tokens = StepFrame {
+        count: 2,
+        rows: Rows::None,
+        top: 0,
+        codec: Codec::Tokens,
+        payload: vec![1, 0, 0, 0, 255, 191, 0, 0],
+        ..step.clone()
+    };
+    let top = Logits::Top { largest: vec![(50, 1.5), (7, -2.0)], log_sum_exp: 2.25 };
+    let answer = AnswerFrame {
+        sequence: 7,
+        epoch: 2,
+        start: 9,
+        count: 2,
+        rows: vec![top, Logits::Whole(Hidden(vec![1.0, 0.5]))],
+    };
+    let bounds = Bounds { step_positions: 512, hop_frames: 16, sessions: 64 };
+    vec![
+        (
+            "hello",
+            Frame::Hello(Hello {
+                version_min: 1,
+                version_max: 1,
+                features: 0,
+                codecs: CodecSet::all(),
+                grant: vec![1, 2, 3],
+                agent: "potluck/0.1.0".into(),
+            }),
+        ),
+        (
+            "welcome",
+            Frame::Welcome(Welcome { version: 1, features: 0, codecs: CodecSet::all(), bounds, grant: vec![4, 5] }),
+        ),
+        ("refused", Frame::Refused(Refusal { code: FailureCode::NotAdmitted, version_min: 1, version_max: 1 })),
+        ("open", Frame::Open(Box::new(open))),
+        ("open-between", Frame::Open(Box::new(between))),
+        ("ready", Frame::Ready),
+        ("hop-open", Frame::HopOpen(HopOpen { session: SessionKey { client: peer(1), id: session }, epoch: 2 })),
+        ("hop-ready", Frame::HopReady),
+        ("step", Frame::Step(step)),
+        ("step-tokens", Frame::Step(tokens)),
+        ("answer", Frame::Answer(answer)),
+        ("credit", Frame::Credit { frames: 300 }),
+        ("row-request", Frame::RowRequest { sequence: 7, row: 1 }),
+        ("row", Frame::Row { sequence: 7, row: 1, logits: Hidden(vec![1.0, -0.5]) }),
+        ("failed", Frame::Failed(Failure::new(FailureCode::PeerLost, "gone").of(peer(3)))),
+        ("announce", Frame::Announce(signed_offer(3))),
+        ("list-offers", Frame::ListOffers),
+        ("offers", Frame::Offers(vec![signed_offer(3), signed_offer(4)])),
+    ]
+}
+
+fn signed_offer(n: u8) -> SignedOffer {
+    let key = SecretKey::from_bytes(&[n; 32]);
+    let spec = StageSpec {
+        model: ModelId::from_bytes([0x11; 32]),
+        layers: LayerRange::new(0, 4).unwrap(),
+        head: true,
+        tail: false,
+    };
+    let shape = StageShape {
+        spec,
+        width: 576,
+        vocabulary: 49_152,
+        caches: 8,
+        context: 2_048,
+        cache_bytes_per_position: 3_072,
+        weight_bytes: 14_000_000,
+        exact: true,
+    };
+    let speed = StageSpeed { decode_us: 1_200, prefill_position_us: 300 };
+    Offer {
+        peer: key.peer_id(),
+        sequence: 1_800_000_000_001,
+        expires: 1_800_000_120,
+        addresses: vec!["127.0.0.1:4000".into()],
+        shape,
+        speed,
+        free_caches: 7,
+        free_bytes: 1 << 30,
+    }
+    .sign(&key)
+}
+
+/// Any frame that its sender may send.
+pub(crate) fn any_frame() -> impl Strategy<Value = Frame> {
+    prop_oneof![
+        any_greeting(),
+        any_open().prop_map(|open| Frame::Open(Box::new(open))),
+        (any_key(), any::<u32>()).prop_map(|(session, epoch)| Frame::HopOpen(HopOpen { session, epoch })),
+        any_step(),
+        any_answer(),
+        any::<u32>().prop_map(|frames| Frame::Credit { frames }),
+        any::<(u32, u16)>().prop_map(|(sequence, row)| Frame::RowRequest { sequence, row }),
+        (any::<(u32, u16)>(), any_hidden()).prop_map(|((sequence, row), logits)| Frame::Row { sequence, row, logits }),
+        (any_code(), option::of(any_peer()), ".{0,40}").prop_map(|(code, peer, detail)| Frame::Failed(Failure {
+            code,
+            peer,
+            detail
+        })),
+        any::<u8>().prop_map(|n| Frame::Announce(signed_offer(n))),
+        vec(any::<u8>(), 0..4).prop_map(|ns| Frame::Offers(ns.into_iter().map(signed_offer).collect())),
+        select(vec![Frame::Ready, Frame::HopReady, Frame::ListOffers]),
+    ]
+}
+
+fn any_greeting() -> impl Strategy<Value = Frame> {
+    let hello = (any::<(u16, u16, u64, u32)>(), vec(any::<u8>(), 0..40), "[ -~]{0,20}").prop_map(
+        |((version_min, version_max, features, codecs), grant, agent)| {
+            Frame::Hello(Hello { version_min, version_max, features, codecs: CodecSet(codecs), grant, agent })
+        },
+    );
+    let welcome = (any::<(u16, u64, u32)>(), any::<(u16, u32, u16)>(), vec(any::<u8>(), 0..40)).prop_map(
+        |((version, features, codecs), (step_positions, hop_frames, sessions), grant)| {
+            let bounds = Bounds { step_positions, hop_frames, sessions };
+            Frame::Welcome(Welcome { version, features, codecs: CodecSet(codecs), bounds, grant })
+        },
+    );
+    let refused = (any_code(), any::<(u16, u16)>())
+        .prop_map(|(code, (version_min, version_max))| Frame::Refused(Refusal { code, version_min, version_max }));
+    prop_oneof![hello, welcome, refused]
+}
+
+fn any_open() -> impl Strategy<Value = OpenSession> {
+    let previous = prop_oneof![Just(PreviousHop::Client), any_peer().prop_map(PreviousHop::Peer)];
+    let address = (any_peer(), vec("[0-9.:]{0,20}", 0..4), option::of("[a-z:/.]{0,20}"))
+        .prop_map(|(peer, addresses, relay)| PeerAddress { peer, addresses, relay });
+    let next = prop_oneof![
+        Just(NextHop::Client),
+        (address, vec(any::<u8>(), 0..40)).prop_map(|(address, grant)| NextHop::Peer { address, grant })
+    ];
+    let prefix =
+        option::of((any_session(), any::<u32>()).prop_map(|(session, positions)| Prefix { session, positions }));
+    let codecs = (select(Codec::ALL.to_vec()), select(Codec::ALL.to_vec()));
+    (any_session(), any_spec(), any::<(u32, u32, u32)>(), previous, next, codecs, prefix).prop_map(
+        |(session, stage, (epoch, positions, idle_ms), previous, next, (codec_in, codec_out), prefix)| OpenSession {
+            session,
+            epoch,
+            stage,
+            positions,
+            previous,
+            next,
+            codec_in,
+            codec_out,
+            prefix,
+            idle_ms,
+        },
+    )
+}
+
+fn any_step() -> impl Strategy<Value = Frame> {
+    let rows = select(vec![Rows::None, Rows::Last, Rows::All]);
+    let header = (any::<(u32, u32, u32)>(), 1u16..=512, rows, any::<u16>(), select(Codec::ALL.to_vec()));
+    (header, vec(any::<u8>(), 0..200)).prop_map(|(((sequence, epoch, start), count, rows, top, codec), payload)| {
+        Frame::Step(StepFrame { sequence, epoch, start, count, rows, top, codec, payload })
+    })
+}
+
+fn any_answer() -> impl Strategy<Value = Frame> {
+    let top = (vec((any::<u32>(), -9f32..9.0), 0..8), -9f32..9.0)
+        .prop_map(|(largest, log_sum_exp)| Logits::Top { largest, log_sum_exp });
+    let row = prop_oneof![top, any_hidden().prop_map(Logits::Whole)];
+    (any::<(u32, u32, u32)>(), 8u16..=512, vec(row, 0..8)).prop_map(|((sequence, epoch, start), count, rows)| {
+        Frame::Answer(AnswerFrame { sequence, epoch, start, count, rows })
+    })
+}
+
+fn any_hidden() -> impl Strategy<Value = Hidden> {
+    vec(-9f32..9.0, 0..20).prop_map(Hidden)
+}
+
+fn any_code() -> impl Strategy<Value = FailureCode> {
+    select(FailureCode::ALL.to_vec())
+}
+
+fn any_peer() -> impl Strategy<Value = PeerId> {
+    any::<[u8; 32]>().prop_map(PeerId::from_bytes)
+}
+
+fn any_session() -> impl Strategy<Value = SessionId> {
+    any::<[u8; 16]>().prop_map(SessionId::from_bytes)
+}
+
+fn any_key() -> impl Strategy<Value = SessionKey> {
+    (any_peer(), any_session()).prop_map(|(client, id)| SessionKey { client, id })
+}
+
+fn any_spec() -> impl Strategy<Value = StageSpec> {
+    (any::<[u8; 32]>(), 0u32..500, 1u32..500, any::<(bool, bool)>()).prop_map(|(model, start, layers, (head, tail))| {
+        let layers = LayerRange::new(start, start + layers).unwrap();
+        StageSpec { model: ModelId::from_bytes(model), layers, head, tail }
+    })
+}

@@ -1,0 +1,147 @@
+//! Frames as bytes: pinned, round trips, and whatever else may arrive.
+//!
+//! `tests/golden/KIND.hex` holds one frame of each kind, as it is on the wire, lengths included. A change there is a
+//! change of the protocol: it takes a new version, not a new file.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod any;
+
+use std::path::PathBuf;
+
+use any::{any_frame, examples};
+use potluck_wire::{CONTROL_BYTES_MAX, FRAME_BYTES_MAX, Frame, FrameReader, WireError};
+use proptest::prelude::*;
+
+fn encode(frame: &Frame) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame.encode(&mut bytes);
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> Result<Frame, WireError> {
+    let mut reader = FrameReader::new(FRAME_BYTES_MAX);
+    reader.push(bytes);
+    let frame = reader.next()?;
+    reader.finish()?;
+    Ok(frame.unwrap())
+}
+
+fn golden(kind: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{kind}.hex"))
+}
+
+#[test]
+fn the_bytes_of_each_frame_are_pinned() {
+    for (name, frame) in examples() {
+        let hex: String = encode(&frame).iter().map(|byte| format!("{byte:02x}")).collect();
+        let lines: Vec<_> = hex.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+        let text = lines.join("\n") + "\n";
+        if std::env::var_os("POTLUCK_WRITE_GOLDEN").is_some() {
+            std::fs::write(golden(name), &text).unwrap();
+        }
+        let pinned = std::fs::read_to_string(golden(name)).unwrap();
+        assert_eq!(text, pinned, "{name}: the protocol has changed");
+        assert_eq!(decode(&encode(&frame)).unwrap(), frame, "{name}");
+    }
+}
+
+#[test]
+fn every_kind_has_an_example() {
+    let kinds: std::collections::BTreeSet<_> = examples().iter().map(|(_, frame)| frame.kind()).collect();
+    assert_eq!(kinds.len(), 16, "{kinds:?}");
+    let unknown: Vec<_> = (0..=u8::MAX).filter(|kind| Frame::decode(&[*kind]) == Err(WireError::Kind(*kind))).collect();
+    assert_eq!(unknown.len(), 256 - kinds.len(), "a kind without an example decodes");
+}
+
+#[test]
+fn a_length_beyond_the_limit_is_refused_before_the_bytes_come() {
+    let mut reader = FrameReader::new(1_000);
+    reader.push(&997u32.to_le_bytes());
+    assert_eq!(reader.next(), Err(WireError::TooLong { len: 1_001, max: 1_000 }));
+    reader.push(&[0; 100]);
+    assert_eq!(reader.next(), Err(WireError::TooLong { len: 1_001, max: 1_000 }), "and it stays refused");
+    let mut reader = FrameReader::new(FRAME_BYTES_MAX);
+    reader.push(&u32::MAX.to_le_bytes());
+    assert!(matches!(reader.next(), Err(WireError::TooLong { .. })));
+    let mut reader = FrameReader::new(1_000);
+    reader.push(&996u32.to_le_bytes());
+    assert_eq!(reader.next(), Ok(None), "the longest that fits is waited for");
+}
+
+#[test]
+fn a_stream_that_ends_within_a_frame_is_truncated() {
+    let bytes = encode(&Frame::Credit { frames: 300 });
+    for len in 1..bytes.len() {
+        let mut reader = FrameReader::new(CONTROL_BYTES_MAX);
+        reader.push(&bytes[..len]);
+        assert_eq!(reader.next(), Ok(None));
+        assert!(matches!(reader.finish(), Err(WireError::Truncated { .. })), "{len} bytes");
+    }
+}
+
+#[test]
+fn an_empty_frame_and_an_empty_body_where_one_belongs_are_malformed() {
+    assert!(matches!(Frame::decode(&[]), Err(WireError::Malformed { .. })));
+    for (name, frame) in examples() {
+        let bytes = encode(&frame);
+        let has_body = bytes.len() > 5;
+        assert_eq!(Frame::decode(&bytes[4..5]).is_err(), has_body, "{name}");
+        let mut longer = bytes[4..].to_vec();
+        longer.push(0);
+        // A step's payload is its codec's business, which knows its length only with the model's width.
+        assert_eq!(Frame::decode(&longer).is_ok(), matches!(frame, Frame::Step(_)), "{name} with a byte too many");
+    }
+}
+
+proptest! {
+    #[test]
+    fn round_trips(frame in any_frame()) {
+        prop_assert_eq!(decode(&encode(&frame)).unwrap(), frame);
+    }
+
+    #[test]
+    fn chunks_do_not_matter(
+        frames in proptest::collection::vec(any_frame(), 1..6),
+        cuts in proptest::collection::vec(1usize..400, 1..20),
+    ) {
+        let mut bytes = Vec::new();
+        frames.iter().for_each(|frame| frame.encode(&mut bytes));
+        let mut reader = FrameReader::new(FRAME_BYTES_MAX);
+        let (mut rest, mut got) = (bytes.as_slice(), Vec::new());
+        for cut in cuts.iter().cycle() {
+            let (chunk, tail) = rest.split_at((*cut).min(rest.len()));
+            rest = tail;
+            reader.push(chunk);
+            while let Some(frame) = reader.next().unwrap() {
+                got.push(frame);
+            }
+            if rest.is_empty() {
+                break;
+            }
+        }
+        prop_assert_eq!(got, frames);
+        prop_assert_eq!(reader.finish(), Ok(()));
+    }
+
+    /// What decodes at all has one encoding only: no twin of a frame gets past a signature or a cache.
+    #[test]
+    fn hostile_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        if let Ok(frame) = Frame::decode(&bytes) {
+            prop_assert_eq!(&encode(&frame)[4..], &bytes[..]);
+        }
+    }
+
+    #[test]
+    fn changed_bytes(frame in any_frame(), at in any::<prop::sample::Index>(), to: u8, keep in any::<prop::sample::Index>()) {
+        let mut bytes = encode(&frame);
+        let at = at.index(bytes.len());
+        bytes[at] = to;
+        let mut reader = FrameReader::new(CONTROL_BYTES_MAX);
+        reader.push(&bytes);
+        if let Ok(Some(frame)) = reader.next() {
+            let again = encode(&frame);
+            prop_assert_eq!(&again[..], &bytes[..again.len()]);
+        }
+        let _ = Frame::decode(&bytes[..keep.index(bytes.len())]);
+    }
+}
