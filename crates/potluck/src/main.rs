@@ -1,2 +1,125 @@
-//! The potluck command.
-fn main() {}
+//! The `potluck` command: arguments, progress, `--json`. It assembles the crates below it and decides nothing itself.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod apart;
+mod args;
+mod commands;
+mod embedded;
+mod engines;
+mod failure;
+mod home;
+mod models;
+mod prompt;
+mod screen;
+mod serving;
+mod signals;
+mod talk;
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand, error::ErrorKind};
+use tracing_subscriber::EnvFilter;
+
+use crate::{commands as c, failure::Failure, home::Home, screen::Screen};
+
+/// One private AI out of the devices that people already own
+#[derive(Debug, Parser)]
+#[command(name = "potluck", version, disable_help_subcommand = true, max_term_width = 100)]
+struct Cli {
+    /// Machine-readable output: one JSON object on stdout, errors included
+    #[arg(long, global = true)]
+    json: bool,
+    /// Where keys, the swarm and the models are kept [default: the platform's data directory]
+    #[arg(long, global = true, env = "POTLUCK_HOME", value_name = "DIR", hide_env_values = true)]
+    home: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Answer one prompt
+    Run(c::run::Run),
+    /// Talk with a model
+    Chat(c::chat::Chat),
+    /// Start peers on this machine and keep them
+    Up(c::up::Up),
+    /// Lend this machine to a swarm
+    Serve(c::serve::Serve),
+    /// Make, join and open a swarm
+    #[command(subcommand)]
+    Swarm(c::swarm::Swarm),
+    /// Add, list, show, plan and remove models
+    #[command(subcommand)]
+    Model(c::model::Model),
+    /// Who is there, and what they offer
+    Peers(c::peers::Peers),
+    /// The engine's process: started by peers
+    #[command(hide = true)]
+    Engine,
+}
+
+fn main() -> ExitCode {
+    // A file that a pipe's reader closed is an error like any other, not a signal: Rust's default.
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let wants_json = args.iter().any(|arg| arg == "--json");
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, wants_json),
+    };
+    if matches!(cli.command, Command::Engine) {
+        // Before any thread: the sandbox binds the calling thread and its children only.
+        potluck_engine::child_main();
+    }
+    trace();
+    let screen = Screen::new(cli.json);
+    match run(cli, screen) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.print(screen.json);
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+/// One thread: each hand-over between threads costs a token 30 to 50 microseconds.
+fn run(cli: Cli, screen: Screen) -> Result<(), Failure> {
+    let home = Home::open(cli.home)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::io("starting the runtime", &error))?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Run(command) => command.run(&home, screen).await,
+            Command::Chat(command) => command.run(&home, screen).await,
+            Command::Up(command) => command.run(&home, screen).await,
+            Command::Serve(command) => command.run(&home, screen).await,
+            Command::Swarm(command) => command.run(&home, screen),
+            Command::Model(command) => command.run(&home, screen).await,
+            Command::Peers(command) => command.run(&home, screen).await,
+            Command::Engine => Ok(()),
+        }
+    })
+}
+
+/// Logs go to stderr, and say nothing unless `RUST_LOG` asks.
+fn trace() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+fn usage(error: &clap::Error, json: bool) -> ExitCode {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) || !json {
+        let _ = error.print();
+        return ExitCode::from(error.exit_code() as u8);
+    }
+    let text = error.render().to_string();
+    // What comes after the first empty line is the usage, and tips for people.
+    let lines: Vec<_> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    let message = lines.join(" ");
+    let message = message.trim_start_matches("error: ");
+    let failure = Failure::usage(message, "potluck --help");
+    failure.print(true);
+    ExitCode::from(failure.exit_code())
+}

@@ -1,0 +1,165 @@
+//! How engines run: the same arguments for every command that loads a model.
+
+use clap::{Args, ValueEnum};
+use potluck_engine::{EngineSettings, FlashAttention, KvType};
+use potluck_wire::Codec;
+
+/// Settings of an engine.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct EngineArgs {
+    /// Positions that a conversation can hold
+    #[arg(long, value_name = "POSITIONS", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub(crate) context: u32,
+    /// Threads of each engine [default: every core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
+    threads: Option<u16>,
+    /// Layers to place on the GPU
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    gpu_layers: u32,
+    /// Type of the cached keys and values
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = KvArg::F16)]
+    kv_type: KvArg,
+    /// Fused attention
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = FlashArg::Auto)]
+    flash_attn: FlashArg,
+    /// Map the model's file instead of reading it, where it is one whole file
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = OnOff::On)]
+    mmap: OnOff,
+    /// Positions in one prefill step
+    #[arg(long, value_name = "POSITIONS", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=512))]
+    pub(crate) chunk: u16,
+    /// Results that depend on nothing but the prompt: no fused attention, each session a batch of its own
+    #[arg(long)]
+    exact: bool,
+    /// How hidden states travel; f32 implies --exact [default: f16, with --exact f32]
+    #[arg(long, value_enum)]
+    codec: Option<CodecArg>,
+    /// Sessions that an engine keeps caches for at once
+    #[arg(long, value_name = "N", hide = true, value_parser = clap::value_parser!(u16).range(1..=256))]
+    caches: Option<u16>,
+}
+
+/// How hidden states travel between peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CodecArg {
+    /// 4 bytes a value, unchanged
+    F32,
+    /// 2 bytes a value
+    F16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum KvArg {
+    F32,
+    F16,
+    Bf16,
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q4_0")]
+    Q4_0,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FlashArg {
+    Auto,
+    On,
+    Off,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OnOff {
+    On,
+    Off,
+}
+
+impl EngineArgs {
+    /// Whether results must not depend on anything but the prompt.
+    pub(crate) fn exact(&self) -> bool {
+        self.exact || self.codec == Some(CodecArg::F32)
+    }
+
+    /// How hidden states travel.
+    pub(crate) fn codec(&self) -> Codec {
+        match self.codec {
+            Some(CodecArg::F32) => Codec::F32,
+            Some(CodecArg::F16) => Codec::F16,
+            None if self.exact => Codec::F32,
+            None => Codec::F16,
+        }
+    }
+
+    /// What an engine is told. `caches`: sessions at once, unless the user says otherwise.
+    pub(crate) fn settings(&self, caches: u16) -> EngineSettings {
+        let default = EngineSettings::default();
+        let threads = self.threads.unwrap_or(default.threads);
+        EngineSettings {
+            threads,
+            threads_batch: threads,
+            gpu_layers: self.gpu_layers,
+            kv: self.kv_type.into(),
+            flash: self.flash_attn.into(),
+            mmap: self.mmap == OnOff::On,
+            context: self.context,
+            caches: self.caches.unwrap_or(caches),
+            chunk: self.chunk,
+            exact: self.exact(),
+            ..default
+        }
+    }
+}
+
+impl From<KvArg> for KvType {
+    fn from(arg: KvArg) -> Self {
+        match arg {
+            KvArg::F32 => Self::F32,
+            KvArg::F16 => Self::F16,
+            KvArg::Bf16 => Self::Bf16,
+            KvArg::Q8_0 => Self::Q8_0,
+            KvArg::Q4_0 => Self::Q4_0,
+        }
+    }
+}
+
+impl From<FlashArg> for FlashAttention {
+    fn from(arg: FlashArg) -> Self {
+        match arg {
+            FlashArg::Auto => Self::Auto,
+            FlashArg::On => Self::On,
+            FlashArg::Off => Self::Off,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        engine: EngineArgs,
+    }
+
+    fn parse(args: &[&str]) -> EngineArgs {
+        Cli::try_parse_from([&["potluck"], args].concat()).unwrap().engine
+    }
+
+    #[test]
+    fn exact_and_the_codec_imply_each_other() {
+        assert!(!parse(&[]).exact() && parse(&[]).codec() == Codec::F16);
+        assert!(parse(&["--exact"]).exact() && parse(&["--exact"]).codec() == Codec::F32);
+        assert!(parse(&["--codec", "f32"]).settings(1).exact);
+        let forced = parse(&["--exact", "--codec", "f16"]);
+        assert!(forced.exact() && forced.codec() == Codec::F16);
+    }
+
+    #[test]
+    fn out_of_range_is_refused_before_anything_loads() {
+        for args in [["--context", "0"], ["--threads", "513"], ["--chunk", "513"], ["--kv-type", "q3"]] {
+            assert!(Cli::try_parse_from(["potluck", args[0], args[1]]).is_err(), "{args:?}");
+        }
+    }
+}

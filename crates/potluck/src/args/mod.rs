@@ -1,0 +1,9 @@
+//! Arguments that several commands share.
+
+mod engine;
+mod route;
+mod sampling;
+
+pub(crate) use engine::EngineArgs;
+pub(crate) use route::RouteArgs;
+pub(crate) use sampling::{SamplingArgs, StopArgs};

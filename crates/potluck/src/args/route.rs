@@ -1,0 +1,39 @@
+//! Which model, and over which machines.
+
+use clap::{Args, ValueEnum};
+
+/// Peers that one command starts: what a route may have, less the two ends that the command itself may hold.
+const PEERS_MAX: u16 = 62;
+
+const _: () =
+    assert!(PEERS_MAX as usize + 2 == potluck_core::bounds::ROUTE_STAGES_MAX, "the ends find room in a route");
+
+/// Which model, and over which machines.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Route")]
+pub(crate) struct RouteArgs {
+    /// A name from `potluck model list`, an id, or a path [default: the only model there is]
+    #[arg(long, short, value_name = "M")]
+    pub(crate) model: Option<String>,
+    /// Start N peers of its own on this machine and spread all layers over them
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(PEERS_MAX)))]
+    pub(crate) peers: Option<u16>,
+    /// Run the whole model on this machine, in one engine
+    #[arg(long, conflicts_with = "peers")]
+    pub(crate) local: bool,
+    /// Hold the first and the last layer in the command itself: no peer sees a token
+    #[arg(long, requires = "peers")]
+    pub(crate) own_ends: bool,
+    /// What a route through the swarm is chosen for
+    #[arg(long, value_enum, value_name = "WHAT", conflicts_with_all = ["peers", "local"], default_value_t = Prefer::Private)]
+    pub(crate) prefer: Prefer,
+}
+
+/// What a route is chosen for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Prefer {
+    /// Hold both ends on this machine where they fit: no peer sees a token
+    Private,
+    /// The fastest answer
+    Latency,
+}

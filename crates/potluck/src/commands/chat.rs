@@ -1,0 +1,42 @@
+//! `potluck chat`: a conversation.
+
+use clap::Args;
+
+use crate::{
+    args::{EngineArgs, RouteArgs, SamplingArgs, StopArgs},
+    failure::Failure,
+    home::Home,
+    prompt::converse,
+    screen::Screen,
+    signals::Interrupt,
+    talk::{Asked, Talk},
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct Chat {
+    /// What the model is told before anything else
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    #[command(flatten)]
+    stop: StopArgs,
+    #[command(flatten)]
+    route: RouteArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+impl Chat {
+    pub(crate) async fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
+        let mut asked = Asked::new(&self.sampling, &self.stop, &self.engine)?;
+        let mut interrupt = Interrupt::listen()?;
+        let mut talk = interrupt.or(Talk::start(home, screen, &self.route, &self.engine)).await??;
+        if let Some(system) = self.system {
+            talk.conversation.system(system);
+        }
+        let result = converse(home, screen, &mut talk, &mut asked, &mut interrupt).await;
+        talk.close().await;
+        result
+    }
+}

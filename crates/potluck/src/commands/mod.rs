@@ -1,0 +1,9 @@
+//! A module a command: its arguments, and what it does with them.
+
+pub(crate) mod chat;
+pub(crate) mod model;
+pub(crate) mod peers;
+pub(crate) mod run;
+pub(crate) mod serve;
+pub(crate) mod swarm;
+pub(crate) mod up;

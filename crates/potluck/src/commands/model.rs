@@ -1,0 +1,144 @@
+//! `potluck model`: what this machine knows, and how it would be placed.
+
+use clap::{Args, Subcommand};
+use potluck_model::{Admission, Facts, Family, slice};
+use potluck_store::Entry;
+use serde_json::{Value, json};
+
+use crate::{
+    failure::Failure,
+    home::Home,
+    models::Models,
+    screen::{Screen, size, table},
+};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Model {
+    /// Add a model: a GGUF, one of its parts, a folder, a wheel, ollama:NAME, or hf:ORG/NAME
+    Add(Add),
+    /// The models that this machine knows
+    List,
+    /// What a model is, and where it may be cut
+    Show(Named),
+    /// Forget a model; its files stay
+    Rm(Named),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Add {
+    /// Where it lies
+    source: String,
+    /// What to call it [default: after its file]
+    #[arg(long)]
+    name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Named {
+    /// Its name, its id, or a path
+    model: String,
+}
+
+impl Model {
+    pub(crate) async fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
+        let models = Models::open(home)?;
+        match self {
+            Self::Add(Add { source, name }) => show_added(screen, &models.add(&source, name.as_deref(), screen)?),
+            Self::List => list(screen, &models.catalogue.list()?),
+            Self::Show(Named { model }) => show(screen, &models.find(&model, screen)?),
+            Self::Rm(Named { model }) => rm(screen, &models, &model),
+        }
+    }
+}
+
+fn show_added(screen: Screen, entry: &Entry) -> Result<(), Failure> {
+    if screen.json { screen.object(&row(entry)) } else { screen.text(&format!("{}  {}\n", entry.name, entry.id)) }
+}
+
+fn list(screen: Screen, entries: &[Entry]) -> Result<(), Failure> {
+    if screen.json {
+        return screen.object(&json!({ "models": entries.iter().map(row).collect::<Vec<_>>() }));
+    }
+    if entries.is_empty() {
+        screen.note("no models yet: potluck model add PATH");
+        return Ok(());
+    }
+    let heading = ["NAME", "ID", "SIZE", "LAYERS", "TYPE", "CONTEXT"].map(str::to_owned).to_vec();
+    let rows = entries.iter().map(|entry| {
+        let facts = Facts::of(&entry.manifest);
+        let [layers, context] = [facts.layers, facts.context].map(|n| n.to_string());
+        vec![entry.name.clone(), entry.id.short(), size(facts.bytes), layers, facts.quantisation, context]
+    });
+    screen.text(&table(&[heading].into_iter().chain(rows).collect::<Vec<_>>()))
+}
+
+fn show(screen: Screen, entry: &Entry) -> Result<(), Failure> {
+    let facts = Facts::of(&entry.manifest);
+    let cuts = slice::legal_cuts(&entry.manifest);
+    let (legal, refused): (Vec<_>, Vec<_>) = (1..).zip(&cuts).partition(|(_, cut)| cut.is_ok());
+    let reason = refused.first().and_then(|(_, cut)| cut.as_ref().err()).map(ToString::to_string);
+    if screen.json {
+        let mut object = row(entry);
+        object["cuts"] = legal.iter().map(|&(layer, _)| layer).collect::<Vec<u32>>().into();
+        object["admission"] = admission(entry).into();
+        object["why_not_elsewhere"] = reason.into();
+        object["files"] = entry.place.files.iter().map(|file| file.path.display().to_string()).collect();
+        return screen.object(&object);
+    }
+    let cuts = match (legal.len(), reason) {
+        (n, None) => format!("at all {n} boundaries"),
+        (0, Some(reason)) => format!("nowhere: {reason}"),
+        (n, Some(reason)) => format!("at {n} of {} boundaries; elsewhere: {reason}", cuts.len()),
+    };
+    let files: Vec<_> = entry.place.files.iter().map(|file| file.path.display().to_string()).collect();
+    let lines = [
+        ("name", entry.name.clone()),
+        ("id", entry.id.to_string()),
+        ("architecture", facts.architecture),
+        ("layers", format!("{} of width {}", facts.layers, facts.width)),
+        ("parameters", format!("{:.1} million, mostly {}", facts.parameters as f64 / 1e6, facts.quantisation)),
+        ("context", format!("{} positions, {} of cache each", facts.context, size(facts.cache_bytes_per_position))),
+        ("size", size(facts.bytes)),
+        ("licence", facts.licence.unwrap_or_else(|| "not said".into())),
+        ("slicing", admission(entry)),
+        ("cuts", cuts),
+        ("files", files.join("\n              ")),
+    ];
+    screen.text(&lines.map(|(name, value)| format!("{name:12}  {value}\n")).concat())
+}
+
+fn rm(screen: Screen, models: &Models, model: &str) -> Result<(), Failure> {
+    let entry = models.catalogue.get(model)?;
+    models.catalogue.rm(entry.id)?;
+    if screen.json {
+        return screen.object(&json!({ "removed": entry.id.to_string() }));
+    }
+    screen.note(format!("forgot {}; its files stay where they are", entry.name));
+    Ok(())
+}
+
+fn admission(entry: &Entry) -> String {
+    match Family::of(&entry.manifest).admission {
+        Admission::Exact => "exact".into(),
+        Admission::Probe => "to be probed before it serves".into(),
+        Admission::Refused(reason) => format!("refused: {reason}"),
+    }
+}
+
+fn row(entry: &Entry) -> Value {
+    let facts = Facts::of(&entry.manifest);
+    json!({
+        "name": entry.name,
+        "id": entry.id.to_string(),
+        "architecture": facts.architecture,
+        "layers": facts.layers,
+        "width": facts.width,
+        "vocabulary": facts.vocabulary,
+        "context": facts.context,
+        "parameters": facts.parameters,
+        "bytes": facts.bytes,
+        "quantisation": facts.quantisation,
+        "cache_bytes_per_position": facts.cache_bytes_per_position,
+        "licence": facts.licence,
+    })
+}

@@ -1,0 +1,163 @@
+//! `potluck serve`: a stage of one model, lent to a swarm.
+
+use std::{
+    io::{BufRead, Read, stdin},
+    net::SocketAddr,
+};
+
+use clap::Args;
+use potluck_core::{LayerRange, StageSpec};
+use potluck_grant::Gate;
+use potluck_net::{Bind, Identity as NetIdentity};
+
+use crate::{
+    apart::apart,
+    args::EngineArgs,
+    embedded::{ORDER_BYTES_MAX, Order, Ready},
+    failure::Failure,
+    home::{Home, Identity, Membership, Role},
+    models::{Models, all_layers},
+    screen::Screen,
+    serving::{Announcer, ServingPeer},
+    signals::Interrupt,
+};
+
+/// Sessions that a peer keeps caches for, unless the user says otherwise.
+const CACHES: u16 = 8;
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// A name from `potluck model list`, an id, or a path [default: the only model there is]
+    #[arg(long, short, value_name = "M")]
+    model: Option<String>,
+    /// The layers to lend, half open [default: all]
+    #[arg(long, value_name = "A..B", value_parser = parse_layers)]
+    layers: Option<LayerRange>,
+    /// Where to listen
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7575")]
+    bind: SocketAddr,
+    /// Take the order from stdin, and end with it: for the peers that another command starts
+    #[arg(long, hide = true)]
+    embedded: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+impl Serve {
+    pub(crate) async fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
+        if self.embedded { serve_order(screen).await } else { self.serve(home, screen).await }
+    }
+
+    async fn serve(self, home: &Home, screen: Screen) -> Result<(), Failure> {
+        let mut membership = Membership::open(home)?;
+        let identity = Identity::open(home, Role::Peer)?;
+        let _lock = identity.lock(home)?;
+        let grant = membership.grant(identity.key.peer_id())?;
+        let entry = Models::open(home)?.find_or_only(self.model.as_deref(), screen)?;
+        let all = all_layers(&entry.manifest)?;
+        let layers = self.layers.unwrap_or(all);
+        let (head, tail) = (layers.start() == 0, layers.end() == all.end());
+        let spec = StageSpec { model: entry.id, layers, head, tail };
+        let settings = self.engine.settings(CACHES);
+        settings.check()?;
+        let mut interrupt = Interrupt::listen()?;
+        let bar = screen.wait(format!("loading layers {layers} of {}", entry.name));
+        let who = NetIdentity { key: identity.key.clone(), grant, gate: membership.gate()? };
+        let started = ServingPeer::start(&entry, spec, &settings, who, Bind::Address(self.bind), true);
+        let peer = interrupt.or(started).await??;
+        drop(bar);
+        membership.knows(peer.address());
+        membership.save(home)?;
+        tell(screen, &peer, &membership.swarm, &entry.name)?;
+        let announcer = Announcer::new(identity.key, membership.contacts);
+        tokio::select! {
+            () = announcer.run(&peer) => {}
+            () = interrupt.wait() => {}
+        }
+        peer.stop().await;
+        Ok(())
+    }
+}
+
+/// Serves what another command orders, for as long as that command holds our stdin open.
+async fn serve_order(screen: Screen) -> Result<(), Failure> {
+    die_with_parent();
+    let order = Order::parse(&apart(first_line).await??)?;
+    let spec = order.spec()?;
+    let entry = Models::at(&order.models)?.catalogue.get(&spec.model.to_string())?;
+    let gate = Gate::new(order.swarm()?);
+    let identity = NetIdentity { key: order.key()?, grant: order.grant()?, gate };
+    let mut interrupt = Interrupt::listen()?;
+    let started = ServingPeer::start(&entry, spec, &order.settings, identity, Bind::Loopback, false);
+    let peer = interrupt.or(started).await??;
+    tell(screen, &peer, &order.swarm()?.to_string(), &entry.name)?;
+    tokio::select! {
+        _ = apart(wait_for_end) => {}
+        () = interrupt.wait() => {}
+    }
+    peer.stop().await;
+    Ok(())
+}
+
+fn tell(screen: Screen, peer: &ServingPeer, swarm: &str, model: &str) -> Result<(), Failure> {
+    let (layers, addresses) = (peer.shape.spec.layers, peer.address().addresses);
+    let ready = Ready {
+        id: peer.id().to_string(),
+        addresses,
+        layers: [layers.start(), layers.end()],
+        pid: std::process::id(),
+        swarm: swarm.to_owned(),
+    };
+    if screen.json {
+        return screen.object(&ready);
+    }
+    let speed = peer.speed.map_or(String::new(), |speed| format!(", {:.2} ms a token", speed.decode_us as f64 / 1e3));
+    let lines = [
+        format!("serving layers {layers} of {model}{speed}"),
+        format!("  peer   {}", ready.id),
+        format!("  at     {}", ready.addresses.join(" ")),
+        format!("  swarm  {swarm}"),
+    ];
+    screen.text(&(lines.join("\n") + "\n"))
+}
+
+fn first_line() -> Result<String, Failure> {
+    let mut line = String::new();
+    let read = stdin().lock().take(ORDER_BYTES_MAX).read_line(&mut line);
+    read.map(|_| line).map_err(|error| Failure::io("reading the order", &error))
+}
+
+/// Returns when stdin ends: the command that started us is gone, or done.
+fn wait_for_end() {
+    // An error is an end, too.
+    let _ = std::io::copy(&mut stdin().lock(), &mut std::io::sink());
+}
+
+/// Asks the kernel to end this process with the one that started it, even where that one is killed.
+#[cfg(target_os = "linux")]
+fn die_with_parent() {
+    // Where it is refused, the end of stdin still ends us.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+}
+
+#[cfg(not(target_os = "linux"))]
+fn die_with_parent() {}
+
+fn parse_layers(text: &str) -> Result<LayerRange, String> {
+    let (start, end) = text.split_once("..").ok_or("expected A..B, such as 0..10")?;
+    let number = |text: &str| text.trim().parse().map_err(|_| format!("`{text}` is no layer"));
+    LayerRange::new(number(start)?, number(end)?).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_half_open_and_never_empty() {
+        assert_eq!(parse_layers("0..10"), Ok(LayerRange::new(0, 10).unwrap()));
+        for text in ["", "3", "3..3", "4..3", "a..b", "-1..3", "0..99999"] {
+            assert!(parse_layers(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Engine children: started from this very program, and ended with what they were started for.
+
+use potluck_core::{StageCommand, StageReply, StageShape};
+use potluck_engine::{EngineError, EngineProcess, EngineProgram, Load, VocabularyClient};
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use crate::failure::Failure;
+
+/// Commands, and replies, that may wait for the other side.
+const QUEUE: usize = 64;
+
+/// An engine that runs, and the task that speaks to it.
+#[derive(Debug)]
+pub(crate) struct RunningEngine {
+    /// What the stage is like.
+    pub(crate) shape: StageShape,
+    /// Its process.
+    pub(crate) pid: u32,
+    task: JoinHandle<()>,
+}
+
+/// Both ends of the way to an engine.
+#[derive(Debug)]
+pub(crate) struct EnginePipe {
+    /// Commands, in order.
+    pub(crate) commands: mpsc::Sender<StageCommand>,
+    /// Replies: `Ready` first.
+    pub(crate) replies: mpsc::Receiver<StageReply>,
+}
+
+impl RunningEngine {
+    /// Starts an engine; it ends when the pipe's ends are dropped.
+    pub(crate) async fn start(load: Load) -> Result<(Self, EnginePipe), Failure> {
+        let engine = EngineProcess::start(program()?, load).await?;
+        let (shape, pid) = (engine.shape().clone(), engine.pid());
+        let (commands, to_engine) = mpsc::channel(QUEUE);
+        let (from_engine, replies) = mpsc::channel(QUEUE);
+        let task = tokio::spawn(async move {
+            if let Err(error) = engine.run(to_engine, from_engine).await {
+                tracing::warn!(%error, "the engine is given up");
+            }
+        });
+        Ok((Self { shape, pid, task }, EnginePipe { commands, replies }))
+    }
+
+    /// Waits until the engine's process is gone. The pipe's ends must have been dropped.
+    pub(crate) async fn stop(self) {
+        // A task that panicked has taken its child with it.
+        let _ = self.task.await;
+    }
+}
+
+/// Starts the process that knows the vocabulary.
+pub(crate) async fn start_vocabulary(load: Load) -> Result<VocabularyClient, Failure> {
+    Ok(VocabularyClient::start(program()?, load).await?)
+}
+
+/// Starts an engine that its caller speaks to.
+pub(crate) async fn start_engine(load: Load) -> Result<EngineProcess, Failure> {
+    Ok(EngineProcess::start(program()?, load).await?)
+}
+
+fn program() -> Result<EngineProgram, Failure> {
+    Ok(EngineProgram::current(["engine"])?)
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        let (code, hint) = match &error {
+            EngineError::Settings(_) => ("bad_request", "potluck run --help explains the engine's settings"),
+            EngineError::CacheBudget { .. } => ("no_memory", "ask for less with --context"),
+            EngineError::Context(_) => ("no_memory", "ask for less with --context, or use fewer --gpu-layers"),
+            EngineError::Model(_) | EngineError::Mismatch { .. } => ("bad_model", "download the model again"),
+            EngineError::NotAStage(_) => ("illegal_cut", "run it whole with --local"),
+            _ => ("engine_error", "run it again with RUST_LOG=debug to see the engine's own words"),
+        };
+        Self::new(code, &error, hint)
+    }
+}

@@ -1,0 +1,101 @@
+//! How a command fails: a code for machines, a message for people, and what to type next.
+
+use std::{borrow::Cow, fmt::Display};
+
+use serde::Serialize;
+
+/// Why a command failed. With `--json` it is printed as `{"error": {"code", "message", "hint"}}` on stdout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Failure {
+    /// A short word that scripts can rely on.
+    pub(crate) code: Cow<'static, str>,
+    /// What happened, with its numbers.
+    pub(crate) message: String,
+    /// What the user can do about it.
+    pub(crate) hint: String,
+}
+
+impl Failure {
+    /// A failure of this kind.
+    pub(crate) fn new(code: impl Into<Cow<'static, str>>, message: impl Display, hint: impl Into<String>) -> Self {
+        Self { code: code.into(), message: message.to_string(), hint: hint.into() }
+    }
+
+    /// The user asked for something that has no meaning: exit code 2.
+    pub(crate) fn usage(message: impl Display, hint: impl Into<String>) -> Self {
+        Self::new("usage", message, hint)
+    }
+
+    /// A file or the system refused.
+    pub(crate) fn io(what: impl Display, error: &std::io::Error) -> Self {
+        Self::new("io", format!("{what}: {error}"), "check that the path exists and that you may use it")
+    }
+
+    /// 2 for what the user can see by reading `--help`, 1 for the rest.
+    pub(crate) fn exit_code(&self) -> u8 {
+        if self.code == "usage" { 2 } else { 1 }
+    }
+
+    /// Prints it where the caller looks: one object on stdout for machines, two lines on stderr for people.
+    pub(crate) fn print(&self, json: bool) {
+        if json {
+            println!("{}", serde_json::json!({ "error": self }));
+        } else {
+            eprintln!("error: {}", self.message);
+            if !self.hint.is_empty() {
+                eprintln!("hint: {}", self.hint);
+            }
+        }
+    }
+}
+
+/// Turns a library's error into a failure with this code and hint.
+pub(crate) trait OrFail<T> {
+    /// See [`OrFail`].
+    fn or_fail(self, code: &'static str, hint: &str) -> Result<T, Failure>;
+}
+
+impl<T, E: std::error::Error> OrFail<T> for Result<T, E> {
+    fn or_fail(self, code: &'static str, hint: &str) -> Result<T, Failure> {
+        self.map_err(|error| Failure::new(code, chain(&error), hint))
+    }
+}
+
+/// An error with its causes, on one line; a cause that the error already quotes is left out.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let detail = error.to_string();
+        if !text.contains(&detail) {
+            text = format!("{text}: {detail}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the outer one")]
+    struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn causes_are_told_once() {
+        let inner = || std::io::Error::other("disk on fire");
+        assert_eq!(chain(&Outer(inner())), "the outer one: disk on fire");
+        #[derive(Debug, thiserror::Error)]
+        #[error("it says {0}")]
+        struct Quotes(#[source] std::io::Error);
+        assert_eq!(chain(&Quotes(inner())), "it says disk on fire");
+    }
+
+    #[test]
+    fn only_usage_exits_with_2() {
+        assert_eq!(Failure::usage("x", "").exit_code(), 2);
+        assert_eq!(Failure::new("peer_lost", "x", "").exit_code(), 1);
+    }
+}

@@ -1,0 +1,132 @@
+//! The swarm that a machine belongs to, and the root key where it is the one that made the swarm.
+
+use data_encoding::HEXLOWER;
+use potluck_core::PeerId;
+use potluck_grant::{Gate, Root, SwarmId};
+use potluck_wire::PeerAddress;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Home, Invitation,
+    identity::{check_mode, new_key},
+};
+use crate::failure::{Failure, OrFail};
+
+const MEMBERSHIP: &str = "swarm.json";
+const ROOT: &str = "root.key";
+
+/// What a machine knows of its swarm.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Membership {
+    /// The public key of the swarm's root, in hexadecimal: the swarm's name.
+    pub(crate) swarm: String,
+    grants: Vec<(String, String)>,
+    /// Members to ask for offers.
+    pub(crate) contacts: Vec<PeerAddress>,
+}
+
+/// The key that grants places in a swarm.
+#[derive(Debug)]
+pub(crate) struct SwarmRoot(Root);
+
+impl Membership {
+    /// The swarm of this machine, if it has one.
+    pub(crate) fn find(home: &Home) -> Result<Option<Self>, Failure> {
+        let Some(text) = home.read(MEMBERSHIP)? else { return Ok(None) };
+        let damaged = "restore it from a copy, or join again: potluck swarm join --replace INVITATION";
+        serde_json::from_str(&text).map(Some).or_fail("membership", damaged)
+    }
+
+    /// The swarm of this machine.
+    pub(crate) fn open(home: &Home) -> Result<Self, Failure> {
+        Self::find(home)?.ok_or_else(|| {
+            let hint = "potluck swarm create, or ask for an invitation: potluck swarm join";
+            Failure::new("no_swarm", "this machine belongs to no swarm", hint)
+        })
+    }
+
+    /// What an invitation says, kept. `replace`: even if the machine belongs to another swarm.
+    pub(crate) fn join(home: &Home, invitation: &Invitation, replace: bool) -> Result<Self, Failure> {
+        let swarm = invitation.swarm.clone();
+        if let Some(old) = Self::find(home)?
+            && old.swarm != swarm
+            && !replace
+        {
+            let message = format!("this machine belongs to swarm {} already", &old.swarm[..10]);
+            return Err(Failure::new("already_joined", message, "leave that swarm for this one with --replace"));
+        }
+        let grants = invitation.grants.iter().map(|(peer, grant)| (peer.to_string(), HEXLOWER.encode(grant))).collect();
+        let membership = Self { swarm, grants, contacts: invitation.contacts.clone() };
+        membership.save(home)?;
+        Ok(membership)
+    }
+
+    /// Keeps what has changed.
+    pub(crate) fn save(&self, home: &Home) -> Result<(), Failure> {
+        let text = serde_json::to_string_pretty(self).or_fail("internal", "report this")?;
+        home.write(MEMBERSHIP, &(text + "\n"))
+    }
+
+    /// Notes where a member is reached: whoever is invited from here asks it first.
+    pub(crate) fn knows(&mut self, member: PeerAddress) {
+        self.contacts.retain(|contact| contact.peer != member.peer);
+        self.contacts.push(member);
+    }
+
+    /// The grant of one of this machine's keys.
+    pub(crate) fn grant(&self, peer: PeerId) -> Result<Vec<u8>, Failure> {
+        let name = peer.to_string();
+        let found = self.grants.iter().find(|(holder, _)| *holder == name);
+        found.and_then(|(_, grant)| HEXLOWER.decode(grant.as_bytes()).ok()).ok_or_else(|| {
+            let message =
+                format!("swarm {} has granted nothing to this machine's key {}", &self.swarm[..10], peer.short());
+            Failure::new("no_grant", message, format!("ask the swarm's owner for: potluck swarm grant {name}"))
+        })
+    }
+
+    /// What checks the grants of this swarm's members.
+    pub(crate) fn gate(&self) -> Result<Gate, Failure> {
+        let swarm = self.swarm.parse().or_fail("membership", "join again: potluck swarm join --replace INVITATION")?;
+        Ok(Gate::new(swarm))
+    }
+}
+
+impl SwarmRoot {
+    /// The root key of the swarm that this machine made.
+    pub(crate) fn open(home: &Home) -> Result<Self, Failure> {
+        check_mode(&home.path(ROOT))?;
+        let text = home.read(ROOT)?.ok_or_else(|| {
+            let hint = "run this where `potluck swarm create` was run";
+            Failure::new("no_root", "this machine does not hold the swarm's root key", hint)
+        })?;
+        let bytes = HEXLOWER.decode(text.trim().as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
+        let bytes: [u8; 32] = bytes.ok_or_else(|| Failure::new("identity", "the root key is damaged", "restore it"))?;
+        Ok(Self(Root::from_bytes(&bytes)))
+    }
+
+    /// The swarm's name.
+    pub(crate) fn swarm(&self) -> SwarmId {
+        self.0.public()
+    }
+
+    /// Makes a swarm: its root key, kept here.
+    pub(crate) fn create(home: &Home) -> Result<Self, Failure> {
+        if home.path(ROOT).exists() {
+            let message = format!("{} holds a swarm's root key already", home.path(ROOT).display());
+            return Err(Failure::new("already_created", message, "use another POTLUCK_HOME for a second swarm"));
+        }
+        let root = Self::ephemeral()?;
+        home.write(ROOT, &(HEXLOWER.encode(&root.0.to_bytes()) + "\n"))?;
+        Ok(root)
+    }
+
+    /// A root that nobody keeps: for the peers that one command starts and ends.
+    pub(crate) fn ephemeral() -> Result<Self, Failure> {
+        Ok(Self(Root::from_bytes(&new_key()?.to_bytes())))
+    }
+
+    /// A grant that makes this key a member until `expires` (UTC seconds).
+    pub(crate) fn admit(&self, holder: PeerId, expires: u64) -> Result<Vec<u8>, Failure> {
+        Ok(self.0.grant(holder, expires).or_fail("internal", "report this")?.into_bytes())
+    }
+}

@@ -1,0 +1,83 @@
+//! What a machine remembers: its keys, its swarm, its models. Under `POTLUCK_HOME`, or the platform's data directory.
+
+mod identity;
+mod invitation;
+mod membership;
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use directories::ProjectDirs;
+use tempfile::NamedTempFile;
+
+use crate::failure::Failure;
+
+pub(crate) use identity::{Identity, Role, new_key};
+pub(crate) use invitation::Invitation;
+pub(crate) use membership::{Membership, SwarmRoot};
+
+/// The directory of one machine's keys, swarm and models.
+#[derive(Debug, Clone)]
+pub(crate) struct Home(PathBuf);
+
+impl Home {
+    /// Opens it, made for its owner only where it was not there. `dir`: what `POTLUCK_HOME` says.
+    pub(crate) fn open(dir: Option<PathBuf>) -> Result<Self, Failure> {
+        let dir = match dir {
+            Some(dir) => dir,
+            None => ProjectDirs::from("", "", "potluck")
+                .ok_or_else(|| Failure::new("io", "this system names no data directory", "set POTLUCK_HOME"))?
+                .data_dir()
+                .to_owned(),
+        };
+        make_private_dir(&dir).map_err(|error| Failure::io(dir.display(), &error))?;
+        Ok(Self(dir))
+    }
+
+    /// A file in it.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Where the catalogue of models lies.
+    pub(crate) fn models(&self) -> PathBuf {
+        self.path("models")
+    }
+
+    /// Replaces a file, readable by its owner only, as a whole or not at all.
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<(), Failure> {
+        let path = self.path(name);
+        // A temporary file is made with mode 600.
+        let write = || {
+            let mut file = NamedTempFile::new_in(&self.0)?;
+            file.write_all(text.as_bytes())?;
+            file.as_file().sync_all()?;
+            file.persist(&path).map_err(|e| e.error).map(drop)
+        };
+        write().map_err(|error| Failure::io(path.display(), &error))
+    }
+
+    /// A file's text, if there is one.
+    pub(crate) fn read(&self, name: &str) -> Result<Option<String>, Failure> {
+        let path = self.path(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Failure::io(path.display(), &error)),
+        }
+    }
+}
+
+#[cfg(unix)]
+fn make_private_dir(dir: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+#[cfg(not(unix))]
+fn make_private_dir(dir: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(dir)
+}

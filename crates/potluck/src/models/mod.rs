@@ -1,0 +1,100 @@
+//! The models of this machine: found by name or by path, and opened for an engine.
+
+mod open;
+
+use std::path::Path;
+
+use potluck_store::{Catalogue, Entry, Locations, StoreError};
+
+use crate::{
+    failure::{Failure, chain},
+    home::Home,
+    screen::Screen,
+};
+
+pub(crate) use open::{all_layers, load_stage, load_vocabulary, load_whole, stage_bytes};
+
+/// This machine's catalogue, and the places that other programs keep models in.
+#[derive(Debug)]
+pub(crate) struct Models {
+    pub(crate) catalogue: Catalogue,
+    locations: Locations,
+}
+
+impl Models {
+    /// The catalogue of this home.
+    pub(crate) fn open(home: &Home) -> Result<Self, Failure> {
+        Self::at(&home.models())
+    }
+
+    /// The catalogue in this folder.
+    pub(crate) fn at(folder: &Path) -> Result<Self, Failure> {
+        Ok(Self { catalogue: Catalogue::open(folder)?, locations: Locations::from_env() })
+    }
+
+    /// A model by name, by id, or by where it lies: then it is added on the fly.
+    pub(crate) fn find(&self, text: &str, screen: Screen) -> Result<Entry, Failure> {
+        match self.catalogue.get(text) {
+            Ok(entry) => match entry.check() {
+                // The same path holds another file now: what the user names is what lies there.
+                Err(StoreError::SourceChanged { .. }) if Path::new(text).exists() => self.add(text, None, screen),
+                checked => Ok(checked.map(|()| entry)?),
+            },
+            Err(StoreError::Unknown(_)) if is_place(text) => self.add(text, None, screen),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The model that is meant where none was named: the only one.
+    pub(crate) fn find_or_only(&self, text: Option<&str>, screen: Screen) -> Result<Entry, Failure> {
+        if let Some(text) = text {
+            return self.find(text, screen);
+        }
+        match <[Entry; 1]>::try_from(self.catalogue.list()?) {
+            Ok([entry]) => Ok(entry),
+            Err(entries) if entries.is_empty() => {
+                Err(Failure::new("no_model", "this machine knows no model yet", "potluck model add PATH"))
+            }
+            Err(entries) => {
+                let names: Vec<_> = entries.iter().map(|entry| entry.name.as_str()).collect();
+                Err(Failure::usage(format!("which model? There are {}", names.join(", ")), "say --model NAME"))
+            }
+        }
+    }
+
+    /// Adds what lies there: reads all of it once.
+    pub(crate) fn add(&self, text: &str, name: Option<&str>, screen: Screen) -> Result<Entry, Failure> {
+        let source = self.locations.find(text)?;
+        let bar = screen.bytes(format!("adding {}", source.name));
+        Ok(self.catalogue.add(&source, name, &mut |progress| bar.at(progress.done, progress.total))?.entry)
+    }
+}
+
+/// True for what reads as a place and not as a name.
+fn is_place(text: &str) -> bool {
+    text.starts_with("ollama:") || text.starts_with("hf:") || text.contains(['/', '\\']) || Path::new(text).exists()
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let code = match &error {
+            StoreError::Unknown(_) | StoreError::NoModel { .. } => "no_model",
+            StoreError::Ambiguous { .. } | StoreError::Several { .. } => "ambiguous",
+            StoreError::NameTaken(_) | StoreError::BadName(_) => "bad_name",
+            StoreError::Gguf { .. } | StoreError::Model(_) => "bad_model",
+            StoreError::SourceChanged { .. } | StoreError::SourceMissing { .. } | StoreError::Damaged { .. } => {
+                "model_changed"
+            }
+            StoreError::Cut(_) | StoreError::Range(_) => "illegal_cut",
+            StoreError::Locked { .. } => "busy",
+            _ => "io",
+        };
+        let hint = match &error {
+            StoreError::Several { .. } => "name one of its files",
+            StoreError::Gguf { .. } | StoreError::Model(_) => "download it again, or convert it again",
+            StoreError::Cut(_) | StoreError::Range(_) => "potluck model show says where it may be cut",
+            _ => error.hint().unwrap_or("check that the path exists and that you may read it"),
+        };
+        Self::new(code, chain(&error), hint)
+    }
+}

@@ -1,0 +1,156 @@
+//! The commands of a conversation: `/help` and its kin.
+
+use std::{fs, path::Path};
+
+use potluck_client::Message;
+
+use crate::{
+    failure::{Failure, OrFail},
+    screen::Screen,
+    talk::{Asked, Talk},
+};
+
+/// Bytes of a saved conversation. A larger file is not loaded.
+const SAVED_BYTES_MAX: u64 = 64 << 20;
+
+const HELP: &str = "\
+/help                this list
+/clear               forget the conversation, not the system's words
+/system [TEXT]       what the model is told first; nothing takes it back
+/set [NAME VALUE]    temperature, top_k, top_p, min_p, typical_p, repeat_penalty, presence_penalty,
+                     frequency_penalty, seed, max_tokens; nothing shows them
+/save FILE           keep the conversation
+/load FILE           go on with one that was kept
+/route               who answers, over which layers
+/quit                leave (or Ctrl-D)
+a \\ at the end of a line goes on with the next; so does everything between \"\"\" and \"\"\"";
+
+/// What comes after a command.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// The next turn.
+    Stay,
+    /// The end.
+    Leave,
+}
+
+/// Does what a line that begins with `/` says.
+pub(super) fn obey(line: &str, screen: Screen, talk: &mut Talk, asked: &mut Asked) -> Result<Next, Failure> {
+    let (command, argument) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    let argument = argument.trim();
+    match command {
+        "/help" | "/?" => screen.note(HELP),
+        "/clear" => talk.conversation.clear(),
+        "/system" => talk.conversation.system(argument),
+        "/set" => screen.note(set(argument, asked)?),
+        "/save" => save(argument, talk.conversation.messages())?,
+        "/load" => talk.conversation.set_messages(load(argument)?),
+        "/route" => screen.note(talk.show_route()),
+        "/quit" | "/exit" | "/bye" => return Ok(Next::Leave),
+        _ => return Err(Failure::new("bad_request", format!("there is no command {command}"), "/help lists them")),
+    }
+    Ok(Next::Stay)
+}
+
+/// Changes a parameter; all of them, as they are now.
+fn set(argument: &str, asked: &mut Asked) -> Result<String, Failure> {
+    if let Some((name, value)) = argument.split_once(char::is_whitespace) {
+        assign(asked, name, value.trim()).ok_or_else(|| {
+            let message = format!("`{argument}` sets nothing");
+            Failure::new("bad_request", message, "/help lists the names; a value is a number")
+        })?;
+    } else if !argument.is_empty() {
+        return Err(Failure::new("bad_request", format!("{argument} needs a value"), format!("/set {argument} 0.5")));
+    }
+    let p = &asked.params;
+    let max_tokens = asked.max_tokens.map_or("none".to_owned(), |n| n.to_string());
+    Ok(format!(
+        "temperature {} top_k {} top_p {} min_p {} typical_p {} repeat_penalty {} presence_penalty {} \
+         frequency_penalty {} seed {} max_tokens {max_tokens}",
+        p.temperature,
+        p.top_k,
+        p.top_p,
+        p.min_p,
+        p.typical_p,
+        p.repeat_penalty,
+        p.presence_penalty,
+        p.frequency_penalty,
+        p.seed,
+    ))
+}
+
+fn assign(asked: &mut Asked, name: &str, value: &str) -> Option<()> {
+    let params = &mut asked.params;
+    let number = || value.parse::<f32>().ok();
+    match name {
+        "temperature" => params.temperature = number()?,
+        "top_k" => params.top_k = value.parse().ok()?,
+        "top_p" => params.top_p = number()?,
+        "min_p" => params.min_p = number()?,
+        "typical_p" => params.typical_p = number()?,
+        "repeat_penalty" => params.repeat_penalty = number()?,
+        "presence_penalty" => params.presence_penalty = number()?,
+        "frequency_penalty" => params.frequency_penalty = number()?,
+        "seed" => params.seed = value.parse().ok()?,
+        "max_tokens" => asked.max_tokens = if value == "none" { None } else { Some(value.parse().ok()?) },
+        _ => return None,
+    }
+    Some(())
+}
+
+fn save(path: &str, messages: &[Message]) -> Result<(), Failure> {
+    let path = named(path, "/save")?;
+    let text = serde_json::to_string_pretty(messages).or_fail("internal", "report this")?;
+    fs::write(path, text + "\n").map_err(|error| Failure::io(path.display(), &error))
+}
+
+fn load(path: &str) -> Result<Vec<Message>, Failure> {
+    let path = named(path, "/load")?;
+    let unreadable = |error| Failure::io(path.display(), &error);
+    let bytes = fs::metadata(path).map_err(unreadable)?.len();
+    if bytes > SAVED_BYTES_MAX {
+        let message = format!("{} has {bytes} bytes; the limit is {SAVED_BYTES_MAX}", path.display());
+        return Err(Failure::new("bad_request", message, "load a smaller one"));
+    }
+    let text = fs::read_to_string(path).map_err(unreadable)?;
+    serde_json::from_str(&text).or_fail("bad_request", "load what /save wrote")
+}
+
+fn named<'a>(path: &'a str, command: &str) -> Result<&'a Path, Failure> {
+    match path {
+        "" => Err(Failure::new("bad_request", format!("{command} needs a file"), format!("{command} talk.json"))),
+        path => Ok(Path::new(path)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use potluck_chain::sample::SamplingParams;
+
+    use super::*;
+
+    #[test]
+    fn parameters_are_set_by_name_and_nonsense_is_refused() {
+        let mut asked = Asked::of(SamplingParams::default());
+        assert!(set("temperature 0.25", &mut asked).unwrap().starts_with("temperature 0.25 "));
+        set("max_tokens 7", &mut asked).unwrap();
+        assert_eq!(asked.max_tokens, Some(7));
+        set("max_tokens none", &mut asked).unwrap();
+        assert_eq!(asked.max_tokens, None);
+        for line in ["temperature", "temperature hot", "colour 3"] {
+            assert_eq!(set(line, &mut asked).unwrap_err().code, "bad_request", "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("talk.json").display().to_string();
+        let messages = vec![Message { role: potluck_client::Role::User, content: "hi\n".into() }];
+        save(&path, &messages).unwrap();
+        assert_eq!(load(&path).unwrap(), messages);
+        fs::write(&path, "[{}]").unwrap();
+        assert_eq!(load(&path).unwrap_err().hint, "load what /save wrote");
+        assert!(load("").is_err());
+    }
+}

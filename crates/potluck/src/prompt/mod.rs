@@ -1,0 +1,83 @@
+//! The prompt of `chat` and `up`: lines in, answers out. On a pipe, each line is a turn and nothing is edited.
+
+mod command;
+mod input;
+
+use serde_json::json;
+
+use crate::{
+    failure::Failure,
+    home::Home,
+    screen::Screen,
+    signals::Interrupt,
+    talk::{Asked, Talk},
+};
+
+use command::{Next, obey};
+use input::{Input, Turn};
+
+/// Talks until the user leaves. A failed answer is told, and the conversation goes on; a lost route ends it.
+pub(crate) async fn converse(
+    home: &Home,
+    screen: Screen,
+    talk: &mut Talk,
+    asked: &mut Asked,
+    interrupt: &mut Interrupt,
+) -> Result<(), Failure> {
+    let mut input = Input::open(home, screen)?;
+    if screen.interactive() {
+        screen.note(format!("{}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves", talk.model));
+    }
+    loop {
+        match interrupt.or(input.turn()).await?? {
+            Turn::Over => return Ok(()),
+            Turn::Nothing => {}
+            Turn::Command(line) => match obey(&line, screen, talk, asked) {
+                Ok(Next::Leave) => return Ok(()),
+                Ok(Next::Stay) => {}
+                Err(failure) => failure.print(screen.json),
+            },
+            Turn::Said(text) => {
+                if let Err(failure) = answer(screen, talk, asked, interrupt, &text).await {
+                    talk.unask();
+                    if ends_conversation(&failure) {
+                        return Err(failure);
+                    }
+                    failure.print(screen.json);
+                }
+            }
+        }
+    }
+}
+
+async fn answer(
+    screen: Screen,
+    talk: &mut Talk,
+    asked: &Asked,
+    interrupt: &mut Interrupt,
+    text: &str,
+) -> Result<(), Failure> {
+    let tokens = talk.ask(text).await?;
+    let mut shown = Ok(());
+    let outcome = talk.answer(tokens, asked, interrupt, |event| {
+        if !screen.json && shown.is_ok() {
+            shown = screen.text(&event.text);
+        }
+    });
+    let outcome = outcome.await?;
+    shown?;
+    talk.conversation.assistant(outcome.text.clone());
+    if screen.json {
+        let route = talk.route_json();
+        return screen.object(&json!({ "answer": outcome, "route": route }));
+    }
+    screen.text("\n\n")
+}
+
+/// True where no further answer can come: the session is gone.
+fn ends_conversation(failure: &Failure) -> bool {
+    !matches!(
+        failure.code.as_ref(),
+        "bad_request" | "bad_grammar" | "nothing_to_sample" | "context_full" | "bad_template"
+    )
+}

@@ -1,0 +1,105 @@
+//! Offers: told to the members that this machine knows, asked from them, and renewed before they expire.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use potluck_core::{Offer, PeerId, SecretKey, SignedOffer, StageSpec};
+use potluck_net::Node;
+use potluck_wire::PeerAddress;
+
+use super::ServingPeer;
+use crate::commands::swarm::utc_now;
+
+/// Seconds that an offer holds.
+const OFFER_SECONDS: u64 = 120;
+
+/// How often an offer is renewed: well before it expires.
+const RENEW_EVERY: Duration = Duration::from_secs(OFFER_SECONDS / 3);
+
+const _: () = assert!(OFFER_SECONDS <= Offer::LIFETIME_SECONDS_MAX, "an offer holds no longer than offers may");
+
+/// Tells a peer's offer to its own directory and to others.
+#[derive(Debug)]
+pub(crate) struct Announcer {
+    key: SecretKey,
+    contacts: Vec<PeerAddress>,
+    sequence: u64,
+}
+
+impl Announcer {
+    /// For a peer with this key that knows these members.
+    pub(crate) fn new(key: SecretKey, contacts: Vec<PeerAddress>) -> Self {
+        let contacts = contacts.into_iter().filter(|contact| contact.peer != key.peer_id()).collect();
+        // A peer that starts again must not be older than it was.
+        Self { key, contacts, sequence: utc_now() << 16 }
+    }
+
+    /// Announces now, and again before each offer expires; never returns.
+    pub(crate) async fn run(mut self, peer: &ServingPeer) {
+        loop {
+            self.announce(peer).await;
+            tokio::time::sleep(RENEW_EVERY).await;
+        }
+    }
+
+    async fn announce(&mut self, peer: &ServingPeer) {
+        let Some(offer) = self.offer(peer) else { return };
+        peer.serving.announce(offer.clone()).await;
+        for contact in &self.contacts {
+            let told = peer.node.announce(contact, offer.clone()).await;
+            let known = match told {
+                Ok(()) => peer.node.offers(contact).await,
+                Err(error) => Err(error),
+            };
+            match known {
+                Ok(offers) => {
+                    for offer in offers {
+                        peer.serving.announce(offer).await;
+                    }
+                }
+                Err(error) => {
+                    tracing::info!(peer = %contact.peer.short(), %error, "a contact was not told of the offer")
+                }
+            }
+        }
+    }
+
+    fn offer(&mut self, peer: &ServingPeer) -> Option<SignedOffer> {
+        self.sequence += 1;
+        let mut addresses = peer.address().addresses;
+        addresses.retain(|address| address.len() <= Offer::ADDRESS_CHARS_MAX);
+        addresses.truncate(Offer::ADDRESSES_MAX);
+        let offer = Offer {
+            peer: peer.id(),
+            sequence: self.sequence,
+            expires: utc_now() + OFFER_SECONDS,
+            addresses,
+            shape: peer.shape.clone(),
+            speed: peer.speed?,
+            free_caches: peer.serving.status.borrow().free_caches,
+            free_bytes: 0,
+        };
+        Some(offer.sign(&self.key))
+    }
+}
+
+/// Every offer that these members know and that holds now: the latest of each stage of each peer.
+pub(crate) async fn offers_of(node: &Node, contacts: &[PeerAddress]) -> (Vec<Offer>, Vec<String>) {
+    let mut latest: BTreeMap<(PeerId, StageSpec), Offer> = BTreeMap::new();
+    let mut silent = Vec::new();
+    for contact in contacts {
+        let signed = match node.offers(contact).await {
+            Ok(signed) => signed,
+            Err(error) => {
+                silent.push(error.to_string());
+                continue;
+            }
+        };
+        for offer in signed.iter().filter_map(|offer| offer.verify(utc_now()).ok()) {
+            let known = latest.entry((offer.peer, offer.shape.spec)).or_insert_with(|| offer.clone());
+            if known.sequence < offer.sequence {
+                *known = offer;
+            }
+        }
+    }
+    (latest.into_values().collect(), silent)
+}

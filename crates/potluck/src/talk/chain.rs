@@ -1,0 +1,70 @@
+//! Whatever runs the model, as one type: an engine here, or a route.
+
+use potluck_chain::{Answer, SessionError};
+use potluck_client::{Chain, ChainShape, LocalChain};
+use potluck_core::{Hidden, LayerRange, Rows};
+
+use super::{RouteStage, route::RouteChain};
+
+/// Whatever runs the model.
+#[derive(Debug)]
+pub(crate) enum AnyChain {
+    /// One engine with all layers.
+    Local(LocalChain, LayerRange),
+    /// Stages at peers, and perhaps at both ends on this machine.
+    Route(Box<RouteChain>),
+}
+
+impl AnyChain {
+    /// The stages, as they are reached now.
+    pub(crate) fn route(&self) -> Vec<RouteStage> {
+        match self {
+            Self::Local(_, layers) => vec![RouteStage::own(*layers)],
+            Self::Route(chain) => chain.route(),
+        }
+    }
+}
+
+impl Chain for AnyChain {
+    fn shape(&self) -> ChainShape {
+        match self {
+            Self::Local(chain, _) => chain.shape(),
+            Self::Route(chain) => chain.shape(),
+        }
+    }
+
+    async fn submit(&mut self, start: u32, tokens: &[u32], rows: Rows, top: u16) -> Result<u32, SessionError> {
+        match self {
+            Self::Local(chain, _) => chain.submit(start, tokens, rows, top).await,
+            Self::Route(chain) => chain.submit(start, tokens, rows, top).await,
+        }
+    }
+
+    async fn answer(&mut self) -> Result<Answer, SessionError> {
+        match self {
+            Self::Local(chain, _) => chain.answer().await,
+            Self::Route(chain) => chain.answer().await,
+        }
+    }
+
+    async fn row(&mut self, sequence: u32, row: u16) -> Result<Hidden, SessionError> {
+        match self {
+            Self::Local(chain, _) => chain.row(sequence, row).await,
+            Self::Route(chain) => chain.row(sequence, row).await,
+        }
+    }
+
+    fn bytes_written(&self) -> u64 {
+        match self {
+            Self::Local(chain, _) => chain.bytes_written(),
+            Self::Route(chain) => chain.bytes_written(),
+        }
+    }
+
+    async fn close(self) {
+        match self {
+            Self::Local(chain, _) => chain.close().await,
+            Self::Route(chain) => chain.close().await,
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! A model that is ready to answer, whatever runs it: one engine here, peers of our own, or a swarm.
+
+mod chain;
+mod report;
+mod route;
+mod start;
+
+use potluck_chain::{SessionError, sample::SamplingParams};
+use potluck_client::{Cancel, Conversation, GenerateError, Outcome, RenderOptions, Request, Session, TokenEvent};
+use potluck_engine::GrammarSource;
+use potluck_net::NetError;
+use serde_json::{Value, json};
+
+use crate::{
+    args::{EngineArgs, SamplingArgs, StopArgs},
+    embedded::Embedded,
+    failure::{Failure, OrFail},
+    signals::Interrupt,
+};
+
+pub(crate) use chain::AnyChain;
+pub(crate) use report::RouteStage;
+pub(crate) use start::client_node;
+
+/// How an answer is to be made.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    /// How tokens are chosen.
+    pub(crate) params: SamplingParams,
+    /// What the answer must follow.
+    pub(crate) grammar: Option<GrammarSource>,
+    /// Tokens of the answer at most.
+    pub(crate) max_tokens: Option<u32>,
+    stop: Vec<String>,
+    ignore_eos: bool,
+    chunk: u16,
+}
+
+/// A model that is ready to answer.
+#[derive(Debug)]
+pub(crate) struct Talk {
+    /// What was said so far.
+    pub(crate) conversation: Conversation,
+    /// What the model is called.
+    pub(crate) model: String,
+    session: Session<AnyChain>,
+    /// The peers that this command started, which end with it.
+    embedded: Option<Embedded>,
+    /// Why the route is what it is, in a sentence.
+    verdict: String,
+}
+
+impl Asked {
+    /// From the arguments.
+    pub(crate) fn new(sampling: &SamplingArgs, stop: &StopArgs, engine: &EngineArgs) -> Result<Self, Failure> {
+        Ok(Self {
+            params: sampling.params(),
+            grammar: sampling.grammar()?,
+            max_tokens: stop.max_tokens,
+            stop: stop.stop.clone(),
+            ignore_eos: stop.ignore_eos,
+            chunk: engine.chunk,
+        })
+    }
+
+    /// With these parameters and no bound.
+    #[cfg(test)]
+    pub(crate) fn of(params: SamplingParams) -> Self {
+        Self { params, grammar: None, max_tokens: None, stop: Vec::new(), ignore_eos: false, chunk: 512 }
+    }
+
+    fn request(&self, prompt: Vec<u32>) -> Request {
+        Request {
+            params: self.params.clone(),
+            stop: self.stop.clone(),
+            max_tokens: self.max_tokens,
+            ignore_eos: self.ignore_eos,
+            grammar: self.grammar.clone(),
+            chunk: self.chunk,
+            ..Request::new(prompt)
+        }
+    }
+}
+
+impl Talk {
+    /// The tokens of the conversation, with `text` as what the user says next.
+    pub(crate) async fn ask(&mut self, text: &str) -> Result<Vec<u32>, Failure> {
+        self.conversation.user(text);
+        let hint = "send the prompt without the template: --raw";
+        let prompt = self.conversation.prompt(&RenderOptions::now()).or_fail("bad_template", hint)?;
+        Ok(self.session.tokenize(&prompt).await?)
+    }
+
+    /// The tokens of `text` as it is.
+    pub(crate) async fn raw(&self, text: &str) -> Result<Vec<u32>, Failure> {
+        Ok(self.session.tokenize_raw(text).await?)
+    }
+
+    /// Answers. The user may interrupt: then the outcome is what there was.
+    pub(crate) async fn answer(
+        &mut self,
+        prompt: Vec<u32>,
+        asked: &Asked,
+        interrupt: &mut Interrupt,
+        on_token: impl FnMut(&TokenEvent),
+    ) -> Result<Outcome, Failure> {
+        let cancel = Cancel::new();
+        let mut answer = std::pin::pin!(self.session.generate(asked.request(prompt), &cancel, on_token));
+        let outcome = tokio::select! {
+            outcome = &mut answer => outcome,
+            () = interrupt.wait() => {
+                cancel.cancel();
+                answer.await
+            }
+        }?;
+        Ok(outcome)
+    }
+
+    /// The peers that this command started.
+    pub(crate) fn peers(&self) -> impl Iterator<Item = Value> {
+        let peers = self.embedded.iter().flat_map(|embedded| &embedded.peers);
+        peers.map(|peer| json!({ "id": peer.ready.id, "layers": peer.ready.layers, "pid": peer.ready.pid }))
+    }
+
+    /// Waits until a peer that this command started ends, which it should not.
+    pub(crate) async fn lost(&mut self) -> Failure {
+        match &mut self.embedded {
+            Some(embedded) => embedded.first_loss().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Forgets what the user said last: it got no answer.
+    pub(crate) fn unask(&mut self) {
+        self.conversation.undo();
+    }
+
+    /// Ends the session and whatever was started for it.
+    pub(crate) async fn close(self) {
+        self.session.close().await;
+        if let Some(embedded) = self.embedded {
+            embedded.stop().await;
+        }
+    }
+}
+
+impl From<SessionError> for Failure {
+    fn from(error: SessionError) -> Self {
+        Self::new(error.code(), &error, error.hint())
+    }
+}
+
+impl From<NetError> for Failure {
+    fn from(error: NetError) -> Self {
+        Self::new(error.code(), &error, error.hint())
+    }
+}
+
+impl From<GenerateError> for Failure {
+    fn from(error: GenerateError) -> Self {
+        Self::new(error.code(), &error, error.hint())
+    }
+}

@@ -1,0 +1,76 @@
+//! What came of an answer: over whom it went, and how fast.
+
+use potluck_client::Outcome;
+use potluck_core::LayerRange;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::Talk;
+
+/// One stage of the route that an answer took.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct RouteStage {
+    /// The peer's id.
+    pub(crate) peer: String,
+    /// Its layers, half open.
+    pub(crate) layers: [u32; 2],
+    /// How it is reached: `self`, `loopback`, `direct` or `relay`.
+    pub(crate) path: &'static str,
+    /// Milliseconds there and back, from the client.
+    pub(crate) rtt_ms: f64,
+}
+
+impl RouteStage {
+    /// A stage on this machine itself.
+    pub(crate) fn own(layers: LayerRange) -> Self {
+        Self { peer: "self".into(), layers: [layers.start(), layers.end()], path: "self", rtt_ms: 0.0 }
+    }
+}
+
+impl Talk {
+    /// The route, for `--json`.
+    pub(crate) fn route_json(&self) -> Value {
+        serde_json::to_value(self.route()).unwrap_or_default()
+    }
+
+    /// The route as it is now.
+    pub(crate) fn route(&self) -> Vec<RouteStage> {
+        self.session.chain().route()
+    }
+
+    /// The route and the rates, for people.
+    pub(crate) fn report(&self, outcome: &Outcome) -> String {
+        format!("\n{}\n{}", self.show_route(), rates(outcome))
+    }
+
+    /// The route, for people.
+    pub(crate) fn show_route(&self) -> String {
+        let stage = |stage: RouteStage| {
+            let [from, to] = stage.layers;
+            let peer: String = stage.peer.chars().take(10).collect();
+            match stage.path {
+                "self" => format!("  {from}..{to}  this machine"),
+                path => format!("  {from}..{to}  {peer}  {path} {:.2} ms", stage.rtt_ms),
+            }
+        };
+        let stages: Vec<_> = self.route().into_iter().map(stage).collect();
+        let verdict = if self.verdict.is_empty() { String::new() } else { format!("\n  {}", self.verdict) };
+        format!("route\n{}{verdict}", stages.join("\n"))
+    }
+}
+
+/// How fast an answer was.
+pub(crate) fn rates(outcome: &Outcome) -> String {
+    let hop = match outcome.bytes_per_position {
+        0.0 => String::new(),
+        bytes => format!(", {bytes:.0} bytes a token on the wire"),
+    };
+    format!(
+        "{} tokens at {:.1} tokens/s, the first after {:.2} s ({} prompt tokens at {:.0} tokens/s){hop}",
+        outcome.completion_tokens,
+        outcome.decode_tokens_per_s,
+        outcome.ttft_s,
+        outcome.prompt_tokens,
+        outcome.prefill_tokens_per_s,
+    )
+}

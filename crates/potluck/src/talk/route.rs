@@ -1,0 +1,124 @@
+//! A session over a route of peers, as the generation loop wants it.
+
+use potluck_chain::{Answer, Hop, SessionConfig, SessionError};
+use potluck_client::{Chain, ChainShape};
+use potluck_core::{Hidden, LayerRange, PeerId, Rows};
+use potluck_net::{Node, OwnPort, PathKind, Session, SessionEvent};
+use potluck_wire::{Codec, HEADER_BYTES};
+
+use super::RouteStage;
+use crate::engines::RunningEngine;
+
+/// A session that is ready on every peer of its route.
+#[derive(Debug)]
+pub(crate) struct RouteChain {
+    node: Node,
+    session: Session,
+    shape: ChainShape,
+    /// Who holds what: none is this machine.
+    stages: Vec<(Option<PeerId>, LayerRange)>,
+    codec: Codec,
+    width: usize,
+    /// Bytes between peers, which this machine does not see: they follow from the steps.
+    between: u64,
+    engines: Vec<RunningEngine>,
+}
+
+/// A stage of a route that runs on this machine.
+#[derive(Debug)]
+pub(crate) struct OwnEngine {
+    /// How it is reached.
+    pub(crate) port: OwnPort,
+    /// Ends with the session.
+    pub(crate) engine: RunningEngine,
+}
+
+impl RouteChain {
+    /// Opens a session on `node` and waits until every peer has confirmed it.
+    ///
+    /// # Errors
+    /// See [`SessionError`]; there is a deadline.
+    pub(crate) async fn open(node: Node, config: SessionConfig, own: Vec<OwnEngine>) -> Result<Self, SessionError> {
+        let shape = ChainShape { vocabulary: config.vocabulary, positions: config.positions };
+        let stages = config.route.iter().map(stage).collect();
+        let (codec, width) = (config.codec, config.width as usize);
+        let (ports, engines) = own.into_iter().map(|own| (own.port, own.engine)).unzip();
+        let mut session = node.open(config, ports).await?;
+        while !matches!(session.next().await?, SessionEvent::Ready) {}
+        Ok(Self { node, session, shape, stages, codec, width, between: 0, engines })
+    }
+
+    /// The stages, as they are reached now.
+    pub(crate) fn route(&self) -> Vec<RouteStage> {
+        let stages = self.stages.iter().zip(self.session.paths());
+        let describe = |(&(peer, layers), path): (&(Option<PeerId>, LayerRange), Option<potluck_net::PathInfo>)| {
+            let Some(peer) = peer else { return RouteStage::own(layers) };
+            RouteStage {
+                peer: peer.to_string(),
+                layers: [layers.start(), layers.end()],
+                path: match path.map(|path| path.kind) {
+                    Some(PathKind::Loopback) => "loopback",
+                    Some(PathKind::Relay) => "relay",
+                    Some(PathKind::Direct) | None => "direct",
+                },
+                rtt_ms: path.map_or(0.0, |path| path.rtt.as_secs_f64() * 1e3),
+            }
+        };
+        stages.map(describe).collect()
+    }
+
+    /// Hops from one peer to another.
+    fn peer_hops(&self) -> usize {
+        self.stages.windows(2).filter(|pair| pair.iter().all(|(peer, _)| peer.is_some())).count()
+    }
+}
+
+fn stage(hop: &Hop) -> (Option<PeerId>, LayerRange) {
+    match hop {
+        Hop::Own(own) => (None, own.spec.layers),
+        Hop::Remote(remote) => (Some(remote.address.peer), remote.spec.layers),
+    }
+}
+
+impl Chain for RouteChain {
+    fn shape(&self) -> ChainShape {
+        self.shape
+    }
+
+    async fn submit(&mut self, start: u32, tokens: &[u32], rows: Rows, top: u16) -> Result<u32, SessionError> {
+        let frame = HEADER_BYTES + self.codec.bytes(tokens.len(), self.width);
+        self.between += (self.peer_hops() * frame) as u64;
+        self.session.submit(start, tokens.to_vec(), rows, top)
+    }
+
+    async fn answer(&mut self) -> Result<Answer, SessionError> {
+        loop {
+            if let SessionEvent::Answer(answer) = self.session.next().await? {
+                return Ok(answer);
+            }
+        }
+    }
+
+    async fn row(&mut self, sequence: u32, row: u16) -> Result<Hidden, SessionError> {
+        self.session.request_row(sequence, row)?;
+        loop {
+            if let SessionEvent::Row { logits, .. } = self.session.next().await? {
+                return Ok(logits);
+            }
+        }
+    }
+
+    fn bytes_written(&self) -> u64 {
+        let (written, read) = self.session.bytes();
+        written + read + self.between
+    }
+
+    async fn close(mut self) {
+        self.session.close();
+        drop(self.session);
+        self.node.close().await;
+        for engine in self.engines {
+            engine.stop().await;
+        }
+    }
+}
