@@ -1,0 +1,391 @@
+//! What a peer does with frames that it should not have been sent: a typed end, and nothing left behind.
+
+use std::time::{Duration, Instant};
+
+use potluck_core::{
+    CacheId, Hidden, LayerRange, ModelId, Output, PeerId, Rows, SecretKey, SessionId, SessionKey, StageCommand,
+    StageReply, StageShape, StageSpec,
+};
+use potluck_grant::{Gate, Member, Root};
+use potluck_peer::{DialId, Effect, Event, Now, Peer, PeerConfig, StageSlot, StreamId};
+use potluck_wire::{
+    Codec, Failure, FailureCode, Frame, HOP_FRAMES_MAX, HopOpen, NextHop, OpenSession, PeerAddress, PreviousHop,
+    StepFrame,
+};
+
+const WIDTH: u32 = 4;
+const UTC: u64 = 1_800_000_000;
+
+fn root() -> Root {
+    Root::from_bytes(&[1; 32])
+}
+
+fn id(n: u8) -> PeerId {
+    SecretKey::from_bytes(&[n; 32]).peer_id()
+}
+
+fn grant(n: u8) -> Vec<u8> {
+    root().grant(id(n), UTC + 1_000).unwrap().into_bytes()
+}
+
+fn member(n: u8) -> Member {
+    Gate::new(root().public()).check(&grant(n), id(n), UTC).unwrap()
+}
+
+fn spec() -> StageSpec {
+    let layers = LayerRange::new(2, 4).unwrap();
+    StageSpec { model: ModelId::from_bytes([5; 32]), layers, head: false, tail: false }
+}
+
+/// A middle stage at peer 2, between peers 1 and 3; clients are 9 and 8.
+struct Test {
+    peer: Peer,
+    start: Instant,
+    seconds: u64,
+}
+
+impl Test {
+    fn new() -> Self {
+        let config = PeerConfig {
+            id: id(2),
+            sessions_per_client: 2,
+            idle_max: Duration::from_secs(60),
+            open_timeout: Duration::from_secs(10),
+        };
+        let mut peer = Peer::new(config, Gate::new(root().public()));
+        peer.add_stage(StageShape {
+            spec: spec(),
+            width: WIDTH,
+            vocabulary: 16,
+            caches: 3,
+            context: 64,
+            cache_bytes_per_position: 1,
+            weight_bytes: 1,
+            exact: false,
+        });
+        Self { peer, start: Instant::now(), seconds: 0 }
+    }
+
+    fn tell(&mut self, event: Event) -> Vec<Effect> {
+        let now = Now { instant: self.start + Duration::from_secs(self.seconds), utc: UTC + self.seconds };
+        self.peer.handle(now, event);
+        std::iter::from_fn(|| self.peer.poll()).collect()
+    }
+
+    fn stream(&mut self, stream: u64, from: u8, first: Frame) -> Vec<Effect> {
+        self.tell(Event::StreamOpened { stream: StreamId(stream), from: member(from) });
+        self.frame(stream, first)
+    }
+
+    fn frame(&mut self, stream: u64, frame: Frame) -> Vec<Effect> {
+        self.tell(Event::Frame { stream: StreamId(stream), frame })
+    }
+
+    /// Opens a session of client 9 on stream 1, hop in from peer 1 on stream 2, hop out on stream 3.
+    fn ready(&mut self) {
+        self.stream(1, 9, Frame::Open(Box::new(open())));
+        self.stream(2, 1, Frame::HopOpen(hop(0)));
+        self.tell(Event::Stage {
+            stage: StageSlot(0),
+            reply: StageReply::Opened { cache: CacheId(0), result: Ok(()) },
+        });
+        self.tell(Event::Dialed { dial: DialId(0), result: Ok(StreamId(3)) });
+        let effects = self.frame(3, Frame::HopReady);
+        assert!(sends(&effects, 1, &Frame::Ready), "{effects:?}");
+    }
+
+    fn assert_empty(&self) {
+        let status = self.peer.status();
+        assert_eq!((status.streams, status.sessions, status.dials, status.steps_waiting), (0, 0, 0, 0), "{status:?}");
+        assert_eq!(status.free_caches, 3);
+        assert_eq!(self.peer.poll_timeout(), None);
+    }
+}
+
+fn open() -> OpenSession {
+    let address = PeerAddress { peer: id(3), addresses: vec![], relay: None };
+    OpenSession {
+        session: SessionId::from_bytes([4; 16]),
+        epoch: 0,
+        stage: spec(),
+        positions: 32,
+        previous: PreviousHop::Peer(id(1)),
+        next: NextHop::Peer { address, grant: grant(3) },
+        codec_in: Codec::F32,
+        codec_out: Codec::F32,
+        prefix: None,
+        idle_ms: 30_000,
+    }
+}
+
+fn hop(epoch: u32) -> HopOpen {
+    HopOpen { session: SessionKey { client: id(9), id: SessionId::from_bytes([4; 16]) }, epoch }
+}
+
+fn step(sequence: u32, epoch: u32, start: u32, count: u16) -> StepFrame {
+    let mut payload = Vec::new();
+    Codec::F32.encode(&vec![1.0; usize::from(count) * WIDTH as usize], WIDTH as usize, &mut payload).unwrap();
+    StepFrame { sequence, epoch, start, count, rows: Rows::Last, top: 4, codec: Codec::F32, payload }
+}
+
+fn sends(effects: &[Effect], on: u64, what: &Frame) -> bool {
+    effects.iter().any(|e| matches!(e, Effect::Send { stream, frame } if *stream == StreamId(on) && frame == what))
+}
+
+fn closes(effects: &[Effect], on: u64) -> Option<Failure> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Close { stream, failure } if *stream == StreamId(on) => Some(failure.clone()),
+        _ => None,
+    })
+}
+
+fn runs(effects: &[Effect]) -> usize {
+    let forwards = |effect: &&Effect| matches!(effect, Effect::Stage { command: StageCommand::Forward { .. }, .. });
+    effects.iter().filter(forwards).count()
+}
+
+/// The session ends with this code on each of its streams, and nothing of it is left.
+fn ends_with(mut test: Test, frame: StepFrame, code: FailureCode) {
+    let effects = test.frame(2, Frame::Step(frame));
+    for stream in [1, 2, 3] {
+        let failure = closes(&effects, stream).unwrap_or_else(|| panic!("stream {stream} stays open: {effects:?}"));
+        assert_eq!(failure.code, code, "{failure:?}");
+    }
+    let closed = |e: &Effect| matches!(e, Effect::Stage { command: StageCommand::Close { cache: CacheId(0) }, .. });
+    assert!(effects.iter().any(closed), "the cache stays open: {effects:?}");
+    test.assert_empty();
+}
+
+fn ready() -> Test {
+    let mut test = Test::new();
+    test.ready();
+    test
+}
+
+#[test]
+fn a_step_goes_to_the_stage_and_its_output_to_the_next_peer() {
+    let mut test = ready();
+    assert_eq!(runs(&test.frame(2, Frame::Step(step(0, 0, 0, 2)))), 1);
+    let results = vec![Ok(Output::Hidden(Hidden(vec![2.0; 8])))];
+    let effects = test
+        .tell(Event::Stage { stage: StageSlot(0), reply: StageReply::Forwarded { batch: 1, results, compute_us: 1 } });
+    let mut out = step(0, 0, 0, 2);
+    out.payload = vec![0; 0];
+    Codec::F32.encode(&[2.0; 8], 4, &mut out.payload).unwrap();
+    assert!(sends(&effects, 3, &Frame::Step(out)), "{effects:?}");
+}
+
+#[test]
+fn a_newer_epoch_and_a_gap_end_the_session() {
+    ends_with(ready(), step(0, 1, 0, 1), FailureCode::Epoch);
+    ends_with(ready(), step(1, 0, 0, 1), FailureCode::Gap);
+}
+
+#[test]
+fn a_repeated_older_step_and_an_older_epoch_are_dropped() {
+    let mut test = ready();
+    assert_eq!(runs(&test.frame(2, Frame::Step(step(0, 0, 0, 1)))), 1);
+    for _ in 0..1_000 {
+        assert!(test.frame(2, Frame::Step(step(0, 0, 0, 1))).is_empty());
+    }
+    assert_eq!((test.peer.status().stale_frames, test.peer.status().steps_waiting), (1_000, 0));
+}
+
+#[test]
+fn hidden_states_of_the_wrong_shape_place_or_kind_end_the_session() {
+    ends_with(ready(), step(0, 0, 1, 1), FailureCode::Protocol);
+    ends_with(ready(), step(0, 0, 0, 33), FailureCode::ContextFull);
+    ends_with(ready(), StepFrame { payload: vec![0; 15], ..step(0, 0, 0, 1) }, FailureCode::Protocol);
+    ends_with(ready(), StepFrame { codec: Codec::F16, ..step(0, 0, 0, 1) }, FailureCode::Protocol);
+    ends_with(
+        ready(),
+        StepFrame { codec: Codec::Tokens, payload: vec![0; 4], ..step(0, 0, 0, 1) },
+        FailureCode::Protocol,
+    );
+    ends_with(ready(), StepFrame { top: u16::MAX, ..step(0, 0, 0, 1) }, FailureCode::Protocol);
+    let infinite = f32::INFINITY.to_le_bytes().repeat(4);
+    ends_with(ready(), StepFrame { payload: infinite, ..step(0, 0, 0, 1) }, FailureCode::Protocol);
+}
+
+#[test]
+fn steps_beyond_the_credit_end_the_session() {
+    let mut test = ready();
+    for sequence in 0..HOP_FRAMES_MAX {
+        test.frame(2, Frame::Step(step(sequence, 0, 0, 1)));
+    }
+    ends_with(test, step(HOP_FRAMES_MAX, 0, 0, 1), FailureCode::OverBudget);
+}
+
+#[test]
+fn steps_are_taken_from_the_named_previous_peer_alone() {
+    let mut test = ready();
+    // The client itself, on its own stream.
+    let effects = test.frame(1, Frame::Step(step(0, 0, 0, 1)));
+    assert_eq!(closes(&effects, 1).unwrap().code, FailureCode::Protocol);
+    // A member that learnt the session's name.
+    let mut test = Test::new();
+    test.stream(1, 9, Frame::Open(Box::new(open())));
+    let effects = test.stream(5, 7, Frame::HopOpen(hop(0)));
+    assert_eq!(closes(&effects, 5).unwrap().code, FailureCode::UnknownSession);
+    assert_eq!(test.peer.status().sessions, 1, "the session itself is untouched");
+    // The same name, opened by another client, is another session.
+    let other = HopOpen { session: SessionKey { client: id(8), ..hop(0).session }, epoch: 0 };
+    assert!(test.stream(6, 1, Frame::HopOpen(other)).is_empty(), "it waits for its own client");
+    assert_eq!(test.peer.status().parked, 1);
+}
+
+#[test]
+fn a_second_hop_and_an_old_epoch_do_not_take_over() {
+    let mut test = ready();
+    let effects = test.stream(5, 1, Frame::HopOpen(hop(0)));
+    assert_eq!(closes(&effects, 5).unwrap().code, FailureCode::UnknownSession);
+    let mut again = open();
+    again.epoch = 0;
+    let effects = test.stream(6, 9, Frame::Open(Box::new(again)));
+    assert_eq!(closes(&effects, 6).unwrap().code, FailureCode::Epoch);
+    assert_eq!(test.peer.status().sessions, 1);
+}
+
+#[test]
+fn a_newer_epoch_takes_over_and_late_results_of_the_old_one_are_lost() {
+    let mut test = ready();
+    test.frame(2, Frame::Step(step(0, 0, 0, 1)));
+    let effects = test.stream(6, 9, Frame::Open(Box::new(OpenSession { epoch: 1, ..open() })));
+    assert_eq!(closes(&effects, 1).unwrap().code, FailureCode::Epoch);
+    test.tell(Event::Stage { stage: StageSlot(0), reply: StageReply::Opened { cache: CacheId(0), result: Ok(()) } });
+    test.stream(7, 1, Frame::HopOpen(hop(1)));
+    test.tell(Event::Dialed { dial: DialId(1), result: Ok(StreamId(8)) });
+    assert!(sends(&test.frame(8, Frame::HopReady), 6, &Frame::Ready));
+    let results = vec![Ok(Output::Hidden(Hidden(vec![9.0; 4])))];
+    let late = StageReply::Forwarded { batch: 1, results, compute_us: 1 };
+    assert!(test.tell(Event::Stage { stage: StageSlot(0), reply: late }).is_empty(), "epoch 0's result goes nowhere");
+}
+
+#[test]
+fn a_client_cannot_make_us_knock_at_a_strangers_door() {
+    let victim = PeerAddress { peer: id(66), addresses: vec!["192.0.2.1:80".into()], relay: None };
+    let forged = Root::from_bytes(&[2; 32]).grant(id(66), UTC + 1_000).unwrap().into_bytes();
+    for grant in [vec![], forged, grant(3)] {
+        let mut test = Test::new();
+        let next = NextHop::Peer { address: victim.clone(), grant };
+        let effects = test.stream(1, 9, Frame::Open(Box::new(OpenSession { next, ..open() })));
+        assert_eq!(closes(&effects, 1).unwrap().code, FailureCode::NotAdmitted);
+        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Dial { .. })));
+        test.assert_empty();
+    }
+}
+
+#[test]
+fn an_opening_that_makes_no_sense_is_refused() {
+    let refused = |open: OpenSession, code| {
+        let mut test = Test::new();
+        let effects = test.stream(1, 9, Frame::Open(Box::new(open)));
+        assert_eq!(closes(&effects, 1).unwrap().code, code, "{effects:?}");
+        test.assert_empty();
+    };
+    let other = StageSpec { layers: LayerRange::new(2, 5).unwrap(), ..spec() };
+    refused(OpenSession { stage: other, ..open() }, FailureCode::NotServed);
+    refused(OpenSession { positions: 65, ..open() }, FailureCode::ContextFull);
+    refused(OpenSession { positions: 0, ..open() }, FailureCode::Protocol);
+    refused(OpenSession { codec_in: Codec::Tokens, ..open() }, FailureCode::Protocol);
+    refused(OpenSession { codec_out: Codec::Tokens, ..open() }, FailureCode::Protocol);
+    refused(OpenSession { previous: PreviousHop::Peer(id(2)), ..open() }, FailureCode::Protocol);
+    let prefix = potluck_wire::Prefix { session: SessionId::from_bytes([8; 16]), positions: 1 };
+    refused(OpenSession { prefix: Some(prefix), ..open() }, FailureCode::UnknownSession);
+}
+
+#[test]
+fn one_client_cannot_take_every_cache() {
+    let mut test = Test::new();
+    for n in 0..3u8 {
+        let session = SessionId::from_bytes([n; 16]);
+        let effects = test.stream(n.into(), 9, Frame::Open(Box::new(OpenSession { session, ..open() })));
+        let refused = closes(&effects, n.into()).map(|failure| failure.code);
+        assert_eq!(refused, (n == 2).then_some(FailureCode::Busy), "session {n}");
+    }
+    assert_eq!(test.peer.status().free_caches, 1);
+}
+
+#[test]
+fn what_waits_has_a_deadline() {
+    let mut test = Test::new();
+    test.tell(Event::StreamOpened { stream: StreamId(1), from: member(9) });
+    test.stream(2, 1, Frame::HopOpen(hop(0)));
+    let other = OpenSession { session: SessionId::from_bytes([1; 16]), ..open() };
+    test.stream(3, 8, Frame::Open(Box::new(other)));
+    test.seconds = 9;
+    assert!(test.tell(Event::Timeout).is_empty());
+    test.seconds = 10;
+    let effects = test.tell(Event::Timeout);
+    for stream in [1, 2, 3] {
+        assert_eq!(closes(&effects, stream).unwrap().code, FailureCode::Deadline);
+    }
+    test.assert_empty();
+}
+
+#[test]
+fn an_idle_session_ends_when_its_client_said_so_at_the_latest() {
+    let mut test = ready();
+    test.seconds = 29;
+    assert!(test.tell(Event::Timeout).is_empty());
+    test.seconds = 30;
+    assert_eq!(closes(&test.tell(Event::Timeout), 1).unwrap().code, FailureCode::Idle);
+    test.assert_empty();
+}
+
+#[test]
+fn credit_that_was_not_due_and_frames_out_of_place_end_the_session() {
+    for (stream, frame) in [
+        (3, Frame::Credit { frames: 1 }),
+        (3, Frame::Credit { frames: u32::MAX }),
+        (2, Frame::Credit { frames: 1 }),
+        (3, Frame::Step(step(0, 0, 0, 1))),
+        (1, Frame::RowRequest { sequence: 0, row: 0 }),
+        (1, Frame::Ready),
+        (2, Frame::HopReady),
+        (1, Frame::ListOffers),
+    ] {
+        let mut test = ready();
+        let what = frame.kind();
+        let effects = test.frame(stream, frame);
+        assert_eq!(closes(&effects, 1).unwrap().code, FailureCode::Protocol, "{what} on stream {stream}");
+        test.assert_empty();
+    }
+}
+
+#[test]
+fn the_loss_of_the_engine_is_told_and_the_stage_comes_back() {
+    let mut test = ready();
+    test.frame(2, Frame::Step(step(0, 0, 0, 1)));
+    let lost = StageReply::Lost { reason: "killed by signal 9".into() };
+    let effects = test.tell(Event::Stage { stage: StageSlot(0), reply: lost });
+    assert_eq!(closes(&effects, 1).unwrap().code, FailureCode::EngineLost);
+    let refused = test.stream(5, 9, Frame::Open(Box::new(open())));
+    assert_eq!(closes(&refused, 5).unwrap().code, FailureCode::EngineLost);
+    test.assert_empty();
+    let shape = StageShape {
+        spec: spec(),
+        width: WIDTH,
+        vocabulary: 16,
+        caches: 3,
+        context: 64,
+        cache_bytes_per_position: 1,
+        weight_bytes: 1,
+        exact: false,
+    };
+    test.tell(Event::Stage { stage: StageSlot(0), reply: StageReply::Ready(shape) });
+    let opened = test.stream(6, 9, Frame::Open(Box::new(open())));
+    assert!(closes(&opened, 6).is_none(), "{opened:?}");
+}
+
+#[test]
+fn a_lost_neighbour_is_named_to_the_client() {
+    for (stream, peer) in [(2, id(1)), (3, id(3))] {
+        let mut test = ready();
+        let failure = Failure::new(FailureCode::PeerLost, "timed out");
+        let effects = test.tell(Event::Closed { stream: StreamId(stream), failure });
+        let told = closes(&effects, 1).unwrap();
+        assert_eq!((told.code, told.peer), (FailureCode::PeerLost, Some(peer)));
+        test.assert_empty();
+    }
+}
