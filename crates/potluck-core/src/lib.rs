@@ -16,6 +16,7 @@ mod ids;
 mod manifest;
 mod offer;
 mod range;
+mod reduce;
 mod stage;
 
 pub use ids::{CacheId, IdError, ModelId, PeerId, SecretKey, SessionId, SessionKey};

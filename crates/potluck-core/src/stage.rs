@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CacheId, LayerRange, ModelId, bounds};
+use crate::{CacheId, LayerRange, ModelId};
 
 /// Which part of which model a stage is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -104,7 +104,7 @@ pub struct Step {
     pub cache: CacheId,
     /// Position of the first row.
     pub start: u32,
-    /// What enters: its length gives the positions, at most [`bounds::STEP_POSITIONS_MAX`].
+    /// What enters: its length gives the positions, at most [`STEP_POSITIONS_MAX`](crate::bounds::STEP_POSITIONS_MAX).
     pub input: Input,
     /// What the tail is to answer.
     pub rows: Rows,
@@ -321,60 +321,9 @@ impl StageCommand {
     }
 }
 
-impl Logits {
-    /// Reduces a whole row to its `top` largest values and the log-sum-exp.
-    ///
-    /// Both a remote tail and a client that holds the output matrix itself reduce with this function, so that the
-    /// sampler sees the same numbers either way. NaN counts as the smallest value.
-    pub fn reduce(row: &[f32], top: usize) -> Self {
-        let top = top.min(row.len()).min(bounds::TOP_LOGITS_MAX);
-        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = row.iter().map(|&l| if l.is_nan() { 0.0 } else { f64::from(l - max).exp() }).sum();
-        let log_sum_exp = if max == f32::NEG_INFINITY { max } else { (f64::from(max) + sum.ln()) as f32 };
-        let key = |&i: &u32| {
-            let logit = row[i as usize];
-            (std::cmp::Reverse(TotalOrder(if logit.is_nan() { f32::NEG_INFINITY } else { logit })), i)
-        };
-        let mut ids: Vec<u32> = (0..row.len() as u32).collect();
-        if top < ids.len() && top > 0 {
-            ids.select_nth_unstable_by_key(top - 1, key);
-        }
-        ids.truncate(top);
-        ids.sort_unstable_by_key(key);
-        Self::Top { largest: ids.into_iter().map(|i| (i, row[i as usize])).collect(), log_sum_exp }
-    }
-}
-
-#[derive(PartialEq)]
-struct TotalOrder(f32);
-
-impl Eq for TotalOrder {}
-
-impl PartialOrd for TotalOrder {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for TotalOrder {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.total_cmp(&other.0)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn reduce_keeps_the_largest_and_breaks_ties_by_id() {
-        let Logits::Top { largest, log_sum_exp } = Logits::reduce(&[1.0, 3.0, 3.0, f32::NAN, -1.0], 3) else {
-            panic!("a reduction is never whole")
-        };
-        assert_eq!(largest, [(1, 3.0), (2, 3.0), (0, 1.0)]);
-        let exact = (1f64.exp() + 2.0 * 3f64.exp() + (-1f64).exp()).ln() as f32;
-        assert!((log_sum_exp - exact).abs() < 1e-6, "{log_sum_exp} {exact}");
-    }
 
     #[test]
     fn hidden_states_travel_as_bytes_and_never_print() {
