@@ -125,6 +125,8 @@ fn start(program: &EngineProgram) -> Spawned {
     let mut command = Command::new(&program.program);
     command.args(&program.args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command.env_clear().envs(std::env::vars_os().filter(|(name, _)| passes(&name.to_string_lossy())));
+    // Ctrl-C on a terminal is for the program that we belong to: it ends us, or only stops an answer.
+    command.process_group(0);
     // ggml would start a debugger when it aborts.
     command.env("GGML_NO_BACKTRACE", "1");
     let (descriptor, peer) = (theirs.as_raw_fd(), std::process::id());
