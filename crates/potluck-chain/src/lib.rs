@@ -13,6 +13,7 @@
 mod client;
 mod credit;
 mod error;
+pub mod plan;
 pub mod sample;
 
 pub use client::{

@@ -1,0 +1,157 @@
+//! Where a model should run: on one machine if it fits, otherwise over the fewest that it fits, and how fast.
+//!
+//! [`plan`] looks at the own machine and at what peers offer, predicts the time of a token for each way, and says what
+//! it chose and why, before anything is loaded:
+//! ```
+//! use potluck_chain::plan::*;
+//! # use potluck_core::ModelId;
+//! # use potluck_wire::Codec;
+//! let layer = LayerFacts { weight_bytes: 100 << 20, cache_bytes_per_position: 1 << 10 };
+//! let model = ModelFacts {
+//!     model: ModelId::from_bytes([7; 32]),
+//!     layers: vec![layer; 8],
+//!     head_bytes: 50 << 20,
+//!     tail_bytes: 50 << 20,
+//!     tied: true,
+//!     width: 2048,
+//!     cuts: (1..8).collect(),
+//! };
+//! let own = Machine::own(2 << 30, Speed { decode_us_per_byte: 1e-4, prefill_us_per_byte: 1e-5 });
+//! let wish = Wish { positions: 4096, chunk: 512, codec: Codec::F16, preference: None, may_load: true };
+//! let preview = plan(&model, &[own], &wish)?;
+//! assert_eq!(preview.stages.len(), 1);
+//! println!("{}: {:.0} tokens/s", preview.verdict.reason, preview.decode_tokens_per_s);
+//! # Ok::<(), PlanError>(())
+//! ```
+//! Decode: a token passes each stage and each hop once, so their times add up. Prefill: chunks fill the pipeline, so the
+//! slowest stage or hop sets the pace. [`split_evenly`] is for machines that are known to be equal. No IO, no clock.
+
+mod cost;
+mod facts;
+mod left_out;
+mod preview;
+mod search;
+mod split;
+mod stage;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+
+pub use facts::{LayerFacts, Link, Loaded, MACHINES_MAX, Machine, ModelFacts, Preference, Speed, Who, Wish};
+pub use left_out::{LeftOut, Reason};
+pub use preview::{Alternative, PlannedStage, Preview, Verdict, VerdictKind};
+pub use split::{SplitError, split_evenly};
+
+use cost::Costs;
+use search::{Found, Route, search};
+
+/// By how much more stages must be faster before `Preference::Latency` takes them: predictions err.
+const FURTHER_STAGE_GAIN: f64 = 1.1;
+
+/// Why there is no plan.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// The caller: a model without layers.
+    #[error("the model has no layers")]
+    NoLayers,
+    /// The user. Hint: lend more machines, or a shorter `--context`.
+    #[error(
+        "no route covers the model: it needs {needed_bytes} bytes, {offered_bytes} are offered by {machines} machines, \
+         and nothing continues after layer {reached}"
+    )]
+    NoRoute {
+        /// Bytes of all weights and one session's cache.
+        needed_bytes: u64,
+        /// Bytes that all machines together would give.
+        offered_bytes: u64,
+        /// How many machines.
+        machines: usize,
+        /// Layers `0..reached` can be covered.
+        reached: u32,
+    },
+    /// The user. Hint: `--prefer latency`, if peers may see the text.
+    #[error(
+        "this machine cannot hold both ends of the model: they need {needed_bytes} bytes, it has {memory_bytes}; or no \
+         peers fill the middle"
+    )]
+    NotPrivate {
+        /// Bytes of the smallest first and last stage.
+        needed_bytes: u64,
+        /// Bytes that it has.
+        memory_bytes: u64,
+    },
+}
+
+/// Plans where a model runs.
+///
+/// One machine if the model fits one; otherwise the fewest stages that fit, and of those the fastest. With
+/// [`Preference::Latency`] more stages are taken where they are predicted a tenth faster. With `Private` the own machine
+/// is both ends.
+/// # Errors
+/// See [`PlanError`].
+pub fn plan(model: &ModelFacts, machines: &[Machine], wish: &Wish) -> Result<Preview, PlanError> {
+    if model.layers.is_empty() {
+        return Err(PlanError::NoLayers);
+    }
+    let considered = &machines[..machines.len().min(MACHINES_MAX)];
+    let costs = Costs { model, machines: considered, wish };
+    let by_start = stage::by_start(model, wish, considered);
+    let looked_for = |preference| (preference, search(&costs, &by_start, preference));
+    let (preference, found) = match wish.preference {
+        Some(preference) => looked_for(preference),
+        None => Some(looked_for(Preference::Private))
+            .filter(|(_, found)| !found.routes.is_empty())
+            .unwrap_or_else(|| looked_for(Preference::Latency)),
+    };
+    let Some(route) = choose(&found, preference) else { return Err(no_route(&costs, &found, preference)) };
+    let open = match preference {
+        Preference::Private => search(&costs, &by_start, Preference::Latency),
+        Preference::Latency => Found::default(),
+    };
+    let usable: BTreeSet<usize> = by_start.values().flatten().map(|piece| piece.machine).collect();
+    Ok(preview::of(&costs, machines, &usable, preference, route, &found, &open))
+}
+
+fn choose(found: &Found, preference: Preference) -> Option<&Route> {
+    let (&stages, mut chosen) = found.routes.iter().next()?;
+    if stages == 1 || preference == Preference::Private {
+        return Some(chosen);
+    }
+    for route in found.routes.values().skip(1) {
+        if chosen.decode_us > route.decode_us * FURTHER_STAGE_GAIN {
+            chosen = route;
+        }
+    }
+    Some(chosen)
+}
+
+fn no_route(costs: &Costs<'_>, found: &Found, preference: Preference) -> PlanError {
+    let Costs { model, machines, wish } = costs;
+    let range = |start, end| potluck_core::LayerRange::new(start, end);
+    let bytes = |start, end| {
+        range(start, end)
+            .map_or(u64::MAX, |r| model.weight_bytes(r).saturating_add(model.cache_bytes(r, wish.positions)))
+    };
+    let bounds = stage::boundaries(model);
+    let layers = model.layers.len() as u32;
+    if preference == Preference::Private {
+        let own = machines.iter().find(|machine| machine.who == Who::Own);
+        let (first, last) = (bounds[1], bounds[bounds.len() - 2]);
+        let needed_bytes =
+            if first == layers { bytes(0, layers) } else { bytes(0, first).saturating_add(bytes(last, layers)) };
+        return PlanError::NotPrivate { needed_bytes, memory_bytes: own.map_or(0, |own| own.memory_bytes) };
+    }
+    let offered = machines.iter().map(|machine| match (&machine.loaded, wish.may_load || machine.who == Who::Own) {
+        (Some(loaded), false) => loaded.weight_bytes,
+        _ => machine.memory_bytes,
+    });
+    PlanError::NoRoute {
+        needed_bytes: bytes(0, layers),
+        offered_bytes: offered.fold(0, u64::saturating_add),
+        machines: machines.len(),
+        reached: found.reached,
+    }
+}
