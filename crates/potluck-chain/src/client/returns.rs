@@ -11,6 +11,7 @@ use crate::SessionError;
 impl ClientSession {
     pub(super) fn frame(&mut self, now: Instant, hop: usize, frame: Frame) -> Result<(), SessionError> {
         let last = self.last_remote() == Some(hop);
+        let tail = last && hop + 1 == self.config.route.len();
         match frame {
             Frame::Ready if self.waiting_for.get(hop) == Some(&true) => {
                 self.one_is_ready(hop);
@@ -23,9 +24,9 @@ impl ClientSession {
                 self.flush(hop);
                 Ok(())
             }
-            Frame::Answer(answer) if last => self.answer_came(now, hop, answer),
-            Frame::Step(step) if last => self.step_returned(hop, &step),
-            Frame::Row { sequence, row, logits } if last => self.row_came(hop, sequence, row, logits),
+            Frame::Answer(answer) if tail => self.answer_came(now, hop, answer),
+            Frame::Step(step) if last && !tail => self.step_returned(hop, &step),
+            Frame::Row { sequence, row, logits } if tail => self.row_came(hop, sequence, row, logits),
             Frame::Failed(failure) => Err(self.peer_failed(hop, failure, false)),
             other => Err(self.protocol(hop, format!("a {} frame does not belong here", other.kind()))),
         }

@@ -1,0 +1,320 @@
+//! What a client accepts from peers that it has no reason to trust.
+
+use std::time::{Duration, Instant};
+
+use potluck_chain::{
+    ClientSession, Deadlines, Effect, Event, Hop, OwnStage, RemoteStage, STEPS_IN_FLIGHT_MAX, SessionConfig,
+    SessionError,
+};
+use potluck_core::{
+    CacheId, Hidden, LayerRange, Logits, ModelId, Output, PeerId, Rows, SessionId, SessionKey, StageCommand,
+    StageError, StageReply, StageSpec,
+};
+use potluck_wire::{
+    AnswerFrame, Codec, Failure, FailureCode, Frame, HOP_FRAMES_MAX, NextHop, PeerAddress, PreviousHop, StepFrame,
+};
+
+const WIDTH: u32 = 2;
+const VOCABULARY: u32 = 8;
+
+fn peer(n: u8) -> PeerId {
+    PeerId::from_bytes([n; 32])
+}
+
+fn spec(start: u32, end: u32) -> StageSpec {
+    let layers = LayerRange::new(start, end).unwrap();
+    StageSpec { model: ModelId::from_bytes([5; 32]), layers, head: start == 0, tail: end == 9 }
+}
+
+fn remote(n: u8, start: u32, end: u32) -> Hop {
+    let address = PeerAddress { peer: peer(n), addresses: vec![], relay: None };
+    Hop::Remote(RemoteStage { spec: spec(start, end), address, grant: vec![n] })
+}
+
+fn own(start: u32, end: u32) -> Hop {
+    Hop::Own(OwnStage { spec: spec(start, end), cache: CacheId(7) })
+}
+
+fn config(route: Vec<Hop>) -> SessionConfig {
+    SessionConfig {
+        key: SessionKey { client: peer(99), id: SessionId::from_bytes([1; 16]) },
+        epoch: 3,
+        positions: 32,
+        width: WIDTH,
+        vocabulary: VOCABULARY,
+        codec: Codec::F32,
+        route,
+        prefix: None,
+        deadlines: Deadlines {
+            open: Duration::from_secs(5),
+            step: Duration::from_secs(10),
+            idle: Duration::from_secs(60),
+        },
+    }
+}
+
+struct Test {
+    session: ClientSession,
+    now: Instant,
+}
+
+impl Test {
+    fn new(route: Vec<Hop>) -> Self {
+        let now = Instant::now();
+        Self { session: ClientSession::new(now, config(route)).unwrap(), now }
+    }
+
+    fn remote() -> Self {
+        Self::new(vec![remote(1, 0, 3), remote(2, 3, 6), remote(3, 6, 9)]).ready(&[])
+    }
+
+    fn own_ends() -> Self {
+        Self::new(vec![own(0, 3), remote(2, 3, 6), own(6, 9)]).ready(&[0, 2])
+    }
+
+    fn drain(&mut self) -> Vec<Effect> {
+        std::iter::from_fn(|| self.session.poll()).collect()
+    }
+
+    fn tell(&mut self, event: Event) -> Vec<Effect> {
+        self.session.handle(self.now, event);
+        self.drain()
+    }
+
+    fn ready(mut self, own: &[usize]) -> Self {
+        self.drain();
+        let mut effects = vec![];
+        for hop in 0..3 {
+            let opened = StageReply::Opened { cache: CacheId(7), result: Ok(()) };
+            effects = self.tell(if own.contains(&hop) {
+                Event::Own { hop, reply: opened }
+            } else {
+                Event::Frame { hop, frame: Frame::Ready }
+            });
+        }
+        assert!(matches!(effects[..], [Effect::Ready]), "{effects:?}");
+        self
+    }
+
+    fn submit(&mut self, start: u32, count: usize) -> Result<u32, SessionError> {
+        self.session.submit(self.now, start, vec![1; count], Rows::Last, 2)
+    }
+
+    /// The error that ends the session.
+    fn error(&mut self, event: Event) -> SessionError {
+        let effects = self.tell(event);
+        assert!(self.session.is_over());
+        let closed =
+            effects.iter().filter(|effect| matches!(effect, Effect::Close { .. } | Effect::Own { .. })).count();
+        assert_eq!(closed, 3, "every stage of the route is told: {effects:?}");
+        match effects.into_iter().last() {
+            Some(Effect::Failed(error)) => error,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn top(largest: &[(u32, f32)]) -> Logits {
+    Logits::Top { largest: largest.to_vec(), log_sum_exp: 1.0 }
+}
+
+fn answer(sequence: u32, rows: Vec<Logits>) -> AnswerFrame {
+    AnswerFrame { sequence, epoch: 3, start: 0, count: 2, rows }
+}
+
+fn good() -> AnswerFrame {
+    answer(0, vec![top(&[(4, 2.0), (1, 1.0)])])
+}
+
+#[test]
+fn each_peer_is_told_its_neighbours() {
+    let mut test = Test::new(vec![own(0, 3), remote(1, 3, 5), remote(2, 5, 9)]);
+    let mut opens = test.drain().into_iter().filter_map(|effect| match effect {
+        Effect::Send { hop, frame: Frame::Open(open) } => Some((hop, open)),
+        _ => None,
+    });
+    let (_, first) = opens.next().unwrap();
+    assert_eq!(first.previous, PreviousHop::Client);
+    assert!(matches!(&first.next, NextHop::Peer { address, grant } if address.peer == peer(2) && *grant == [2]));
+    let (_, second) = opens.next().unwrap();
+    assert_eq!((second.previous, second.next), (PreviousHop::Peer(peer(1)), NextHop::Client));
+}
+
+#[test]
+fn a_good_answer_is_delivered_once() {
+    let mut test = Test::remote();
+    assert_eq!(test.submit(0, 2), Ok(0));
+    test.drain();
+    let effects = test.tell(Event::Frame { hop: 2, frame: Frame::Answer(good()) });
+    assert!(matches!(&effects[..], [Effect::Answer(answer)] if answer.rows == good().rows), "{effects:?}");
+    assert!(test.tell(Event::Frame { hop: 2, frame: Frame::Answer(good()) }).is_empty(), "a late twin");
+    let stale = AnswerFrame { epoch: 2, ..good() };
+    assert!(test.tell(Event::Frame { hop: 2, frame: Frame::Answer(stale) }).is_empty(), "an older epoch");
+}
+
+#[test]
+fn a_tail_cannot_answer_what_was_not_asked() {
+    let bad = [
+        answer(1, good().rows),
+        AnswerFrame { epoch: 4, ..good() },
+        AnswerFrame { start: 1, ..good() },
+        AnswerFrame { count: 1, ..good() },
+        answer(0, vec![]),
+        answer(0, vec![top(&[(4, 2.0), (1, 1.0)]), top(&[(4, 2.0), (1, 1.0)])]),
+        answer(0, vec![top(&[(4, 2.0)])]),
+        answer(0, vec![top(&[(8, 2.0), (1, 1.0)])]),
+        answer(0, vec![top(&[(4, 1.0), (1, 2.0)])]),
+        answer(0, vec![top(&[(4, 1.0), (4, 1.0)])]),
+        answer(0, vec![top(&[(4, f32::NAN), (1, 1.0)])]),
+        answer(0, vec![Logits::Whole(Hidden(vec![0.0; 8]))]),
+    ];
+    for frame in bad {
+        let mut test = Test::remote();
+        test.submit(0, 2).unwrap();
+        test.drain();
+        let text = format!("{frame:?}");
+        let error = test.error(Event::Frame { hop: 2, frame: Frame::Answer(frame) });
+        assert!(matches!(error, SessionError::Protocol { peer: p, .. } if p == peer(3)), "{text}: {error:?}");
+    }
+}
+
+#[test]
+fn frames_out_of_place_are_the_senders_fault() {
+    let step = StepFrame {
+        sequence: 0,
+        epoch: 3,
+        start: 0,
+        count: 2,
+        rows: Rows::Last,
+        top: 2,
+        codec: Codec::F32,
+        payload: vec![0; 16],
+    };
+    for (hop, frame) in [
+        (0, Frame::Answer(good())),
+        (1, Frame::Credit { frames: 1 }),
+        (0, Frame::Credit { frames: HOP_FRAMES_MAX + 1 }),
+        (2, Frame::Step(step)),
+        (2, Frame::Row { sequence: 0, row: 0, logits: Hidden(vec![0.0; 8]) }),
+        (1, Frame::Ready),
+        (0, Frame::HopReady),
+    ] {
+        let mut test = Test::remote();
+        test.submit(0, 2).unwrap();
+        test.drain();
+        let text = format!("{} on hop {hop}", frame.kind());
+        let error = test.error(Event::Frame { hop, frame });
+        assert!(
+            matches!(error, SessionError::Protocol { peer: p, .. } if p == peer(hop as u8 + 1)),
+            "{text}: {error:?}"
+        );
+    }
+}
+
+#[test]
+fn a_failure_names_the_peer_that_it_is_about() {
+    let mut test = Test::remote();
+    let failure = Failure::new(FailureCode::PeerLost, "timed out").of(peer(2));
+    let error = test.error(Event::Frame { hop: 0, frame: Frame::Failed(failure) });
+    assert!(
+        matches!(&error, SessionError::PeerLost { peer: p, layers, .. } if *p == peer(2) && layers == "3..6"),
+        "{error}"
+    );
+    let mut test = Test::remote();
+    let error = test.error(Event::Closed { hop: 2, failure: Failure::new(FailureCode::Done, "") });
+    assert!(
+        matches!(error, SessionError::PeerLost { peer: p, .. } if p == peer(3)),
+        "an end without a reason is a loss"
+    );
+}
+
+#[test]
+fn own_ends_see_the_tokens_and_nobody_else() {
+    let mut test = Test::own_ends();
+    test.submit(0, 2).unwrap();
+    let effects = test.drain();
+    assert!(
+        matches!(&effects[..], [Effect::Own { hop: 0, command: StageCommand::Forward { batch: 0, .. } }]),
+        "{effects:?}"
+    );
+    let forwarded = |output| StageReply::Forwarded { batch: 0, results: vec![Ok(output)], compute_us: 1 };
+    let hidden = Hidden(vec![1.0, 2.0, 3.0, 4.0]);
+    let effects = test.tell(Event::Own { hop: 0, reply: forwarded(Output::Hidden(hidden)) });
+    let [Effect::Send { hop: 1, frame: Frame::Step(step) }] = &effects[..] else { panic!("{effects:?}") };
+    assert_eq!((step.codec, step.payload.len()), (Codec::F32, 16));
+    let back = StepFrame { ..step.clone() };
+    let effects = test.tell(Event::Frame { hop: 1, frame: Frame::Step(back.clone()) });
+    assert!(matches!(&effects[..], [Effect::Own { hop: 2, .. }]), "{effects:?}");
+    assert!(test.tell(Event::Frame { hop: 1, frame: Frame::Step(back) }).is_empty(), "a late twin");
+    let rows = vec![top(&[(4, 2.0), (1, 1.0)])];
+    let effects = test.tell(Event::Own { hop: 2, reply: forwarded(Output::Logits(rows)) });
+    assert!(matches!(&effects[..], [Effect::Answer(_)]), "{effects:?}");
+}
+
+#[test]
+fn an_own_stage_that_fails_ends_the_session_for_all() {
+    let mut test = Test::own_ends();
+    test.submit(0, 1).unwrap();
+    test.drain();
+    let results = vec![Err(StageError::Engine("boom".into()))];
+    let error = test.error(Event::Own { hop: 0, reply: StageReply::Forwarded { batch: 0, results, compute_us: 0 } });
+    assert!(matches!(error, SessionError::Own { .. }), "{error}");
+}
+
+#[test]
+fn every_wait_has_a_deadline_and_says_what_for() {
+    let mut test = Test::new(vec![remote(1, 0, 9)]);
+    test.drain();
+    assert_eq!(test.session.poll_timeout(), Some(test.now + Duration::from_secs(5)));
+    test.now += Duration::from_secs(5);
+    test.session.handle(test.now, Event::Timeout);
+    assert!(matches!(
+        test.drain().last(),
+        Some(Effect::Failed(SessionError::Deadline { setting: "open_timeout", .. }))
+    ));
+    assert_eq!(test.session.poll_timeout(), None);
+
+    let mut test = Test::remote();
+    assert_eq!(test.session.poll_timeout(), None, "nothing is under way");
+    test.submit(0, 2).unwrap();
+    test.drain();
+    test.now += Duration::from_secs(9);
+    test.tell(Event::Frame { hop: 2, frame: Frame::Answer(good()) });
+    test.session.request_row(test.now, 0, 1).unwrap();
+    test.now += Duration::from_secs(10);
+    let error = test.error(Event::Timeout);
+    assert!(matches!(error, SessionError::Deadline { setting: "step_timeout", .. }), "{error}");
+}
+
+#[test]
+fn the_caller_is_told_what_does_not_fit() {
+    let mut test = Test::remote();
+    for (start, count) in [(0, 0), (1, 1), (0, 33), (0, 513)] {
+        assert!(matches!(test.submit(start, count), Err(SessionError::BadStep(_))), "{start} {count}");
+    }
+    let outside = test.session.submit(test.now, 0, vec![VOCABULARY], Rows::Last, 2);
+    assert!(matches!(outside, Err(SessionError::BadStep(_))));
+    assert!(test.session.request_row(test.now, 0, 0).is_err(), "nothing was answered yet");
+    for sequence in 0..STEPS_IN_FLIGHT_MAX as u32 {
+        assert_eq!(test.submit(0, 1), Ok(sequence));
+    }
+    assert!(matches!(test.submit(0, 1), Err(SessionError::BadStep(_))));
+    let sent = test.drain().iter().filter(|e| matches!(e, Effect::Send { frame: Frame::Step(_), .. })).count();
+    assert_eq!(sent, HOP_FRAMES_MAX as usize, "the rest waits for credit");
+    assert_eq!(test.tell(Event::Frame { hop: 0, frame: Frame::Credit { frames: 4 } }).len(), 4);
+}
+
+#[test]
+fn a_route_covers_the_model_once_and_in_order() {
+    let refused = |route| matches!(ClientSession::new(Instant::now(), config(route)), Err(SessionError::BadStep(_)));
+    assert!(refused(vec![]));
+    assert!(refused(vec![remote(1, 0, 3)]), "no tail");
+    assert!(refused(vec![remote(1, 3, 9)]), "no head");
+    assert!(refused(vec![remote(1, 0, 3), remote(2, 4, 9)]), "a gap");
+    assert!(refused(vec![remote(1, 0, 5), remote(2, 4, 9)]), "an overlap");
+    assert!(refused(vec![remote(1, 0, 3), own(3, 6), remote(2, 6, 9)]), "an own stage in the middle");
+    assert!(refused(vec![own(0, 3), own(3, 9)]), "one machine in two parts");
+    assert!(refused(vec![remote(1, 0, 3), remote(1, 3, 9)]), "a peer twice");
+    assert!(!refused(vec![own(0, 9)]));
+    assert!(!refused(vec![own(0, 3), remote(1, 3, 9)]));
+}
