@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Builds llama.cpp's own `llama-bench` and `ggml-rpc-server` (some 5 minutes on two cores), once, out of the source package
+# of llama-cpp-python. Prints the folder that holds them. They go to bench/work, or to $POTLUCK_BENCH_WORK.
+set -euo pipefail
+
+version=0.3.36
+work="${POTLUCK_BENCH_WORK:-$(cd "$(dirname "$0")" && pwd)/work}"
+bin="$work/build-$version/bin"
+
+if [ -x "$bin/llama-bench" ] && [ -x "$bin/ggml-rpc-server" ]; then
+  echo "$bin"
+  exit
+fi
+
+mkdir -p "$work"
+if ! ls "$work"/llama_cpp_python-$version.tar.gz >/dev/null 2>&1; then
+  echo "llama-rpc: fetching the source package, 77 MB" >&2
+  python3 -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest "$work" llama-cpp-python==$version >&2
+fi
+rm -rf "$work/src-$version"
+mkdir "$work/src-$version"
+tar xzf "$work/llama_cpp_python-$version.tar.gz" -C "$work/src-$version" --strip-components=1
+echo "llama-rpc: building" >&2
+cmake -S "$work/src-$version/vendor/llama.cpp" -B "$work/build-$version" -DCMAKE_BUILD_TYPE=Release \
+  -DGGML_RPC=ON -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF \
+  -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF >"$work/build.log" 2>&1
+cmake --build "$work/build-$version" --parallel "${POTLUCK_BENCH_JOBS:-$(nproc)}" \
+  --target ggml-rpc-server llama-bench >>"$work/build.log" 2>&1
+echo "$bin"

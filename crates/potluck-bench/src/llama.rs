@@ -1,0 +1,115 @@
+//! llama.cpp's own tools: `llama-bench`, and its RPC servers.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use serde_json::Value;
+use tokio::{
+    net::TcpStream,
+    process::{Child, Command},
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    Outcome,
+    work::{Contestant, DECODE, PREFILL, Work},
+};
+
+/// Servers of llama.cpp's RPC: as many as we have peers.
+const SERVERS: usize = 3;
+
+/// How long `llama-bench` may take for one round.
+const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a server may take to listen.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// `llama-bench` on the model, alone or over RPC servers.
+#[derive(Debug)]
+pub(crate) struct LlamaBench {
+    program: PathBuf,
+    model: PathBuf,
+    threads: u16,
+    endpoints: Option<String>,
+    servers: Vec<Child>,
+}
+
+impl LlamaBench {
+    /// Alone, in one process.
+    pub(crate) fn alone(folder: &Path, model: &Path, threads: u16) -> Self {
+        let program = folder.join("llama-bench");
+        Self { program, model: model.to_owned(), threads, endpoints: None, servers: Vec::new() }
+    }
+
+    /// Over three servers on loopback, started here, that end with this.
+    pub(crate) async fn over_rpc(folder: &Path, model: &Path, threads: u16) -> Outcome<Self> {
+        let mut servers = Vec::new();
+        let mut endpoints = Vec::new();
+        for _ in 0..SERVERS {
+            let address = free_port()?;
+            let mut command = Command::new(folder.join("ggml-rpc-server"));
+            command.args(["-H", "127.0.0.1", "-p", &address.port().to_string(), "-t", &threads.to_string()]);
+            let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            servers.push(quiet.kill_on_drop(true).spawn()?);
+            wait_for(address).await?;
+            endpoints.push(address.to_string());
+        }
+        let alone = Self::alone(folder, model, threads);
+        Ok(Self { endpoints: Some(endpoints.join(",")), servers: servers, ..alone })
+    }
+
+    /// The servers' processes.
+    pub(crate) fn servers(&self) -> impl Iterator<Item = u32> {
+        self.servers.iter().filter_map(Child::id)
+    }
+}
+
+impl Contestant for LlamaBench {
+    fn name(&self, _: Work) -> String {
+        match self.servers.len() {
+            0 => "llama-bench".into(),
+            servers => format!("llama.cpp RPC with {servers} servers"),
+        }
+    }
+
+    async fn run(&mut self, work: Work) -> Outcome<f64> {
+        let (prompt, generated) = match work {
+            Work::Prefill => (PREFILL, 0),
+            Work::Decode => (0, DECODE),
+        };
+        let mut command = Command::new(&self.program);
+        command.arg("-m").arg(&self.model);
+        command.args(["-t", &self.threads.to_string(), "-p", &prompt.to_string(), "-n", &generated.to_string()]);
+        command.args(["-b", "512", "-ub", "512", "-fa", "1", "-r", "1", "-o", "json"]);
+        if let Some(endpoints) = &self.endpoints {
+            command.args(["--rpc", endpoints, "-ngl", "99"]);
+        }
+        command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        let output = timeout(ROUND_TIMEOUT, command.output()).await??;
+        if !output.status.success() {
+            return Err(format!("llama-bench: {}", output.status).into());
+        }
+        let runs: Value = serde_json::from_slice(&output.stdout)?;
+        runs[0]["avg_ts"].as_f64().ok_or_else(|| "llama-bench gave no rate".into())
+    }
+}
+
+/// An address that nobody listened on a moment ago.
+fn free_port() -> Outcome<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+async fn wait_for(address: SocketAddr) -> Outcome<()> {
+    let deadline = Instant::now() + LISTEN_TIMEOUT;
+    while Instant::now() < deadline {
+        if TcpStream::connect(address).await.is_ok() {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    Err(format!("ggml-rpc-server does not listen at {address}").into())
+}

@@ -1,0 +1,107 @@
+//! What is run, the same for all who take part, and how two of them alternate.
+
+use std::time::Duration;
+
+use crate::Outcome;
+
+/// Positions of the prefill: one chunk, as `llama-bench` measures it.
+pub(crate) const PREFILL: u32 = 512;
+
+/// Tokens that are decoded in a round, from an empty cache: where each token is cheapest, and what is added to it
+/// weighs most.
+pub(crate) const DECODE: u32 = 64;
+
+/// How long is waited before a measurement: the threads of whoever ran before may still spin.
+const SETTLE: Duration = Duration::from_millis(250);
+
+/// A kind of work, measured in tokens per second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// [`PREFILL`] positions at once into an empty cache.
+    Prefill,
+    /// [`DECODE`] tokens, one after the other, greedily.
+    Decode,
+}
+
+impl Work {
+    pub(crate) const ALL: [Self; 2] = [Self::Prefill, Self::Decode];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+        }
+    }
+
+    /// How often it is repeated: short work more often.
+    pub(crate) fn rounds(self, quick: bool) -> usize {
+        match (self, quick) {
+            (Self::Prefill, false) => 5,
+            (Self::Decode, false) => 9,
+            (_, true) => 3,
+        }
+    }
+}
+
+/// The tokens of the prefill: no particular text; the time does not depend on it.
+pub(crate) fn prompt() -> Vec<u32> {
+    (0..PREFILL).map(|at| 1_000 + at * 37 % 20_000).collect()
+}
+
+/// Somebody who can do the work.
+pub(crate) trait Contestant {
+    /// What it is called where another is measured against it.
+    fn name(&self, work: Work) -> String;
+
+    /// Does the work once, after a short warm-up; tokens per second.
+    async fn run(&mut self, work: Work) -> Outcome<f64>;
+}
+
+/// Rates of two contestants that took turns.
+#[derive(Debug, Default)]
+pub(crate) struct Duel {
+    /// Of the one that is measured against, before and after each round of the other.
+    pub(crate) base: Vec<f64>,
+    /// Of the one that is measured.
+    pub(crate) other: Vec<f64>,
+}
+
+impl Duel {
+    /// A B A B ... A: each B stands between two As.
+    pub(crate) async fn fight(
+        base: &mut impl Contestant,
+        other: &mut impl Contestant,
+        work: Work,
+        rounds: usize,
+    ) -> Outcome<Self> {
+        let mut duel = Self::default();
+        for _ in 0..rounds {
+            duel.base.push(settled(base, work).await?);
+            duel.other.push(settled(other, work).await?);
+        }
+        duel.base.push(settled(base, work).await?);
+        Ok(duel)
+    }
+
+    /// For each round, the measured one against the mean of its two neighbours: a slow drift of the machine cancels.
+    pub(crate) fn ratios(&self) -> Vec<f64> {
+        let neighbours = self.base.windows(2).map(|pair| (pair[0] + pair[1]) / 2.0);
+        self.other.iter().zip(neighbours).map(|(other, base)| other / base).collect()
+    }
+}
+
+async fn settled(contestant: &mut impl Contestant, work: Work) -> Outcome<f64> {
+    tokio::time::sleep(SETTLE).await;
+    contestant.run(work).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drift_of_the_machine_cancels() {
+        let duel = Duel { base: vec![10.0, 8.0, 6.0], other: vec![9.0, 7.0] };
+        assert_eq!(duel.ratios(), [1.0, 1.0]);
+    }
+}
