@@ -13,7 +13,7 @@ use tokio::{sync::OnceCell, time::timeout};
 use crate::{
     NetError, Node, PathInfo,
     greet::{close, greet},
-    node::endpoint_addr,
+    node::{endpoint_addr, lift_limits},
 };
 
 /// A connection to a member of the swarm: both have shown their grants.
@@ -34,7 +34,11 @@ impl Links {
     /// The peer's place, emptied if its connection is gone.
     fn place(&self, peer: PeerId) -> Arc<OnceCell<Link>> {
         let mut links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        links.retain(|_, place| place.get().is_none_or(|link| link.connection.close_reason().is_none()));
+        links.retain(|_, place| match place.get() {
+            Some(link) => link.connection.close_reason().is_none(),
+            // An attempt that failed leaves nothing behind; one under way is held by whoever made it.
+            None => Arc::strong_count(place) > 1,
+        });
         links.entry(peer).or_default().clone()
     }
 }
@@ -63,7 +67,10 @@ impl Node {
             Err(unreachable(format!("no welcome within {} s", self.deadlines.greet.as_secs_f32())))
         });
         match greeted {
-            Ok(welcome) => Ok(Link { connection, peer, welcome }),
+            Ok(welcome) => {
+                lift_limits(&connection);
+                Ok(Link { connection, peer, welcome })
+            }
             Err(error) => {
                 close(&connection, error.failure().code);
                 Err(error)

@@ -8,6 +8,9 @@ use potluck_wire::OFFERS_MAX;
 /// Offers that a peer keeps. Beyond it, the one that expires first makes room.
 pub const OFFERS_KEPT_MAX: usize = 1_024;
 
+/// Offers of one peer that are kept: a stage each. A further one is dropped.
+pub const PEER_OFFERS_MAX: usize = 16;
+
 /// The latest offer of each stage of each peer. Knows no clock and no socket.
 #[derive(Debug, Default, Clone)]
 pub struct Directory {
@@ -26,6 +29,9 @@ impl Directory {
         if self.offers.get(&key).is_some_and(|(known, _)| known.sequence >= content.sequence) {
             return Ok(false);
         }
+        if !self.offers.contains_key(&key) && self.of(content.peer) >= PEER_OFFERS_MAX {
+            return Ok(false);
+        }
         if self.offers.len() >= OFFERS_KEPT_MAX && !self.offers.contains_key(&key) {
             let first = self.offers.iter().min_by_key(|(_, (offer, _))| offer.expires).map(|(key, _)| *key);
             first.map(|key| self.offers.remove(&key));
@@ -34,10 +40,20 @@ impl Directory {
         Ok(true)
     }
 
-    /// Offers that hold at `now`, as they were signed, no more than fit one message.
+    /// Offers that hold at `now`, as they were signed.
     pub fn signed(&self, now: u64) -> Vec<SignedOffer> {
         let holding = self.offers.values().filter(|(offer, _)| offer.expires >= now);
-        holding.take(OFFERS_MAX).map(|(_, signed)| signed.clone()).collect()
+        holding.map(|(_, signed)| signed.clone()).collect()
+    }
+
+    /// The same as messages: full pages, and a last one that is not full.
+    pub fn pages(&self, now: u64) -> Vec<Vec<SignedOffer>> {
+        let signed = self.signed(now);
+        let mut pages: Vec<_> = signed.chunks(OFFERS_MAX).map(<[_]>::to_vec).collect();
+        if signed.len().is_multiple_of(OFFERS_MAX) {
+            pages.push(Vec::new());
+        }
+        pages
     }
 
     /// Offers that hold at `now`.
@@ -48,6 +64,10 @@ impl Directory {
     /// Forgets a peer that has left.
     pub fn forget(&mut self, peer: PeerId) {
         self.offers.retain(|(from, _), _| *from != peer);
+    }
+
+    fn of(&self, peer: PeerId) -> usize {
+        self.offers.keys().filter(|(from, _)| *from == peer).count()
     }
 
     fn expire(&mut self, now: u64) {
@@ -63,8 +83,13 @@ mod tests {
     use super::*;
 
     fn offer(key: u8, sequence: u64, expires: u64) -> SignedOffer {
+        stage_offer(key, 0, sequence, expires)
+    }
+
+    fn stage_offer(key: u8, start: u32, sequence: u64, expires: u64) -> SignedOffer {
         let key = SecretKey::from_bytes(&[key; 32]);
-        let shape = ToyStage::new(spec(LayerRange::new(0, 2).unwrap(), 2), 1, 16).shape().clone();
+        let range = LayerRange::new(start, start + 1).unwrap();
+        let shape = ToyStage::new(spec(range, 200), 1, 16).shape().clone();
         let speed = StageSpeed { decode_us: 1, prefill_position_us: 1 };
         let addresses = vec![];
         let peer = key.peer_id();
@@ -81,5 +106,29 @@ mod tests {
         assert_eq!(directory.signed(1_021).len(), 1);
         directory.forget(SecretKey::from_bytes(&[1; 32]).peer_id());
         assert_eq!(directory.offers(1_000).count(), 1);
+    }
+
+    #[test]
+    fn one_peer_cannot_fill_it() {
+        let mut directory = Directory::default();
+        for start in 0..PEER_OFFERS_MAX as u32 {
+            assert_eq!(directory.announce(stage_offer(1, start, 1, 1_060), 1_000), Ok(true));
+        }
+        assert_eq!(directory.announce(stage_offer(1, 99, 1, 1_060), 1_000), Ok(false));
+        assert_eq!(directory.announce(stage_offer(1, 0, 2, 1_060), 1_000), Ok(true), "what is known may change");
+        assert_eq!(directory.announce(offer(2, 1, 1_060), 1_000), Ok(true), "another peer has its own share");
+    }
+
+    #[test]
+    fn the_last_page_is_never_full() {
+        let mut directory = Directory::default();
+        let sizes = |directory: &Directory| directory.pages(1_000).iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(sizes(&directory), [0]);
+        for n in 0..OFFERS_MAX as u32 {
+            directory.announce(stage_offer(n as u8 % 4 + 1, n, 1, 1_060), 1_000).unwrap();
+        }
+        assert_eq!(sizes(&directory), [OFFERS_MAX, 0]);
+        directory.announce(stage_offer(9, 0, 1, 1_060), 1_000).unwrap();
+        assert_eq!(sizes(&directory), [OFFERS_MAX, 1]);
     }
 }

@@ -40,7 +40,8 @@ pub(crate) async fn greet(connection: &Connection, identity: &Identity) -> Resul
         Frame::Welcome(welcome) => {
             let member = identity.gate.check(&welcome.grant, peer, utc_now());
             member.map_err(|error| NetError::NotMember { peer, error })?;
-            if VERSIONS.contains(&welcome.version) {
+            let offered = welcome.features == 0 && welcome.codecs == welcome.codecs.common(CodecSet::all());
+            if VERSIONS.contains(&welcome.version) && offered {
                 Ok(welcome)
             } else {
                 Err(NetError::Refused { peer, code: FailureCode::Version })
@@ -51,8 +52,15 @@ pub(crate) async fn greet(connection: &Connection, identity: &Identity) -> Resul
     }
 }
 
+/// Who has been let in, and with what.
+#[derive(Debug)]
+pub(crate) struct Greeted {
+    pub(crate) member: Member,
+    pub(crate) grant: Vec<u8>,
+}
+
 /// The acceptor's side: lets in who shows a valid grant, and tells nobody else more than a code.
-pub(crate) async fn admit(connection: &Connection, identity: &Identity) -> Result<Member, NetError> {
+pub(crate) async fn admit(connection: &Connection, identity: &Identity) -> Result<Greeted, NetError> {
     let peer = peer_id(connection.remote_id());
     let (mut send, mut recv) = connection.accept_bi().await.map_err(|error| lost(peer, &error))?;
     let hello = match read_one(peer, &mut recv).await {
@@ -60,7 +68,7 @@ pub(crate) async fn admit(connection: &Connection, identity: &Identity) -> Resul
         Ok(other) => Err(NetError::Unexpected { peer, got: other.kind(), expected: "hello" }),
         Err(error) => Err(error),
     };
-    let admitted = hello.and_then(|hello| judge(peer, identity, &hello));
+    let admitted = hello.and_then(|hello| judge(peer, identity, hello));
     let frame = match &admitted {
         Ok((_, welcome)) => Frame::Welcome(welcome.clone()),
         Err(error) => Frame::Refused(Refusal {
@@ -74,11 +82,11 @@ pub(crate) async fn admit(connection: &Connection, identity: &Identity) -> Resul
         // The refusal is only of use if it arrives before the connection ends.
         let _ = send.stopped().await;
     }
-    let (member, _) = admitted?;
-    written.map(|()| member)
+    let (greeted, _) = admitted?;
+    written.map(|()| greeted)
 }
 
-fn judge(peer: PeerId, identity: &Identity, hello: &Hello) -> Result<(Member, Welcome), NetError> {
+fn judge(peer: PeerId, identity: &Identity, hello: Hello) -> Result<(Greeted, Welcome), NetError> {
     let version = hello.version_max.min(*VERSIONS.end());
     if version < hello.version_min.max(*VERSIONS.start()) {
         return Err(NetError::Refused { peer, code: FailureCode::Version });
@@ -88,7 +96,8 @@ fn judge(peer: PeerId, identity: &Identity, hello: &Hello) -> Result<(Member, We
     let bounds =
         Bounds { step_positions: STEP_POSITIONS_MAX as u16, hop_frames: HOP_FRAMES_MAX, sessions: SESSIONS_PER_CLIENT };
     let codecs = CodecSet::all().common(hello.codecs);
-    Ok((member, Welcome { version, features: 0, codecs, bounds, grant: identity.grant.clone() }))
+    let welcome = Welcome { version, features: 0, codecs, bounds, grant: identity.grant.clone() };
+    Ok((Greeted { member, grant: hello.grant }, welcome))
 }
 
 /// Closes a connection for a reason that the other side may know.
@@ -104,9 +113,17 @@ pub(crate) async fn write_last(send: &mut SendStream, frame: &Frame) -> Result<(
     Ok(())
 }
 
-/// The next frame of a stream that carries control frames only.
+/// The only frame of a stream.
 pub(crate) async fn read_one(peer: PeerId, recv: &mut RecvStream) -> Result<Frame, NetError> {
-    let mut reader = FrameReader::new(CONTROL_BYTES_MAX);
+    read_next(peer, recv, &mut FrameReader::new(CONTROL_BYTES_MAX)).await
+}
+
+/// The same, where others may follow: `reader` keeps what has come of them.
+pub(crate) async fn read_next(
+    peer: PeerId,
+    recv: &mut RecvStream,
+    reader: &mut FrameReader,
+) -> Result<Frame, NetError> {
     loop {
         if let Some(frame) = reader.next().map_err(|error| NetError::Protocol { peer, error })? {
             return Ok(frame);
@@ -128,9 +145,7 @@ fn refusal_or(connection: &Connection, error: NetError) -> NetError {
     let peer = peer_id(connection.remote_id());
     match connection.close_reason() {
         Some(iroh::endpoint::ConnectionError::ApplicationClosed(close)) => {
-            let code = [FailureCode::Version, FailureCode::NotAdmitted, FailureCode::Protocol, FailureCode::Deadline]
-                .into_iter()
-                .find(|code| u64::from(code.number()) == close.error_code.into_inner());
+            let code = FailureCode::from_number(close.error_code.into_inner());
             code.map_or(error, |code| NetError::Refused { peer, code })
         }
         _ => error,

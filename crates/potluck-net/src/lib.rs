@@ -13,6 +13,7 @@
 //! What they promise: nobody is served before its grant has been checked; every connect, greeting and opening of a stream
 //! has a deadline; what a stream holds in memory is bounded, and a reader that is not drained stops reading.
 
+mod accept;
 mod connect;
 mod deadlines;
 mod directory;
@@ -26,7 +27,7 @@ mod stream;
 
 pub use connect::Link;
 pub use deadlines::NetDeadlines;
-pub use directory::{Directory, OFFERS_KEPT_MAX};
+pub use directory::{Directory, OFFERS_KEPT_MAX, PEER_OFFERS_MAX};
 pub use error::NetError;
 pub use node::{Bind, Identity, Node, NodeConfig};
 pub use path::{PathInfo, PathKind};

@@ -1,14 +1,17 @@
 //! One endpoint with one key.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use iroh::{
     Endpoint, EndpointAddr, EndpointId, RelayMode, RelayUrl, TransportAddr,
-    endpoint::{IdleTimeout, PortmapperConfig, QuicTransportConfig, VarInt, presets},
+    endpoint::{Connection, IdleTimeout, PortmapperConfig, QuicTransportConfig, VarInt, presets},
 };
 use potluck_core::{PeerId, SecretKey, bounds::STAGE_SESSIONS_MAX};
 use potluck_grant::Gate;
-use potluck_wire::{ALPN, PeerAddress};
+use potluck_wire::{ADDRESSES_MAX, ALPN, CONTROL_BYTES_MAX, PeerAddress};
 
 use crate::{NetDeadlines, NetError, connect::Links};
 
@@ -23,6 +26,9 @@ const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 
 /// Bytes that may be under way on one connection before they are read.
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+/// The same before the greeting, which is one stream and one control frame each way.
+const GREETING_WINDOW_BYTES: u32 = CONTROL_BYTES_MAX as u32;
 
 const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES, "one stream fits its connection");
 
@@ -121,7 +127,7 @@ impl Node {
         // A socket on loopback is not among the addresses that are published, but it is how this machine reaches us.
         let local = bound.iter().filter(|socket| socket.ip().is_loopback()).map(ToString::to_string);
         addresses.extend(local.filter(|text| !addr.ip_addrs().any(|known| known.to_string() == *text)));
-        addresses.truncate(potluck_wire::ADDRESSES_MAX);
+        addresses.truncate(ADDRESSES_MAX);
         let relay = addr.relay_urls().next().map(ToString::to_string);
         PeerAddress { peer: self.id(), addresses, relay }
     }
@@ -132,14 +138,22 @@ impl Node {
     }
 }
 
+/// Both sides have greeted: what a stranger may not use is given. Streams are taken from whoever dialled, and only then.
+pub(crate) fn lift_limits(connection: &Connection) {
+    let accepted = connection.side().is_server();
+    connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(if accepted { CONNECTION_STREAMS_MAX } else { 0 }));
+}
+
+/// A connection starts with what a greeting takes: [`lift_limits`] gives the rest.
 fn transport(deadlines: &NetDeadlines) -> QuicTransportConfig {
     // A connection outlives its last path by nothing: where the path is idle for too long, so is the connection.
     let idle = IdleTimeout::try_from(deadlines.path_idle).ok();
     QuicTransportConfig::builder()
-        .max_concurrent_bidi_streams(VarInt::from_u32(CONNECTION_STREAMS_MAX))
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(GREETING_WINDOW_BYTES))
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(idle)
         .keep_alive_interval(deadlines.keep_alive())
@@ -152,17 +166,47 @@ pub(crate) fn peer_id(id: EndpointId) -> PeerId {
     PeerId::from_bytes(*id.as_bytes())
 }
 
-/// The transport's form of an address.
+/// The transport's form of an address, which may come from anybody: what cannot be dialled is left out.
+///
+/// # Errors
+/// `Unreachable` where the id is no key; `Address` where nothing is left.
 pub(crate) fn endpoint_addr(address: &PeerAddress) -> Result<EndpointAddr, NetError> {
     let id = EndpointId::from_bytes(address.peer.as_bytes())
         .map_err(|error| NetError::Unreachable { peer: address.peer, reason: error.to_string() })?;
-    let ips = address.addresses.iter().map(|text| match text.parse::<SocketAddr>() {
-        Ok(ip) => Ok(TransportAddr::Ip(ip)),
-        Err(_) => Err(NetError::Address(text.clone())),
-    });
-    let relays = address.relay.iter().map(|text| match text.parse::<RelayUrl>() {
-        Ok(url) => Ok(TransportAddr::Relay(url)),
-        Err(_) => Err(NetError::Address(text.clone())),
-    });
-    Ok(EndpointAddr::from_parts(id, ips.chain(relays).collect::<Result<Vec<_>, _>>()?))
+    let ips = address.addresses.iter().take(ADDRESSES_MAX).filter_map(|text| text.parse::<SocketAddr>().ok());
+    let ips = ips.filter(|at| at.port() != 0 && is_unicast(at.ip())).map(TransportAddr::Ip);
+    let relays = address.relay.iter().filter_map(|text| text.parse::<RelayUrl>().ok()).map(TransportAddr::Relay);
+    let found = EndpointAddr::from_parts(id, ips.chain(relays));
+    if found.is_empty() { Err(NetError::Address(address.addresses.join(", "))) } else { Ok(found) }
+}
+
+fn is_unicast(ip: IpAddr) -> bool {
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    !ip.is_unspecified() && !ip.is_multicast() && !broadcast
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_from_a_stranger_is_made_sense_of_or_refused() {
+        let peer = SecretKey::from_bytes(&[1; 32]).peer_id();
+        let address = |texts: &[&str], relay: Option<&str>| PeerAddress {
+            peer,
+            addresses: texts.iter().map(|text| (*text).into()).collect(),
+            relay: relay.map(Into::into),
+        };
+        let mixed =
+            ["127.0.0.1:7", "nonsense", "0.0.0.0:7", "224.0.0.1:7", "255.255.255.255:7", "1.2.3.4:0", "[::1]:9"];
+        let usable = endpoint_addr(&address(&mixed, None)).unwrap();
+        let mut found: Vec<_> = usable.ip_addrs().map(ToString::to_string).collect();
+        found.sort_unstable();
+        assert_eq!(found, ["127.0.0.1:7", "[::1]:9"]);
+        for hopeless in [address(&[], None), address(&["[ff02::1]:1"], Some("no url"))] {
+            assert!(matches!(endpoint_addr(&hopeless), Err(NetError::Address(_))));
+        }
+        let no_key = PeerAddress { peer: PeerId::from_bytes([2; 32]), ..address(&["127.0.0.1:7"], None) };
+        assert!(matches!(endpoint_addr(&no_key), Err(NetError::Unreachable { .. })));
+    }
 }

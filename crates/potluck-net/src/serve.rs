@@ -4,38 +4,32 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Instant,
 };
 
-use iroh::endpoint::{Connection, Incoming, RecvStream, SendStream};
-use potluck_core::{SignedOffer, StageCommand, StageReply};
+use iroh::endpoint::{RecvStream, SendStream};
+use potluck_core::{PeerId, SignedOffer, StageCommand, StageReply};
 use potluck_grant::Member;
 use potluck_peer::{DialId, Effect, Event, Now, Peer, PeerStatus, StageSlot, StreamId};
 use potluck_wire::{Failure, FailureCode, Frame};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
-    time::{sleep_until, timeout},
+    time::sleep_until,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::{
     Directory, NetError, Node,
-    greet::{admit, close, utc_now},
-    node::peer_id,
+    accept::accept,
+    greet::utc_now,
     stream::{Inbound, Stream},
 };
 
-/// Connections that have not shown a grant yet. The next one is refused before its handshake.
-const UNGREETED_MAX: usize = 64;
-
-/// Connections at once. The next one is refused before its handshake.
-const CONNECTIONS_MAX: usize = 1_024;
-
 /// Events that wait for the loop: beyond it, readers stop reading.
-const EVENTS_MAX: usize = 512;
+const EVENTS_MAX: usize = 64;
 
 /// Events that are handled before what they asked for is written.
 const EVENTS_A_ROUND: usize = 64;
@@ -99,14 +93,25 @@ pub fn serve(node: Node, machine: Peer, stages: Vec<StagePort>) -> Serving {
     let commands = connect_stages(stages, &events, &mut tasks);
     let streams = Arc::new(AtomicU64::new(0));
     tasks.spawn(accept(node.clone(), events.clone(), streams.clone()));
-    let driver = Driver { node, machine, commands, events, open: HashMap::new(), streams, status, directory, tasks };
+    let driver = Driver {
+        node,
+        machine,
+        commands,
+        events,
+        open: HashMap::new(),
+        fresh: HashMap::new(),
+        streams,
+        status,
+        directory,
+        tasks,
+    };
     let task = tokio::spawn(driver.run(inbox, own_offers, stopped));
     Serving { status: status_watch, offers, known, stop, task }
 }
 
 /// Something for the loop.
 #[derive(Debug)]
-enum Happened {
+pub(crate) enum Happened {
     Opened { stream: StreamId, from: Member, halves: (SendStream, RecvStream) },
     Came { stream: StreamId, what: Inbound },
     Dialed { dial: DialId, result: Result<(SendStream, RecvStream), Failure> },
@@ -117,11 +122,22 @@ fn connect_stages(
     stages: Vec<StagePort>,
     events: &mpsc::Sender<Happened>,
     tasks: &mut JoinSet<()>,
-) -> Vec<mpsc::Sender<StageCommand>> {
-    let connect = |(slot, mut port): (usize, StagePort)| {
+) -> Vec<mpsc::UnboundedSender<StageCommand>> {
+    let connect = |(slot, port): (usize, StagePort)| {
+        let StagePort { commands, mut replies } = port;
         let (slot, events) = (StageSlot(slot as u16), events.clone());
+        // The stage's own queue is short and the loop never waits. What lies between them the machine bounds: one batch
+        // at a time, and for each session one opening, one closing and one row.
+        let (sender, mut waiting) = mpsc::unbounded_channel();
         tasks.spawn(async move {
-            while let Some(reply) = port.replies.recv().await {
+            while let Some(command) = waiting.recv().await {
+                if commands.send(command).await.is_err() {
+                    return;
+                }
+            }
+        });
+        tasks.spawn(async move {
+            while let Some(reply) = replies.recv().await {
                 if events.send(Happened::Stage { slot, reply }).await.is_err() {
                     return;
                 }
@@ -129,7 +145,7 @@ fn connect_stages(
             let reply = StageReply::Lost { reason: "the stage is gone".into() };
             let _ = events.send(Happened::Stage { slot, reply }).await;
         });
-        port.commands
+        sender
     };
     stages.into_iter().enumerate().map(connect).collect()
 }
@@ -137,9 +153,11 @@ fn connect_stages(
 struct Driver {
     node: Node,
     machine: Peer,
-    commands: Vec<mpsc::Sender<StageCommand>>,
+    commands: Vec<mpsc::UnboundedSender<StageCommand>>,
     events: mpsc::Sender<Happened>,
     open: HashMap<StreamId, Stream>,
+    /// Who opened a stream, until it carries a session.
+    fresh: HashMap<StreamId, PeerId>,
     streams: Arc<AtomicU64>,
     status: watch::Sender<PeerStatus>,
     directory: watch::Sender<Directory>,
@@ -177,6 +195,10 @@ impl Driver {
                 // Tasks that ended are let go of.
                 Some(_) = self.tasks.join_next(), if !self.tasks.is_empty() => continue,
             }
+            // Events that never cease must not keep a deadline from passing.
+            if self.machine.poll_timeout().is_some_and(|at| at <= Instant::now()) {
+                self.tell(Event::Timeout);
+            }
             self.flush();
             self.status.send_if_modified(|status| {
                 let now = self.machine.status();
@@ -192,6 +214,7 @@ impl Driver {
         match happened {
             Happened::Opened { stream, from, halves } => {
                 self.start(stream, halves);
+                self.fresh.insert(stream, from.peer());
                 self.tell(Event::StreamOpened { stream, from });
             }
             Happened::Came { stream, what } if self.open.contains_key(&stream) => self.came(stream, what),
@@ -215,14 +238,16 @@ impl Driver {
     }
 
     fn came(&mut self, stream: StreamId, what: Inbound) {
+        // Questions about offers are asked by a stream's first frame; later ones are the machine's to refuse.
+        let asked_by = self.fresh.remove(&stream);
         match what {
-            Inbound::Frame(Frame::Announce(offer)) => {
-                self.keep(offer);
-                self.answer(stream, Frame::Offers(Vec::new()));
+            Inbound::Frame(Frame::Announce(offer)) if asked_by.is_some() => {
+                self.keep_announced(asked_by, offer);
+                self.answer(stream, vec![Vec::new()]);
             }
-            Inbound::Frame(Frame::ListOffers) => {
-                let offers = self.directory.borrow().signed(utc_now());
-                self.answer(stream, Frame::Offers(offers));
+            Inbound::Frame(Frame::ListOffers) if asked_by.is_some() => {
+                let pages = self.directory.borrow().pages(utc_now());
+                self.answer(stream, pages);
             }
             Inbound::Frame(frame) => self.tell(Event::Frame { stream, frame }),
             Inbound::Closed(failure) => {
@@ -236,14 +261,23 @@ impl Driver {
     }
 
     /// Answers a question that is no session's business, and ends its stream.
-    fn answer(&mut self, stream: StreamId, frame: Frame) {
+    fn answer(&mut self, stream: StreamId, pages: Vec<Vec<SignedOffer>>) {
         if let Some(mut stream) = self.open.remove(&stream) {
-            stream.push(&frame);
+            pages.into_iter().for_each(|page| stream.push(&Frame::Offers(page)));
             stream.end(Failure::new(FailureCode::Done, ""));
         }
         let failure = Failure::new(FailureCode::Done, "");
         self.machine.handle(now(), Event::Closed { stream, failure });
         self.perform_all();
+    }
+
+    /// A member speaks for itself alone: so nobody can fill the directory, or bury another's offers in it.
+    fn keep_announced(&mut self, by: Option<PeerId>, offer: SignedOffer) {
+        match offer.verify(utc_now()) {
+            Ok(content) if Some(content.peer) == by => self.keep(offer),
+            Ok(content) => debug!(peer = %content.peer.short(), "an offer was not kept: another member announced it"),
+            Err(error) => debug!(%error, "an offer was not kept"),
+        }
     }
 
     fn keep(&mut self, offer: SignedOffer) {
@@ -293,10 +327,10 @@ impl Driver {
                 });
             }
             Effect::Stage { stage, command } => {
-                let sent = self.commands.get(usize::from(stage.0)).map(|commands| commands.try_send(command));
+                let sent = self.commands.get(usize::from(stage.0)).map(|commands| commands.send(command));
                 if !matches!(sent, Some(Ok(()))) {
-                    warn!(stage = stage.0, "the stage does not take commands");
-                    let reply = StageReply::Lost { reason: "the stage does not take commands".into() };
+                    warn!(stage = stage.0, "the stage takes no commands any more");
+                    let reply = StageReply::Lost { reason: "the stage takes no commands any more".into() };
                     self.machine.handle(now(), Event::Stage { stage, reply });
                 }
             }
@@ -319,75 +353,4 @@ impl Driver {
 
 fn now() -> Now {
     Now { instant: Instant::now(), utc: utc_now() }
-}
-
-async fn accept(node: Node, events: mpsc::Sender<Happened>, streams: Arc<AtomicU64>) {
-    let ungreeted = Arc::new(AtomicUsize::new(0));
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            incoming = node.endpoint.accept() => {
-                let Some(incoming) = incoming else { return };
-                if ungreeted.load(Ordering::Relaxed) >= UNGREETED_MAX || connections.len() >= CONNECTIONS_MAX {
-                    debug!("a connection was refused: too many");
-                    incoming.refuse();
-                    continue;
-                }
-                let guard = Counted::new(&ungreeted);
-                connections.spawn(attend(node.clone(), incoming, guard, events.clone(), streams.clone()));
-            }
-            Some(_) = connections.join_next(), if !connections.is_empty() => {}
-        }
-    }
-}
-
-/// Counts one for as long as it lives.
-struct Counted(Arc<AtomicUsize>);
-
-impl Counted {
-    fn new(counter: &Arc<AtomicUsize>) -> Self {
-        counter.fetch_add(1, Ordering::Relaxed);
-        Self(counter.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// One connection: handshake, greeting, and then its streams until it ends.
-async fn attend(
-    node: Node,
-    incoming: Incoming,
-    ungreeted: Counted,
-    events: mpsc::Sender<Happened>,
-    streams: Arc<AtomicU64>,
-) {
-    let Ok(Ok(connection)) = timeout(node.deadlines.connect, incoming.into_future()).await else { return };
-    let peer = peer_id(connection.remote_id());
-    let member = match timeout(node.deadlines.greet, admit(&connection, &node.identity)).await {
-        Ok(Ok(member)) => member,
-        Ok(Err(error)) => {
-            info!(peer = %peer.short(), %error, "a connection was refused");
-            return close(&connection, error.failure().code);
-        }
-        Err(_) => {
-            info!(peer = %peer.short(), "a connection did not greet in time");
-            return close(&connection, FailureCode::Deadline);
-        }
-    };
-    drop(ungreeted);
-    debug!(peer = %peer.short(), "let in");
-    take_streams(&connection, member, &events, &streams).await;
-}
-
-async fn take_streams(connection: &Connection, from: Member, events: &mpsc::Sender<Happened>, streams: &AtomicU64) {
-    while let Ok(halves) = connection.accept_bi().await {
-        let stream = StreamId(streams.fetch_add(1, Ordering::Relaxed));
-        if events.send(Happened::Opened { stream, from: from.clone(), halves }).await.is_err() {
-            return;
-        }
-    }
 }

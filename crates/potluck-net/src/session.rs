@@ -2,9 +2,10 @@
 
 use std::{collections::HashMap, time::Instant};
 
+use iroh::endpoint::RecvStream;
 use potluck_chain::{Answer, ClientSession, Effect, Event, Hop, SessionConfig, SessionError};
 use potluck_core::{Hidden, Rows, SignedOffer, StageCommand, StageReply};
-use potluck_wire::{Failure, FailureCode, Frame, OFFERS_MAX, PeerAddress};
+use potluck_wire::{CONTROL_BYTES_MAX, Failure, FailureCode, Frame, FrameReader, OFFERS_MAX, PeerAddress};
 use tokio::{
     sync::mpsc,
     task::JoinSet,
@@ -12,8 +13,8 @@ use tokio::{
 };
 
 use crate::{
-    Link, NetError, Node, PathInfo,
-    greet::{read_one, write_last},
+    Link, NetError, Node, OFFERS_KEPT_MAX, PathInfo,
+    greet::{read_next, write_last},
     stream::{Inbound, Stream},
 };
 
@@ -120,10 +121,19 @@ impl Node {
     /// # Errors
     /// As [`connect`](Self::connect); `Lost` where it does not answer in time.
     pub async fn offers(&self, from: &PeerAddress) -> Result<Vec<SignedOffer>, NetError> {
-        match self.ask(from, Frame::ListOffers).await? {
-            Frame::Offers(offers) if offers.len() <= OFFERS_MAX => Ok(offers),
-            other => Err(NetError::Unexpected { peer: from.peer, got: other.kind(), expected: "offers" }),
+        let mut offers = Vec::new();
+        let mut reader = FrameReader::new(CONTROL_BYTES_MAX);
+        let mut stream = self.ask(from, Frame::ListOffers).await?;
+        // Full pages, and a last one that is not full. A peer that never ends is cut short at what a directory holds.
+        while offers.len() < OFFERS_KEPT_MAX {
+            let page = self.page(from, &mut stream, &mut reader).await?;
+            let last = page.len() < OFFERS_MAX;
+            offers.extend(page);
+            if last {
+                break;
+            }
         }
+        Ok(offers)
     }
 
     /// Tells a peer of an offer.
@@ -131,16 +141,31 @@ impl Node {
     /// # Errors
     /// As [`connect`](Self::connect); `Lost` where it does not answer in time.
     pub async fn announce(&self, to: &PeerAddress, offer: SignedOffer) -> Result<(), NetError> {
-        self.ask(to, Frame::Announce(offer)).await.map(|_| ())
+        let mut stream = self.ask(to, Frame::Announce(offer)).await?;
+        self.page(to, &mut stream, &mut FrameReader::new(CONTROL_BYTES_MAX)).await.map(|_| ())
     }
 
-    async fn ask(&self, peer: &PeerAddress, question: Frame) -> Result<Frame, NetError> {
+    async fn ask(&self, peer: &PeerAddress, question: Frame) -> Result<RecvStream, NetError> {
         let link = self.connect(peer).await?;
-        let (mut send, mut recv) = link.open_stream(self).await?;
+        let (mut send, recv) = link.open_stream(self).await?;
         let lost = |reason: String| NetError::Lost { peer: peer.peer, reason };
         write_last(&mut send, &question).await.map_err(|error| lost(error.to_string()))?;
-        let answer = timeout(self.deadlines.greet, read_one(peer.peer, &mut recv)).await;
-        answer.map_err(|_| lost(format!("no answer within {} s", self.deadlines.greet.as_secs_f32())))?
+        Ok(recv)
+    }
+
+    async fn page(
+        &self,
+        from: &PeerAddress,
+        stream: &mut RecvStream,
+        reader: &mut FrameReader,
+    ) -> Result<Vec<SignedOffer>, NetError> {
+        let peer = from.peer;
+        let seconds = self.deadlines.greet.as_secs_f32();
+        let late = |_| NetError::Lost { peer, reason: format!("no answer within {seconds} s") };
+        match timeout(self.deadlines.greet, read_next(peer, stream, reader)).await.map_err(late)?? {
+            Frame::Offers(page) => Ok(page),
+            other => Err(NetError::Unexpected { peer, got: other.kind(), expected: "offers" }),
+        }
     }
 }
 

@@ -1,20 +1,26 @@
 //! A stream's two tasks: one cuts bytes into frames, one writes what is to be sent.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
-use iroh::endpoint::{ReadError, RecvStream, SendStream};
+use iroh::endpoint::{ConnectionError, ReadError, RecvStream, SendStream, VarInt};
 use potluck_wire::{CONTROL_BYTES_MAX, Failure, FailureCode, Frame, FrameReader};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     task::{AbortHandle, JoinSet},
 };
 
 /// Writes that may wait for one stream. Credit keeps steps far below it; beyond it the stream ends with `OverBudget`.
 const WRITES_MAX: usize = 256;
+
+/// Longest that the last bytes of a stream that we have ended may wait to be taken. Beyond it the stream is reset.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Bytes read from a stream at a time.
 const READ_BYTES: usize = 256 << 10;
@@ -36,6 +42,7 @@ pub(crate) struct Stream {
     written_bytes: u64,
     pending: Vec<u8>,
     reader: AbortHandle,
+    _open: oneshot::Sender<()>,
 }
 
 impl Stream {
@@ -50,8 +57,9 @@ impl Stream {
         let limit = Arc::new(AtomicUsize::new(CONTROL_BYTES_MAX));
         let read_bytes = Arc::new(AtomicU64::new(0));
         let reader = tasks.spawn(read(recv, limit.clone(), read_bytes.clone(), inbound, label));
-        tokio::spawn(write(send, queue));
-        Self { writes, limit, read_bytes, written_bytes: 0, pending: Vec::new(), reader }
+        let (open, closed) = oneshot::channel();
+        tokio::spawn(write(send, queue, closed));
+        Self { writes, limit, read_bytes, written_bytes: 0, pending: Vec::new(), reader, _open: open }
     }
 
     /// Frames that arrive may be so long from now on.
@@ -102,13 +110,30 @@ impl Drop for Stream {
     }
 }
 
-async fn write(mut send: SendStream, mut queue: mpsc::Receiver<Bytes>) {
-    while let Some(bytes) = queue.recv().await {
-        if send.write_chunk(bytes).await.is_err() {
-            return;
+/// Writes what is queued until the stream's owner is gone; then what is left, within a deadline.
+async fn write(mut send: SendStream, mut queue: mpsc::Receiver<Bytes>, closed: oneshot::Receiver<()>) {
+    let drained = async {
+        while let Some(bytes) = queue.recv().await {
+            if send.write_chunk(bytes).await.is_err() {
+                return;
+            }
         }
+        if send.finish().is_ok() {
+            let _ = send.stopped().await;
+        }
+    };
+    let overdue = async {
+        // The owner drops its half: that is the message.
+        let _ = closed.await;
+        tokio::time::sleep(DRAIN_DEADLINE).await;
+    };
+    let late = tokio::select! {
+        () = drained => false,
+        () = overdue => true,
+    };
+    if late {
+        let _ = send.reset(VarInt::from_u32(FailureCode::OverBudget.number()));
     }
-    let _ = send.finish();
 }
 
 async fn read<T: Send + 'static>(
@@ -158,6 +183,13 @@ fn protocol(error: potluck_wire::WireError) -> Failure {
     Failure::new(FailureCode::Protocol, error)
 }
 
+/// How a stream ended that did not end by itself: with the other side's reason, where it gave one.
 fn lost(error: &ReadError) -> Failure {
-    Failure::new(FailureCode::PeerLost, error)
+    let given = match error {
+        ReadError::Reset(code) => Some(*code),
+        ReadError::ConnectionLost(ConnectionError::ApplicationClosed(close)) => Some(close.error_code),
+        _ => None,
+    };
+    let code = given.and_then(|code| FailureCode::from_number(code.into_inner()));
+    Failure::new(code.filter(|code| *code != FailureCode::Done).unwrap_or(FailureCode::PeerLost), error)
 }

@@ -1,5 +1,7 @@
 //! Real endpoints on loopback: a chain of toy stages answers as the uncut model does, and nobody else is served.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
 use std::time::Duration;
 
 use potluck_chain::{Deadlines, Hop, OwnStage, RemoteStage, SessionConfig, SessionError};
@@ -99,10 +101,10 @@ fn config(client: &Node, route: Vec<Hop>, session: u8, codec: Codec) -> SessionC
 
 async fn answer(session: &mut potluck_net::Session) -> Result<u32, SessionError> {
     loop {
-        if let SessionEvent::Answer(answer) = session.next().await? {
-            if let Some(Logits::Top { largest, .. }) = answer.rows.last() {
-                return Ok(largest[0].0);
-            }
+        if let SessionEvent::Answer(answer) = session.next().await?
+            && let Some(Logits::Top { largest, .. }) = answer.rows.last()
+        {
+            return Ok(largest[0].0);
         }
     }
 }

@@ -1,0 +1,205 @@
+//! Letting connections in: as many as there are places for, greeted within their deadline, checked again for each stream.
+
+use std::{
+    collections::HashMap,
+    future::IntoFuture as _,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use iroh::endpoint::{Connection, Incoming, IncomingAddr};
+use potluck_core::PeerId;
+use potluck_peer::StreamId;
+use potluck_wire::FailureCode;
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
+use tracing::{debug, info};
+
+use crate::{
+    Node,
+    greet::{Greeted, admit, close, utc_now},
+    node::{lift_limits, peer_id},
+    serve::Happened,
+};
+
+/// Connections that have not shown a grant yet. The next one is refused before its handshake.
+const UNGREETED_MAX: usize = 64;
+
+/// The same from one address, so that no stranger takes all places; from half of it on, an address has to be proven.
+/// All who come through relays share one.
+const UNGREETED_PER_ADDRESS_MAX: usize = 16;
+
+/// Connections at once. The next one is refused before its handshake.
+const CONNECTIONS_MAX: usize = 1_024;
+
+/// Connections of one member at once. The next one is closed with `Busy`.
+const MEMBER_CONNECTIONS_MAX: usize = 8;
+
+const _: () = assert!(UNGREETED_PER_ADDRESS_MAX < UNGREETED_MAX && UNGREETED_MAX < CONNECTIONS_MAX);
+
+/// Accepts until the endpoint closes.
+pub(crate) async fn accept(node: Node, events: mpsc::Sender<Happened>, streams: Arc<AtomicU64>) {
+    let (ungreeted, members) = (Places::default(), Places::default());
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            incoming = node.endpoint.accept() => {
+                let Some(incoming) = incoming else { return };
+                if connections.len() >= CONNECTIONS_MAX {
+                    debug!(max = CONNECTIONS_MAX, "a connection was refused: too many");
+                    incoming.refuse();
+                } else if let Some((incoming, place)) = knock(incoming, &ungreeted) {
+                    let (node, members) = (node.clone(), members.clone());
+                    connections.spawn(attend(node, incoming, place, members, events.clone(), streams.clone()));
+                }
+            }
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+        }
+    }
+}
+
+/// Gives a connection one of the places for those that have not greeted, or turns it away.
+fn knock(incoming: Incoming, ungreeted: &Places<Option<IpAddr>>) -> Option<(Incoming, Place<Option<IpAddr>>)> {
+    let address = match incoming.remote_addr() {
+        IncomingAddr::Ip(address) => Some(address.ip()),
+        _ => None,
+    };
+    let (all, here) = ungreeted.taken(&address);
+    if all >= UNGREETED_MAX || here >= UNGREETED_PER_ADDRESS_MAX {
+        debug!(all, here, "a connection was refused: too many have not greeted");
+        incoming.refuse();
+        return None;
+    }
+    if here >= UNGREETED_PER_ADDRESS_MAX / 2 && address.is_some() && !incoming.remote_addr_validated() {
+        // Whoever sent this may have made the address up: its owner is asked to come again.
+        if let Err(error) = incoming.retry() {
+            error.into_incoming().refuse();
+        }
+        return None;
+    }
+    Some((incoming, ungreeted.take(address)))
+}
+
+/// One connection: handshake, greeting, and then its streams until it ends.
+async fn attend(
+    node: Node,
+    incoming: Incoming,
+    ungreeted: Place<Option<IpAddr>>,
+    members: Places<PeerId>,
+    events: mpsc::Sender<Happened>,
+    streams: Arc<AtomicU64>,
+) {
+    let Ok(Ok(connection)) = timeout(node.deadlines.greet, incoming.into_future()).await else { return };
+    let peer = peer_id(connection.remote_id());
+    let greeted = match timeout(node.deadlines.greet, admit(&connection, &node.identity)).await {
+        Ok(Ok(greeted)) => greeted,
+        Ok(Err(error)) => {
+            info!(peer = %peer.short(), %error, "a connection was refused");
+            return close(&connection, error.failure().code);
+        }
+        Err(_) => {
+            info!(peer = %peer.short(), "a connection did not greet in time");
+            return close(&connection, FailureCode::Deadline);
+        }
+    };
+    drop(ungreeted);
+    let (_, here) = members.taken(&peer);
+    if here >= MEMBER_CONNECTIONS_MAX {
+        info!(peer = %peer.short(), here, "a connection was refused: this member has too many");
+        return close(&connection, FailureCode::Busy);
+    }
+    let _place = members.take(peer);
+    lift_limits(&connection);
+    debug!(peer = %peer.short(), "let in");
+    take_streams(&node, &connection, &greeted, &events, &streams).await;
+}
+
+async fn take_streams(
+    node: &Node,
+    connection: &Connection,
+    greeted: &Greeted,
+    events: &mpsc::Sender<Happened>,
+    streams: &AtomicU64,
+) {
+    let peer = greeted.member.peer();
+    while let Ok(halves) = connection.accept_bi().await {
+        // A connection may outlive the grant that it was let in with.
+        let from = match node.identity.gate.check(&greeted.grant, peer, utc_now()) {
+            Ok(member) => member,
+            Err(error) => {
+                info!(peer = %peer.short(), %error, "a member is one no longer");
+                return close(connection, FailureCode::NotAdmitted);
+            }
+        };
+        let stream = StreamId(streams.fetch_add(1, Ordering::Relaxed));
+        if events.send(Happened::Opened { stream, from, halves }).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// How many places are taken, by whom.
+#[derive(Debug)]
+struct Places<K>(Arc<Mutex<HashMap<K, usize>>>);
+
+impl<K> Clone for Places<K> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<K> Default for Places<K> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<K: Eq + std::hash::Hash + Clone> Places<K> {
+    /// Taken by everybody, and by this one.
+    fn taken(&self, by: &K) -> (usize, usize) {
+        let taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (taken.values().sum(), taken.get(by).copied().unwrap_or(0))
+    }
+
+    fn take(&self, by: K) -> Place<K> {
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *taken.entry(by.clone()).or_default() += 1;
+        Place { places: self.clone(), by }
+    }
+}
+
+/// One place, given back when dropped.
+#[derive(Debug)]
+struct Place<K: Eq + std::hash::Hash + Clone> {
+    places: Places<K>,
+    by: K,
+}
+
+impl<K: Eq + std::hash::Hash + Clone> Drop for Place<K> {
+    fn drop(&mut self) {
+        let mut taken = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = taken.get_mut(&self.by) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(&self.by);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_come_back() {
+        let places = Places::default();
+        let kept = places.take("a");
+        drop((places.take("a"), places.take("b")));
+        assert_eq!((places.taken(&"a"), places.taken(&"b")), ((1, 1), (1, 0)));
+        drop(kept);
+        assert!(places.0.lock().unwrap().is_empty(), "nothing is kept of those who have left");
+    }
+}

@@ -1,0 +1,602 @@
+//! What a peer makes of strangers and of members that misbehave: a typed end of what they touched, and of nothing else.
+//!
+//! The attacker is an endpoint of its own that says what it likes; the peer is the real one, on loopback.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod swarm;
+
+use std::{net::SocketAddr, time::Duration};
+
+use iroh::{
+    Endpoint, EndpointAddr, EndpointId, TransportAddr,
+    endpoint::{Connection, ConnectionError, RecvStream, RelayMode, SendStream, VarInt, presets},
+};
+use potluck_core::{Offer, Rows, SessionId, SessionKey, StageSpeed};
+use potluck_grant::Root;
+use potluck_net::{NetDeadlines, NetError, Node, Serving};
+use potluck_sim::toy;
+use potluck_wire::{
+    ALPN, Codec, CodecSet, FailureCode, Frame, FrameReader, Hello, HopOpen, NextHop, OpenSession, PreviousHop,
+    StepFrame, TEXT_BYTES_MAX, answer_frame_bytes_max, step_frame_bytes_max,
+};
+use swarm::{CONTEXT, FAR, grant_of, key, lend, node, root, spec};
+
+const LAYERS: u32 = 2;
+
+/// Longest that any of these ends may take: the peer's own deadlines are far shorter.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A peer that serves a whole toy model, with short deadlines for strangers.
+struct Victim {
+    node: Node,
+    serving: Serving,
+}
+
+impl Victim {
+    async fn start() -> Self {
+        let deadlines = NetDeadlines { greet: Duration::from_millis(400), ..NetDeadlines::default() };
+        let node = node(10, deadlines).await;
+        let serving = lend(&node, whole(), Duration::from_millis(500));
+        Self { node, serving }
+    }
+
+    /// Still serves, and keeps nothing of what was done to it.
+    async fn is_unharmed(&mut self) {
+        let clean = |status: &potluck_peer::PeerStatus| status.streams == 0 && status.sessions == 0;
+        let waited = tokio::time::timeout(PATIENCE, self.serving.status.wait_for(clean)).await;
+        assert_eq!(waited.expect("everything is let go of").unwrap().free_caches, 8);
+        let member = Attacker::member(self, 77).await;
+        let mut stream = member.stream().await;
+        stream.send(&open(1, 0)).await;
+        assert_eq!(stream.frame().await, Frame::Ready);
+        stream.send(&step(0, 0, 0)).await;
+        assert!(matches!(stream.frame().await, Frame::Answer(_)));
+        drop(stream);
+        let waited = tokio::time::timeout(PATIENCE, self.serving.status.wait_for(clean)).await;
+        waited.expect("and of the session").unwrap();
+    }
+}
+
+fn whole() -> potluck_core::StageSpec {
+    spec(0, LAYERS, LAYERS)
+}
+
+/// An endpoint that keeps no rules.
+struct Attacker {
+    _endpoint: Endpoint,
+    connection: Connection,
+}
+
+impl Attacker {
+    /// Connected, and not a word said.
+    async fn connect(victim: &Victim, n: u8) -> Self {
+        let endpoint = Endpoint::builder(presets::Minimal)
+            .secret_key(iroh::SecretKey::from_bytes(&key(n).to_bytes()))
+            .relay_mode(RelayMode::Disabled)
+            .bind_addr(SocketAddr::from(([127, 0, 0, 1], 0)))
+            .unwrap()
+            .bind()
+            .await
+            .unwrap();
+        let address = victim.node.address();
+        let id = EndpointId::from_bytes(address.peer.as_bytes()).unwrap();
+        let ips = address.addresses.iter().map(|text| TransportAddr::Ip(text.parse().unwrap()));
+        let connection = endpoint.connect(EndpointAddr::from_parts(id, ips), ALPN).await.unwrap();
+        Self { _endpoint: endpoint, connection }
+    }
+
+    /// Greeted, with a grant that holds: a member that turns bad.
+    async fn member(victim: &Victim, n: u8) -> Self {
+        Self::member_until(victim, n, FAR).await
+    }
+
+    async fn member_until(victim: &Victim, n: u8, expires: u64) -> Self {
+        let attacker = Self::connect(victim, n).await;
+        let mut stream = attacker.stream().await;
+        stream.send(&hello(grant_of(&root(), key(n).peer_id(), expires))).await;
+        assert!(matches!(stream.frame().await, Frame::Welcome(_)));
+        attacker
+    }
+
+    async fn stream(&self) -> Raw {
+        let (send, receive) = self.connection.open_bi().await.unwrap();
+        Raw {
+            send,
+            receive,
+            reader: FrameReader::new(answer_frame_bytes_max(toy::WIDTH, toy::VOCABULARY).max(1 << 16)),
+        }
+    }
+
+    /// The code with which the victim closes the connection.
+    async fn closed(&self) -> FailureCode {
+        match tokio::time::timeout(PATIENCE, self.connection.closed()).await.expect("it is closed in time") {
+            ConnectionError::ApplicationClosed(close) => {
+                FailureCode::from_number(close.error_code.into_inner()).expect("with a code of ours")
+            }
+            other => panic!("closed otherwise: {other}"),
+        }
+    }
+}
+
+struct Raw {
+    send: SendStream,
+    receive: RecvStream,
+    reader: FrameReader,
+}
+
+impl Raw {
+    async fn send(&mut self, frame: &Frame) {
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        self.send.write_all(&bytes).await.unwrap();
+    }
+
+    /// What the victim says next.
+    async fn frame(&mut self) -> Frame {
+        self.next().await.expect("the victim says something")
+    }
+
+    async fn next(&mut self) -> Option<Frame> {
+        loop {
+            if let Some(frame) = self.reader.next().unwrap() {
+                return Some(frame);
+            }
+            let chunk = tokio::time::timeout(PATIENCE, self.receive.read_chunk(1 << 16)).await;
+            self.reader.push(&chunk.expect("something comes in time").ok()??);
+        }
+    }
+
+    /// The code with which the victim ends this stream, and that it does end it.
+    async fn failed(&mut self) -> FailureCode {
+        loop {
+            match self.frame().await {
+                Frame::Failed(failure) => {
+                    assert!(failure.detail.len() <= TEXT_BYTES_MAX);
+                    assert_eq!(self.next().await, None, "the last frame is the last");
+                    return failure.code;
+                }
+                Frame::Answer(_) | Frame::Credit { .. } | Frame::Ready => {}
+                other => panic!("a {} frame", other.kind()),
+            }
+        }
+    }
+}
+
+fn hello(grant: Vec<u8>) -> Frame {
+    let (version_min, version_max, features) = (1, 1, 0);
+    Frame::Hello(Hello { version_min, version_max, features, codecs: CodecSet::all(), grant, agent: "raw".into() })
+}
+
+fn open(session: u8, epoch: u32) -> Frame {
+    Frame::Open(Box::new(OpenSession {
+        session: SessionId::from_bytes([session; 16]),
+        epoch,
+        stage: whole(),
+        positions: CONTEXT,
+        previous: PreviousHop::Client,
+        next: NextHop::Client,
+        codec_in: Codec::Tokens,
+        codec_out: Codec::F32,
+        prefix: None,
+        idle_ms: 60_000,
+    }))
+}
+
+/// One token at position `start`.
+fn step(sequence: u32, epoch: u32, start: u32) -> Frame {
+    let payload = Codec::encode_tokens(&[start % toy::VOCABULARY]);
+    Frame::Step(StepFrame { sequence, epoch, start, count: 1, rows: Rows::Last, top: 4, codec: Codec::Tokens, payload })
+}
+
+#[tokio::test]
+async fn garbage_instead_of_a_greeting() {
+    let mut victim = Victim::start().await;
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[1, 0, 0, 0, 99], &[5, 0, 0, 0, 1, 255, 255, 255, 255], &[0; 64]] {
+        let attacker = Attacker::connect(&victim, 66).await;
+        let mut stream = attacker.stream().await;
+        stream.send.write_all(garbage).await.unwrap();
+        assert_eq!(attacker.closed().await, FailureCode::Protocol, "{garbage:?}");
+    }
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn an_oversized_length_in_the_greeting() {
+    let mut victim = Victim::start().await;
+    let attacker = Attacker::connect(&victim, 66).await;
+    let mut stream = attacker.stream().await;
+    stream.send.write_all(&u32::MAX.to_le_bytes()).await.unwrap();
+    assert_eq!(attacker.closed().await, FailureCode::Protocol, "refused by its length alone");
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_dialer_that_says_nothing_or_half_a_word() {
+    let mut victim = Victim::start().await;
+    let silent = Attacker::connect(&victim, 66).await;
+    let half = Attacker::connect(&victim, 67).await;
+    let mut stream = half.stream().await;
+    stream.send.write_all(&[200, 0, 0, 0, 1]).await.unwrap();
+    assert_eq!(silent.closed().await, FailureCode::Deadline);
+    assert_eq!(half.closed().await, FailureCode::Deadline);
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_version_that_is_not_spoken() {
+    let mut victim = Victim::start().await;
+    for (version_min, version_max) in [(2, 9), (0, 0), (9, 1)] {
+        let attacker = Attacker::connect(&victim, 66).await;
+        let mut stream = attacker.stream().await;
+        let grant = grant_of(&root(), key(66).peer_id(), FAR);
+        let (features, codecs) = (0, CodecSet::all());
+        stream
+            .send(&Frame::Hello(Hello { version_min, version_max, features, codecs, grant, agent: "raw".into() }))
+            .await;
+        let Frame::Refused(refusal) = stream.frame().await else { panic!("it is let in") };
+        assert_eq!((refusal.code, refusal.version_min, refusal.version_max), (FailureCode::Version, 1, 1));
+        drop(stream);
+        assert_eq!(attacker.closed().await, FailureCode::Version);
+    }
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn what_is_not_offered_is_not_agreed() {
+    let mut victim = Victim::start().await;
+    let attacker = Attacker::connect(&victim, 66).await;
+    let mut stream = attacker.stream().await;
+    let grant = grant_of(&root(), key(66).peer_id(), FAR);
+    let (features, codecs, agent) = (u64::MAX, CodecSet(u32::MAX), String::new());
+    stream.send(&Frame::Hello(Hello { version_min: 0, version_max: 900, features, codecs, grant, agent })).await;
+    let Frame::Welcome(welcome) = stream.frame().await else { panic!("it is not let in") };
+    assert_eq!((welcome.version, welcome.features, welcome.codecs), (1, 0, CodecSet::all()));
+    drop((stream, attacker));
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn grants_that_do_not_hold() {
+    let mut victim = Victim::start().await;
+    let own = key(66).peer_id();
+    let mut forged = grant_of(&root(), own, FAR);
+    let middle = forged.len() / 2;
+    forged[middle] ^= 1;
+    let bad = [
+        ("another's", grant_of(&root(), key(10).peer_id(), FAR)),
+        ("expired", grant_of(&root(), own, 1_000)),
+        ("of another root", grant_of(&Root::from_bytes(&[8; 32]), own, FAR)),
+        ("forged", forged),
+        ("none", vec![]),
+        ("oversized", vec![0; potluck_wire::GRANT_BYTES_MAX]),
+    ];
+    for (what, grant) in bad {
+        let attacker = Attacker::connect(&victim, 66).await;
+        let mut stream = attacker.stream().await;
+        stream.send(&hello(grant)).await;
+        let Frame::Refused(refusal) = stream.frame().await else { panic!("{what}: it is let in") };
+        assert_eq!(refusal.code, FailureCode::NotAdmitted, "{what}");
+        drop(stream);
+        assert_eq!(attacker.closed().await, FailureCode::NotAdmitted, "{what}");
+    }
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_stranger_cannot_talk_before_it_has_greeted() {
+    let mut victim = Victim::start().await;
+    let attacker = Attacker::connect(&victim, 66).await;
+    let mut stream = attacker.stream().await;
+    stream.send(&open(1, 0)).await;
+    assert_eq!(attacker.closed().await, FailureCode::Protocol);
+    assert_eq!(victim.serving.status.borrow().sessions, 0);
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_grant_that_expires_opens_nothing_more() {
+    let mut victim = Victim::start().await;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let member = Attacker::member_until(&victim, 66, now + 1).await;
+    // One stream after the other, until the grant's time is over.
+    let refused = async {
+        loop {
+            let Ok((send, receive)) = member.connection.open_bi().await else { return };
+            let mut stream = Raw { send, receive, reader: FrameReader::new(1 << 16) };
+            let mut bytes = Vec::new();
+            open(1, 0).encode(&mut bytes);
+            if stream.send.write_all(&bytes).await.is_err() || stream.next().await.is_none() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, refused).await.unwrap();
+    assert_eq!(member.closed().await, FailureCode::NotAdmitted);
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_member_that_sends_garbage_loses_that_stream() {
+    let mut victim = Victim::start().await;
+    let member = Attacker::member(&victim, 66).await;
+    for garbage in [&[1, 0, 0, 0, 99][..], &[255; 8], &[2, 0, 0, 0, 10, 128]] {
+        let mut stream = member.stream().await;
+        stream.send.write_all(garbage).await.unwrap();
+        assert_eq!(stream.failed().await, FailureCode::Protocol, "{garbage:?}");
+    }
+    // Half a frame, and then the end.
+    let mut stream = member.stream().await;
+    stream.send.write_all(&[9, 0, 0, 0, 8, 1]).await.unwrap();
+    stream.send.finish().unwrap();
+    assert_eq!(stream.failed().await, FailureCode::Protocol);
+    // A stream that says nothing but a byte ends by the deadline for opening.
+    let mut stream = member.stream().await;
+    stream.send.write_all(&[9]).await.unwrap();
+    assert_eq!(stream.failed().await, FailureCode::Deadline);
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn frames_that_do_not_belong() {
+    let mut victim = Victim::start().await;
+    let member = Attacker::member(&victim, 66).await;
+    let session = SessionKey { client: key(66).peer_id(), id: SessionId::from_bytes([1; 16]) };
+    let wrong_first = [step(0, 0, 0), Frame::Credit { frames: 1 }, Frame::Ready, Frame::HopReady, hello(vec![])];
+    for frame in wrong_first {
+        let mut stream = member.stream().await;
+        stream.send(&frame).await;
+        assert_eq!(stream.failed().await, FailureCode::Protocol, "{} first", frame.kind());
+    }
+    let wrong_later =
+        [open(1, 0), Frame::HopOpen(HopOpen { session, epoch: 0 }), Frame::Credit { frames: 1 }, Frame::Ready];
+    for frame in wrong_later {
+        let mut stream = member.stream().await;
+        stream.send(&open(1, 0)).await;
+        assert_eq!(stream.frame().await, Frame::Ready);
+        stream.send(&frame).await;
+        assert_eq!(stream.failed().await, FailureCode::Protocol, "{} on a session's stream", frame.kind());
+    }
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn epochs_and_numbers_that_are_wrong() {
+    let mut victim = Victim::start().await;
+    let member = Attacker::member(&victim, 66).await;
+    let wrong = [
+        (step(0, 4, 0), FailureCode::Epoch, "an epoch that has not come"),
+        (step(1, 3, 0), FailureCode::Gap, "a number left out"),
+        (step(0, 3, 9), FailureCode::Protocol, "a position left out"),
+    ];
+    for (frame, code, what) in wrong {
+        let mut stream = member.stream().await;
+        stream.send(&open(1, 3)).await;
+        assert_eq!(stream.frame().await, Frame::Ready);
+        stream.send(&frame).await;
+        assert_eq!(stream.failed().await, code, "{what}");
+    }
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_repeated_or_outdated_step_runs_once() {
+    let mut victim = Victim::start().await;
+    let member = Attacker::member(&victim, 66).await;
+    let mut stream = member.stream().await;
+    stream.send(&open(1, 3)).await;
+    assert_eq!(stream.frame().await, Frame::Ready);
+    // The twins come late, also behind newer steps; one of an epoch that is over comes too.
+    for frame in [step(0, 3, 0), step(0, 3, 0), step(1, 3, 1), step(0, 3, 0), step(7, 2, 0), step(2, 3, 2)] {
+        stream.send(&frame).await;
+    }
+    let mut answered = vec![];
+    while answered.len() < 3 {
+        match stream.frame().await {
+            Frame::Answer(answer) => answered.push((answer.sequence, answer.start)),
+            Frame::Credit { .. } => {}
+            other => panic!("a {} frame", other.kind()),
+        }
+    }
+    assert_eq!(answered, [(0, 0), (1, 1), (2, 2)]);
+    let dropped = victim.serving.status.wait_for(|status| status.stale_frames == 3);
+    tokio::time::timeout(PATIENCE, dropped).await.expect("three were dropped").unwrap();
+    drop((stream, member));
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_frame_longer_than_the_sessions_model_allows() {
+    let mut victim = Victim::start().await;
+    let member = Attacker::member(&victim, 66).await;
+    let mut stream = member.stream().await;
+    stream.send(&open(1, 0)).await;
+    assert_eq!(stream.frame().await, Frame::Ready);
+    let longest = step_frame_bytes_max(toy::WIDTH).max(potluck_wire::CONTROL_BYTES_MAX);
+    stream.send.write_all(&(longest as u32).to_le_bytes()).await.unwrap();
+    assert_eq!(stream.failed().await, FailureCode::Protocol, "refused by its length alone");
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_flood_of_steps_without_credit() {
+    let mut victim = Victim::start().await;
+    let member = Attacker::member(&victim, 66).await;
+    let mut stream = member.stream().await;
+    stream.send(&open(1, 0)).await;
+    assert_eq!(stream.frame().await, Frame::Ready);
+    let mut bytes = Vec::new();
+    // One write: the victim has them all before it can have granted anything.
+    (0..60).for_each(|n| step(n, 0, n).encode(&mut bytes));
+    stream.send.write_all(&bytes).await.unwrap();
+    assert_eq!(stream.failed().await, FailureCode::OverBudget);
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_its_answers() {
+    let mut victim = Victim::start().await;
+    let member = Attacker::member(&victim, 66).await;
+    member.connection.set_receive_window(VarInt::from_u32(1));
+    let mut stream = member.stream().await;
+    stream.send(&open(1, 0)).await;
+    assert_eq!(stream.frame().await, Frame::Ready);
+    let ended = async {
+        // The whole row, again and again: the victim's answers have nowhere to go.
+        let payload = Codec::encode_tokens(&[1]);
+        for sequence in 0.. {
+            let frame = StepFrame {
+                sequence,
+                epoch: 0,
+                start: 0,
+                count: 1,
+                rows: Rows::Last,
+                top: 0,
+                codec: Codec::Tokens,
+                payload: payload.clone(),
+            };
+            let mut bytes = Vec::new();
+            Frame::Step(frame).encode(&mut bytes);
+            if stream.send.write_all(&bytes).await.is_err() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, ended).await.expect("the session ends, whatever the reason");
+    drop((stream, member));
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn more_sessions_than_a_client_may_have() {
+    let mut victim = Victim::start().await;
+    let member = Attacker::member(&victim, 66).await;
+    let mut kept = vec![];
+    for session in 0..2 {
+        let mut stream = member.stream().await;
+        stream.send(&open(session, 0)).await;
+        assert_eq!(stream.frame().await, Frame::Ready);
+        kept.push(stream);
+    }
+    let mut stream = member.stream().await;
+    stream.send(&open(2, 0)).await;
+    assert_eq!(stream.failed().await, FailureCode::Busy);
+    // Another's session cannot be touched: the key is the connection's.
+    let other = Attacker::member(&victim, 67).await;
+    let mut stream = other.stream().await;
+    stream.send(&open(0, 9)).await;
+    assert_eq!(stream.frame().await, Frame::Ready, "a session of the same name, and its own");
+    assert_eq!(victim.serving.status.borrow().sessions, 3);
+    drop((kept, stream, member, other));
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_hop_for_a_session_that_never_comes() {
+    let mut victim = Victim::start().await;
+    let member = Attacker::member(&victim, 66).await;
+    let session = SessionKey { client: key(70).peer_id(), id: SessionId::from_bytes([1; 16]) };
+    let mut stream = member.stream().await;
+    stream.send(&Frame::HopOpen(HopOpen { session, epoch: 0 })).await;
+    assert_eq!(stream.failed().await, FailureCode::Deadline);
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn offers_of_others_and_offers_that_do_not_hold() {
+    let mut victim = Victim::start().await;
+    let member = Attacker::member(&victim, 66).await;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let shape = potluck_core::Stage::shape(&toy::ToyStage::new(whole(), 1, CONTEXT)).clone();
+    let offer = |n: u8, signer: u8, expires| {
+        let speed = StageSpeed { decode_us: 1, prefill_position_us: 1 };
+        let (peer, addresses, shape) = (key(n).peer_id(), vec![], shape.clone());
+        Offer { peer, sequence: 1, expires, addresses, shape, speed, free_caches: 1, free_bytes: 0 }.sign(&key(signer))
+    };
+    let cases = [
+        (offer(67, 67, now + 60), 0, "another member's, announced by this one"),
+        (offer(66, 67, now + 60), 0, "signed by another"),
+        (offer(66, 66, now - 60), 0, "expired"),
+        (offer(66, 66, now + 6_000), 0, "for longer than offers may hold"),
+        (offer(66, 66, now + 60), 1, "its own"),
+    ];
+    for (offer, known, what) in cases {
+        let mut stream = member.stream().await;
+        stream.send(&Frame::Announce(offer)).await;
+        assert_eq!(stream.frame().await, Frame::Offers(vec![]), "{what}");
+        assert_eq!(stream.next().await, None);
+        let mut stream = member.stream().await;
+        stream.send(&Frame::ListOffers).await;
+        let Frame::Offers(page) = stream.frame().await else { panic!("no page") };
+        assert_eq!(page.len(), known, "{what}");
+    }
+    // Offers are no session's business.
+    let mut stream = member.stream().await;
+    stream.send(&open(1, 0)).await;
+    assert_eq!(stream.frame().await, Frame::Ready);
+    stream.send(&Frame::ListOffers).await;
+    assert_eq!(stream.failed().await, FailureCode::Protocol);
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn more_silent_strangers_than_there_are_places() {
+    let mut victim = Victim::start().await;
+    let mut silent = vec![];
+    // All of one address: it gets its share, and the rest is turned away.
+    for n in 100..140 {
+        silent.push(tokio::spawn(try_connect(victim.node.address(), n)));
+    }
+    let mut turned_away = 0;
+    let mut waiting = vec![];
+    for attempt in silent {
+        match attempt.await.unwrap() {
+            Some(connected) => waiting.push(connected),
+            None => turned_away += 1,
+        }
+    }
+    assert!(turned_away > 0, "forty at once are too many");
+    for (_endpoint, connection) in waiting {
+        let closed = tokio::time::timeout(PATIENCE, connection.closed()).await.expect("the silent are put out");
+        assert!(matches!(closed, ConnectionError::ApplicationClosed(_)), "{closed}");
+    }
+    victim.is_unharmed().await;
+}
+
+async fn try_connect(to: potluck_wire::PeerAddress, n: u8) -> Option<(Endpoint, Connection)> {
+    let endpoint = Endpoint::builder(presets::Minimal)
+        .secret_key(iroh::SecretKey::from_bytes(&key(n).to_bytes()))
+        .relay_mode(RelayMode::Disabled)
+        .bind_addr(SocketAddr::from(([127, 0, 0, 1], 0)))
+        .unwrap()
+        .bind()
+        .await
+        .unwrap();
+    let id = EndpointId::from_bytes(to.peer.as_bytes()).unwrap();
+    let ips = to.addresses.iter().map(|text| TransportAddr::Ip(text.parse().unwrap()));
+    let connection = endpoint.connect(EndpointAddr::from_parts(id, ips), ALPN).await.ok()?;
+    Some((endpoint, connection))
+}
+
+/// The other way round: a peer that is no good, and a client that dials it.
+#[tokio::test]
+async fn an_acceptor_that_never_welcomes() {
+    let silent = Endpoint::builder(presets::Minimal)
+        .secret_key(iroh::SecretKey::from_bytes(&key(20).to_bytes()))
+        .alpns(vec![ALPN.to_vec()])
+        .relay_mode(RelayMode::Disabled)
+        .bind_addr(SocketAddr::from(([127, 0, 0, 1], 0)))
+        .unwrap()
+        .bind()
+        .await
+        .unwrap();
+    let at = silent.bound_sockets().into_iter().find(|at| at.ip().is_loopback()).unwrap();
+    tokio::spawn(async move {
+        let connection = silent.accept().await.unwrap().await.unwrap();
+        connection.closed().await;
+    });
+    let victim = Victim::start().await;
+    let address = potluck_wire::PeerAddress { peer: key(20).peer_id(), addresses: vec![at.to_string()], relay: None };
+    let error = tokio::time::timeout(PATIENCE, victim.node.connect(&address)).await.unwrap().unwrap_err();
+    assert!(matches!(error, NetError::Unreachable { .. }), "{error}");
+}

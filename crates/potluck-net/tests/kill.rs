@@ -1,0 +1,116 @@
+//! `kill -9` of a peer's process in the middle of a session: everybody hears so, with its name, in time.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod swarm;
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use potluck_chain::{Deadlines, Hop, RemoteStage, SessionConfig, SessionError};
+use potluck_core::{Rows, SessionId, SessionKey};
+use potluck_net::{NetDeadlines, SessionEvent};
+use potluck_sim::toy;
+use potluck_wire::{Codec, PeerAddress};
+use swarm::{CONTEXT, lend, node, spec};
+
+/// What the tests' own process becomes a peer by.
+const CHILD: &str = "POTLUCK_TEST_CHILD";
+
+const OPEN: Duration = Duration::from_secs(10);
+
+/// From a peer's death to the error that names it.
+const LOSS_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A peer in a process of its own, killed when dropped.
+struct Process {
+    child: Child,
+    address: PeerAddress,
+}
+
+impl Process {
+    /// Starts this test's program again, as the peer that serves layers 2..4 of 6.
+    fn start() -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "the_peer_that_is_killed", "--nocapture"])
+            .env(CHILD, "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let text =
+            lines.map_while(Result::ok).find_map(|line| line.split_once("listens at ").map(|(_, at)| at.to_owned()));
+        let address = PeerAddress { peer: swarm::key(11).peer_id(), addresses: vec![text.unwrap()], relay: None };
+        Self { child, address }
+    }
+
+    fn kill_9(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Does nothing but in a child: there it serves until it is killed, or its parent is gone.
+#[test]
+fn the_peer_that_is_killed() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let _serving = runtime.block_on(async {
+        let node = node(11, NetDeadlines::default()).await;
+        println!("listens at {}", node.address().addresses[0]);
+        std::io::stdout().flush().unwrap();
+        lend(&node, spec(2, 4, 6), OPEN)
+    });
+    let _ = std::io::stdin().read_line(&mut String::new());
+}
+
+#[tokio::test]
+async fn a_killed_peer_is_named_in_time_and_its_neighbours_let_go() {
+    let mut killed = Process::start();
+    let (first, last) = (node(10, NetDeadlines::default()).await, node(12, NetDeadlines::default()).await);
+    let mut alive = [lend(&first, spec(0, 2, 6), OPEN), lend(&last, spec(4, 6, 6), OPEN)];
+    let client = node(99, NetDeadlines::default()).await;
+    let hop = |spec, address| Hop::Remote(RemoteStage { spec, address, grant: vec![] });
+    let route = vec![
+        hop(spec(0, 2, 6), first.address()),
+        hop(spec(2, 4, 6), killed.address.clone()),
+        hop(spec(4, 6, 6), last.address()),
+    ];
+    let config = SessionConfig {
+        key: SessionKey { client: client.id(), id: SessionId::from_bytes([1; 16]) },
+        epoch: 0,
+        positions: CONTEXT,
+        width: toy::WIDTH,
+        vocabulary: toy::VOCABULARY,
+        codec: Codec::F16,
+        route,
+        prefix: None,
+        deadlines: Deadlines::default(),
+    };
+    let mut session = client.open(config, vec![]).await.unwrap();
+    assert!(matches!(session.next().await.unwrap(), SessionEvent::Ready));
+    session.submit(0, vec![1, 2, 3], Rows::Last, 4).unwrap();
+    assert!(matches!(session.next().await.unwrap(), SessionEvent::Answer(_)));
+    killed.kill_9();
+    session.submit(3, vec![4], Rows::Last, 4).unwrap();
+    let noticed = tokio::time::timeout(LOSS_DEADLINE, session.next()).await.expect("noticed in time");
+    let error = noticed.unwrap_err();
+    assert!(matches!(&error, SessionError::PeerLost { peer, .. } if *peer == killed.address.peer), "{error}");
+    for serving in &mut alive {
+        let clean = serving.status.wait_for(|status| status.sessions == 0 && status.streams == 0);
+        let status = *tokio::time::timeout(LOSS_DEADLINE, clean).await.expect("let go of in time").unwrap();
+        assert_eq!(status.free_caches, 8);
+    }
+}
