@@ -19,6 +19,7 @@ POTLUCK := $(CARGO_TARGET_DIR)/debug/potluck
 PROMPT ?= Explain in two sentences why the sky is blue.
 PEERS ?= 3
 SEED ?=
+SEEDS ?= 10000
 TEST ?=
 TARGET ?= frame
 FUZZ_SECONDS ?= 60
@@ -51,8 +52,8 @@ test: model lint ## Everything that CI checks
 	@cargo nextest run --locked --workspace
 	cargo test --locked --workspace --doc --quiet
 
-sim: ## The simulator: make sim [TEST=kill_any_peer] [SEED=0x5eed]
-	@POTLUCK_SIM_SEED="$(SEED)" cargo nextest run --locked --package potluck-sim --no-capture $(TEST)
+sim: ## The simulator: make sim [TEST=storms] [SEED=0x5eed] [SEEDS=10000]
+	@POTLUCK_SIM_SEED="$(SEED)" POTLUCK_SIM_SEEDS="$(SEEDS)" cargo nextest run --locked --package potluck-sim --no-capture $(TEST)
 
 fuzz: ## Fuzz a decoder: make fuzz [TARGET=frame] [FUZZ_SECONDS=60]
 	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz

@@ -2,7 +2,7 @@
 
 use potluck_sim::{Faults, Report, Scenario, World};
 
-/// Seeds of a run without `SEED` and `SEEDS`.
+/// Seeds of a run that names none.
 const SEEDS: u64 = 300;
 
 fn seeds() -> Vec<u64> {
@@ -11,7 +11,7 @@ fn seeds() -> Vec<u64> {
         Some(hex) => u64::from_str_radix(hex, 16).unwrap(),
         None => text.parse().unwrap(),
     };
-    match (read("SEED").map(number), read("SEEDS").map(number)) {
+    match (read("POTLUCK_SIM_SEED").map(number), read("POTLUCK_SIM_SEEDS").map(number)) {
         (Some(seed), _) => vec![seed],
         (None, count) => (0..count.unwrap_or(SEEDS)).collect(),
     }
