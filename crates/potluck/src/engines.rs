@@ -14,8 +14,6 @@ const QUEUE: usize = 64;
 pub(crate) struct RunningEngine {
     /// What the stage is like.
     pub(crate) shape: StageShape,
-    /// Its process.
-    pub(crate) pid: u32,
     task: JoinHandle<()>,
 }
 
@@ -32,7 +30,7 @@ impl RunningEngine {
     /// Starts an engine; it ends when the pipe's ends are dropped.
     pub(crate) async fn start(load: Load) -> Result<(Self, EnginePipe), Failure> {
         let engine = EngineProcess::start(program()?, load).await?;
-        let (shape, pid) = (engine.shape().clone(), engine.pid());
+        let shape = engine.shape().clone();
         let (commands, to_engine) = mpsc::channel(QUEUE);
         let (from_engine, replies) = mpsc::channel(QUEUE);
         let task = tokio::spawn(async move {
@@ -40,7 +38,7 @@ impl RunningEngine {
                 tracing::warn!(%error, "the engine is given up");
             }
         });
-        Ok((Self { shape, pid, task }, EnginePipe { commands, replies }))
+        Ok((Self { shape, task }, EnginePipe { commands, replies }))
     }
 
     /// Waits until the engine's process is gone. The pipe's ends must have been dropped.
@@ -60,7 +58,8 @@ pub(crate) async fn start_engine(load: Load) -> Result<EngineProcess, Failure> {
     Ok(EngineProcess::start(program()?, load).await?)
 }
 
-fn program() -> Result<EngineProgram, Failure> {
+/// What starts an engine: this very program.
+pub(crate) fn program() -> Result<EngineProgram, Failure> {
     Ok(EngineProgram::current(["engine"])?)
 }
 

@@ -9,6 +9,7 @@ mod engines;
 mod failure;
 mod home;
 mod models;
+mod placement;
 mod prompt;
 mod screen;
 mod serving;

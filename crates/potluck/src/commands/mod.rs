@@ -3,6 +3,7 @@
 pub(crate) mod chat;
 pub(crate) mod model;
 pub(crate) mod peers;
+pub(crate) mod plan;
 pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod swarm;

@@ -5,6 +5,7 @@ use potluck_model::{Admission, Facts, Family, slice};
 use potluck_store::Entry;
 use serde_json::{Value, json};
 
+use super::plan::Plan;
 use crate::{
     failure::Failure,
     home::Home,
@@ -22,6 +23,8 @@ pub(crate) enum Model {
     Show(Named),
     /// Forget a model; its files stay
     Rm(Named),
+    /// Preview a placement: who would hold what, and how fast it would be
+    Plan(Plan),
 }
 
 #[derive(Debug, Args)]
@@ -47,6 +50,7 @@ impl Model {
             Self::List => list(screen, &models.catalogue.list()?),
             Self::Show(Named { model }) => show(screen, &models.find(&model, screen)?),
             Self::Rm(Named { model }) => rm(screen, &models, &model),
+            Self::Plan(plan) => plan.run(home, screen).await,
         }
     }
 }

@@ -71,6 +71,7 @@ impl Run {
         });
         let outcome = outcome.await?;
         shown?;
+        talk.remember_speed(&outcome);
         if screen.json {
             let mut object = serde_json::to_value(&outcome).or_fail("internal", "report this")?;
             object["seed"] = asked.params.seed.into();

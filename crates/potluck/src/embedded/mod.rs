@@ -6,7 +6,7 @@
 mod child;
 mod order;
 
-use potluck_core::{LayerRange, PeerId, StageSpec};
+use potluck_core::{PeerId, StageSpec};
 use potluck_engine::EngineSettings;
 use potluck_grant::Gate;
 use potluck_wire::PeerAddress;
@@ -111,10 +111,5 @@ impl EmbeddedPeer {
     pub(crate) fn address(&self) -> Result<PeerAddress, Failure> {
         let peer = self.ready.id.parse().map_err(|error| Failure::new("internal", error, "report this"))?;
         Ok(PeerAddress { peer, addresses: self.ready.addresses.clone(), relay: None })
-    }
-
-    /// Its layers.
-    pub(crate) fn layers(&self) -> LayerRange {
-        self.spec.layers
     }
 }

@@ -1,6 +1,7 @@
 //! The models of this machine: found by name or by path, and opened for an engine.
 
 mod open;
+mod probe;
 
 use std::path::Path;
 
@@ -12,7 +13,8 @@ use crate::{
     screen::Screen,
 };
 
-pub(crate) use open::{all_layers, load_stage, load_vocabulary, load_whole, stage_bytes};
+pub(crate) use open::{all_layers, cache_bytes, load_stage, load_vocabulary, load_whole, stage_bytes};
+pub(crate) use probe::admit;
 
 /// This machine's catalogue, and the places that other programs keep models in.
 #[derive(Debug)]

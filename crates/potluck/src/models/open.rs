@@ -51,7 +51,8 @@ pub(crate) fn all_layers(manifest: &Manifest) -> Result<LayerRange, Failure> {
     LayerRange::new(0, manifest.layers()).or_fail("bad_model", "download it again, or convert it again")
 }
 
-fn cache_bytes(manifest: &Manifest, layers: LayerRange, kv: KvType) -> u64 {
+/// Bytes of cache that one position of one session takes in these layers.
+pub(crate) fn cache_bytes(manifest: &Manifest, layers: LayerRange, kv: KvType) -> u64 {
     facts::cache_bytes_per_position(manifest, layers, tensor_type(kv), tensor_type(kv))
 }
 

@@ -16,7 +16,7 @@ use crate::{
 use command::{Next, obey};
 use input::{Input, Turn};
 
-/// Talks until the user leaves. A failed answer is told, and the conversation goes on; a lost route ends it.
+/// Talks until the user leaves. A failed answer is told, and the conversation goes on; a lost session is opened again.
 pub(crate) async fn converse(
     home: &Home,
     screen: Screen,
@@ -26,7 +26,7 @@ pub(crate) async fn converse(
 ) -> Result<(), Failure> {
     let mut input = Input::open(home, screen)?;
     if screen.interactive() {
-        screen.note(format!("{}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves", talk.model));
+        screen.note(format!("{}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves", talk.entry.name));
     }
     loop {
         match interrupt.or(input.turn()).await?? {
@@ -40,10 +40,13 @@ pub(crate) async fn converse(
             Turn::Said(text) => {
                 if let Err(failure) = answer(screen, talk, asked, interrupt, &text).await {
                     talk.unask();
-                    if ends_conversation(&failure) {
+                    if failure.code == "output" {
                         return Err(failure);
                     }
                     failure.print(screen.json);
+                    if ends_session(&failure) {
+                        interrupt.or(talk.reopen()).await??;
+                    }
                 }
             }
         }
@@ -74,8 +77,8 @@ async fn answer(
     screen.text("\n\n")
 }
 
-/// True where no further answer can come: the session is gone.
-fn ends_conversation(failure: &Failure) -> bool {
+/// True where this session gives no further answer.
+fn ends_session(failure: &Failure) -> bool {
     !matches!(
         failure.code.as_ref(),
         "bad_request" | "bad_grammar" | "nothing_to_sample" | "context_full" | "bad_template"

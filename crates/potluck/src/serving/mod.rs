@@ -15,7 +15,7 @@ use potluck_wire::PeerAddress;
 use crate::{
     engines::{EnginePipe, RunningEngine},
     failure::Failure,
-    models::load_stage,
+    models::{admit, load_stage},
 };
 
 pub(crate) use measure::measure;
@@ -53,6 +53,7 @@ impl ServingPeer {
         bind: Bind,
         measured: bool,
     ) -> Result<Self, Failure> {
+        admit(entry, spec).await?;
         let (engine, mut pipe) = RunningEngine::start(load_stage(entry, spec, settings)?).await?;
         let shape = engine.shape.clone();
         let speed = if measured { Some(measure(&shape, settings, &mut pipe).await?) } else { None };

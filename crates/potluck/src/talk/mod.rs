@@ -1,26 +1,32 @@
 //! A model that is ready to answer, whatever runs it: one engine here, peers of our own, or a swarm.
 
 mod chain;
+mod own_peers;
 mod report;
 mod route;
 mod start;
+mod swarm;
 
 use potluck_chain::{SessionError, sample::SamplingParams};
 use potluck_client::{Cancel, Conversation, GenerateError, Outcome, RenderOptions, Request, Session, TokenEvent};
-use potluck_engine::GrammarSource;
+use potluck_engine::{EngineSettings, GrammarSource};
 use potluck_net::NetError;
+use potluck_store::Entry;
+use potluck_wire::Codec;
 use serde_json::{Value, json};
 
 use crate::{
-    args::{EngineArgs, SamplingArgs, StopArgs},
+    args::{EngineArgs, RouteArgs, SamplingArgs, StopArgs},
     embedded::Embedded,
     failure::{Failure, OrFail},
+    home::Home,
     signals::Interrupt,
 };
 
 pub(crate) use chain::AnyChain;
 pub(crate) use report::RouteStage;
-pub(crate) use start::client_node;
+pub(crate) use start::Wanted;
+pub(crate) use swarm::{Surveyed, client_node, preview};
 
 /// How an answer is to be made.
 #[derive(Debug, Clone)]
@@ -41,9 +47,13 @@ pub(crate) struct Asked {
 pub(crate) struct Talk {
     /// What was said so far.
     pub(crate) conversation: Conversation,
-    /// What the model is called.
-    pub(crate) model: String,
+    /// The model.
+    pub(crate) entry: Entry,
     session: Session<AnyChain>,
+    home: Home,
+    route: RouteArgs,
+    settings: EngineSettings,
+    codec: Codec,
     /// The peers that this command started, which end with it.
     embedded: Option<Embedded>,
     /// Why the route is what it is, in a sentence.

@@ -5,7 +5,8 @@ use potluck_core::LayerRange;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::Talk;
+use super::{AnyChain, Talk};
+use crate::placement;
 
 /// One stage of the route that an answer took.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -36,6 +37,13 @@ impl Talk {
     /// The route as it is now.
     pub(crate) fn route(&self) -> Vec<RouteStage> {
         self.session.chain().route()
+    }
+
+    /// Keeps how fast this machine was, where it answered alone: the next plan is the better for it.
+    pub(crate) fn remember_speed(&self, outcome: &Outcome) {
+        if matches!(self.session.chain(), AnyChain::Local(..)) {
+            placement::remember_speed(&self.home, &self.entry, outcome);
+        }
     }
 
     /// The route and the rates, for people.

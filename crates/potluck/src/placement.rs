@@ -1,0 +1,146 @@
+//! What the planner is told: the model, this machine, and who offers what.
+
+use std::{hint::black_box, net::SocketAddr, time::Instant};
+
+use potluck_chain::plan::{LayerFacts, Link, Machine, ModelFacts, Speed};
+use potluck_client::Outcome;
+use potluck_core::{LayerRange, Offer, StageSpec};
+use potluck_engine::KvType;
+use potluck_model::{facts, slice};
+use potluck_net::{Node, PathKind};
+use potluck_store::Entry;
+use potluck_wire::PeerAddress;
+use serde::{Deserialize, Serialize};
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+
+use crate::{
+    failure::Failure,
+    home::Home,
+    models::{all_layers, cache_bytes, stage_bytes},
+};
+
+/// Share of the free memory that a model may take: the rest is for what else the user does.
+const MEMORY_SHARE: f64 = 0.8;
+
+/// Bytes that are read to estimate a machine that has not answered yet.
+const PROBE_BYTES: usize = 64 << 20;
+
+/// Time of a whole chunk's position as a share of a single position's, where nobody measured: a chunk reads the weights once
+/// for many positions.
+const PREFILL_SHARE: f64 = 0.3;
+
+/// Bytes a second that a direct path is taken to carry: a gigabit network.
+const DIRECT_BYTES_PER_SECOND: f64 = 110e6;
+
+/// The same, within one machine.
+const LOOPBACK_BYTES_PER_SECOND: f64 = 500e6;
+
+const SPEED_FILE: &str = "speed.json";
+
+/// How fast this machine was the last time that it answered alone.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Measured {
+    decode_us_per_byte: f64,
+    prefill_us_per_byte: f64,
+}
+
+/// The model as the planner sees it.
+pub(crate) fn model_facts(entry: &Entry, kv: KvType) -> Result<ModelFacts, Failure> {
+    let manifest = &entry.manifest;
+    let all = all_layers(manifest)?;
+    let cuts = slice::legal_cuts(manifest);
+    let bytes = |layers, tail| stage_bytes(manifest, StageSpec { model: entry.id, layers, head: false, tail }, kv);
+    let layer = |i| {
+        let range = LayerRange::new(i, i + 1).map_err(|error| Failure::new("bad_model", error, ""))?;
+        Ok(LayerFacts {
+            weight_bytes: facts::layer_bytes(manifest, range),
+            cache_bytes_per_position: cache_bytes(manifest, range, kv),
+        })
+    };
+    let layers = (0..all.end()).map(layer).collect::<Result<Vec<_>, Failure>>()?;
+    let weights: u64 = layers.iter().map(|layer| layer.weight_bytes).sum();
+    let tied = facts::tied(manifest);
+    let embedding = manifest.tensor(slice::EMBEDDING_TENSOR).map_or(0, |tensor| tensor.bytes);
+    Ok(ModelFacts {
+        model: entry.id,
+        layers,
+        head_bytes: embedding,
+        tail_bytes: bytes(all, true).map_or(embedding, |whole| whole.weights.saturating_sub(weights)),
+        tied,
+        width: manifest.width(),
+        cuts: (1..).zip(&cuts).filter(|(_, cut)| cut.is_ok()).map(|(layer, _)| layer).collect(),
+    })
+}
+
+/// This machine: its free memory, and how fast it is.
+pub(crate) fn own_machine(home: &Home) -> Result<Machine, Failure> {
+    let speed = match home.read(SPEED_FILE)?.and_then(|text| serde_json::from_str::<Measured>(&text).ok()) {
+        Some(measured) => {
+            Speed { decode_us_per_byte: measured.decode_us_per_byte, prefill_us_per_byte: measured.prefill_us_per_byte }
+        }
+        None => estimate(),
+    };
+    Ok(Machine::own(free_memory(), speed))
+}
+
+/// Keeps how fast this machine answered alone: the next plan is the better for it.
+pub(crate) fn remember_speed(home: &Home, entry: &Entry, outcome: &Outcome) {
+    let bytes = facts::Facts::of(&entry.manifest).bytes as f64;
+    if outcome.decode_tokens_per_s <= 0.0 || outcome.prefill_tokens_per_s <= 0.0 || bytes <= 0.0 {
+        return;
+    }
+    let measured = Measured {
+        decode_us_per_byte: 1e6 / outcome.decode_tokens_per_s / bytes,
+        prefill_us_per_byte: 1e6 / outcome.prefill_tokens_per_s / bytes,
+    };
+    if let Ok(text) = serde_json::to_string(&measured)
+        && let Err(failure) = home.write(SPEED_FILE, &text)
+    {
+        tracing::info!(%failure.message, "the speed was not kept");
+    }
+}
+
+fn free_memory() -> u64 {
+    let system =
+        System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()));
+    (system.available_memory() as f64 * MEMORY_SHARE) as u64
+}
+
+/// Decoding reads every weight once a token: so the speed of reading memory is a first guess.
+fn estimate() -> Speed {
+    let buffer = vec![1u64; PROBE_BYTES / size_of::<u64>()];
+    let started = Instant::now();
+    black_box(black_box(&buffer).iter().fold(0u64, |sum, &word| sum.wrapping_add(word)));
+    let us_per_byte = started.elapsed().as_secs_f64() * 1e6 / PROBE_BYTES as f64;
+    Speed { decode_us_per_byte: us_per_byte, prefill_us_per_byte: us_per_byte * PREFILL_SHARE }
+}
+
+/// The machines behind these offers, each asked for its distance; and why some were not reached.
+pub(crate) async fn offered_machines(node: &Node, offers: &[Offer]) -> (Vec<Machine>, Vec<String>) {
+    let (mut machines, mut unreached) = (Vec::new(), Vec::new());
+    for offer in offers {
+        match node.connect(&address(offer)).await {
+            Ok(link) => {
+                let path = link.path();
+                let loopback = path.is_some_and(|path| path.kind == PathKind::Loopback);
+                machines.push(Machine::of_offer(
+                    offer,
+                    Link {
+                        rtt_us: path.map_or(0.0, |path| path.rtt.as_secs_f64() * 1e6),
+                        bytes_per_second: if loopback { LOOPBACK_BYTES_PER_SECOND } else { DIRECT_BYTES_PER_SECOND },
+                    },
+                ));
+            }
+            Err(error) => unreached.push(error.to_string()),
+        }
+    }
+    (machines, unreached)
+}
+
+/// Where the peer of an offer is reached.
+pub(crate) fn address(offer: &Offer) -> PeerAddress {
+    let mut addresses = offer.addresses.clone();
+    // Of a peer on this machine, loopback is the shortest way.
+    addresses.sort_by_key(|text| !text.parse::<SocketAddr>().is_ok_and(|at| at.ip().is_loopback()));
+    PeerAddress { peer: offer.peer, addresses, relay: None }
+}

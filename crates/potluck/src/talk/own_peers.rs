@@ -1,0 +1,80 @@
+//! Peers of the command's own, and a session over them.
+
+use potluck_chain::{Hop, OwnStage, RemoteStage, plan::split_evenly};
+use potluck_core::{LayerRange, StageSpec};
+use potluck_model::slice;
+use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig};
+use potluck_store::Entry;
+
+use super::{
+    AnyChain,
+    route::RouteChain,
+    start::{OWN_CACHE, Opened, Wanted, own_engine, session_config},
+};
+use crate::{
+    embedded::Embedded,
+    failure::{Failure, OrFail},
+    home::new_key,
+    models::all_layers,
+};
+
+/// Starts `peers` peers and opens a session over them, with this machine at both ends where `own_ends`.
+pub(super) async fn open(wanted: &Wanted<'_>, peers: usize, own_ends: bool) -> Result<Opened, Failure> {
+    let stages = split(wanted.entry, peers, own_ends)?;
+    let remote = if own_ends { &stages[1..stages.len() - 1] } else { &stages[..] };
+    let embedded = Embedded::start(wanted.home, wanted.settings, remote).await?;
+    match open_again(wanted, &embedded, own_ends).await {
+        Ok(chain) => Ok(Opened { chain, embedded: Some(embedded), verdict: String::new() }),
+        Err(failure) => {
+            embedded.stop().await;
+            Err(failure)
+        }
+    }
+}
+
+/// Opens a session over peers that run already.
+pub(super) async fn open_again(wanted: &Wanted<'_>, embedded: &Embedded, own_ends: bool) -> Result<AnyChain, Failure> {
+    let stages = split(wanted.entry, embedded.peers.len(), own_ends)?;
+    let (mut route, mut own) = (Vec::with_capacity(stages.len()), Vec::new());
+    for (hop, &spec) in stages.iter().enumerate() {
+        route.push(match embedded.peers.iter().find(|peer| peer.spec == spec) {
+            Some(peer) => Hop::Remote(RemoteStage { spec, address: peer.address()?, grant: peer.grant.clone() }),
+            None => {
+                own.push(own_engine(wanted, hop, spec).await?);
+                Hop::Own(OwnStage { spec, cache: OWN_CACHE })
+            }
+        });
+    }
+    let key = new_key()?;
+    let client = key.peer_id();
+    let identity = Identity { key, grant: embedded.admit(client)?, gate: embedded.gate() };
+    let config = NodeConfig { identity, bind: Bind::Loopback, relay: None, deadlines: NetDeadlines::default() };
+    let node = Node::bind(config).await?;
+    let chain = RouteChain::open(node, session_config(wanted, client, route)?, own).await?;
+    Ok(AnyChain::Route(Box::new(chain)))
+}
+
+/// Stages over all layers for this many peers; with own ends, one layer at each end for the command itself.
+fn split(entry: &Entry, peers: usize, own_ends: bool) -> Result<Vec<StageSpec>, Failure> {
+    let layers = all_layers(&entry.manifest)?.count();
+    let cuts = slice::legal_cuts(&entry.manifest);
+    let legal = |cut: u32| cuts.get(cut as usize - 1).is_some_and(Result::is_ok);
+    let hint = format!("the model has {layers} layers: ask for fewer peers");
+    let (first, last) = if own_ends { (1, layers.saturating_sub(1)) } else { (0, layers) };
+    let cuts_within: Vec<u32> = (first + 1..last).filter(|&cut| legal(cut)).map(|cut| cut - first).collect();
+    let inner = split_evenly(last.saturating_sub(first), peers, &cuts_within).or_fail("usage", &hint)?;
+    let shifted = inner.iter().map(|range| LayerRange::new(range.start() + first, range.end() + first));
+    let ends = own_ends.then(|| [LayerRange::new(0, first), LayerRange::new(last, layers)]);
+    let mut ranges =
+        shifted.chain(ends.into_iter().flatten()).collect::<Result<Vec<_>, _>>().or_fail("usage", &hint)?;
+    ranges.sort_unstable();
+    // A boundary may be legal and the stage beside it not: then the reason is told.
+    ranges.iter().try_for_each(|&range| slice::check_range(&entry.manifest, range))?;
+    let spec = |range: LayerRange| StageSpec {
+        model: entry.id,
+        layers: range,
+        head: range.start() == 0,
+        tail: range.end() == layers,
+    };
+    Ok(ranges.into_iter().map(spec).collect())
+}

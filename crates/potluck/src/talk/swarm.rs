@@ -1,0 +1,107 @@
+//! A route through the swarm, as the planner chose it; this machine alone where that is enough.
+
+use potluck_chain::{
+    Hop, OwnStage, RemoteStage,
+    plan::{Preference, Preview, VerdictKind, Who, Wish, plan},
+};
+use potluck_core::{Offer, StageSpec};
+use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig};
+
+use super::{
+    AnyChain,
+    route::RouteChain,
+    start::{OWN_CACHE, Opened, Wanted, local, own_engine, session_config},
+};
+use crate::{
+    args::Prefer,
+    failure::Failure,
+    home::{self, Home, Membership, Role},
+    placement::{address, model_facts, offered_machines, own_machine},
+    serving::offers_of,
+};
+
+/// A plan, and what it rests on.
+pub(crate) struct Surveyed {
+    /// The plan, or why there is none.
+    pub(crate) preview: Result<Preview, Failure>,
+    /// Peers that did not answer, and why.
+    pub(crate) silent: Vec<String>,
+    node: Option<Node>,
+    offers: Vec<Offer>,
+}
+
+/// Asks the swarm who offers what, and plans. `may_load`: machines may load what they have not loaded.
+pub(super) async fn survey(wanted: &Wanted<'_>, prefer: Prefer, may_load: bool) -> Result<Surveyed, Failure> {
+    let mut machines = vec![own_machine(wanted.home)?];
+    let (mut offers, mut silent, mut node) = (Vec::new(), Vec::new(), None);
+    if let Some(membership) = Membership::find(wanted.home)? {
+        let client = client_node(wanted.home, &membership).await?;
+        (offers, silent) = offers_of(&client, &membership.contacts).await;
+        let (offered, unreached) = offered_machines(&client, &offers).await;
+        machines.extend(offered);
+        silent.extend(unreached);
+        node = Some(client);
+    }
+    let wish = Wish {
+        positions: wanted.settings.context,
+        chunk: wanted.settings.chunk,
+        codec: wanted.codec,
+        preference: match prefer {
+            Prefer::Private => None,
+            Prefer::Latency => Some(Preference::Latency),
+        },
+        may_load,
+    };
+    let facts = model_facts(wanted.entry, wanted.settings.kv)?;
+    let preview = plan(&facts, &machines, &wish).map_err(|error| {
+        let hint = "potluck model plan says who is there and what is missing; lend more machines: potluck serve";
+        Failure::new("no_route", error, hint)
+    });
+    Ok(Surveyed { preview, silent, node, offers })
+}
+
+/// Opens a session as the planner says.
+pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, Failure> {
+    let Surveyed { preview, silent, node, offers } = survey(wanted, prefer, false).await?;
+    silent.iter().for_each(|why| tracing::info!("{why}"));
+    let preview = preview?;
+    let verdict = preview.verdict.reason.clone();
+    let alone = preview.verdict.kind == VerdictKind::Single && preview.stages[0].who == Who::Own;
+    let Some(node) = node.filter(|_| !alone) else { return local(wanted, verdict).await };
+    let (mut route, mut own) = (Vec::new(), Vec::new());
+    for (hop, stage) in preview.stages.iter().enumerate() {
+        let spec = StageSpec { model: wanted.entry.id, layers: stage.layers, head: stage.head, tail: stage.tail };
+        route.push(match stage.who {
+            Who::Own => {
+                own.push(own_engine(wanted, hop, spec).await?);
+                Hop::Own(OwnStage { spec, cache: OWN_CACHE })
+            }
+            Who::Peer(peer) => {
+                let offer = offers.iter().find(|offer| offer.peer == peer && offer.shape.spec == spec);
+                let offer = offer.ok_or_else(|| Failure::new("no_route", "an offer has expired", "run it again"))?;
+                // The peer shows its grant when it greets us.
+                Hop::Remote(RemoteStage { spec, address: address(offer), grant: Vec::new() })
+            }
+        });
+    }
+    let config = session_config(wanted, node.id(), route)?;
+    let chain = AnyChain::Route(Box::new(RouteChain::open(node, config, own).await?));
+    Ok(Opened { chain, embedded: None, verdict })
+}
+
+/// This machine as a client of its swarm.
+pub(crate) async fn client_node(home: &Home, membership: &Membership) -> Result<Node, Failure> {
+    let key = home::Identity::open(home, Role::Client)?.key;
+    let grant = membership.grant(key.peer_id())?;
+    let identity = Identity { key, grant, gate: membership.gate()? };
+    Ok(Node::bind(NodeConfig { identity, bind: Bind::Any, relay: None, deadlines: NetDeadlines::default() }).await?)
+}
+
+/// Plans without opening anything: `potluck model plan`.
+pub(crate) async fn preview(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Surveyed, Failure> {
+    let mut surveyed = survey(wanted, prefer, true).await?;
+    if let Some(node) = surveyed.node.take() {
+        node.close().await;
+    }
+    Ok(surveyed)
+}

@@ -1,0 +1,198 @@
+//! A machine of its own for a test: a home, the small model, and the processes that were started on it.
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything in a test may take. Beyond it the test fails: nothing may hang.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
+
+/// A home directory, by which the processes of a test are told from others.
+pub(crate) struct Machine {
+    dir: TempDir,
+}
+
+/// A `potluck` that runs, killed when dropped.
+pub(crate) struct Running {
+    pub(crate) child: Child,
+    pub(crate) stdout: BufReader<std::process::ChildStdout>,
+}
+
+/// The small model of the tests.
+pub(crate) fn model() -> String {
+    let path = std::env::var_os("POTLUCK_TEST_MODEL")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| std::env::home_dir().unwrap().join(".cache/potluck/models/SmolLM2-135M-Instruct.Q4_1.gguf"));
+    assert!(path.is_file(), "{} is missing: make model", path.display());
+    path.display().to_string()
+}
+
+impl Machine {
+    /// With nothing on it.
+    pub(crate) fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// A path below its home.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The command, with these arguments.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_potluck"));
+        command.args(args).env("POTLUCK_HOME", self.path("home")).env_remove("RUST_LOG").stdin(Stdio::null());
+        command
+    }
+
+    /// Runs it to its end.
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs it with `--json`; what it printed, and its exit code.
+    pub(crate) fn json(&self, args: &[&str]) -> (Value, i32) {
+        let output = self.run(&[args, &["--json"]].concat());
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(text.lines().count(), 1, "one object on stdout: {text}{}", String::from_utf8_lossy(&output.stderr));
+        (serde_json::from_str(&text).unwrap(), output.status.code().unwrap())
+    }
+
+    /// Answers a prompt, greedily, on the small model.
+    pub(crate) fn answer(&self, prompt: &str, max_tokens: u32, more: &[&str]) -> Value {
+        let (model, max_tokens) = (model(), max_tokens.to_string());
+        let fixed = ["run", "--model", &model, "--temperature", "0", "--max-tokens", &max_tokens, prompt];
+        let (answer, code) = self.json(&[&fixed, more].concat());
+        assert_eq!(code, 0, "{answer}");
+        answer
+    }
+
+    /// Answers a prompt as the arguments say, in 24 tokens.
+    pub(crate) fn run_prompt(&self, prompt: &str, more: &[&str]) -> Value {
+        let model = model();
+        let (answer, code) = self.json(&[&["run", "--model", &model, "--max-tokens", "24", prompt], more].concat());
+        assert_eq!(code, 0, "{answer}");
+        answer
+    }
+
+    /// Starts it and leaves it running.
+    pub(crate) fn start(&self, args: &[&str]) -> Running {
+        self.start_with(args, Stdio::null())
+    }
+
+    /// Starts it with this for stdin.
+    pub(crate) fn start_with(&self, args: &[&str], stdin: Stdio) -> Running {
+        let mut child = self.command(args).stdin(stdin).stdout(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Running { child, stdout }
+    }
+
+    /// Processes of this machine: those that have its home in their environment or arguments, and their children.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        let home = self.dir.path().display().to_string();
+        let pids = fs::read_dir("/proc").unwrap().flatten();
+        let pids: Vec<u32> = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        let mut ours: Vec<u32> = pids.iter().copied().filter(|&pid| mentions(pid, &home)).collect();
+        // An engine's environment is swept clean: it is found by its parent.
+        let children: Vec<u32> =
+            pids.into_iter().filter(|&pid| parent(pid).is_some_and(|p| ours.contains(&p))).collect();
+        ours.extend(children);
+        ours.sort_unstable();
+        ours.dedup();
+        ours
+    }
+
+    /// Waits until none of its processes is left.
+    pub(crate) fn wait_until_empty(&self, watched: &[u32]) {
+        wait_until("all processes are gone", || {
+            self.processes().is_empty() && watched.iter().all(|&pid| !is_alive(pid))
+        });
+    }
+}
+
+impl Running {
+    /// The next line of its stdout.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        line
+    }
+
+    /// The next line of its stdout, which is JSON.
+    pub(crate) fn object(&mut self) -> Value {
+        let line = self.line();
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: &str) {
+        kill(self.child.id(), signal);
+    }
+
+    /// Waits for its end; its exit code, and how long that took.
+    pub(crate) fn end(mut self) -> (Option<i32>, Duration) {
+        let started = Instant::now();
+        let status = self.child.wait().unwrap();
+        (status.code(), started.elapsed())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Sends a signal to a process.
+pub(crate) fn kill(pid: u32, signal: &str) {
+    let status = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status().unwrap();
+    assert!(status.success(), "kill -{signal} {pid}");
+}
+
+/// The children of a process.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let pids = fs::read_dir("/proc").unwrap().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|&child| parent(child) == Some(pid)).collect()
+}
+
+/// Waits for something that another process does; there is no event to wait for.
+pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < PATIENCE, "waited in vain until {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// True while a process runs: neither gone nor a zombie.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    !matches!(stat.rsplit(") ").next().and_then(|rest| rest.chars().next()), Some('Z' | 'X') | None)
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit(") ").next()?.split(' ');
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.next()?.parse().ok()
+}
+
+fn mentions(pid: u32, home: &str) -> bool {
+    let holds = |file: &str| {
+        fs::read(format!("/proc/{pid}/{file}")).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(home))
+    };
+    is_alive(pid) && pid != std::process::id() && holds("environ")
+}
