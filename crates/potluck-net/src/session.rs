@@ -62,7 +62,7 @@ pub struct Session {
     machine: ClientSession,
     links: Vec<Option<Link>>,
     streams: HashMap<usize, Stream>,
-    own: HashMap<usize, mpsc::Sender<StageCommand>>,
+    own: HashMap<usize, mpsc::UnboundedSender<StageCommand>>,
     inbox: mpsc::Receiver<Happened>,
     told: std::collections::VecDeque<Result<SessionEvent, SessionError>>,
     _tasks: JoinSet<()>,
@@ -180,13 +180,24 @@ fn unreached(hop: &Hop, error: &NetError) -> SessionError {
 }
 
 fn connect_own(
-    mut port: OwnPort,
+    port: OwnPort,
     events: &mpsc::Sender<Happened>,
     tasks: &mut JoinSet<()>,
-) -> (usize, mpsc::Sender<StageCommand>) {
-    let (hop, events) = (port.hop, events.clone());
+) -> (usize, mpsc::UnboundedSender<StageCommand>) {
+    let OwnPort { hop, commands, mut replies } = port;
+    let events = events.clone();
+    // The stage's own queue may be short, and submitting never waits. The machine bounds what lies between them: as many
+    // steps as may be in flight. It outlives the session by what is waiting then: the last word closes the cache.
+    let (sender, mut waiting) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(command) = waiting.recv().await {
+            if commands.send(command).await.is_err() {
+                return;
+            }
+        }
+    });
     tasks.spawn(async move {
-        while let Some(reply) = port.replies.recv().await {
+        while let Some(reply) = replies.recv().await {
             if events.send(Happened::Own { hop, reply }).await.is_err() {
                 return;
             }
@@ -194,7 +205,7 @@ fn connect_own(
         let reply = StageReply::Lost { reason: "the stage is gone".into() };
         let _ = events.send(Happened::Own { hop, reply }).await;
     });
-    (port.hop, port.commands)
+    (hop, sender)
 }
 
 impl Session {
@@ -315,9 +326,9 @@ impl Session {
             }
             Effect::Close { hop, failure } => self.end_stream(hop, failure),
             Effect::Own { hop, command } => {
-                let sent = self.own.get(&hop).map(|commands| commands.try_send(command));
+                let sent = self.own.get(&hop).map(|commands| commands.send(command));
                 if !matches!(sent, Some(Ok(()))) && !self.machine.is_over() {
-                    let reply = StageReply::Lost { reason: "the stage does not take commands".into() };
+                    let reply = StageReply::Lost { reason: "the stage takes no commands any more".into() };
                     self.machine.handle(Instant::now(), Event::Own { hop, reply });
                 }
             }
