@@ -17,7 +17,7 @@ pub mod plan;
 pub mod sample;
 
 pub use client::{
-    Answer, ClientSession, Effect, Event, Hop, OwnStage, RemoteStage, STEPS_IN_FLIGHT_MAX, SessionConfig,
+    Answer, ClientSession, Effect, Event, Hop, OwnStage, RemoteStage, STEPS_IN_FLIGHT_MAX, SessionConfig, SharedPrefix,
 };
 pub use credit::{Credit, Receipts};
 pub use error::{Deadlines, SessionError};

@@ -115,7 +115,7 @@ impl Test {
 }
 
 fn top(largest: &[(u32, f32)]) -> Logits {
-    Logits::Top { largest: largest.to_vec(), log_sum_exp: 1.0 }
+    Logits::Top { largest: largest.to_vec(), log_sum_exp: 2.5 }
 }
 
 fn answer(sequence: u32, rows: Vec<Logits>) -> AnswerFrame {
@@ -166,6 +166,10 @@ fn a_tail_cannot_answer_what_was_not_asked() {
         answer(0, vec![top(&[(4, 1.0), (1, 2.0)])]),
         answer(0, vec![top(&[(4, 1.0), (4, 1.0)])]),
         answer(0, vec![top(&[(4, f32::NAN), (1, 1.0)])]),
+        answer(0, vec![top(&[(4, f32::INFINITY), (1, 1.0)])]),
+        answer(0, vec![top(&[(4, 2.0), (4, 1.0)])]),
+        answer(0, vec![Logits::Top { largest: vec![(4, 2.0), (1, 1.0)], log_sum_exp: 1.9 }]),
+        answer(0, vec![Logits::Top { largest: vec![(4, 2.0), (1, 1.0)], log_sum_exp: f32::NEG_INFINITY }]),
         answer(0, vec![Logits::Whole(Hidden(vec![0.0; 8]))]),
     ];
     for frame in bad {
@@ -194,6 +198,7 @@ fn frames_out_of_place_are_the_senders_fault() {
         (0, Frame::Answer(good())),
         (1, Frame::Credit { frames: 1 }),
         (0, Frame::Credit { frames: HOP_FRAMES_MAX + 1 }),
+        (0, Frame::Credit { frames: 0 }),
         (2, Frame::Step(step)),
         (2, Frame::Row { sequence: 0, row: 0, logits: Hidden(vec![0.0; 8]) }),
         (1, Frame::Ready),
@@ -249,6 +254,28 @@ fn own_ends_see_the_tokens_and_nobody_else() {
     let rows = vec![top(&[(4, 2.0), (1, 1.0)])];
     let effects = test.tell(Event::Own { hop: 2, reply: forwarded(Output::Logits(rows)) });
     assert!(matches!(&effects[..], [Effect::Answer(_)]), "{effects:?}");
+}
+
+#[test]
+fn nobody_answers_for_the_own_tail() {
+    let mut test = Test::own_ends();
+    test.submit(0, 2).unwrap();
+    test.drain();
+    let error = test.error(Event::Frame { hop: 1, frame: Frame::Answer(good()) });
+    assert!(matches!(error, SessionError::Protocol { peer: p, .. } if p == peer(2)), "{error}");
+}
+
+#[test]
+fn a_flood_of_twins_ends_the_session() {
+    let mut test = Test::remote();
+    test.submit(0, 2).unwrap();
+    test.drain();
+    test.tell(Event::Frame { hop: 2, frame: Frame::Answer(good()) });
+    for _ in 0..1_024 {
+        assert!(test.tell(Event::Frame { hop: 2, frame: Frame::Answer(good()) }).is_empty());
+    }
+    let error = test.error(Event::Frame { hop: 2, frame: Frame::Answer(good()) });
+    assert!(matches!(error, SessionError::Protocol { .. }), "{error}");
 }
 
 #[test]

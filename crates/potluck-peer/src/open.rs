@@ -10,7 +10,7 @@ use potluck_wire::{
 
 use crate::{
     DialId, Effect, Now, Peer, StageSlot, StreamId,
-    peer::{PARKED_MAX, Role, Stream},
+    peer::{DIALS_MAX, DIALS_PER_CLIENT_MAX, PARKED_MAX, PARKED_PER_PEER_MAX, Role, Stream},
     session::Session,
 };
 
@@ -25,10 +25,11 @@ impl Peer {
     fn try_open(&mut self, now: Now, stream: StreamId, key: SessionKey, open: OpenSession) -> Result<(), Failure> {
         self.check_open(now, key, &open)?;
         let slot = self.stage_for(&open)?;
+        let prefix = self.prefix_cache(key, slot, &open)?;
         if self.sessions.contains_key(&key) {
             self.end_session(key, Failure::new(FailureCode::Epoch, "the client opened the session again"));
         }
-        let prefix = self.prefix_cache(key, slot, &open)?;
+        let serial = self.serial();
         let stage = &mut self.stages[usize::from(slot.0)];
         let caches = stage.shape().caches;
         let busy = || Failure::new(FailureCode::Busy, format!("all {caches} caches of this stage are in use"));
@@ -48,6 +49,8 @@ impl Peer {
         let next_confirmed = open.next == NextHop::Client;
         let session = Session {
             key,
+            serial,
+            stale: 0,
             slot,
             cache,
             width,
@@ -99,10 +102,10 @@ impl Peer {
         if open.positions == 0 {
             return refuse(FailureCode::Protocol, "a session of no positions");
         }
-        self.check_neighbours(now, open)
+        self.check_neighbours(now, key.client, open)
     }
 
-    fn check_neighbours(&self, now: Now, open: &OpenSession) -> Result<(), Failure> {
+    fn check_neighbours(&self, now: Now, client: PeerId, open: &OpenSession) -> Result<(), Failure> {
         let itself = || Err(Failure::new(FailureCode::Protocol, "a peer cannot be its own neighbour on a route"));
         if open.previous == PreviousHop::Peer(self.config.id) {
             return itself();
@@ -110,6 +113,10 @@ impl Peer {
         let NextHop::Peer { address, grant } = &open.next else { return Ok(()) };
         if address.peer == self.config.id {
             return itself();
+        }
+        let theirs = self.dials.values().filter(|dialling| dialling.client == client).count();
+        if self.dials.len() >= DIALS_MAX || theirs >= DIALS_PER_CLIENT_MAX {
+            return Err(Failure::new(FailureCode::Busy, "too many peers are being dialled"));
         }
         match self.gate.check(grant, address.peer, now.utc) {
             Ok(_) => Ok(()),
@@ -143,9 +150,15 @@ impl Peer {
     ) -> Result<Option<(CacheId, u32)>, Failure> {
         let Some(prefix) = open.prefix else { return Ok(None) };
         let from = SessionKey { id: prefix.session, ..key };
+        if self.stages[usize::from(slot.0)].shape().exact {
+            return Err(Failure::new(FailureCode::NotServed, "an exact stage shares no prefix"));
+        }
         match self.sessions.get(&from) {
             Some(session)
-                if session.slot == slot && session.held >= prefix.positions && session.in_flight.is_empty() =>
+                if session.slot == slot
+                    && from != key
+                    && (1..=session.held.min(open.positions)).contains(&prefix.positions)
+                    && session.in_flight.is_empty() =>
             {
                 Ok(Some((session.cache, prefix.positions)))
             }
@@ -162,7 +175,7 @@ impl Peer {
                 self.close_stream(stream, Failure::new(FailureCode::Epoch, detail));
             }
             // The client's word may be on its way: wait for it, within bounds.
-            _ if self.parked() >= PARKED_MAX => {
+            _ if self.parked() >= PARKED_MAX || self.parked_of(from) >= PARKED_PER_PEER_MAX => {
                 self.close_stream(stream, Failure::new(FailureCode::Busy, "too many sessions are opening"));
             }
             _ => self.become_role(stream, Role::Parked { session: key, epoch, since }),
@@ -197,7 +210,7 @@ impl Peer {
     }
 
     pub(crate) fn dialed(&mut self, now: Now, dial: DialId, result: Result<StreamId, Failure>) {
-        let key = self.dials.remove(&dial);
+        let key = self.dials.remove(&dial).and_then(|dialling| dialling.session);
         let session = key.and_then(|key| self.sessions.get_mut(&key));
         match (session, result) {
             (Some(session), Ok(stream)) => {
@@ -227,6 +240,9 @@ impl Peer {
     }
 
     pub(crate) fn cache_opened(&mut self, slot: StageSlot, cache: CacheId, result: Result<(), StageError>) {
+        if self.stages.get_mut(usize::from(slot.0)).is_some_and(|stage| stage.settle(cache)) {
+            return;
+        }
         let holds = |session: &&mut Session| session.slot == slot && session.cache == cache && !session.cache_open;
         let Some(session) = self.sessions.values_mut().find(holds) else { return };
         let key = session.key;

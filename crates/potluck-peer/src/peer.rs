@@ -18,6 +18,18 @@ use crate::{
 /// Hop streams that wait for their session's client, over all peers. The next one is refused with `Busy`.
 pub(crate) const PARKED_MAX: usize = 256;
 
+/// Hop streams of one peer that wait for their session's client. The next one is refused with `Busy`.
+pub(crate) const PARKED_PER_PEER_MAX: usize = 32;
+
+/// Dials under way, those included whose session has ended since. A session that needs another is refused with `Busy`.
+pub(crate) const DIALS_MAX: usize = 256;
+
+/// Dials under way for one client. A session that needs another is refused with `Busy`.
+pub(crate) const DIALS_PER_CLIENT_MAX: usize = 32;
+
+/// Bytes of steps that wait for one stage, over all sessions. Beyond it the session whose step came ends with `OverBudget`.
+const WAITING_BYTES_MAX: usize = 512 << 20;
+
 /// What a stream is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -39,6 +51,14 @@ pub(crate) struct Stream {
     pub(crate) role: Role,
 }
 
+/// For whom a dial is under way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Dialling {
+    pub(crate) client: PeerId,
+    /// None where the session has ended since.
+    pub(crate) session: Option<SessionKey>,
+}
+
 /// A whole peer. See the crate's documentation.
 #[derive(Debug)]
 pub struct Peer {
@@ -47,9 +67,10 @@ pub struct Peer {
     pub(crate) stages: Vec<StageQueue>,
     pub(crate) streams: BTreeMap<StreamId, Stream>,
     pub(crate) sessions: BTreeMap<SessionKey, Session>,
-    pub(crate) dials: BTreeMap<DialId, SessionKey>,
+    pub(crate) dials: BTreeMap<DialId, Dialling>,
     pub(crate) effects: VecDeque<Effect>,
     next_dial: u64,
+    next_serial: u64,
     stale_frames: u64,
     failed_sessions: u64,
 }
@@ -87,6 +108,7 @@ impl Peer {
             dials: BTreeMap::new(),
             effects: VecDeque::new(),
             next_dial: 0,
+            next_serial: 0,
             stale_frames: 0,
             failed_sessions: 0,
         }
@@ -198,12 +220,14 @@ impl Peer {
         if !matches!(failure.code, FailureCode::Done | FailureCode::Cancelled) {
             self.failed_sessions += 1;
         }
-        self.dials.retain(|_, dialling| *dialling != key);
+        for dialling in self.dials.values_mut().filter(|dialling| dialling.session == Some(key)) {
+            dialling.session = None;
+        }
         for stream in [Some(session.client), session.hop_in, session.hop_out].into_iter().flatten() {
             self.close_stream(stream, failure.clone());
         }
         if let Some(stage) = self.stages.get_mut(usize::from(session.slot.0)) {
-            stage.forget(key, session.cache);
+            stage.forget(key, session.cache, session.cache_open);
             let command = StageCommand::Close { cache: session.cache };
             self.effects.push_back(Effect::Stage { stage: session.slot, command });
         }
@@ -223,7 +247,7 @@ impl Peer {
         let NextHop::Peer { address, .. } = next else { return };
         let dial = DialId(self.next_dial);
         self.next_dial += 1;
-        self.dials.insert(dial, key);
+        self.dials.insert(dial, Dialling { client: key.client, session: Some(key) });
         self.effects.push_back(Effect::Dial { dial, to: address.clone() });
     }
 
@@ -231,10 +255,24 @@ impl Peer {
         self.streams.values().filter(|stream| matches!(stream.role, Role::Parked { .. })).count()
     }
 
-    pub(crate) fn enqueue(&mut self, slot: StageSlot, key: SessionKey, queued: Queued) {
-        if let Some(stage) = self.stages.get_mut(usize::from(slot.0)) {
-            stage.push(key, queued);
+    pub(crate) fn parked_of(&self, peer: PeerId) -> usize {
+        let theirs = self.streams.values().filter(|stream| stream.from == peer);
+        theirs.filter(|stream| matches!(stream.role, Role::Parked { .. })).count()
+    }
+
+    pub(crate) fn enqueue(&mut self, stream: StreamId, slot: StageSlot, key: SessionKey, queued: Queued) {
+        let Some(stage) = self.stages.get_mut(usize::from(slot.0)) else { return };
+        stage.push(key, queued);
+        if stage.waiting_bytes() > WAITING_BYTES_MAX {
+            let detail = format!("{} bytes of steps wait for this stage", stage.waiting_bytes());
+            self.misbehaved(stream, Failure::new(FailureCode::OverBudget, detail));
         }
+    }
+
+    /// A number that no session has had.
+    pub(crate) fn serial(&mut self) -> u64 {
+        self.next_serial += 1;
+        self.next_serial
     }
 
     pub(crate) fn count_stale(&mut self) {
@@ -265,12 +303,13 @@ impl Peer {
     }
 
     fn stage_lost(&mut self, slot: StageSlot, reason: &str) {
-        if let Some(stage) = self.stages.get_mut(usize::from(slot.0)) {
-            stage.lose();
-        }
         let held = self.sessions.values().filter(|session| session.slot == slot);
         for key in held.map(|session| session.key).collect::<Vec<_>>() {
             self.end_session(key, Failure::new(FailureCode::EngineLost, reason));
+        }
+        // Afterwards: what the engine owed to these sessions, it owes no more.
+        if let Some(stage) = self.stages.get_mut(usize::from(slot.0)) {
+            stage.lose();
         }
     }
 

@@ -11,17 +11,27 @@ const SHARED_ROWS_MAX: usize = 8;
 /// A step that waits, and where its result belongs.
 #[derive(Debug)]
 pub(crate) struct Queued {
-    pub(crate) epoch: u32,
+    /// Tells this session from another that had the same name.
+    pub(crate) serial: u64,
     pub(crate) sequence: u32,
     pub(crate) count: u16,
     pub(crate) step: Step,
+}
+
+impl Queued {
+    fn bytes(&self) -> usize {
+        match &self.step.input {
+            potluck_core::Input::Tokens(tokens) => size_of_val(&tokens[..]),
+            potluck_core::Input::Hidden(hidden) => size_of_val(&hidden.0[..]),
+        }
+    }
 }
 
 /// What a batch that runs was made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Running {
     pub(crate) session: SessionKey,
-    pub(crate) epoch: u32,
+    pub(crate) serial: u64,
     pub(crate) sequence: u32,
 }
 
@@ -37,6 +47,10 @@ pub(crate) struct StageQueue {
     batches: u64,
     last_was_long: bool,
     caches: BTreeSet<CacheId>,
+    /// Caches of sessions that ended before the engine had answered their opening: the answer must not be taken for that of
+    /// the next session.
+    owed: BTreeSet<CacheId>,
+    waiting_bytes: usize,
 }
 
 impl StageQueue {
@@ -50,6 +64,8 @@ impl StageQueue {
             batches: 0,
             last_was_long: false,
             caches: BTreeSet::new(),
+            owed: BTreeSet::new(),
+            waiting_bytes: 0,
         }
     }
 
@@ -73,14 +89,35 @@ impl StageQueue {
         Some(cache)
     }
 
-    /// A session is over: its cache is free, its waiting steps are dropped. A step that runs is left to end.
-    pub(crate) fn forget(&mut self, session: SessionKey, cache: CacheId) {
-        self.caches.remove(&cache);
-        self.waiting.remove(&session);
+    /// A session is over: its waiting steps are dropped, and its cache is free, as soon as the engine has answered its
+    /// opening. A step that runs is left to end.
+    pub(crate) fn forget(&mut self, session: SessionKey, cache: CacheId, opened: bool) {
+        if opened {
+            self.caches.remove(&cache);
+        } else {
+            self.owed.insert(cache);
+        }
+        let dropped = self.waiting.remove(&session).into_iter().flatten();
+        self.waiting_bytes -= dropped.map(|queued| queued.bytes()).sum::<usize>();
         self.turn.retain(|key| *key != session);
     }
 
+    /// The engine answered an opening; true if the session that asked is gone, and the cache free now.
+    pub(crate) fn settle(&mut self, cache: CacheId) -> bool {
+        let owed = self.owed.remove(&cache);
+        if owed {
+            self.caches.remove(&cache);
+        }
+        owed
+    }
+
+    /// Bytes of the steps that wait, as the engine will take them.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+
     pub(crate) fn push(&mut self, session: SessionKey, queued: Queued) {
+        self.waiting_bytes += queued.bytes();
         let steps = self.waiting.entry(session).or_default();
         if steps.is_empty() && !self.turn.contains(&session) {
             self.turn.push_back(session);
@@ -118,7 +155,7 @@ impl StageQueue {
         let mut steps = Vec::new();
         for session in shared {
             let Some(queued) = self.pop(session) else { continue };
-            running.push(Running { session, epoch: queued.epoch, sequence: queued.sequence });
+            running.push(Running { session, serial: queued.serial, sequence: queued.sequence });
             steps.push(queued.step);
         }
         self.batches += 1;
@@ -140,6 +177,9 @@ impl StageQueue {
         self.running = None;
         self.turn.clear();
         self.waiting.clear();
+        self.waiting_bytes = 0;
+        self.owed.clear();
+        self.caches.clear();
     }
 
     /// The engine is back, empty.
@@ -161,6 +201,7 @@ impl StageQueue {
     fn pop(&mut self, session: SessionKey) -> Option<Queued> {
         let steps = self.waiting.get_mut(&session)?;
         let queued = steps.pop_front();
+        self.waiting_bytes -= queued.as_ref().map_or(0, Queued::bytes);
         self.turn.retain(|key| *key != session);
         if steps.is_empty() {
             self.waiting.remove(&session);
@@ -201,7 +242,7 @@ mod tests {
     fn push(queue: &mut StageQueue, session: u8, sequence: u32, count: u16) {
         let input = Input::Tokens(vec![0; count.into()]);
         let step = Step { cache: CacheId(session.into()), start: 0, input, rows: Rows::Last, top: 1 };
-        queue.push(key(session), Queued { epoch: 0, sequence, count, step });
+        queue.push(key(session), Queued { serial: 0, sequence, count, step });
     }
 
     fn run(queue: &mut StageQueue) -> Vec<(u8, u32)> {
@@ -251,9 +292,21 @@ mod tests {
         let taken: Vec<_> = std::iter::from_fn(|| queue.take_cache()).collect();
         assert_eq!(taken.len(), 4);
         push(&mut queue, 1, 0, 1);
-        queue.forget(key(1), CacheId(2));
+        queue.forget(key(1), CacheId(2), true);
         assert_eq!(queue.take_cache(), Some(CacheId(2)));
         assert!(queue.next_batch().is_none(), "the steps of a session that ended are dropped");
+        assert_eq!(queue.waiting_bytes(), 0);
+    }
+
+    #[test]
+    fn a_cache_whose_opening_is_not_answered_is_not_given_out() {
+        let mut queue = queue(false);
+        let cache = queue.take_cache().unwrap();
+        queue.forget(key(1), cache, false);
+        assert_ne!(queue.take_cache(), Some(cache));
+        assert!(queue.settle(cache));
+        assert!(!queue.settle(cache), "once");
+        assert_eq!(queue.take_cache(), Some(cache));
     }
 
     #[test]

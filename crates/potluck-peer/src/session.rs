@@ -11,10 +11,16 @@ use potluck_wire::{
 
 use crate::{StageSlot, StreamId};
 
+/// Frames of one session that may come twice or late. Streams are reliable and in order: more is malice, and ends it.
+const STALE_FRAMES_MAX: u32 = 1_024;
+
 /// Where a session's streams are, and what has passed on them.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) key: SessionKey,
+    /// Never used twice, unlike the key and the epoch: what the engine still owes to an earlier session of the same name
+    /// is told apart by it.
+    pub(crate) serial: u64,
     pub(crate) open: OpenSession,
     pub(crate) slot: StageSlot,
     pub(crate) cache: CacheId,
@@ -40,6 +46,8 @@ pub(crate) struct Session {
     /// At the tail: the step whose rows the stage still holds.
     pub(crate) answered: Option<(u32, u16)>,
     pub(crate) row_wanted: Option<(u32, u16)>,
+    /// Frames dropped as twins or as late.
+    pub(crate) stale: u32,
     /// Steps that have arrived and whose output has not left.
     pub(crate) in_flight: VecDeque<StepHead>,
     pub(crate) last_step: Instant,
@@ -89,6 +97,10 @@ impl Session {
     pub(crate) fn arrive(&mut self, now: Instant, frame: &StepFrame) -> Result<Arrival, Failure> {
         let fail = |code, detail: String| Err(Failure::new(code, detail));
         if frame.epoch < self.open.epoch || frame.epoch == self.open.epoch && frame.sequence < self.expected {
+            self.stale += 1;
+            if self.stale > STALE_FRAMES_MAX {
+                return fail(FailureCode::Protocol, format!("{} frames came twice or late", self.stale));
+            }
             return Ok(Arrival::Stale);
         }
         if frame.epoch > self.open.epoch {

@@ -21,8 +21,8 @@ impl Peer {
             Ok(Arrival::Run(input)) => {
                 let StepFrame { sequence, start, count, rows, top, .. } = *frame;
                 let step = Step { cache: session.cache, start, input, rows, top };
-                let (slot, epoch) = (session.slot, session.open.epoch);
-                self.enqueue(slot, key, Queued { epoch, sequence, count, step });
+                let (slot, serial) = (session.slot, session.serial);
+                self.enqueue(stream, slot, key, Queued { serial, sequence, count, step });
             }
             Err(failure) => self.misbehaved(stream, failure),
         }
@@ -40,7 +40,7 @@ impl Peer {
         };
         for (ran, result) in running.iter().zip(results) {
             // The session may have ended, and its name been used again, while its step ran.
-            let same = |session: &&mut Session| session.open.epoch == ran.epoch && session.slot == slot;
+            let same = |session: &&mut Session| session.serial == ran.serial;
             let Some(session) = self.sessions.get_mut(&ran.session).filter(same) else { continue };
             session.last_step = now.instant;
             let labelled =
@@ -75,7 +75,7 @@ impl Peer {
     pub(crate) fn credited(&mut self, stream: StreamId, key: SessionKey, frames: u32) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         let takes_steps = session.output_stream() == Some(stream) && !session.open.stage.tail;
-        if takes_steps && session.credit.grant(frames) {
+        if takes_steps && frames > 0 && session.credit.grant(frames) {
             return self.flush(key);
         }
         let failure = Failure::new(FailureCode::Protocol, format!("{frames} frames of credit that were not due"));

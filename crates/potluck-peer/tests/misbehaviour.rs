@@ -262,6 +262,64 @@ fn a_newer_epoch_takes_over_and_late_results_of_the_old_one_are_lost() {
 }
 
 #[test]
+fn a_session_of_the_same_name_does_not_get_what_was_owed_to_the_one_before() {
+    let mut test = ready();
+    test.frame(2, Frame::Step(step(0, 0, 0, 1)));
+    test.tell(Event::Closed { stream: StreamId(1), failure: Failure::new(FailureCode::Done, "") });
+    test.stream(11, 9, Frame::Open(Box::new(open())));
+    test.stream(12, 1, Frame::HopOpen(hop(0)));
+    test.tell(Event::Stage { stage: StageSlot(0), reply: StageReply::Opened { cache: CacheId(0), result: Ok(()) } });
+    test.tell(Event::Dialed { dial: DialId(1), result: Ok(StreamId(13)) });
+    assert!(sends(&test.frame(13, Frame::HopReady), 11, &Frame::Ready));
+    assert_eq!(runs(&test.frame(12, Frame::Step(step(0, 0, 0, 1)))), 0, "the old step still runs");
+    let results = vec![Ok(Output::Hidden(Hidden(vec![9.0; 4])))];
+    let late = StageReply::Forwarded { batch: 1, results, compute_us: 1 };
+    let effects = test.tell(Event::Stage { stage: StageSlot(0), reply: late });
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Send { .. })), "{effects:?}");
+    assert_eq!(runs(&effects), 1, "the new step's turn has come");
+}
+
+#[test]
+fn an_opening_that_is_answered_late_counts_for_nobody_else() {
+    let mut test = Test::new();
+    test.stream(1, 9, Frame::Open(Box::new(open())));
+    test.tell(Event::Closed { stream: StreamId(1), failure: Failure::new(FailureCode::Done, "") });
+    assert_eq!(test.peer.status().free_caches, 2, "its cache is still owed");
+    let other = OpenSession { session: SessionId::from_bytes([1; 16]), ..open() };
+    let effects = test.stream(2, 8, Frame::Open(Box::new(other)));
+    let takes = |e: &Effect| matches!(e, Effect::Stage { command: StageCommand::Open { cache: CacheId(1), .. }, .. });
+    assert!(effects.iter().any(takes), "{effects:?}");
+    let late = StageReply::Opened { cache: CacheId(0), result: Err(potluck_core::StageError::Busy { caches: 3 }) };
+    assert!(test.tell(Event::Stage { stage: StageSlot(0), reply: late }).is_empty());
+    assert_eq!((test.peer.status().free_caches, test.peer.status().sessions), (2, 1));
+}
+
+#[test]
+fn one_member_cannot_park_or_dial_without_end() {
+    let mut test = Test::new();
+    let busy = |effects: &[Effect], on| closes(effects, on).is_some_and(|failure| failure.code == FailureCode::Busy);
+    let refused = (0..1_000u64).filter(|&n| {
+        let session = SessionKey { client: id(9), id: SessionId::from_bytes(u128::from(n).to_le_bytes()) };
+        busy(&test.stream(n, 1, Frame::HopOpen(HopOpen { session, epoch: 0 })), n)
+    });
+    assert_eq!(refused.count(), 1_000 - 32);
+    assert_eq!(test.peer.status().parked, 32);
+    let mut test = Test::new();
+    let mut refused = 0;
+    for n in 0..1_000u64 {
+        let session = SessionId::from_bytes(u128::from(n).to_le_bytes());
+        let effects = test.stream(n, 9, Frame::Open(Box::new(OpenSession { session, ..open() })));
+        refused += u64::from(busy(&effects, n));
+        test.tell(Event::Closed { stream: StreamId(n), failure: Failure::new(FailureCode::Done, "") });
+        test.tell(Event::Stage {
+            stage: StageSlot(0),
+            reply: StageReply::Opened { cache: CacheId(0), result: Ok(()) },
+        });
+    }
+    assert_eq!((refused, test.peer.status().dials), (1_000 - 32, 32));
+}
+
+#[test]
 fn a_client_cannot_make_us_knock_at_a_strangers_door() {
     let victim = PeerAddress { peer: id(66), addresses: vec!["192.0.2.1:80".into()], relay: None };
     let forged = Root::from_bytes(&[2; 32]).grant(id(66), UTC + 1_000).unwrap().into_bytes();
@@ -320,6 +378,12 @@ fn what_waits_has_a_deadline() {
     for stream in [1, 2, 3] {
         assert_eq!(closes(&effects, stream).unwrap().code, FailureCode::Deadline);
     }
+    // What the driver and the engine still owe comes, and goes nowhere.
+    assert_eq!((test.peer.status().dials, test.peer.status().free_caches), (1, 2));
+    let failure = Failure::new(FailureCode::PeerLost, "no answer");
+    assert!(test.tell(Event::Dialed { dial: DialId(0), result: Err(failure) }).is_empty());
+    let opened = StageReply::Opened { cache: CacheId(0), result: Ok(()) };
+    assert!(test.tell(Event::Stage { stage: StageSlot(0), reply: opened }).is_empty());
     test.assert_empty();
 }
 
@@ -338,6 +402,7 @@ fn credit_that_was_not_due_and_frames_out_of_place_end_the_session() {
     for (stream, frame) in [
         (3, Frame::Credit { frames: 1 }),
         (3, Frame::Credit { frames: u32::MAX }),
+        (3, Frame::Credit { frames: 0 }),
         (2, Frame::Credit { frames: 1 }),
         (3, Frame::Step(step(0, 0, 0, 1))),
         (1, Frame::RowRequest { sequence: 0, row: 0 }),

@@ -5,7 +5,9 @@ use std::time::Duration;
 use potluck_chain::{
     Answer, ClientSession, Deadlines, Effect, Event, Hop, OwnStage, RemoteStage, SessionConfig, SessionError,
 };
-use potluck_core::{CacheId, Hidden, LayerRange, Logits, PeerId, Rows, SecretKey, SessionId, SessionKey, StageCommand};
+use potluck_core::{
+    CacheId, Hidden, LayerRange, Logits, PeerId, Rows, SecretKey, SessionId, SessionKey, Stage as _, StageCommand,
+};
 use potluck_grant::Root;
 use potluck_wire::{Codec, Failure, Frame};
 
@@ -28,12 +30,14 @@ pub(crate) struct SimClient {
     streams: Vec<Option<usize>>,
     wake_at: Option<Duration>,
     user: User,
+    /// How often the user will still open a session of the same name, at the same epoch, after one has ended.
+    returns: u32,
+    prompt: Vec<Vec<u32>>,
 }
 
 /// What the client wants, and what it has seen.
 #[derive(Debug, Default)]
 struct User {
-    prompt: Vec<Vec<u32>>,
     tokens: Vec<u32>,
     wanted: usize,
     seen: usize,
@@ -77,9 +81,10 @@ impl SimClient {
             deadlines: Deadlines { step: Duration::from_secs(30), ..Deadlines::default() },
         };
         let prompt = (0..rng.usize(1..=4)).map(|_| random_tokens(rng, 24)).collect();
-        let user = User { prompt, wanted: rng.usize(1..=24), ..User::default() };
+        let user = User { wanted: rng.usize(1..=24), ..User::default() };
+        let returns = rng.u32(..=scenario.returns);
         let streams = vec![None; ranges.len()];
-        Self { id, grant: grant(root, id), config, session: None, own, streams, wake_at: None, user }
+        Self { id, grant: grant(root, id), config, session: None, own, streams, wake_at: None, user, returns, prompt }
     }
 
     pub(crate) fn is_over(&self) -> bool {
@@ -92,24 +97,43 @@ fn random_tokens(rng: &mut fastrand::Rng, max: usize) -> Vec<u32> {
 }
 
 impl World {
-    pub(crate) fn client_frame(&mut self, client: usize, hop: usize, frame: Frame) {
-        self.inform(client, Event::Frame { hop, frame });
+    pub(crate) fn client_frame(&mut self, client: usize, hop: usize, stream: usize, frame: Frame) {
+        if self.clients[client].streams[hop] == Some(stream) {
+            self.inform(client, Event::Frame { hop, frame });
+        }
     }
 
-    pub(crate) fn client_stream_closed(&mut self, client: usize, hop: usize, failure: Failure) {
-        self.inform(client, Event::Closed { hop, failure });
+    pub(crate) fn client_stream_closed(&mut self, client: usize, hop: usize, stream: usize, failure: Failure) {
+        if self.clients[client].streams[hop] == Some(stream) {
+            self.inform(client, Event::Closed { hop, failure });
+        }
     }
 
     pub(crate) fn wake_client(&mut self, client: usize) {
         self.clients[client].wake_at = None;
-        if self.clients[client].session.is_some() {
-            return self.inform(client, Event::Timeout);
+        match &self.clients[client].session {
+            Some(session) if session.is_over() && self.clients[client].returns > 0 => self.come_back(client),
+            Some(_) => return self.inform(client, Event::Timeout),
+            None => {}
         }
         match ClientSession::new(self.instant(), self.clients[client].config.clone()) {
             Ok(session) => self.clients[client].session = Some(session),
             Err(error) => self.check(false, &format!("a scenario's route is sound: {error}")),
         }
         self.drain(client);
+    }
+
+    /// The user starts over, under the same name and epoch: whatever is still under way for the old session is not for
+    /// the new one.
+    fn come_back(&mut self, client: usize) {
+        let client = &mut self.clients[client];
+        client.returns -= 1;
+        client.streams.fill(None);
+        client.user = User { wanted: client.user.wanted, ..User::default() };
+        for chunk in client.prompt.iter_mut().flatten() {
+            *chunk = (*chunk + 1) % toy::VOCABULARY;
+        }
+        client.own.iter_mut().for_each(|(_, stage)| stage.close(CacheId(0)));
     }
 
     fn inform(&mut self, client: usize, event: Event) {
@@ -123,6 +147,11 @@ impl World {
     fn drain(&mut self, client: usize) {
         while let Some(effect) = self.clients[client].session.as_mut().and_then(ClientSession::poll) {
             self.carry_out(client, effect);
+        }
+        if self.clients[client].session.as_ref().is_some_and(ClientSession::is_over) && self.clients[client].returns > 0
+        {
+            let soon = Duration::from_micros(self.rng.u64(..20_000));
+            return self.after(soon, Due::Wake(End::Client(client, 0)));
         }
         let at = self.clients[client].session.as_ref().and_then(ClientSession::poll_timeout);
         let Some(at) = at.map(|at| self.since_start(at)) else { return };
@@ -180,7 +209,7 @@ impl World {
     }
 
     fn send_prompt(&mut self, client: usize) {
-        let chunks = self.clients[client].user.prompt.clone();
+        let chunks = self.clients[client].prompt.clone();
         let last = chunks.len() - 1;
         for (index, chunk) in chunks.into_iter().enumerate() {
             let rows = if index == last { Rows::Last } else { Rows::None };

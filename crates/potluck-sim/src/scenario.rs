@@ -36,6 +36,8 @@ pub struct Scenario {
     pub layers: u32,
     /// Sessions, all at once.
     pub sessions: usize,
+    /// How often at most a user comes back with a session of the same name once one has ended.
+    pub returns: u32,
     /// Caches of each stage: fewer than sessions, and some are refused.
     pub caches: u16,
     /// When the first session may start; all do within the second that follows. Faults strike in the first eight.
@@ -55,6 +57,7 @@ impl Scenario {
             stages: 3,
             layers: 6,
             sessions: 4,
+            returns: 0,
             caches: 4,
             start: Duration::ZERO,
             delay: Duration::from_millis(20),
@@ -76,6 +79,7 @@ impl Scenario {
             stages,
             layers: stages as u32 * rng.u32(1..=3),
             sessions: rng.usize(1..=8),
+            returns: rng.u32(..=3),
             caches: rng.u16(2..=8),
             start: Duration::ZERO,
             delay: Duration::from_millis(rng.u64(1..=200)),

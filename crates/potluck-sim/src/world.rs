@@ -210,7 +210,11 @@ impl World {
             Due::Wake(End::Client(client, _)) => self.wake_client(client),
             Due::Kill(peer) => self.kill(peer),
             Due::LoseEngine(peer) => self.lose_engine(peer),
-            Due::Freeze(peer, time) => self.peers[peer].frozen_until = self.now + time,
+            Due::Freeze(peer, time) => {
+                // Never shortened: what waits for the thaw keeps its order.
+                let until = self.peers[peer].frozen_until.max(self.now + time);
+                self.peers[peer].frozen_until = until;
+            }
             Due::Cut(draw) => self.cut(draw),
         }
     }
@@ -245,7 +249,7 @@ impl World {
                 Ok(None) => break,
                 Ok(Some(frame)) => match self.streams[stream].ends[side] {
                     End::Peer(peer) => self.peer_frame(peer, stream, frame),
-                    End::Client(client, hop) => self.client_frame(client, hop, frame),
+                    End::Client(client, hop) => self.client_frame(client, hop, stream, frame),
                 },
                 Err(error) => {
                     let failure = Failure::new(FailureCode::Protocol, error);
@@ -265,7 +269,7 @@ impl World {
     fn deliver_closed(&mut self, stream: usize, side: usize, failure: Failure) {
         match self.streams[stream].ends[side] {
             End::Peer(peer) => self.peer_stream_closed(peer, stream, failure),
-            End::Client(client, hop) => self.client_stream_closed(client, hop, failure),
+            End::Client(client, hop) => self.client_stream_closed(client, hop, stream, failure),
         }
     }
 

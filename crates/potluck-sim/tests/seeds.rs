@@ -69,16 +69,17 @@ fn twins_are_dropped_and_nothing_else_happens() {
 }
 
 #[test]
-fn one_killed_peer_ends_every_session_that_used_it() {
+fn a_killed_peer_is_a_loss_that_is_noticed_in_time() {
+    let mut lost = 0;
     for seed in seeds().into_iter().take(100) {
         let faults = Faults { kills: 1, ..Faults::default() };
-        let report = run(Scenario { faults, ..Scenario::calm(seed) });
-        assert_eq!(report.finished + report.failed.values().sum::<usize>(), 4, "seed {seed:#x}: {report:?}");
-        assert!(
-            report.failed.keys().all(|code| ["peer_lost", "deadline"].contains(code)),
-            "seed {seed:#x}: {report:?}"
-        );
+        // Sessions under way when the peer dies: long answers over slow links.
+        let delay = std::time::Duration::from_millis(200);
+        let report = run(Scenario { faults, delay, ..Scenario::calm(seed) });
+        assert!(report.failed.keys().all(|code| *code == "peer_lost"), "seed {seed:#x}: {report:?}");
+        lost += report.failed.values().sum::<usize>();
     }
+    assert!(seeds().len() < 100 || lost > 50, "only {lost} sessions lost a peer: that proves little");
 }
 
 #[test]

@@ -39,14 +39,14 @@ impl ClientSession {
     }
 
     /// What a peer's failure means: it may be about another peer of the route.
-    pub(super) fn peer_failed(&self, hop: usize, failure: Failure, stream_ended: bool) -> SessionError {
+    pub(super) fn peer_failed(&self, hop: usize, failure: Failure) -> SessionError {
         let named = failure.peer.and_then(|peer| {
             (0..self.config.route.len()).find(|&hop| self.remote(hop).is_some_and(|r| r.address.peer == peer))
         });
         let hop = named.unwrap_or(hop);
         let Some(remote) = self.remote(hop) else { return SessionError::Closed };
         let (peer, layers) = (remote.address.peer, remote.spec.layers.to_string());
-        let lost = failure.code == FailureCode::PeerLost || stream_ended && failure.code == FailureCode::Done;
+        let lost = matches!(failure.code, FailureCode::PeerLost | FailureCode::Done);
         if lost {
             SessionError::PeerLost { peer, layers, failure }
         } else {

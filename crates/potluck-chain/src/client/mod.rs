@@ -11,8 +11,13 @@ use std::{collections::VecDeque, time::Instant};
 use potluck_core::{Input, Rows, StageCommand, bounds};
 use potluck_wire::{Codec, Failure, FailureCode, Frame, StepFrame};
 
-pub use self::types::{Answer, Effect, Event, Hop, OwnStage, RemoteStage, STEPS_IN_FLIGHT_MAX, SessionConfig};
+pub use self::types::{
+    Answer, Effect, Event, Hop, OwnStage, RemoteStage, STEPS_IN_FLIGHT_MAX, SessionConfig, SharedPrefix,
+};
 use crate::{Credit, Receipts, SessionError};
+
+/// Frames of one session that may come twice or late. More are malice, and end it.
+const STALE_FRAMES_MAX: u32 = 1_024;
 
 /// A step under way.
 #[derive(Debug, Clone)]
@@ -44,6 +49,7 @@ pub struct ClientSession {
     row_wanted: Option<(u32, u16)>,
     since: Instant,
     row_since: Instant,
+    stale: u32,
 }
 
 impl ClientSession {
@@ -62,7 +68,7 @@ impl ClientSession {
             ready: false,
             over: false,
             sequence: 0,
-            held: config.prefix.map_or(0, |prefix| prefix.positions),
+            held: config.prefix.as_ref().map_or(0, |prefix| prefix.prefix.positions),
             pending: VecDeque::new(),
             returned: 0,
             outbox: VecDeque::new(),
@@ -72,6 +78,7 @@ impl ClientSession {
             row_wanted: None,
             since: now,
             row_since: now,
+            stale: 0,
             config,
         };
         (0..session.config.route.len()).for_each(|hop| session.open(hop));
@@ -85,7 +92,7 @@ impl ClientSession {
         }
         let result = match event {
             Event::Frame { hop, frame } => self.frame(now, hop, frame),
-            Event::Closed { hop, failure } => Err(self.peer_failed(hop, failure, true)),
+            Event::Closed { hop, failure } => Err(self.peer_failed(hop, failure)),
             Event::Own { hop, reply } => self.own(now, hop, reply),
             Event::Timeout => self.check_deadlines(now),
         };
@@ -119,6 +126,10 @@ impl ClientSession {
         top: u16,
     ) -> Result<u32, SessionError> {
         let count = self.check_step(start, &tokens)?;
+        if usize::from(top) > bounds::TOP_LOGITS_MAX {
+            let max = bounds::TOP_LOGITS_MAX;
+            return Err(SessionError::BadStep(format!("{top} largest logits asked for; {max} can be")));
+        }
         let sequence = self.sequence;
         self.sequence += 1;
         self.held = start + u32::from(count);

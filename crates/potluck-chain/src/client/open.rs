@@ -13,8 +13,11 @@ impl ClientSession {
         let positions = self.config.positions;
         let Some(remote) = self.remote(hop) else {
             if let Hop::Own(OwnStage { cache, .. }) = self.config.route[hop] {
-                // A prefix on an own stage is the caller's to fork: it knows that session's cache.
-                let command = StageCommand::Open { cache, positions };
+                let shared = self.config.prefix.as_ref().and_then(|shared| {
+                    let from = shared.own.iter().find(|(own, _)| *own == hop).map(|(_, cache)| *cache)?;
+                    Some(StageCommand::Fork { from, to: cache, positions: shared.prefix.positions })
+                });
+                let command = shared.unwrap_or(StageCommand::Open { cache, positions });
                 self.effects.push_back(Effect::Own { hop, command });
             }
             return;
@@ -39,7 +42,7 @@ impl ClientSession {
             next,
             codec_in,
             codec_out: self.config.codec,
-            prefix: self.config.prefix,
+            prefix: self.config.prefix.as_ref().map(|shared| shared.prefix),
             idle_ms,
         };
         self.send(hop, Frame::Open(Box::new(open)));

@@ -5,7 +5,7 @@ use std::time::Instant;
 use potluck_core::{Hidden, Input, Logits, Rows};
 use potluck_wire::{AnswerFrame, Frame, StepFrame};
 
-use super::{Answer, ClientSession, Effect, Pending};
+use super::{Answer, ClientSession, Effect, Pending, STALE_FRAMES_MAX};
 use crate::SessionError;
 
 impl ClientSession {
@@ -18,7 +18,7 @@ impl ClientSession {
                 Ok(())
             }
             Frame::Credit { frames } if hop == 0 || hop == 1 && self.remote(0).is_none() => {
-                if !self.credit.grant(frames) {
+                if frames == 0 || !self.credit.grant(frames) {
                     return Err(self.protocol(hop, format!("{frames} frames of credit that were not due")));
                 }
                 self.flush(hop);
@@ -27,7 +27,7 @@ impl ClientSession {
             Frame::Answer(answer) if tail => self.answer_came(now, hop, answer),
             Frame::Step(step) if last && !tail => self.step_returned(hop, &step),
             Frame::Row { sequence, row, logits } if tail => self.row_came(hop, sequence, row, logits),
-            Frame::Failed(failure) => Err(self.peer_failed(hop, failure, false)),
+            Frame::Failed(failure) => Err(self.peer_failed(hop, failure)),
             other => Err(self.protocol(hop, format!("a {} frame does not belong here", other.kind()))),
         }
     }
@@ -43,7 +43,7 @@ impl ClientSession {
     pub(super) fn answer_came(&mut self, now: Instant, hop: usize, answer: AnswerFrame) -> Result<(), SessionError> {
         let next = self.pending.front().map_or(self.sequence, |due| due.sequence);
         if answer.epoch < self.config.epoch || answer.epoch == self.config.epoch && answer.sequence < next {
-            return Ok(());
+            return self.stale_came(hop);
         }
         let due = self.pending.front().filter(|due| {
             (due.sequence, due.start, due.count) == (answer.sequence, answer.start, answer.count)
@@ -70,7 +70,7 @@ impl ClientSession {
     /// The last peer's hidden states, for the own tail.
     pub(super) fn step_returned(&mut self, hop: usize, step: &StepFrame) -> Result<(), SessionError> {
         if step.epoch < self.config.epoch || step.epoch == self.config.epoch && step.sequence < self.returned {
-            return Ok(());
+            return self.stale_came(hop);
         }
         let index = (step.sequence - self.pending.front().map_or(0, |p| p.sequence).min(step.sequence)) as usize;
         let due = self.pending.get(index).filter(|due| {
@@ -92,13 +92,42 @@ impl ClientSession {
         Ok(())
     }
 
+    /// A frame that came twice or late: dropped, within reason. Streams are reliable and in order.
+    fn stale_came(&mut self, hop: usize) -> Result<(), SessionError> {
+        self.stale += 1;
+        if self.stale > STALE_FRAMES_MAX {
+            return Err(self.protocol(hop, format!("it sent {} frames twice or late", self.stale)));
+        }
+        Ok(())
+    }
+
     pub(super) fn row_came(&mut self, hop: usize, sequence: u32, row: u16, logits: Hidden) -> Result<(), SessionError> {
-        if self.row_wanted.take() != Some((sequence, row)) || logits.0.len() != self.config.vocabulary as usize {
-            return Err(self.protocol(hop, format!("it sent row {row} of step {sequence}, which was not asked for")));
+        if self.row_wanted.take() != Some((sequence, row)) || !is_row(&logits, self.config.vocabulary) {
+            return Err(self.protocol(hop, format!("row {row} of step {sequence} was not asked for, or is none")));
         }
         self.effects.push_back(Effect::Row { sequence, row, logits });
         Ok(())
     }
+}
+
+/// Whether these can be a row's logits: one for each token, none of them NaN or +infinity.
+fn is_row(row: &Hidden, vocabulary: u32) -> bool {
+    row.0.len() == vocabulary as usize && row.0.iter().all(|logit| *logit < f32::INFINITY)
+}
+
+/// Whether these can be a row's largest logits, in falling order, and its log-sum-exp.
+fn is_reduced(largest: &[(u32, f32)], log_sum_exp: f32, vocabulary: u32) -> bool {
+    let Some((_, first)) = largest.first() else { return false };
+    // The sum is rounded once: it may come out below its largest part by that much.
+    let slack = 1e-5 * first.abs().max(1.0);
+    let mut tokens: Vec<u32> = largest.iter().map(|(token, _)| *token).collect();
+    tokens.sort_unstable();
+    first.is_finite()
+        && log_sum_exp.is_finite()
+        && log_sum_exp >= first - slack
+        && largest.windows(2).all(|pair| (pair[0].1, pair[1].0) >= (pair[1].1, pair[0].0))
+        && tokens.windows(2).all(|pair| pair[0] != pair[1])
+        && tokens.last().is_some_and(|token| *token < vocabulary)
 }
 
 /// Whether the rows are what the step asked for: a tail is not to be trusted.
@@ -112,14 +141,11 @@ fn check_rows(due: &Pending, rows: &[Logits], vocabulary: u32) -> Result<(), Str
         return Err(format!("it answered step {} with {} rows; {expected} were asked for", due.sequence, rows.len()));
     }
     let good = |row: &Logits| match row {
-        Logits::Whole(hidden) => due.top == 0 && hidden.0.len() == vocabulary as usize,
+        Logits::Whole(hidden) => due.top == 0 && is_row(hidden, vocabulary),
         Logits::Top { largest, log_sum_exp } => {
             due.top > 0
                 && largest.len() == usize::from(due.top).min(vocabulary as usize)
-                && largest.iter().all(|(token, logit)| *token < vocabulary && !logit.is_nan())
-                && largest.windows(2).all(|pair| (pair[0].1, pair[1].0) >= (pair[1].1, pair[0].0))
-                && largest.windows(2).all(|pair| pair[0] != pair[1])
-                && !log_sum_exp.is_nan()
+                && is_reduced(largest, *log_sum_exp, vocabulary)
         }
     };
     if rows.iter().all(good) { Ok(()) } else { Err(format!("its rows for step {} are malformed", due.sequence)) }

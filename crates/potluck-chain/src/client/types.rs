@@ -55,9 +55,18 @@ pub struct SessionConfig {
     /// The stages, in order, over all layers.
     pub route: Vec<Hop>,
     /// Start with positions of another session of this client on the same route.
-    pub prefix: Option<Prefix>,
+    pub prefix: Option<SharedPrefix>,
     /// How long each wait may last.
     pub deadlines: Deadlines,
+}
+
+/// Positions that a session takes over from another of the same client, on the same route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedPrefix {
+    /// At the peers: the other session, and how many of its positions.
+    pub prefix: Prefix,
+    /// At the client's own stages: the place on the route, and the other session's cache there.
+    pub own: Vec<(usize, CacheId)>,
 }
 
 /// The logits of a step.
