@@ -17,7 +17,20 @@ const NOTICED_WITHIN: Duration = Duration::from_secs(5);
 /// An answer that is under way and would take minutes: the command, and what it has started.
 fn long_answer(machine: &Machine) -> (Running, Vec<u32>) {
     let model = model();
-    let args = ["run", "--model", &model, "--peers", "3", "--max-tokens", "3000", "--ignore-eos", "--raw", "Once"];
+    let args = [
+        "run",
+        "--model",
+        &model,
+        "--peers",
+        "3",
+        "--max-tokens",
+        "3000",
+        "--threads",
+        "1",
+        "--ignore-eos",
+        "--raw",
+        "Once",
+    ];
     let mut running = machine.start(&args);
     let mut byte = [0];
     running.stdout.read_exact(&mut byte).unwrap();
@@ -81,7 +94,20 @@ fn ctrl_c_ends_an_answer_and_reaps_all() {
 fn a_peer_outlives_its_engine_and_serves_the_next_request() {
     let machine = Machine::new();
     let model = model();
-    let args = ["chat", "--model", &model, "--peers", "2", "--temperature", "0", "--max-tokens", "8", "--json"];
+    let args = [
+        "chat",
+        "--model",
+        &model,
+        "--peers",
+        "2",
+        "--temperature",
+        "0",
+        "--max-tokens",
+        "8",
+        "--threads",
+        "1",
+        "--json",
+    ];
     let mut chat = machine.start_with(&args, Stdio::piped());
     let mut stdin = chat.child.stdin.take().unwrap();
     let mut ask = |chat: &mut Running, text: &str| -> Value {

@@ -36,4 +36,6 @@ pub(crate) enum Prefer {
     Private,
     /// The fastest answer
     Latency,
+    /// Peers only, also where this machine could do it alone
+    Swarm,
 }

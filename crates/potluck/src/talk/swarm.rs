@@ -32,7 +32,7 @@ pub(crate) struct Surveyed {
 
 /// Asks the swarm who offers what, and plans. `may_load`: machines may load what they have not loaded.
 pub(super) async fn survey(wanted: &Wanted<'_>, prefer: Prefer, may_load: bool) -> Result<Surveyed, Failure> {
-    let mut machines = vec![own_machine(wanted.home)?];
+    let mut machines = if prefer == Prefer::Swarm { Vec::new() } else { vec![own_machine(wanted.home)?] };
     let (mut offers, mut silent, mut node) = (Vec::new(), Vec::new(), None);
     if let Some(membership) = Membership::find(wanted.home)? {
         let client = client_node(wanted.home, &membership).await?;
@@ -48,7 +48,7 @@ pub(super) async fn survey(wanted: &Wanted<'_>, prefer: Prefer, may_load: bool) 
         codec: wanted.codec,
         preference: match prefer {
             Prefer::Private => None,
-            Prefer::Latency => Some(Preference::Latency),
+            Prefer::Latency | Prefer::Swarm => Some(Preference::Latency),
         },
         may_load,
     };

@@ -66,10 +66,12 @@ impl Machine {
         (serde_json::from_str(&text).unwrap(), output.status.code().unwrap())
     }
 
-    /// Answers a prompt, greedily, on the small model.
+    /// Answers a prompt, greedily, on the small model. One thread an engine: tests run beside each other, and threads that wait
+    /// for one another on a busy core make no progress.
     pub(crate) fn answer(&self, prompt: &str, max_tokens: u32, more: &[&str]) -> Value {
         let (model, max_tokens) = (model(), max_tokens.to_string());
-        let fixed = ["run", "--model", &model, "--temperature", "0", "--max-tokens", &max_tokens, prompt];
+        let fixed =
+            ["run", "--model", &model, "--temperature", "0", "--max-tokens", &max_tokens, "--threads", "1", prompt];
         let (answer, code) = self.json(&[&fixed, more].concat());
         assert_eq!(code, 0, "{answer}");
         answer
@@ -78,7 +80,8 @@ impl Machine {
     /// Answers a prompt as the arguments say, in 24 tokens.
     pub(crate) fn run_prompt(&self, prompt: &str, more: &[&str]) -> Value {
         let model = model();
-        let (answer, code) = self.json(&[&["run", "--model", &model, "--max-tokens", "24", prompt], more].concat());
+        let (answer, code) =
+            self.json(&[&["run", "--model", &model, "--max-tokens", "24", "--threads", "1", prompt], more].concat());
         assert_eq!(code, 0, "{answer}");
         answer
     }

@@ -1,0 +1,106 @@
+//! A swarm of machines: made, joined, served and asked, by people who type commands.
+
+mod machine;
+
+use machine::{Machine, Running, model};
+
+/// Lends layers of the small model; returns once they are served.
+fn serve(machine: &Machine, layers: &str) -> Running {
+    let model = model();
+    let args = ["serve", "--model", &model, "--layers", layers, "--bind", "127.0.0.1:0", "--threads", "1", "--exact"];
+    let mut serving = machine.start(&[&args[..], &["--context", "512", "--json"]].concat());
+    let ready = serving.object();
+    assert_eq!(ready["layers"].to_string(), format!("[{}]", layers.replace("..", ",")), "{ready}");
+    serving
+}
+
+/// What another machine has to type to join.
+fn invitation(owner: &Machine, guest: &Machine) -> String {
+    let (keys, _) = guest.json(&["swarm", "join"]);
+    let keys: Vec<_> = keys["keys"].as_array().unwrap().iter().map(|key| key.as_str().unwrap().to_owned()).collect();
+    let (granted, code) = owner.json(&["swarm", "grant", &keys[0], &keys[1]]);
+    assert_eq!(code, 0, "{granted}");
+    granted["invitation"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn two_machines_answer_a_third() {
+    let (owner, second, third) = (Machine::new(), Machine::new(), Machine::new());
+    let (swarm, _) = owner.json(&["swarm", "create"]);
+    let first = serve(&owner, "0..15");
+    // The owner serves: so its invitations say where.
+    let (joined, code) = second.json(&["swarm", "join", &invitation(&owner, &second)]);
+    assert_eq!((joined["swarm"].as_str(), code), (swarm["swarm"].as_str(), 0), "{joined}");
+    let last = serve(&second, "15..30");
+    third.json(&["swarm", "join", &invitation(&owner, &third)]);
+    let mut offered = Vec::new();
+    machine::wait_until("both offers are known", || {
+        let (peers, code) = third.json(&["peers"]);
+        assert_eq!(code, 0, "{peers}");
+        offered = peers["peers"].as_array().unwrap().iter().map(|peer| peer["layers"].to_string()).collect();
+        offered.len() == 2
+    });
+    offered.sort_unstable();
+    assert_eq!(offered, ["[0,15]", "[15,30]"]);
+
+    let (plan, code) = third.json(&["model", "plan", &model(), "--context", "512"]);
+    assert_eq!(code, 0, "{plan}");
+    assert_eq!(plan["verdict"]["kind"], "single", "the small model fits this machine: pooling would not pay. {plan}");
+    assert_eq!(plan["stages"][0]["who"], "own");
+    assert_eq!(plan["left_out"].as_array().unwrap().len(), 2, "and each peer is told why: {plan}");
+
+    let alone = third.answer("Hello", 24, &["--context", "512", "--exact"]);
+    assert_eq!(alone["route"][0]["path"], "self", "so it runs there");
+    let prompt = ["--context", "512", "--exact", "--prefer", "swarm"];
+    let pooled = third.answer("Hello", 24, &prompt);
+    assert_eq!(pooled["route"].as_array().unwrap().len(), 2, "{pooled}");
+    assert_eq!(pooled["tokens"], alone["tokens"]);
+
+    for serving in [first, last] {
+        serving.signal("TERM");
+        assert_eq!(serving.end().0, Some(0));
+    }
+    [&owner, &second, &third].iter().for_each(|machine| machine.wait_until_empty(&[]));
+}
+
+#[test]
+fn a_stranger_is_not_let_in() {
+    let (owner, stranger) = (Machine::new(), Machine::new());
+    owner.json(&["swarm", "create"]);
+    let serving = serve(&owner, "0..15");
+    // A swarm of the stranger's own, whose invitation names the owner's peer as a contact.
+    stranger.json(&["swarm", "create"]);
+    let theirs = std::fs::read_to_string(owner.path("home/swarm.json")).unwrap();
+    let contacts = serde_json::from_str::<serde_json::Value>(&theirs).unwrap()["contacts"].clone();
+    let path = stranger.path("home/swarm.json");
+    let mut own: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    own["contacts"] = contacts;
+    std::fs::write(&path, own.to_string()).unwrap();
+    let (peers, code) = stranger.json(&["peers"]);
+    assert_eq!(code, 0);
+    assert_eq!(peers["peers"].as_array().unwrap().len(), 0, "{peers}");
+    assert_eq!(peers["silent"].as_array().unwrap().len(), 1, "and it learns that it was refused: {peers}");
+    serving.signal("TERM");
+    assert_eq!(serving.end().0, Some(0));
+}
+
+#[test]
+fn an_invitation_is_for_one_machine() {
+    let (owner, guest, other) = (Machine::new(), Machine::new(), Machine::new());
+    owner.json(&["swarm", "create"]);
+    let (error, code) = other.json(&["swarm", "join", &invitation(&owner, &guest)]);
+    assert_eq!((error["error"]["code"].as_str(), code), (Some("not_for_us"), 1));
+    let (error, _) = guest.json(&["swarm", "grant", &"00".repeat(32)]);
+    assert_eq!(error["error"]["code"], "no_root");
+}
+
+#[test]
+fn one_key_serves_once() {
+    let machine = Machine::new();
+    machine.json(&["swarm", "create"]);
+    let serving = serve(&machine, "0..1");
+    let (error, code) = machine.json(&["serve", "--model", &model(), "--layers", "1..2", "--bind", "127.0.0.1:0"]);
+    assert_eq!((error["error"]["code"].as_str(), code), (Some("identity_in_use"), 1));
+    serving.signal("INT");
+    assert_eq!(serving.end().0, Some(0));
+}
