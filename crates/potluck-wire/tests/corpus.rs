@@ -1,0 +1,44 @@
+//! What the fuzzers found worth keeping, replayed: `fuzz/corpus`, by the fuzzers' own checks.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+#[path = "../../../fuzz/checks/codec.rs"]
+mod codec;
+#[path = "../../../fuzz/checks/frame.rs"]
+mod frame;
+#[path = "../../../fuzz/checks/frame_reader.rs"]
+mod frame_reader;
+#[path = "../../../fuzz/checks/offer.rs"]
+mod offer;
+
+use std::path::Path;
+
+/// Every file of a corpus, by name.
+fn replay(target: &str, check: impl Fn(&[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
+    let files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(files.len() >= 3, "{}: no corpus", folder.display());
+    for file in files {
+        println!("{}", file.display());
+        check(&std::fs::read(&file).unwrap());
+    }
+}
+
+#[test]
+fn frame_corpus() {
+    replay("frame", frame::check);
+}
+
+#[test]
+fn frame_reader_corpus() {
+    replay("frame_reader", frame_reader::check);
+}
+
+#[test]
+fn codec_corpus() {
+    replay("codec", codec::check);
+}
+
+#[test]
+fn offer_corpus() {
+    replay("offer", offer::check);
+}
