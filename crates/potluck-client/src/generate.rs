@@ -36,6 +36,9 @@ pub struct Request {
     pub chunk: u16,
     /// Prefill steps in flight.
     pub in_flight: usize,
+    /// Keep what the caches hold of the prompt. False evaluates it anew: an answer that depends on the prompt alone, for
+    /// results also depend on how positions were cut into steps.
+    pub reuse: bool,
 }
 
 impl Request {
@@ -50,6 +53,7 @@ impl Request {
             grammar: None,
             chunk: bounds::STEP_POSITIONS_MAX as u16,
             in_flight: PREFILL_IN_FLIGHT,
+            reuse: true,
         }
     }
 }
@@ -206,7 +210,7 @@ impl<C: Chain> Session<C> {
         self.drain().await?;
         let known = self.held.iter().zip(&request.prompt).take_while(|(a, b)| a == b).count();
         // The last token is evaluated in any case: its logits are wanted.
-        let known = known.min(request.prompt.len() - 1);
+        let known = if request.reuse { known.min(request.prompt.len() - 1) } else { 0 };
         self.held.truncate(known);
         run.started(known);
         let chunk = usize::from(request.chunk).clamp(1, bounds::STEP_POSITIONS_MAX);

@@ -15,7 +15,7 @@
 //! ```
 //! **Invariants.** The client chooses every token ([`potluck_chain::sample`]); peers never do. No prompt and no text is
 //! in a log. Each wait has a deadline that a setting names. A template comes from a stranger's file: it runs with bounded
-//! fuel, and produces bounded text.
+//! fuel and time, and produces bounded text.
 
 mod chain;
 mod conversation;
@@ -34,5 +34,5 @@ pub use local::LocalChain;
 pub use outcome::{Outcome, TokenEvent};
 pub use template::{
     ChatTemplate, Message, PROMPT_BYTES_MAX, RenderOptions, Role, SpecialTokens, TEMPLATE_BYTES_MAX, TEMPLATE_FUEL,
-    TemplateError,
+    TEMPLATE_TIMEOUT, TemplateError,
 };

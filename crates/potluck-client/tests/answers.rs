@@ -128,6 +128,8 @@ async fn one_seed_gives_one_text_however_much_of_a_row_is_seen() {
 #[tokio::test]
 async fn every_end_is_named() {
     let mut session = session().await;
+    // The same text each time: the prompt is evaluated in the same steps.
+    let request = async |session: &Session<LocalChain>, max| Request { reuse: false, ..request(session, max).await };
     let free = answer(request(&session, 60).await, &mut session).await;
     // A text from the middle of the answer, across tokens.
     let (at, _) = free.text.char_indices().nth(60).unwrap();

@@ -4,7 +4,16 @@ mod functions;
 mod json;
 mod special;
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
+    time::Duration,
+};
 
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, syntax::SyntaxConfig, value::Serde};
 use potluck_core::Manifest;
@@ -21,6 +30,10 @@ pub const TEMPLATE_FUEL: u64 = 4 << 20;
 
 /// Bytes of a rendered prompt. Beyond it, `PromptTooLong`.
 pub const PROMPT_BYTES_MAX: usize = 16 << 20;
+
+/// How long rendering may take. Fuel ends what it can see; some of minijinja's work (joining lists that were joined
+/// lists) costs no fuel. Beyond it, `TimedOut`, and the template is not run again.
+pub const TEMPLATE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Calls and blocks within each other.
 const TEMPLATE_DEPTH_MAX: usize = 64;
@@ -60,8 +73,11 @@ pub struct RenderOptions {
     /// UTC seconds, for templates that state the date.
     pub now: i64,
     /// Further variables, such as `enable_thinking`; those that templates always get win.
-    pub variables: serde_json::Map<String, serde_json::Value>,
+    pub variables: Variables,
 }
+
+/// Variables of a template.
+type Variables = serde_json::Map<String, serde_json::Value>;
 
 impl RenderOptions {
     /// A prompt for the next answer, at the time of the system's clock.
@@ -72,7 +88,7 @@ impl RenderOptions {
 
     /// A prompt for the next answer, at a given time in UTC seconds.
     pub fn at(now: i64) -> Self {
-        Self { add_generation_prompt: true, now, variables: serde_json::Map::new() }
+        Self { add_generation_prompt: true, now, variables: Variables::new() }
     }
 }
 
@@ -98,6 +114,9 @@ pub enum TemplateError {
     /// Whoever supplied the model: the template runs, or grows, without end. Hint: `--raw`.
     #[error("the model's chat template was stopped after {TEMPLATE_FUEL} units of work")]
     Fuel,
+    /// Whoever supplied the model: the template took too long, now or before. Hint: `--raw`.
+    #[error("the model's chat template did not end within {} s", TEMPLATE_TIMEOUT.as_secs())]
+    TimedOut,
     /// The user: more than a prompt can be.
     #[error("the prompt is longer than {PROMPT_BYTES_MAX} bytes")]
     PromptTooLong,
@@ -131,6 +150,8 @@ impl TemplateError {
 pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
     fallback: bool,
+    /// Set for good when a rendering did not end: its thread cannot be stopped, and one is enough.
+    stuck: Arc<AtomicBool>,
 }
 
 const NAME: &str = "chat";
@@ -155,7 +176,7 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, source.to_owned())
             .map_err(|error| TemplateError::Syntax(describe(&error)))?;
-        Ok(Self { environment: Arc::new(environment), fallback: false })
+        Ok(Self { environment: Arc::new(environment), fallback: false, stuck: Arc::default() })
     }
 
     /// The template that the model brings; ChatML where it brings none.
@@ -177,7 +198,8 @@ impl ChatTemplate {
     /// The prompt for `messages`.
     ///
     /// # Errors
-    /// `Refused` where the template calls `raise_exception`; `Fuel` and `PromptTooLong` at the bounds; else `Failed`.
+    /// `Refused` where the template calls `raise_exception`; `Fuel`, `TimedOut` and `PromptTooLong` at the bounds; else
+    /// `Failed`.
     pub fn render(
         &self,
         messages: &[Message],
@@ -191,14 +213,40 @@ impl ChatTemplate {
         set("eos_token", special.end.clone().into());
         set("add_generation_prompt", options.add_generation_prompt.into());
         set(functions::NOW, options.now.into());
-        let template = self.environment.get_template(NAME).map_err(|error| classify(&error))?;
-        let mut prompt = Bounded(Vec::new());
-        template.render_captured_to(Serde(&variables), &mut prompt).map_err(|error| match prompt_is_full(&error) {
-            true => TemplateError::PromptTooLong,
-            false => classify(&error),
-        })?;
-        String::from_utf8(prompt.0).map_err(|error| TemplateError::Failed(error.to_string()))
+        self.render_in_time(variables)
     }
+
+    /// Renders on a thread of its own, which is left behind where it does not end.
+    fn render_in_time(&self, variables: Variables) -> Result<String, TemplateError> {
+        if self.stuck.load(Ordering::Relaxed) {
+            return Err(TemplateError::TimedOut);
+        }
+        let environment = self.environment.clone();
+        let (send, result) = mpsc::sync_channel(1);
+        let render = move || {
+            // Nobody waits any more after the timeout.
+            let _ = send.send(render(&environment, &variables));
+        };
+        let thread = thread::Builder::new().name("template".into()).spawn(render);
+        thread.map_err(|error| TemplateError::Failed(error.to_string()))?;
+        result.recv_timeout(TEMPLATE_TIMEOUT).unwrap_or_else(|error| match error {
+            RecvTimeoutError::Timeout => {
+                self.stuck.store(true, Ordering::Relaxed);
+                Err(TemplateError::TimedOut)
+            }
+            RecvTimeoutError::Disconnected => Err(TemplateError::Failed("its thread panicked".into())),
+        })
+    }
+}
+
+fn render(environment: &Environment<'_>, variables: &Variables) -> Result<String, TemplateError> {
+    let template = environment.get_template(NAME).map_err(|error| classify(&error))?;
+    let mut prompt = Bounded(Vec::new());
+    template.render_captured_to(Serde(variables), &mut prompt).map_err(|error| match prompt_is_full(&error) {
+        true => TemplateError::PromptTooLong,
+        false => classify(&error),
+    })?;
+    String::from_utf8(prompt.0).map_err(|error| TemplateError::Failed(error.to_string()))
 }
 
 /// A prompt that refuses to grow beyond its bound.
