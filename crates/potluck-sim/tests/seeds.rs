@@ -8,8 +8,8 @@ const SEEDS: u64 = 300;
 fn seeds() -> Vec<u64> {
     let read = |name| std::env::var(name).ok().filter(|text: &String| !text.is_empty());
     let number = |text: String| match text.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16).unwrap(),
-        None => text.parse().unwrap(),
+        Some(hex) => u64::from_str_radix(hex, 16).expect("a seed in hexadecimal"),
+        None => text.parse().expect("a number"),
     };
     match (read("POTLUCK_SIM_SEED").map(number), read("POTLUCK_SIM_SEEDS").map(number)) {
         (Some(seed), _) => vec![seed],
