@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Events that wait for the caller: beyond it, readers stop reading.
-const EVENTS_MAX: usize = 512;
+const EVENTS_MAX: usize = 64;
 
 /// A stage on the client's own machine, at the first or the last place of a route.
 #[derive(Debug)]
