@@ -1,4 +1,5 @@
 //! What is killed, refused or broken ends in an error with a hint: never in a hang, never in something left behind.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says where")]
 
 mod machine;
 

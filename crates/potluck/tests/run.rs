@@ -1,4 +1,5 @@
 //! The contract of `potluck run --json`, and the promise that a chain gives the whole model's answer.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says where")]
 
 mod machine;
 

@@ -1,4 +1,5 @@
 //! A swarm of machines: made, joined, served and asked, by people who type commands.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says where")]
 
 mod machine;
 

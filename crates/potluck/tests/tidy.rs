@@ -1,4 +1,5 @@
 //! Rules that matter are tests: the arrows between crates, docs that keep up with the code, nothing left lying about.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says where")]
 
 use std::{
     collections::BTreeSet,
@@ -37,7 +38,10 @@ fn metadata() -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-fn packages(metadata: &Value) -> Vec<(String, Vec<(String, Option<String>)>)> {
+/// A crate, and what it depends on: names, and kinds where they are not the normal one.
+type Package = (String, Vec<(String, Option<String>)>);
+
+fn packages(metadata: &Value) -> Vec<Package> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let packages = metadata["packages"].as_array().unwrap().iter();
     packages

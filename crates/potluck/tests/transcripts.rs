@@ -1,4 +1,5 @@
 //! What the documentation shows is what happens: transcripts, the README's included.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says where")]
 
 mod machine;
 
