@@ -1,6 +1,9 @@
 //! The baseline: llama.cpp's own loop in this process.
 
-use potluck_engine::{EngineSettings, bare::Bare};
+use std::{sync::mpsc, thread};
+
+use potluck_engine::{EngineSettings, Load, bare::Bare};
+use tokio::sync::oneshot;
 
 use crate::{
     Outcome,
@@ -15,23 +18,29 @@ const POLLS: [Option<u8>; 3] = [Some(0), Some(50), None];
 /// Rounds that choose between them.
 const TRIALS: usize = 3;
 
-/// The bare loop, with the pool that suits it best.
+type Question = (usize, Work, oneshot::Sender<Result<f64, String>>);
+
+/// The bare loop, with the pool that suits it best. It has a thread of its own: this process's connections want to be
+/// kept alive meanwhile.
 #[derive(Debug)]
 pub(crate) struct Baseline {
-    loops: Vec<(Option<u8>, Bare)>,
+    questions: mpsc::Sender<Question>,
     best: [usize; 2],
 }
 
 impl Baseline {
     /// Loads the model and finds out which pool is fastest here, for each kind of work: the baseline gets the best.
-    pub(crate) fn find(model: &Model, settings: &EngineSettings) -> Outcome<Self> {
-        let load = |poll| Ok((poll, Bare::load(&model.whole(&EngineSettings { poll, ..settings.clone() })?)?));
-        let mut baseline = Self { loops: POLLS.into_iter().map(load).collect::<Outcome<_>>()?, best: [0; 2] };
+    pub(crate) async fn find(model: &Model, settings: &EngineSettings) -> Outcome<Self> {
+        let load = |poll| model.whole(&EngineSettings { poll, ..settings.clone() });
+        let loads: Vec<Load> = POLLS.into_iter().map(load).collect::<Outcome<_>>()?;
+        let (questions, asked) = mpsc::channel();
+        thread::spawn(move || answer(&loads, &asked));
+        let mut baseline = Self { questions, best: [0; 2] };
         for work in Work::ALL {
             let mut rates = vec![Vec::new(); POLLS.len()];
             for _ in 0..TRIALS {
                 for (at, rates) in rates.iter_mut().enumerate() {
-                    rates.push(baseline.measure(at, work)?);
+                    rates.push(baseline.measure(at, work).await?);
                 }
             }
             let medians: Vec<f64> = rates.iter().map(|rates| quantile(rates, 0.5)).collect();
@@ -44,16 +53,34 @@ impl Baseline {
         Ok(baseline)
     }
 
-    fn measure(&mut self, at: usize, work: Work) -> Outcome<f64> {
-        let bare = &mut self.loops[at].1;
-        bare.clear();
-        bare.prefill(&prompt()[..8])?;
-        bare.clear();
-        Ok(match work {
-            Work::Prefill => f64::from(PREFILL) / bare.prefill(&prompt())?.as_secs_f64(),
-            Work::Decode => f64::from(DECODE) / bare.decode(prompt()[0], DECODE as usize)?.1.as_secs_f64(),
-        })
+    async fn measure(&self, at: usize, work: Work) -> Outcome<f64> {
+        let (answer, rate) = oneshot::channel();
+        self.questions.send((at, work, answer))?;
+        Ok(rate.await??)
     }
+}
+
+/// The thread of the bare loops: loads each, then runs what it is asked for.
+fn answer(loads: &[Load], asked: &mpsc::Receiver<Question>) {
+    let mut loops: Vec<_> = loads.iter().map(Bare::load).collect();
+    for (at, work, answer) in asked {
+        let rate = match &mut loops[at] {
+            Ok(bare) => run(bare, work).map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        // Whoever asked may have given up.
+        let _ = answer.send(rate);
+    }
+}
+
+fn run(bare: &mut Bare, work: Work) -> Result<f64, potluck_engine::EngineError> {
+    bare.clear();
+    bare.prefill(&prompt()[..8])?;
+    bare.clear();
+    Ok(match work {
+        Work::Prefill => f64::from(PREFILL) / bare.prefill(&prompt())?.as_secs_f64(),
+        Work::Decode => f64::from(DECODE) / bare.decode(prompt()[0], DECODE as usize)?.1.as_secs_f64(),
+    })
 }
 
 fn describe(poll: Option<u8>) -> String {
@@ -62,10 +89,10 @@ fn describe(poll: Option<u8>) -> String {
 
 impl Contestant for Baseline {
     fn name(&self, work: Work) -> String {
-        format!("the bare loop ({})", describe(self.loops[self.best[work as usize]].0))
+        format!("the bare loop ({})", describe(POLLS[self.best[work as usize]]))
     }
 
     async fn run(&mut self, work: Work) -> Outcome<f64> {
-        self.measure(self.best[work as usize], work)
+        self.measure(self.best[work as usize], work).await
     }
 }

@@ -156,7 +156,7 @@ impl Bench {
 
     /// Everything that computes, against the bare loop.
     async fn engines(&mut self, model: &Model) -> Outcome<()> {
-        let mut bare = Baseline::find(model, &self.settings)?;
+        let mut bare = Baseline::find(model, &self.settings).await?;
         if self.wants("llama") {
             match self.cli.llama.clone() {
                 Some(folder) => {

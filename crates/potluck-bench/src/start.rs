@@ -44,6 +44,7 @@ pub(crate) async fn first_token(potluck: &Path, home: &Path, model: &Path) -> Ou
 /// Seconds from the start of the process to the first byte that it prints.
 async fn run(potluck: &Path, home: &Path, model: &Path, args: &[&str]) -> Outcome<f64> {
     let mut command = Command::new(potluck);
+    command.stderr(Stdio::null());
     command.arg("run").arg("--home").arg(home).arg("--model").arg(model).args(args);
     command.args(["--raw", "--temperature", "0", "--ignore-eos", "--max-tokens", "2", PROMPT]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
