@@ -50,7 +50,15 @@ impl Node {
     /// `Unreachable`, `Refused`, `NotMember` or `Protocol`, within the deadlines of connecting and greeting.
     pub async fn connect(&self, to: &PeerAddress) -> Result<Link, NetError> {
         let place = self.links.place(to.peer);
-        place.get_or_try_init(|| self.dial(to)).await.cloned()
+        // Whoever waits for another's attempt waits no longer than for its own.
+        let patience = self.deadlines.connect + self.deadlines.greet;
+        let attempt = timeout(patience, place.get_or_try_init(|| self.dial(to))).await;
+        attempt
+            .unwrap_or_else(|_| {
+                let reason = format!("no connection within {} s", patience.as_secs_f32());
+                Err(NetError::Unreachable { peer: to.peer, reason })
+            })
+            .cloned()
     }
 
     async fn dial(&self, to: &PeerAddress) -> Result<Link, NetError> {

@@ -181,6 +181,7 @@ impl Driver {
             };
             tokio::select! {
                 biased;
+                _ = stopped.recv() => break,
                 happened = inbox.recv() => {
                     let Some(happened) = happened else { break };
                     self.happen(happened);
@@ -191,7 +192,6 @@ impl Driver {
                 }
                 () = alarm => self.tell(Event::Timeout),
                 Some(offer) = own_offers.recv() => self.keep(offer),
-                _ = stopped.recv() => break,
                 // Tasks that ended are let go of.
                 Some(_) = self.tasks.join_next(), if !self.tasks.is_empty() => continue,
             }

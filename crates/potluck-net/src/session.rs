@@ -121,6 +121,10 @@ impl Node {
     /// # Errors
     /// As [`connect`](Self::connect); `Lost` where it does not answer in time.
     pub async fn offers(&self, from: &PeerAddress) -> Result<Vec<SignedOffer>, NetError> {
+        self.in_time(from, self.all_pages(from)).await
+    }
+
+    async fn all_pages(&self, from: &PeerAddress) -> Result<Vec<SignedOffer>, NetError> {
         let mut offers = Vec::new();
         let mut reader = FrameReader::new(CONTROL_BYTES_MAX);
         let mut stream = self.ask(from, Frame::ListOffers).await?;
@@ -141,8 +145,24 @@ impl Node {
     /// # Errors
     /// As [`connect`](Self::connect); `Lost` where it does not answer in time.
     pub async fn announce(&self, to: &PeerAddress, offer: SignedOffer) -> Result<(), NetError> {
-        let mut stream = self.ask(to, Frame::Announce(offer)).await?;
-        self.page(to, &mut stream, &mut FrameReader::new(CONTROL_BYTES_MAX)).await.map(|_| ())
+        let told = async {
+            let mut stream = self.ask(to, Frame::Announce(offer)).await?;
+            self.page(to, &mut stream, &mut FrameReader::new(CONTROL_BYTES_MAX)).await.map(|_| ())
+        };
+        self.in_time(to, told).await
+    }
+
+    /// One deadline around a question and its whole answer: a peer that takes no bytes holds nobody up.
+    async fn in_time<T>(
+        &self,
+        peer: &PeerAddress,
+        asking: impl Future<Output = Result<T, NetError>>,
+    ) -> Result<T, NetError> {
+        let patience = self.deadlines.connect + 2 * self.deadlines.greet;
+        timeout(patience, asking).await.unwrap_or_else(|_| {
+            let reason = format!("no answer within {} s", patience.as_secs_f32());
+            Err(NetError::Lost { peer: peer.peer, reason })
+        })
     }
 
     async fn ask(&self, peer: &PeerAddress, question: Frame) -> Result<RecvStream, NetError> {
@@ -252,6 +272,10 @@ impl Session {
                 biased;
                 Some(happened) = self.inbox.recv() => self.happen(happened),
                 () = alarm => self.tell(Event::Timeout),
+            }
+            // Events that never cease must not keep a deadline from passing.
+            if self.machine.poll_timeout().is_some_and(|at| at <= Instant::now()) {
+                self.tell(Event::Timeout);
             }
         }
     }

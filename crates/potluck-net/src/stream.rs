@@ -19,6 +19,10 @@ use tokio::{
 /// Writes that may wait for one stream. Credit keeps steps far below it; beyond it the stream ends with `OverBudget`.
 const WRITES_MAX: usize = 256;
 
+/// Bytes that may wait for one stream: the steps that credit allows, of a wide model, in half precision. Answers need no
+/// credit: beyond it, a client that does not read them has its session ended with `OverBudget`.
+const WAITING_BYTES_MAX: usize = 128 << 20;
+
 /// Longest that the last bytes of a stream that we have ended may wait to be taken. Beyond it the stream is reset.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -37,6 +41,7 @@ pub(crate) enum Inbound {
 #[derive(Debug)]
 pub(crate) struct Stream {
     writes: mpsc::Sender<Bytes>,
+    waiting_bytes: Arc<AtomicUsize>,
     limit: Arc<AtomicUsize>,
     read_bytes: Arc<AtomicU64>,
     written_bytes: u64,
@@ -56,10 +61,11 @@ impl Stream {
         let (writes, queue) = mpsc::channel(WRITES_MAX);
         let limit = Arc::new(AtomicUsize::new(CONTROL_BYTES_MAX));
         let read_bytes = Arc::new(AtomicU64::new(0));
+        let waiting_bytes = Arc::new(AtomicUsize::new(0));
         let reader = tasks.spawn(read(recv, limit.clone(), read_bytes.clone(), inbound, label));
         let (open, closed) = oneshot::channel();
-        tokio::spawn(write(send, queue, closed));
-        Self { writes, limit, read_bytes, written_bytes: 0, pending: Vec::new(), reader, _open: open }
+        tokio::spawn(write(send, queue, waiting_bytes.clone(), closed));
+        Self { writes, waiting_bytes, limit, read_bytes, written_bytes: 0, pending: Vec::new(), reader, _open: open }
     }
 
     /// Frames that arrive may be so long from now on.
@@ -78,6 +84,13 @@ impl Stream {
             return Ok(());
         }
         let bytes = std::mem::take(&mut self.pending);
+        let waiting = self.waiting_bytes.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
+        if waiting > WAITING_BYTES_MAX {
+            return Err(Failure::new(
+                FailureCode::OverBudget,
+                format!("{waiting} bytes wait for a side that does not read"),
+            ));
+        }
         self.written_bytes += bytes.len() as u64;
         self.writes.try_send(bytes.into()).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Failure::new(FailureCode::OverBudget, "the other side does not read"),
@@ -111,12 +124,19 @@ impl Drop for Stream {
 }
 
 /// Writes what is queued until the stream's owner is gone; then what is left, within a deadline.
-async fn write(mut send: SendStream, mut queue: mpsc::Receiver<Bytes>, closed: oneshot::Receiver<()>) {
+async fn write(
+    mut send: SendStream,
+    mut queue: mpsc::Receiver<Bytes>,
+    waiting_bytes: Arc<AtomicUsize>,
+    closed: oneshot::Receiver<()>,
+) {
     let drained = async {
         while let Some(bytes) = queue.recv().await {
+            let len = bytes.len();
             if send.write_chunk(bytes).await.is_err() {
                 return;
             }
+            waiting_bytes.fetch_sub(len, Ordering::Relaxed);
         }
         if send.finish().is_ok() {
             let _ = send.stopped().await;
