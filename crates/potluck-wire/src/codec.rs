@@ -118,7 +118,7 @@ impl Codec {
     /// `Length`, `NotFinite`, or `Scale` where a position has a second encoding; always `Length` for `Tokens`.
     pub fn decode(self, bytes: &[u8], positions: usize, width: usize) -> Result<Vec<f32>, CodecError> {
         let expected = self.bytes(positions, width);
-        if self == Self::Tokens || bytes.len() != expected || expected == 0 {
+        if self == Self::Tokens || bytes.len() != expected || positions * width == 0 {
             return Err(CodecError::Length { codec: self, positions, expected, got: bytes.len() });
         }
         let mut hidden = vec![0.0; positions * width];
@@ -326,6 +326,15 @@ mod tests {
         assert_eq!(Codec::F16.decode(&bytes, 2, 2).unwrap(), [103_744.0, 1.0, 22_576.0, 1.0]);
         bytes[5] = 1;
         assert_eq!(Codec::F16.decode(&bytes, 2, 2), Err(CodecError::Scale { position: 1, exponent: 1 }));
+    }
+
+    #[test]
+    fn positions_of_no_width_are_refused() {
+        for codec in Codec::ALL {
+            let bytes = vec![0; codec.bytes(3, 0)];
+            assert!(matches!(codec.decode(&bytes, 3, 0), Err(CodecError::Length { .. })), "{codec}");
+            assert!(matches!(codec.encode(&[], 0, &mut vec![]), Err(CodecError::Length { .. })), "{codec}");
+        }
     }
 
     #[test]
