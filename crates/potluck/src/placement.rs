@@ -72,15 +72,15 @@ pub(crate) fn model_facts(entry: &Entry, kv: KvType) -> Result<ModelFacts, Failu
     })
 }
 
-/// This machine: its free memory, and how fast it is.
-pub(crate) fn own_machine(home: &Home) -> Result<Machine, Failure> {
+/// This machine: the memory that it gives, or most of what is free, and how fast it is.
+pub(crate) fn own_machine(home: &Home, memory: Option<u64>) -> Result<Machine, Failure> {
     let speed = match home.read(SPEED_FILE)?.and_then(|text| serde_json::from_str::<Measured>(&text).ok()) {
         Some(measured) => {
             Speed { decode_us_per_byte: measured.decode_us_per_byte, prefill_us_per_byte: measured.prefill_us_per_byte }
         }
         None => estimate(),
     };
-    Ok(Machine::own(free_memory(), speed))
+    Ok(Machine::own(memory.unwrap_or_else(free_memory), speed))
 }
 
 /// Keeps how fast this machine answered alone: the next plan is the better for it.

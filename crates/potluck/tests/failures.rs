@@ -61,6 +61,23 @@ fn kill_9_of_a_peer_is_told_in_time() {
 }
 
 #[test]
+fn a_lost_peer_is_an_error_object() {
+    let machine = Machine::new();
+    let model = model();
+    let args = ["run", "--model", &model, "--peers", "2", "--max-tokens", "3000", "--ignore-eos", "--threads", "1"];
+    let mut running = machine.start(&[&args[..], &["--json", "Once upon a time"]].concat());
+    let id = running.child.id();
+    let peers = || children(id).into_iter().filter(|&pid| !children(pid).is_empty()).collect::<Vec<_>>();
+    wait_until("both peers have engines", || peers().len() == 2);
+    kill(peers()[0], "KILL");
+    let error = running.object();
+    assert_eq!(error["error"]["code"], "peer_lost", "{error}");
+    assert!(!error["error"]["hint"].as_str().unwrap().is_empty());
+    assert_eq!(running.end().0, Some(1));
+    machine.wait_until_empty(&[]);
+}
+
+#[test]
 fn kill_9_of_an_engine_is_told_in_time() {
     let machine = Machine::new();
     let (running, peers) = long_answer(&machine);

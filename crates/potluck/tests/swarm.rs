@@ -65,6 +65,24 @@ fn two_machines_answer_a_third() {
 }
 
 #[test]
+fn both_ends_stay_on_the_asking_machine_where_the_whole_does_not_fit() {
+    let (owner, client) = (Machine::new(), Machine::new());
+    owner.json(&["swarm", "create"]);
+    let middle = serve(&owner, "5..25");
+    client.json(&["swarm", "join", &invitation(&owner, &client)]);
+    // The whole model takes more than 97 MB, its ends with five layers each less than 88.
+    let private = client.answer("Hello", 24, &["--context", "512", "--exact", "--memory", "92MB"]);
+    let paths: Vec<_> = private["route"].as_array().unwrap().iter().map(|stage| stage["path"].clone()).collect();
+    assert_eq!(paths.first().unwrap(), "self", "{private}");
+    assert_eq!(paths.last().unwrap(), "self");
+    assert_eq!(paths.len(), 3);
+    let whole = client.answer("Hello", 24, &["--context", "512", "--exact", "--local"]);
+    assert_eq!(private["tokens"], whole["tokens"]);
+    middle.signal("TERM");
+    assert_eq!(middle.end().0, Some(0));
+}
+
+#[test]
 fn a_stranger_is_not_let_in() {
     let (owner, stranger) = (Machine::new(), Machine::new());
     owner.json(&["swarm", "create"]);

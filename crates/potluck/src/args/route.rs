@@ -27,6 +27,20 @@ pub(crate) struct RouteArgs {
     /// What a route through the swarm is chosen for
     #[arg(long, value_enum, value_name = "WHAT", conflicts_with_all = ["peers", "local"], default_value_t = Prefer::Private)]
     pub(crate) prefer: Prefer,
+    /// Memory that this machine gives to a model, such as 4GB [default: most of what is free]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, conflicts_with_all = ["peers", "local"])]
+    pub(crate) memory: Option<u64>,
+}
+
+/// A size as people write it.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 4] = [("TB", 1_000_000_000_000), ("GB", 1_000_000_000), ("MB", 1_000_000), ("B", 1)];
+    let upper = text.trim().to_ascii_uppercase();
+    let (number, unit) =
+        UNITS.iter().find_map(|&(name, bytes)| Some((upper.strip_suffix(name)?, bytes))).unwrap_or((upper.as_str(), 1));
+    let number: f64 = number.trim().parse().map_err(|_| format!("`{text}` is no size, such as 4GB"))?;
+    let bytes = number * unit as f64;
+    if (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err(format!("`{text}` is no size of memory")) }
 }
 
 /// What a route is chosen for.
@@ -38,4 +52,19 @@ pub(crate) enum Prefer {
     Latency,
     /// Peers only, also where this machine could do it alone
     Swarm,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        assert_eq!(parse_bytes("92MB"), Ok(92_000_000));
+        assert_eq!(parse_bytes("1.5 gb"), Ok(1_500_000_000));
+        assert_eq!(parse_bytes("4096"), Ok(4_096));
+        for text in ["", "GB", "-1GB", "0", "nan", "inf", "1e30TB"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
 }

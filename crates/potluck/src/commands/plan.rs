@@ -5,7 +5,7 @@ use potluck_chain::plan::{Preview, Who};
 use serde_json::json;
 
 use crate::{
-    args::{EngineArgs, Prefer},
+    args::{EngineArgs, Prefer, parse_bytes},
     failure::{Failure, OrFail},
     home::Home,
     models::Models,
@@ -20,6 +20,9 @@ pub(crate) struct Plan {
     /// What a route is chosen for
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = Prefer::Private)]
     prefer: Prefer,
+    /// Memory that this machine gives to the model, such as 4GB [default: most of what is free]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    memory: Option<u64>,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -29,7 +32,8 @@ impl Plan {
         let entry = Models::open(home)?.find(&self.model, screen)?;
         let settings = self.engine.settings(1);
         settings.check()?;
-        let wanted = Wanted { home, entry: &entry, settings: &settings, codec: self.engine.codec() };
+        let wanted =
+            Wanted { home, entry: &entry, settings: &settings, codec: self.engine.codec(), memory: self.memory };
         let Surveyed { preview, silent, .. } = preview(&wanted, self.prefer).await?;
         if screen.json {
             let mut object = serde_json::to_value(preview?).or_fail("internal", "report this")?;

@@ -38,6 +38,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) entry: &'a Entry,
     pub(crate) settings: &'a EngineSettings,
     pub(crate) codec: Codec,
+    /// What this machine gives; none: most of what is free.
+    pub(crate) memory: Option<u64>,
 }
 
 /// What came of it.
@@ -60,7 +62,7 @@ impl Talk {
         let entry = Models::open(home)?.find_or_only(route.model.as_deref(), screen)?;
         let (settings, codec) = (engine.settings(1), engine.codec());
         settings.check()?;
-        let wanted = Wanted { home, entry: &entry, settings: &settings, codec };
+        let wanted = Wanted { home, entry: &entry, settings: &settings, codec, memory: route.memory };
         let bar = screen.wait(format!("loading {}", entry.name));
         let vocabulary = start_vocabulary(load_vocabulary(&entry, &settings)?);
         let (vocabulary, opened) = tokio::try_join!(vocabulary, open(&wanted, route))?;
@@ -84,7 +86,7 @@ impl Talk {
     /// A peer whose engine died brings it back by itself: it is waited for, for [`REOPEN_TIMEOUT`] at most.
     pub(crate) async fn reopen(&mut self) -> Result<(), Failure> {
         let Self { home, entry, settings, codec, .. } = self;
-        let wanted = Wanted { home, entry, settings, codec: *codec };
+        let wanted = Wanted { home, entry, settings, codec: *codec, memory: self.route.memory };
         let give_up = Instant::now() + REOPEN_TIMEOUT;
         let chain = loop {
             let opened = match &self.embedded {

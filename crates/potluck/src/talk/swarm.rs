@@ -32,7 +32,8 @@ pub(crate) struct Surveyed {
 
 /// Asks the swarm who offers what, and plans. `may_load`: machines may load what they have not loaded.
 pub(super) async fn survey(wanted: &Wanted<'_>, prefer: Prefer, may_load: bool) -> Result<Surveyed, Failure> {
-    let mut machines = if prefer == Prefer::Swarm { Vec::new() } else { vec![own_machine(wanted.home)?] };
+    let mut machines =
+        if prefer == Prefer::Swarm { Vec::new() } else { vec![own_machine(wanted.home, wanted.memory)?] };
     let (mut offers, mut silent, mut node) = (Vec::new(), Vec::new(), None);
     if let Some(membership) = Membership::find(wanted.home)? {
         let client = client_node(wanted.home, &membership).await?;

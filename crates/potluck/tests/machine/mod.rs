@@ -199,3 +199,10 @@ fn mentions(pid: u32, home: &str) -> bool {
     };
     is_alive(pid) && pid != std::process::id() && holds("environ")
 }
+
+/// Processor time that a process has used in its own code, in ticks of a hundredth of a second.
+pub(crate) fn cpu_ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<_> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+    fields.get(11).and_then(|ticks| ticks.parse().ok()).unwrap_or(0)
+}

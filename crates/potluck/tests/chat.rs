@@ -1,0 +1,72 @@
+//! A conversation on a pipe: turns, commands, and an answer that is stopped.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says where")]
+
+mod machine;
+
+use std::{io::Write, process::ChildStdin, process::Stdio};
+
+use machine::{Machine, Running, cpu_ticks, model};
+use serde_json::Value;
+
+fn chat(machine: &Machine, more: &[&str]) -> (Running, ChildStdin) {
+    let model = model();
+    let args = ["chat", "--model", &model, "--temperature", "0", "--threads", "1", "--json"];
+    let mut running = machine.start_with(&[&args, more].concat(), Stdio::piped());
+    let stdin = running.child.stdin.take().unwrap();
+    (running, stdin)
+}
+
+fn ask(chat: &mut Running, stdin: &mut ChildStdin, lines: &str) -> Value {
+    writeln!(stdin, "{lines}").unwrap();
+    chat.object()
+}
+
+#[test]
+fn turns_build_on_each_other_and_are_kept() {
+    let machine = Machine::new();
+    let file = machine.path("talk.json").display().to_string();
+    let (mut first, mut stdin) = chat(&machine, &["--peers", "2", "--max-tokens", "12", "--exact"]);
+    let hello = ask(&mut first, &mut stdin, "My name is Ada.");
+    assert_eq!(hello["answer"]["reused_tokens"], 0);
+    assert_eq!(hello["route"].as_array().unwrap().len(), 2);
+    let again = ask(&mut first, &mut stdin, "\"\"\"What is\nmy name?\"\"\"");
+    let held = hello["answer"]["prompt_tokens"].as_u64().unwrap();
+    assert!(again["answer"]["reused_tokens"].as_u64().unwrap() >= held, "the caches hold the first turn: {again}");
+    writeln!(stdin, "/save {file}").unwrap();
+    let refused = ask(&mut first, &mut stdin, "/frobnicate");
+    assert_eq!(refused["error"]["code"], "bad_request");
+    writeln!(stdin, "/quit").unwrap();
+    assert_eq!(first.end().0, Some(0));
+    let saved: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    let said: Vec<_> = saved.as_array().unwrap().iter().map(|message| message["role"].as_str().unwrap()).collect();
+    assert_eq!(said, ["user", "assistant", "user", "assistant"]);
+    assert_eq!(saved[2]["content"], "What is\nmy name?");
+
+    let (mut second, mut stdin) = chat(&machine, &["--local", "--max-tokens", "4"]);
+    writeln!(stdin, "/load {file}").unwrap();
+    let on = ask(&mut second, &mut stdin, "Thank you.");
+    assert!(on["answer"]["prompt_tokens"].as_u64().unwrap() > again["answer"]["prompt_tokens"].as_u64().unwrap());
+    drop(stdin);
+    assert_eq!(second.end().0, Some(0), "the end of the input is the end");
+    machine.wait_until_empty(&[]);
+}
+
+#[test]
+fn ctrl_c_stops_the_answer_and_not_the_program() {
+    let machine = Machine::new();
+    let (mut chat, mut stdin) = chat(&machine, &["--peers", "2"]);
+    ask(&mut chat, &mut stdin, "/set max_tokens 4\nHello");
+    writeln!(stdin, "/set max_tokens none\nTell me a very long story about a fox.").unwrap();
+    // Between answers it would end the program: the engines' clocks tell that one is under way.
+    let ticks = || machine.processes().into_iter().map(cpu_ticks).sum::<u64>();
+    let before = ticks();
+    machine::wait_until("the answer is under way", || ticks() > before + 20);
+    chat.signal("INT");
+    let stopped = chat.object();
+    assert_eq!(stopped["answer"]["finish_reason"], "cancel", "{stopped}");
+    let next = ask(&mut chat, &mut stdin, "/set max_tokens 4\nGo on.");
+    assert!(next["answer"]["text"].is_string(), "{next}");
+    drop(stdin);
+    assert_eq!(chat.end().0, Some(0));
+    machine.wait_until_empty(&[]);
+}
