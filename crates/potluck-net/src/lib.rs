@@ -14,6 +14,7 @@
 //! has a deadline; what a stream holds in memory is bounded, and a reader that is not drained stops reading.
 
 mod accept;
+mod ask;
 mod connect;
 mod deadlines;
 mod directory;
