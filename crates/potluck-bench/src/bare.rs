@@ -9,7 +9,7 @@ use crate::{
     Outcome,
     model::Model,
     row::quantile,
-    work::{Contestant, DECODE, PREFILL, Work, prompt},
+    work::{Contestant, DECODE, PREFILL, Timed, Work, prompt},
 };
 
 /// What a standing pool's threads may do between tokens; none: threads are made for each graph.
@@ -18,7 +18,7 @@ const POLLS: [Option<u8>; 3] = [Some(0), Some(50), None];
 /// Rounds that choose between them.
 const TRIALS: usize = 3;
 
-type Question = (usize, Work, oneshot::Sender<Result<f64, String>>);
+type Question = (usize, Work, oneshot::Sender<Result<Timed, String>>);
 
 /// The bare loop, with the pool that suits it best. It has a thread of its own: this process's connections want to be
 /// kept alive meanwhile.
@@ -40,7 +40,7 @@ impl Baseline {
             let mut rates = vec![Vec::new(); POLLS.len()];
             for _ in 0..TRIALS {
                 for (at, rates) in rates.iter_mut().enumerate() {
-                    rates.push(baseline.measure(at, work).await?);
+                    rates.push(baseline.measure(at, work).await?.rate);
                 }
             }
             let medians: Vec<f64> = rates.iter().map(|rates| quantile(rates, 0.5)).collect();
@@ -53,7 +53,7 @@ impl Baseline {
         Ok(baseline)
     }
 
-    async fn measure(&self, at: usize, work: Work) -> Outcome<f64> {
+    async fn measure(&self, at: usize, work: Work) -> Outcome<Timed> {
         let (answer, rate) = oneshot::channel();
         self.questions.send((at, work, answer))?;
         Ok(rate.await??)
@@ -73,14 +73,21 @@ fn answer(loads: &[Load], asked: &mpsc::Receiver<Question>) {
     }
 }
 
-fn run(bare: &mut Bare, work: Work) -> Result<f64, potluck_engine::EngineError> {
+fn run(bare: &mut Bare, work: Work) -> Result<Timed, potluck_engine::EngineError> {
     bare.clear();
     bare.prefill(&prompt()[..8])?;
     bare.clear();
-    Ok(match work {
-        Work::Prefill => f64::from(PREFILL) / bare.prefill(&prompt())?.as_secs_f64(),
-        Work::Decode => f64::from(DECODE) / bare.decode(prompt()[0], DECODE as usize)?.1.as_secs_f64(),
-    })
+    if work == Work::Prefill {
+        return Ok(Timed::of(vec![bare.prefill(&prompt())?.as_secs_f64()], PREFILL));
+    }
+    let mut token = prompt()[0];
+    let mut steps = Vec::with_capacity(DECODE as usize);
+    for _ in 0..DECODE {
+        let (tokens, time) = bare.decode(token, 1)?;
+        token = tokens[0];
+        steps.push(time.as_secs_f64());
+    }
+    Ok(Timed::of(steps, 1))
 }
 
 fn describe(poll: Option<u8>) -> String {
@@ -92,7 +99,7 @@ impl Contestant for Baseline {
         format!("the bare loop ({})", describe(POLLS[self.best[work as usize]]))
     }
 
-    async fn run(&mut self, work: Work) -> Outcome<f64> {
+    async fn run(&mut self, work: Work) -> Outcome<Timed> {
         self.measure(self.best[work as usize], work).await
     }
 }

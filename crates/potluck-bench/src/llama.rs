@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{
     Outcome,
-    work::{Contestant, DECODE, PREFILL, Work},
+    work::{Contestant, DECODE, PREFILL, Timed, Work},
 };
 
 /// Servers of llama.cpp's RPC: as many as we have peers.
@@ -76,7 +76,7 @@ impl Contestant for LlamaBench {
         }
     }
 
-    async fn run(&mut self, work: Work) -> Outcome<f64> {
+    async fn run(&mut self, work: Work) -> Outcome<Timed> {
         let (prompt, generated) = match work {
             Work::Prefill => (PREFILL, 0),
             Work::Decode => (0, DECODE),
@@ -94,7 +94,8 @@ impl Contestant for LlamaBench {
             return Err(format!("llama-bench: {}", output.status).into());
         }
         let runs: Value = serde_json::from_slice(&output.stdout)?;
-        runs[0]["avg_ts"].as_f64().ok_or_else(|| "llama-bench gave no rate".into())
+        let rate = runs[0]["avg_ts"].as_f64().ok_or("llama-bench gave no rate")?;
+        Ok(Timed { rate, steps: Vec::new() })
     }
 }
 

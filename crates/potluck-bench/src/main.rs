@@ -218,6 +218,12 @@ impl Bench {
                 let tokens = rounds as f64 * f64::from(if work == Work::Decode { DECODE } else { PREFILL });
                 eprintln!("    {}: a token {}", process_name(pid), Counters::of(pid).since(before, tokens));
             }
+            for (who, steps) in ["base", "measured"].iter().zip(&duel.steps) {
+                if let [_, _, ..] = steps[..] {
+                    let [low, middle, high] = [0.1, 0.5, 0.9].map(|share| quantile(steps, share));
+                    eprintln!("    {who}: a step {low:.3} ms at p10, {middle:.3} at p50, {high:.3} at p90");
+                }
+            }
             let base_rate = quantile(&duel.base, 0.5);
             let setting = format!(
                 "against {} at {base_rate:.1} tokens/s; {} in {rounds} rounds; {} threads, flash attention, \

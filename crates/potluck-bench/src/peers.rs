@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     Outcome,
     model::Model,
-    work::{Contestant, DECODE, PREFILL, Work, prompt},
+    work::{Contestant, DECODE, PREFILL, Timed, Work, prompt},
 };
 
 /// How long a peer may take to load.
@@ -207,23 +207,22 @@ impl Contestant for PeerChain {
         format!("{} peers", self.peers.len())
     }
 
-    async fn run(&mut self, work: Work) -> Outcome<f64> {
+    async fn run(&mut self, work: Work) -> Outcome<Timed> {
         self.step(0, prompt()[..8].to_vec()).await?;
         let tokens = prompt();
         let mut token = tokens[0];
-        let start = Instant::now();
-        Ok(match work {
-            Work::Prefill => {
-                self.step(0, tokens).await?;
-                f64::from(PREFILL) / start.elapsed().as_secs_f64()
-            }
-            Work::Decode => {
-                for position in 0..DECODE {
-                    token = self.step(position, vec![token]).await?;
-                }
-                f64::from(DECODE) / start.elapsed().as_secs_f64()
-            }
-        })
+        if work == Work::Prefill {
+            let start = Instant::now();
+            self.step(0, tokens).await?;
+            return Ok(Timed::of(vec![start.elapsed().as_secs_f64()], PREFILL));
+        }
+        let mut steps = Vec::with_capacity(DECODE as usize);
+        for position in 0..DECODE {
+            let start = Instant::now();
+            token = self.step(position, vec![token]).await?;
+            steps.push(start.elapsed().as_secs_f64());
+        }
+        Ok(Timed::of(steps, 1))
     }
 }
 

@@ -48,13 +48,30 @@ pub(crate) fn prompt() -> Vec<u32> {
     (0..PREFILL).map(|at| 1_000 + at * 37 % 20_000).collect()
 }
 
+/// How long a round took.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Timed {
+    /// Tokens per second.
+    pub(crate) rate: f64,
+    /// Milliseconds of each step, where they are known.
+    pub(crate) steps: Vec<f64>,
+}
+
+impl Timed {
+    /// From the seconds of each step, with so many tokens in each.
+    pub(crate) fn of(steps: Vec<f64>, tokens: u32) -> Self {
+        let rate = f64::from(tokens) * steps.len() as f64 / steps.iter().sum::<f64>();
+        Self { rate, steps: steps.into_iter().map(|seconds| seconds * 1e3).collect() }
+    }
+}
+
 /// Somebody who can do the work.
 pub(crate) trait Contestant {
     /// What it is called where another is measured against it.
     fn name(&self, work: Work) -> String;
 
-    /// Does the work once, after a short warm-up; tokens per second.
-    async fn run(&mut self, work: Work) -> Outcome<f64>;
+    /// Does the work once, after a short warm-up.
+    async fn run(&mut self, work: Work) -> Outcome<Timed>;
 }
 
 /// Rates of two contestants that took turns.
@@ -64,6 +81,8 @@ pub(crate) struct Duel {
     pub(crate) base: Vec<f64>,
     /// Of the one that is measured.
     pub(crate) other: Vec<f64>,
+    /// Milliseconds of each step of both.
+    pub(crate) steps: [Vec<f64>; 2],
 }
 
 impl Duel {
@@ -76,11 +95,16 @@ impl Duel {
     ) -> Outcome<Self> {
         let mut duel = Self::default();
         for _ in 0..rounds {
-            duel.base.push(settled(base, work).await?);
-            duel.other.push(settled(other, work).await?);
+            duel.take(0, settled(base, work).await?);
+            duel.take(1, settled(other, work).await?);
         }
-        duel.base.push(settled(base, work).await?);
+        duel.take(0, settled(base, work).await?);
         Ok(duel)
+    }
+
+    fn take(&mut self, who: usize, timed: Timed) {
+        [&mut self.base, &mut self.other][who].push(timed.rate);
+        self.steps[who].extend(timed.steps);
     }
 
     /// For each round, the measured one against the mean of its two neighbours: a slow drift of the machine cancels.
@@ -90,7 +114,7 @@ impl Duel {
     }
 }
 
-async fn settled(contestant: &mut impl Contestant, work: Work) -> Outcome<f64> {
+async fn settled(contestant: &mut impl Contestant, work: Work) -> Outcome<Timed> {
     tokio::time::sleep(SETTLE).await;
     contestant.run(work).await
 }
@@ -101,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_drift_of_the_machine_cancels() {
-        let duel = Duel { base: vec![10.0, 8.0, 6.0], other: vec![9.0, 7.0] };
+        let duel = Duel { base: vec![10.0, 8.0, 6.0], other: vec![9.0, 7.0], ..Duel::default() };
         assert_eq!(duel.ratios(), [1.0, 1.0]);
     }
 }
