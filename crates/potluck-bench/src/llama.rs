@@ -59,7 +59,7 @@ impl LlamaBench {
             endpoints.push(address.to_string());
         }
         let alone = Self::alone(folder, model, threads);
-        Ok(Self { endpoints: Some(endpoints.join(",")), servers: servers, ..alone })
+        Ok(Self { endpoints: Some(endpoints.join(",")), servers, ..alone })
     }
 
     /// The servers' processes.

@@ -129,6 +129,9 @@ fn start(program: &EngineProgram) -> Spawned {
     command.process_group(0);
     // ggml would start a debugger when it aborts.
     command.env("GGML_NO_BACKTRACE", "1");
+    // Weights that are read, not mapped, are private memory: in pages of 4 KiB each token waits for the TLB, and decoding
+    // takes a quarter longer (`docs/benchmarks.md`). glibc asks for huge ones where the kernel gives them on request.
+    command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
     let (descriptor, peer) = (theirs.as_raw_fd(), std::process::id());
     // SAFETY: between fork and exec only system calls that are safe there are made; nothing is allocated.
     unsafe { command.pre_exec(move || prepare(descriptor, peer)) };
