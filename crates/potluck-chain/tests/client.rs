@@ -1,5 +1,7 @@
 //! What a client accepts from peers that it has no reason to trust.
 
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test is its own driver, and may fail")]
+
 use std::time::{Duration, Instant};
 
 use potluck_chain::{

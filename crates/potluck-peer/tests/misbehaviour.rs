@@ -1,5 +1,7 @@
 //! What a peer does with frames that it should not have been sent: a typed end, and nothing left behind.
 
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test is its own driver, and may fail")]
+
 use std::time::{Duration, Instant};
 
 use potluck_core::{
