@@ -49,7 +49,7 @@ lint: ## Formatting and lints
 	cargo clippy --locked --workspace --all-targets -- --deny warnings
 
 test: model lint ## Everything that CI checks
-	@cargo nextest run --locked --workspace
+	@cargo nextest run --locked --workspace --no-fail-fast
 	cargo test --locked --workspace --doc --quiet
 
 sim: ## The simulator: make sim [TEST=storms] [SEED=0x5eed] [SEEDS=10000]

@@ -135,7 +135,8 @@ fn layers_without_io_stay_without_it() {
 #[test]
 fn nothing_is_left_for_later() {
     let mut files = Vec::new();
-    ["crates", "scripts", "bench", "docs", "examples"].iter().for_each(|dir| sources(&root().join(dir), &mut files));
+    let dirs = ["crates", "scripts", "bench", "docs", "examples"].map(|dir| root().join(dir));
+    dirs.iter().filter(|dir| dir.is_dir()).for_each(|dir| sources(dir, &mut files));
     for file in files {
         let name = file.strip_prefix(root()).unwrap().to_str().unwrap();
         let Ok(text) = fs::read_to_string(&file) else { continue };
