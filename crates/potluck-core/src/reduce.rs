@@ -11,8 +11,7 @@ impl Logits {
     /// Reduces a whole row to its `top` largest values and the log-sum-exp.
     ///
     /// Both a remote tail and a client that holds the output matrix itself reduce with this function, so that the
-    /// sampler sees the same numbers either way. NaN counts as the smallest value. It is on the path of every token:
-    /// 0.1 ms for 50,000 logits.
+    /// sampler sees the same numbers either way. NaN counts as the smallest value. It is on the path of every token.
     pub fn reduce(row: &[f32], top: usize) -> Self {
         let top = top.min(row.len()).min(bounds::TOP_LOGITS_MAX);
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);

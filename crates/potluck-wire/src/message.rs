@@ -86,7 +86,8 @@ pub enum PreviousHop {
 pub enum NextHop {
     /// The client, on the stream that opened the session: hidden states, or logits at the tail.
     Client,
-    /// This peer. Its grant is checked before it is dialled: nobody can be made to knock at a stranger's door.
+    /// This peer. Its grant is checked before it is dialled, so its key is a member's. Its addresses are the client's
+    /// word: a client can still make a peer send handshakes to them.
     Peer {
         /// Where it is.
         address: PeerAddress,
