@@ -42,10 +42,15 @@ impl RouteChain {
         let shape = ChainShape { vocabulary: config.vocabulary, positions: config.positions };
         let stages = config.route.iter().map(stage).collect();
         let (codec, width) = (config.codec, config.width as usize);
-        let (ports, engines) = own.into_iter().map(|own| (own.port, own.engine)).unzip();
-        let mut session = node.open(config, ports).await?;
-        while !matches!(session.next().await?, SessionEvent::Ready) {}
-        Ok(Self { node, session, shape, stages, codec, width, between: 0, engines })
+        let (ports, engines): (_, Vec<RunningEngine>) = own.into_iter().map(|own| (own.port, own.engine)).unzip();
+        match ready(&node, config, ports).await {
+            Ok(session) => Ok(Self { node, session, shape, stages, codec, width, between: 0, engines }),
+            Err(error) => {
+                // The peers are told, and not left to find out by silence: their caches are free at once.
+                end(&node, engines).await;
+                Err(error)
+            }
+        }
     }
 
     /// The stages, as they are reached now.
@@ -70,6 +75,21 @@ impl RouteChain {
     /// Hops from one peer to another.
     fn peer_hops(&self) -> usize {
         self.stages.windows(2).filter(|pair| pair.iter().all(|(peer, _)| peer.is_some())).count()
+    }
+}
+
+/// A session that may be used; it has ended on every peer where it could not be opened on one.
+async fn ready(node: &Node, config: SessionConfig, ports: Vec<OwnPort>) -> Result<Session, SessionError> {
+    let mut session = node.open(config, ports).await?;
+    while !matches!(session.next().await?, SessionEvent::Ready) {}
+    Ok(session)
+}
+
+/// Closes every connection, and waits for the own engines' end; their sessions are gone.
+async fn end(node: &Node, engines: Vec<RunningEngine>) {
+    node.close().await;
+    for engine in engines {
+        engine.stop().await;
     }
 }
 
@@ -116,9 +136,6 @@ impl Chain for RouteChain {
     async fn close(mut self) {
         self.session.close();
         drop(self.session);
-        self.node.close().await;
-        for engine in self.engines {
-            engine.stop().await;
-        }
+        end(&self.node, self.engines).await;
     }
 }
