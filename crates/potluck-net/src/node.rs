@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use iroh::{
@@ -29,6 +30,10 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
 /// The same before the greeting, which is one stream and one control frame each way.
 const GREETING_WINDOW_BYTES: u32 = CONTROL_BYTES_MAX as u32;
+
+/// A fresh socket may be written to once the reactor has turned. First packets that wait for that share one waker in
+/// iroh 1.4.1: of several dials at once all but one lost theirs, and sent it again a second later.
+const SOCKET_SETTLES: Duration = Duration::from_millis(1);
 
 const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES, "one stream fits its connection");
 
@@ -106,6 +111,7 @@ impl Node {
             }
         };
         let endpoint = builder.bind().await.map_err(|error| refused(&error))?;
+        tokio::time::sleep(SOCKET_SETTLES).await;
         Ok(Self { endpoint, identity: Arc::new(identity), deadlines, links: Links::default() })
     }
 
