@@ -59,6 +59,9 @@ struct Cli {
     /// Only these parts: llama, one, three, rpc, hop, bytes, start
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Only this kind of work: prefill or decode
+    #[arg(long)]
+    work: Option<String>,
     /// Fewer rounds
     #[arg(long)]
     quick: bool,
@@ -210,7 +213,8 @@ impl Bench {
         other: &mut impl Contestant,
         pids: &[u32],
     ) -> Outcome<()> {
-        for work in Work::ALL {
+        let wanted = |work: &Work| self.cli.work.as_deref().is_none_or(|name| name == work.name());
+        for work in Work::ALL.into_iter().filter(wanted).collect::<Vec<_>>() {
             let rounds = work.rounds(self.cli.quick);
             let before: Vec<_> = pids.iter().map(|&pid| Counters::of(pid)).collect();
             let duel = Duel::fight(base, other, work, rounds).await?;
