@@ -30,7 +30,7 @@ const ID_PREFIX_MIN: usize = 4;
 /// How the names of files start that are still being written.
 const PARTIAL_PREFIX: &str = ".partial-";
 /// Version of the JSON beside a manifest.
-const ENTRY_VERSION: u32 = 1;
+const ENTRY_VERSION: u32 = 2;
 
 /// The models of this machine.
 #[derive(Debug, Clone)]

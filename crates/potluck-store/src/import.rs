@@ -13,7 +13,7 @@ use potluck_model::{
     manifest_of,
 };
 
-use crate::{Part, Place, Source, SourceFile, StoreError, TensorPlace};
+use crate::{GgufPlace, Part, Place, Source, SourceFile, StoreError, TensorPlace};
 
 /// Bytes read at once while hashing.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -64,8 +64,8 @@ struct Opened {
     source: SourceFile,
     file: File,
     header: Header,
-    /// Where the GGUF starts in the file.
-    start: u64,
+    /// Where in the file the GGUF lies.
+    gguf: GgufPlace,
 }
 
 impl Opened {
@@ -78,11 +78,11 @@ impl Opened {
         file.seek(SeekFrom::Start(part.start)).map_err(StoreError::io(&source.path))?;
         let header = gguf::read(BufReader::with_capacity(CHUNK_BYTES, &file), len)
             .map_err(|error| StoreError::Gguf { path: source.path.clone(), source: error })?;
-        Ok(Self { source, file, header, start: part.start })
+        Ok(Self { source, file, header, gguf: GgufPlace { start: part.start, len } })
     }
 
     fn offset(&self, tensor: &gguf::TensorInfo) -> u64 {
-        self.start + self.header.data_offset + tensor.offset
+        self.gguf.start + self.header.data_offset + tensor.offset
     }
 }
 
@@ -155,5 +155,9 @@ fn place(parts: &[Opened]) -> Place {
             tensors.insert(tensor.name.clone(), place);
         }
     }
-    Place { files: parts.iter().map(|part| part.source.clone()).collect(), tensors }
+    Place {
+        files: parts.iter().map(|part| part.source.clone()).collect(),
+        ggufs: parts.iter().map(|part| part.gguf).collect(),
+        tensors,
+    }
 }

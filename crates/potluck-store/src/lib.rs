@@ -25,6 +25,6 @@ mod stage;
 pub use catalogue::{Added, Catalogue, Entry};
 pub use error::StoreError;
 pub use import::{Imported, Progress, import};
-pub use place::{Place, SourceFile, TensorPlace};
+pub use place::{GgufPlace, Place, SourceFile, TensorPlace};
 pub use source::{Locations, Part, Source};
-pub use stage::{StageFiles, open_stage, verify};
+pub use stage::{StageFiles, WholeFiles, open_stage, open_whole, verify};

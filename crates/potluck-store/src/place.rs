@@ -17,6 +17,8 @@ use crate::StoreError;
 pub struct Place {
     /// The files.
     pub files: Vec<SourceFile>,
+    /// For each file where in it the GGUF lies: all of it, or the member of a wheel.
+    pub ggufs: Vec<GgufPlace>,
     /// For each tensor its file and where in that file its bytes start.
     pub tensors: BTreeMap<String, TensorPlace>,
 }
@@ -30,6 +32,15 @@ pub struct SourceFile {
     pub size: u64,
     /// When it was last written, in nanoseconds since 1970, as far as the file system knows.
     pub modified_ns: u64,
+}
+
+/// Where in a file a GGUF lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GgufPlace {
+    /// Its first byte.
+    pub start: u64,
+    /// Its bytes.
+    pub len: u64,
 }
 
 /// Where a tensor's bytes start.
@@ -101,8 +112,13 @@ impl Place {
         (place.offset.checked_add(bytes)? <= file.size).then_some((file, place))
     }
 
-    /// True if every tensor of the manifest has its place inside one of the files.
+    /// True if every GGUF, and every tensor of the manifest, has its place inside one of the files.
     pub(crate) fn covers(&self, manifest: &Manifest) -> bool {
-        manifest.tensors.iter().all(|t| self.tensor(&t.name, t.bytes).is_some())
+        let inside = |(file, gguf): (&SourceFile, &GgufPlace)| {
+            gguf.start.checked_add(gguf.len).is_some_and(|end| end <= file.size)
+        };
+        self.ggufs.len() == self.files.len()
+            && self.files.iter().zip(&self.ggufs).all(inside)
+            && manifest.tensors.iter().all(|t| self.tensor(&t.name, t.bytes).is_some())
     }
 }

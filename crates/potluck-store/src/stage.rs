@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs::File};
 
 use potluck_core::LayerRange;
-use potluck_model::{Extent, StagePlan, StageSource};
+use potluck_model::{Extent, StagePlan, StageSource, VirtualFile, slice};
 
 use crate::{Entry, Progress, StoreError, import::hash_range};
 
@@ -14,6 +14,15 @@ pub struct StageFiles {
     pub files: Vec<File>,
     /// The virtual GGUF and the embedding table, over [`files`](Self::files).
     pub source: StageSource,
+}
+
+/// A whole model to load: one GGUF over the open files.
+#[derive(Debug)]
+pub struct WholeFiles {
+    /// Open for reading.
+    pub files: Vec<File>,
+    /// The GGUF, over [`files`](Self::files).
+    pub model: VirtualFile,
 }
 
 /// Opens what a stage reads. The files are checked against what was added: same size, same time of writing.
@@ -30,14 +39,35 @@ pub fn open_stage(entry: &Entry, plan: &StagePlan) -> Result<StageFiles, StoreEr
             files.push(source.reopen()?);
         }
     }
-    let extent = |name: &str, offset: u64, len: u64| {
-        let tensor = entry.manifest.tensor(name)?;
-        let (_, place) = entry.place.tensor(name, tensor.bytes)?;
-        let inside = offset.checked_add(len)? <= tensor.bytes;
-        inside.then(|| Some(Extent::File { file: *numbers.get(&place.file)?, offset: place.offset + offset, len }))?
-    };
-    let source = plan.resolve(extent).ok_or_else(|| entry.damaged("a tensor of the plan has no place"))?;
+    let number = |file| numbers.get(&file).copied();
+    let source = plan.resolve(|name, offset, len| extent(entry, number, name, offset, len));
+    let source = source.ok_or_else(|| entry.damaged("a tensor of the plan has no place"))?;
     Ok(StageFiles { files, source })
+}
+
+/// Opens the whole model as one GGUF. One that lies in one piece is read as it is, header and all; of several parts the
+/// headers are merged, for the engine reads one file.
+///
+/// # Errors
+/// As [`open_stage`].
+pub fn open_whole(entry: &Entry) -> Result<WholeFiles, StoreError> {
+    let files = entry.place.files.iter().map(crate::SourceFile::reopen).collect::<Result<Vec<_>, _>>()?;
+    let model = match entry.place.ggufs.as_slice() {
+        &[gguf] => VirtualFile::new(vec![Extent::File { file: 0, offset: gguf.start, len: gguf.len }]),
+        _ => {
+            slice::resolve(&slice::merged(&entry.manifest)?, |name, offset, len| extent(entry, Some, name, offset, len))
+                .ok_or_else(|| entry.damaged("a tensor of the model has no place"))?
+        }
+    };
+    Ok(WholeFiles { files, model })
+}
+
+/// Where a part of a tensor lies; `number`: of a file of the place, among those that are open.
+fn extent(entry: &Entry, number: impl Fn(u16) -> Option<u16>, name: &str, offset: u64, len: u64) -> Option<Extent> {
+    let tensor = entry.manifest.tensor(name)?;
+    let (_, place) = entry.place.tensor(name, tensor.bytes)?;
+    let inside = offset.checked_add(len)? <= tensor.bytes;
+    inside.then(|| Some(Extent::File { file: number(place.file)?, offset: place.offset + offset, len }))?
 }
 
 fn locate<'e>(entry: &'e Entry, name: &str) -> Result<(&'e crate::SourceFile, crate::TensorPlace), StoreError> {

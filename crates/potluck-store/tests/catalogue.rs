@@ -11,7 +11,7 @@ use std::{
 
 use potluck_core::LayerRange;
 use potluck_model::{Extent, VirtualFile, gguf, slice};
-use potluck_store::{Added, Catalogue, StageFiles, StoreError, open_stage, verify};
+use potluck_store::{Added, Catalogue, StageFiles, StoreError, WholeFiles, open_stage, open_whole, verify};
 use tiny::{Home, LAYERS, bytes_below, data, model};
 use zip::CompressionMethod;
 
@@ -163,6 +163,33 @@ fn a_stage_reads_its_tensors_in_place() {
     let tensor = header.tensors.iter().find(|t| t.name == "blk.1.ffn_up.weight").unwrap();
     let at = (header.data_offset + tensor.offset) as usize;
     assert_eq!(stages[0][at..at + tensor.bytes as usize], data("blk.1.ffn_up.weight", tensor.bytes));
+}
+
+#[test]
+fn a_whole_model_is_one_file_wherever_it_lies() {
+    let home = Home::new();
+    home.write("one.gguf", &model());
+    home.write_parts("parts");
+    let wheel = home.write_wheel("stored.whl", CompressionMethod::Stored);
+    for text in [&home.path("one.gguf"), wheel.to_str().unwrap()] {
+        let WholeFiles { files, model: whole } = open_whole(&add(&home, text, None).unwrap().entry).unwrap();
+        assert_eq!(whole.extents.len(), 1, "{text}: as it is, header and all");
+        assert_eq!(read(&files, &whole), model(), "{text}");
+    }
+    let WholeFiles { files, model: whole } = open_whole(&add(&home, &home.path("parts"), None).unwrap().entry).unwrap();
+    let bytes = read(&files, &whole);
+    let (merged, one) = (gguf::parse(&bytes).unwrap(), gguf::parse(&model()).unwrap());
+    let sorted = |header: &gguf::Header| {
+        let mut metadata = header.metadata.clone();
+        metadata.sort_by(|a, b| a.0.cmp(&b.0));
+        metadata
+    };
+    assert_eq!(sorted(&merged), sorted(&one), "no word of the split");
+    assert_eq!(merged.tensors.len(), one.tensors.len());
+    for tensor in &merged.tensors {
+        let at = (merged.data_offset + tensor.offset) as usize;
+        assert_eq!(bytes[at..at + tensor.bytes as usize], data(&tensor.name, tensor.bytes), "{}", tensor.name);
+    }
 }
 
 #[test]

@@ -191,16 +191,32 @@ pub fn vocabulary_file(manifest: &Manifest) -> Result<VirtualFile, CutError> {
     Ok(VirtualFile::new(vec![Extent::Inline(gguf::write(&manifest.metadata, &[])?)]))
 }
 
+/// The model as one file again, where its parts or its store hold it in several: the header that they have in common,
+/// and every tensor under its own name.
+///
+/// # Errors
+/// `Header` never in practice: metadata that was read can be written.
+pub fn merged(manifest: &Manifest) -> Result<Vec<Segment>, CutError> {
+    assemble(&manifest.metadata, manifest.tensors.iter().map(|t| tensors::kept(t, t.name.clone())).collect())
+}
+
+/// The file that these segments make; `locate` gives the extent of a part of one of the model's tensors, by its name.
+///
+/// None where a tensor is not to be found.
+pub fn resolve(segments: &[Segment], locate: impl Fn(&str, u64, u64) -> Option<Extent>) -> Option<VirtualFile> {
+    let extent = |segment: &Segment| match segment {
+        Segment::Inline(bytes) => Some(Extent::Inline(bytes.clone())),
+        Segment::Zeros { len } => Some(Extent::Zeros { len: *len }),
+        Segment::Tensor { name, offset, len } => locate(name, *offset, *len),
+    };
+    Some(VirtualFile::new(segments.iter().map(extent).collect::<Option<_>>()?))
+}
+
 impl StagePlan {
     /// The plan over real files: `locate` gives the extent of a part of one of the model's tensors, by its name.
     ///
     /// None where a tensor is not to be found.
     pub fn resolve(&self, locate: impl Fn(&str, u64, u64) -> Option<Extent>) -> Option<StageSource> {
-        let extent = |segment: &Segment| match segment {
-            Segment::Inline(bytes) => Some(Extent::Inline(bytes.clone())),
-            Segment::Zeros { len } => Some(Extent::Zeros { len: *len }),
-            Segment::Tensor { name, offset, len } => locate(name, *offset, *len),
-        };
         let embedding = match self.embedding {
             Some(table) => {
                 let bytes = u64::from(table.rows).checked_mul(table.row_bytes)?;
@@ -209,7 +225,7 @@ impl StagePlan {
             None => None,
         };
         Some(StageSource {
-            model: VirtualFile::new(self.segments.iter().map(extent).collect::<Option<_>>()?),
+            model: resolve(&self.segments, &locate)?,
             embedding,
             layers: self.layers.count(),
             tail: self.tail,

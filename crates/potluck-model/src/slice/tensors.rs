@@ -64,7 +64,8 @@ fn shared_part(manifest: &Manifest, tensor: &TensorEntry, layers: LayerRange, ta
     }
 }
 
-fn kept(tensor: &TensorEntry, name: String) -> Part {
+/// The tensor as it is, under this name.
+pub(super) fn kept(tensor: &TensorEntry, name: String) -> Part {
     Part {
         spec: TensorSpec { name, kind: tensor.kind, shape: tensor.shape.clone() },
         content: Segment::Tensor { name: tensor.name.clone(), offset: 0, len: tensor.bytes },

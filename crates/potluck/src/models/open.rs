@@ -5,10 +5,10 @@ use std::sync::Arc;
 use potluck_core::{LayerRange, Manifest, StageSpec, TensorType};
 use potluck_engine::{EngineSettings, KvType, Load, Part};
 use potluck_model::{
-    Extent, StageBytes, VirtualFile, facts,
+    StageBytes, facts,
     slice::{self, CutError},
 };
-use potluck_store::{Entry, StoreError, open_stage};
+use potluck_store::{Entry, StoreError, WholeFiles, open_stage, open_whole};
 
 use crate::failure::{Failure, OrFail};
 
@@ -25,13 +25,10 @@ pub(crate) fn load_stage(entry: &Entry, spec: StageSpec, settings: &EngineSettin
 pub(crate) fn load_whole(entry: &Entry, settings: &EngineSettings) -> Result<Load, Failure> {
     let layers = all_layers(&entry.manifest)?;
     let spec = StageSpec { model: entry.id, layers, head: true, tail: true };
-    let [file] = entry.place.files.as_slice() else {
-        return Err(StoreError::Several { path: entry.name.clone().into(), names: Vec::new() }.into());
-    };
-    let model = VirtualFile::new(vec![Extent::File { file: 0, offset: 0, len: file.size }]);
+    let WholeFiles { files, model } = open_whole(entry)?;
     let cache_bytes_per_position = cache_bytes(&entry.manifest, layers, settings.kv);
     let part = Part::Whole { spec, model, cache_bytes_per_position };
-    Ok(Load { part, settings: settings.clone(), files: vec![Arc::new(file.reopen()?)] })
+    Ok(Load { part, settings: settings.clone(), files: files.into_iter().map(Arc::new).collect() })
 }
 
 /// The model's tokenizer and grammars.
