@@ -2,7 +2,7 @@
 
 use std::{hint::black_box, net::SocketAddr, time::Instant};
 
-use potluck_chain::plan::{LayerFacts, Link, Machine, ModelFacts, Speed};
+use potluck_chain::plan::{Here, LayerFacts, Link, Machine, ModelFacts, Speed};
 use potluck_client::Outcome;
 use potluck_core::{LayerRange, Offer, StageSpec};
 use potluck_engine::KvType;
@@ -34,6 +34,9 @@ const DIRECT_BYTES_PER_SECOND: f64 = 110e6;
 
 /// The same, within one machine.
 const LOOPBACK_BYTES_PER_SECOND: f64 = 500e6;
+
+/// Microseconds there and back between two processes of one machine: a small frame over a QUIC stream that is kept open.
+const LOOPBACK_RTT_US: f64 = 150.0;
 
 const SPEED_FILE: &str = "speed.json";
 
@@ -81,6 +84,14 @@ pub(crate) fn own_machine(home: &Home, memory: Option<u64>) -> Result<Machine, F
         None => estimate(),
     };
     Ok(Machine::own(memory.unwrap_or_else(free_memory), speed))
+}
+
+/// This machine, as what all stages of `--peers N` run on.
+pub(crate) fn here(home: &Home, memory: Option<u64>) -> Result<Here, Failure> {
+    let own = own_machine(home, memory)?;
+    let speed = own.speed.unwrap_or_else(estimate);
+    let link = Link { rtt_us: LOOPBACK_RTT_US, bytes_per_second: LOOPBACK_BYTES_PER_SECOND };
+    Ok(Here { memory_bytes: own.memory_bytes, speed, link })
 }
 
 /// Keeps how fast this machine answered alone: the next plan is the better for it.

@@ -43,6 +43,8 @@ pub enum Who {
     Own,
     /// A peer's.
     Peer(#[serde(with = "peer_text")] PeerId),
+    /// A peer that the command would start on the client's machine, counted from 1: it has no id yet.
+    Started(u16),
 }
 
 mod peer_text {

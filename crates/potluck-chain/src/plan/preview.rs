@@ -60,6 +60,8 @@ pub struct PlannedStage {
     pub weight_bytes: u64,
     /// Bytes of one session's cache in it.
     pub cache_bytes: u64,
+    /// Bytes of memory that it takes: both together.
+    pub memory_bytes: u64,
     /// Milliseconds that one token takes in it.
     pub decode_ms: f64,
     /// Milliseconds that one token takes to reach it.
@@ -99,7 +101,7 @@ pub struct Alternative {
     pub stages: usize,
     /// Predicted.
     pub decode_tokens_per_s: f64,
-    /// True if peers would see tokens or logits.
+    /// True if no peer would see tokens or logits.
     pub private: bool,
 }
 
@@ -132,11 +134,11 @@ pub(super) fn of(
     }
 }
 
-fn per_second(us: f64) -> f64 {
+pub(super) fn per_second(us: f64) -> f64 {
     1e6 / us.max(1.0)
 }
 
-fn planned(costs: &Costs<'_>, pieces: &[Piece], i: usize) -> PlannedStage {
+pub(super) fn planned(costs: &Costs<'_>, pieces: &[Piece], i: usize) -> PlannedStage {
     let piece = &pieces[i];
     let machine = &costs.machines[piece.machine];
     let before = i.checked_sub(1).map(|i| &pieces[i]);
@@ -148,6 +150,7 @@ fn planned(costs: &Costs<'_>, pieces: &[Piece], i: usize) -> PlannedStage {
         loaded: piece.loaded,
         weight_bytes: piece.weight_bytes,
         cache_bytes: piece.cache_bytes,
+        memory_bytes: piece.bytes(),
         decode_ms: piece.decode_us / 1e3,
         hop_ms: costs.hop_us(before, piece) / 1e3,
         rtt_ms: if machine.who == Who::Own { 0.0 } else { machine.link.rtt_us / 1e3 },
@@ -171,13 +174,14 @@ fn alternatives(chosen: usize, found: &Found, open: &Found) -> Vec<Alternative> 
 
 fn verdict(costs: &Costs<'_>, pieces: &[Piece], decode_us: f64, alternatives: &[Alternative]) -> Verdict {
     let rate = per_second(decode_us);
-    let size = |pieces: &[Piece]| gigabytes(pieces.iter().map(|p| p.weight_bytes.saturating_add(p.cache_bytes)).sum());
+    let size = |pieces: &[Piece]| gigabytes(pieces.iter().map(Piece::bytes).sum());
     let faster = alternatives.iter().filter(|other| !other.private && other.decode_tokens_per_s > rate * 1.02);
     let best = faster.max_by(|a, b| a.decode_tokens_per_s.total_cmp(&b.decode_tokens_per_s));
     if let [only] = pieces {
         let place = match costs.machines[only.machine].who {
             Who::Own => "this machine".to_owned(),
             Who::Peer(peer) => format!("peer {}", peer.short()),
+            Who::Started(number) => format!("peer {number}"),
         };
         let pooled = alternatives.iter().filter(|other| other.stages > 1);
         let pooled = pooled.max_by(|a, b| a.decode_tokens_per_s.total_cmp(&b.decode_tokens_per_s));
@@ -202,6 +206,6 @@ fn verdict(costs: &Costs<'_>, pieces: &[Piece], decode_us: f64, alternatives: &[
     Verdict { kind: VerdictKind::Pooled, reason }
 }
 
-fn gigabytes(bytes: u64) -> String {
+pub(super) fn gigabytes(bytes: u64) -> String {
     format!("{:.2} GB", bytes as f64 / 1e9)
 }

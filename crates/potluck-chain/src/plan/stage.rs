@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use potluck_core::LayerRange;
 
-use super::facts::{Machine, ModelFacts, Who, Wish};
+use super::facts::{Machine, ModelFacts, Speed, Who, Wish};
 
 /// A stage on a machine.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -108,23 +108,32 @@ fn loaded_piece(model: &ModelFacts, wish: &Wish, machine: &Machine, index: usize
 }
 
 fn fresh_piece(model: &ModelFacts, wish: &Wish, machine: &Machine, index: usize, layers: LayerRange) -> Option<Piece> {
-    let speed = machine.speed?;
-    let (weight_bytes, cache_bytes) = (model.weight_bytes(layers), model.cache_bytes(layers, wish.positions));
-    let read = model.read_bytes(layers) as f64;
-    (weight_bytes.saturating_add(cache_bytes) <= machine.memory_bytes).then_some(Piece {
-        machine: index,
-        layers,
-        loaded: false,
-        weight_bytes,
-        cache_bytes,
-        decode_us: read * speed.decode_us_per_byte,
-        prefill_us: read * speed.prefill_us_per_byte,
-    })
+    let piece = Piece::fresh(model, wish, machine.speed?, index, layers);
+    (piece.bytes() <= machine.memory_bytes).then_some(piece)
 }
 
 impl Piece {
+    /// A stage that is not loaded yet, on a machine of that speed, whether or not it fits.
+    pub(super) fn fresh(model: &ModelFacts, wish: &Wish, speed: Speed, machine: usize, layers: LayerRange) -> Self {
+        let read = model.read_bytes(layers) as f64;
+        Self {
+            machine,
+            layers,
+            loaded: false,
+            weight_bytes: model.weight_bytes(layers),
+            cache_bytes: model.cache_bytes(layers, wish.positions),
+            decode_us: read * speed.decode_us_per_byte,
+            prefill_us: read * speed.prefill_us_per_byte,
+        }
+    }
+
+    /// Bytes that it takes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.weight_bytes.saturating_add(self.cache_bytes)
+    }
+
     /// Bytes that it would newly take on its machine.
     pub(super) fn new_bytes(&self) -> u64 {
-        if self.loaded { 0 } else { self.weight_bytes.saturating_add(self.cache_bytes) }
+        if self.loaded { 0 } else { self.bytes() }
     }
 }

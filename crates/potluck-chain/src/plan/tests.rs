@@ -64,6 +64,7 @@ fn text(preview: &Preview) -> String {
     let stage = |stage: &PlannedStage| match stage.who {
         Who::Own => format!("own {}", stage.layers),
         Who::Peer(peer) => format!("{} {}", peer.as_bytes()[0], stage.layers),
+        Who::Started(number) => format!("started {number} {}", stage.layers),
     };
     preview.stages.iter().map(stage).collect::<Vec<_>>().join(" | ")
 }
@@ -112,6 +113,35 @@ fn further_stages_are_taken_only_where_they_are_much_faster() {
     assert_eq!(plan(&model(8), &all, &latency()).unwrap().stages.len(), 3);
     let alike = [slow.to_vec(), vec![peer(3, 7, 10_000.0, 100.0)]].concat();
     assert_eq!(plan(&model(8), &alike, &latency()).unwrap().stages.len(), 2);
+}
+
+#[test]
+fn a_placement_that_was_asked_for_is_shown_with_what_it_costs() {
+    let per_byte = 500.0 / (100 * MIB) as f64;
+    let speed = Speed { decode_us_per_byte: per_byte, prefill_us_per_byte: per_byte / 10.0 };
+    let link = Link { rtt_us: 200.0, bytes_per_second: 1e9 };
+    let here = Here { memory_bytes: 700 * MIB, speed, link };
+    let range = |start, end| LayerRange::new(start, end).unwrap();
+    let stages = [(Who::Started(1), range(0, 4)), (Who::Started(2), range(4, 8))];
+    let preview = placed(&model(8), &here, &stages, &latency()).unwrap();
+    assert_eq!(text(&preview), "started 1 0..4 | started 2 4..8");
+    assert_eq!(preview.stages[1].memory_bytes, 400 * MIB);
+    // Eight layers of half a millisecond, and three hops of a tenth and what they carry.
+    assert!((230.0..233.0).contains(&preview.decode_tokens_per_s), "{}", preview.decode_tokens_per_s);
+    // The stages share the processor: a prompt takes as long as on one engine.
+    assert!((2_499.0..2_501.0).contains(&preview.prefill_tokens_per_s), "{}", preview.prefill_tokens_per_s);
+    let reason = &preview.verdict.reason;
+    assert!(reason.contains("fewer would be faster: one engine (--local) is predicted at 250.0"), "{reason}");
+    assert!(reason.contains("more than this machine gives (0.73 GB)"), "{reason}");
+    let ends = [(Who::Own, range(0, 1)), (Who::Started(1), range(1, 7)), (Who::Own, range(7, 8))];
+    let private = placed(&model(8), &here, &ends, &latency()).unwrap();
+    assert_eq!((private.preference, private.stages[0].hop_ms), (Preference::Private, 0.0));
+    assert!(
+        private.verdict.reason.contains("over 1 peer of this machine, with both ends"),
+        "{}",
+        private.verdict.reason
+    );
+    assert_eq!(placed(&model(8), &here, &[], &latency()), Err(PlanError::NoLayers));
 }
 
 #[test]

@@ -5,5 +5,5 @@ mod route;
 mod sampling;
 
 pub(crate) use engine::EngineArgs;
-pub(crate) use route::{Prefer, RouteArgs, parse_bytes};
+pub(crate) use route::{PEERS_MAX, Prefer, RouteArgs, parse_bytes};
 pub(crate) use sampling::{SamplingArgs, StopArgs};

@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 
 /// Peers that one command starts: what a route may have, less the two ends that the command itself may hold.
-const PEERS_MAX: u16 = 62;
+pub(crate) const PEERS_MAX: u16 = 62;
 
 const _: () =
     assert!(PEERS_MAX as usize + 2 == potluck_core::bounds::ROUTE_STAGES_MAX, "the ends find room in a route");

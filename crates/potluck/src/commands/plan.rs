@@ -1,16 +1,18 @@
 //! `potluck model plan`: who would hold what, and how fast it would be, before anything is loaded.
 
 use clap::Args;
-use potluck_chain::plan::{Preview, Who};
+use potluck_chain::plan::{PlannedStage, Preview, Who, Wish, placed};
+use potluck_core::StageSpec;
 use serde_json::json;
 
 use crate::{
-    args::{EngineArgs, Prefer, parse_bytes},
+    args::{EngineArgs, PEERS_MAX, Prefer, parse_bytes},
     failure::{Failure, OrFail},
     home::Home,
     models::Models,
+    placement::{here, model_facts},
     screen::{Screen, size, table},
-    talk::{Surveyed, Wanted, preview},
+    talk::{Surveyed, Wanted, preview, split},
 };
 
 #[derive(Debug, Args)]
@@ -20,6 +22,12 @@ pub(crate) struct Plan {
     /// What a route is chosen for
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = Prefer::Private)]
     prefer: Prefer,
+    /// What `run --peers N` would start: N peers on this machine, all layers spread over them
+    #[arg(long, value_name = "N", conflicts_with = "prefer", value_parser = clap::value_parser!(u16).range(1..=i64::from(PEERS_MAX)))]
+    peers: Option<u16>,
+    /// The same with the first and the last layer in the command itself
+    #[arg(long, requires = "peers")]
+    own_ends: bool,
     /// Memory that this machine gives to the model, such as 4GB [default: most of what is free]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory: Option<u64>,
@@ -34,7 +42,13 @@ impl Plan {
         settings.check()?;
         let wanted =
             Wanted { home, entry: &entry, settings: &settings, codec: self.engine.codec(), memory: self.memory };
-        let Surveyed { preview, silent, .. } = preview(&wanted, self.prefer).await?;
+        let (preview, silent) = match self.peers {
+            Some(peers) => (Ok(of_own_peers(&wanted, peers, self.own_ends)?), Vec::new()),
+            None => {
+                let Surveyed { preview, silent, .. } = preview(&wanted, self.prefer).await?;
+                (preview, silent)
+            }
+        };
         if screen.json {
             let mut object = serde_json::to_value(preview?).or_fail("internal", "report this")?;
             object["name"] = entry.name.into();
@@ -46,17 +60,36 @@ impl Plan {
     }
 }
 
+/// The placement of `--peers N`, which no planner chooses.
+fn of_own_peers(wanted: &Wanted<'_>, peers: u16, own_ends: bool) -> Result<Preview, Failure> {
+    let specs = split(wanted.entry, peers.into(), own_ends)?;
+    let own = |spec: &StageSpec| own_ends && (spec.head || spec.tail);
+    let mut numbers = 1..;
+    let who = |spec: &StageSpec| if own(spec) { None } else { numbers.next() }.map_or(Who::Own, Who::Started);
+    let stages: Vec<_> = specs.iter().map(who).zip(specs.iter().map(|spec| spec.layers)).collect();
+    let wish = Wish {
+        positions: wanted.settings.context,
+        chunk: wanted.settings.chunk,
+        codec: wanted.codec,
+        preference: None,
+        may_load: true,
+    };
+    let facts = model_facts(wanted.entry, wanted.settings.kv)?;
+    placed(&facts, &here(wanted.home, wanted.memory)?, &stages, &wish).or_fail("bad_model", "potluck model show MODEL")
+}
+
 fn show(plan: &Preview) -> String {
-    let heading = ["", "LAYERS", "WEIGHTS", "CACHE", "MS/TOKEN", "HOP MS", ""].map(str::to_owned).to_vec();
+    let heading = ["", "LAYERS", "WEIGHTS", "CACHE", "MEMORY", "MS/TOKEN", "HOP MS", ""].map(str::to_owned).to_vec();
     let rows = plan.stages.iter().map(|stage| {
         vec![
             name(stage.who),
             stage.layers.to_string(),
             size(stage.weight_bytes),
             size(stage.cache_bytes),
+            size(stage.memory_bytes),
             format!("{:.2}", stage.decode_ms),
             format!("{:.2}", stage.hop_ms),
-            (if stage.loaded { "serves it now" } else { "would load it" }).to_owned(),
+            doing(stage).to_owned(),
         ]
     });
     let stages = table(&[heading].into_iter().chain(rows).collect::<Vec<_>>());
@@ -75,5 +108,14 @@ fn name(who: Who) -> String {
     match who {
         Who::Own => "this machine".into(),
         Who::Peer(peer) => peer.short(),
+        Who::Started(number) => format!("peer {number}"),
+    }
+}
+
+fn doing(stage: &PlannedStage) -> &'static str {
+    match (stage.who, stage.loaded) {
+        (_, true) => "serves it now",
+        (Who::Started(_), false) => "would be started",
+        _ => "would load it",
     }
 }

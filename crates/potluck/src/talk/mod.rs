@@ -24,6 +24,7 @@ use crate::{
 };
 
 pub(crate) use chain::AnyChain;
+pub(crate) use own_peers::split;
 pub(crate) use report::RouteStage;
 pub(crate) use start::Wanted;
 pub(crate) use swarm::{Surveyed, client_node, preview};

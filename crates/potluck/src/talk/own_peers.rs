@@ -55,7 +55,7 @@ pub(super) async fn open_again(wanted: &Wanted<'_>, embedded: &Embedded, own_end
 }
 
 /// Stages over all layers for this many peers; with own ends, one layer at each end for the command itself.
-fn split(entry: &Entry, peers: usize, own_ends: bool) -> Result<Vec<StageSpec>, Failure> {
+pub(crate) fn split(entry: &Entry, peers: usize, own_ends: bool) -> Result<Vec<StageSpec>, Failure> {
     let layers = all_layers(&entry.manifest)?.count();
     let cuts = slice::legal_cuts(&entry.manifest);
     let legal = |cut: u32| cuts.get(cut as usize - 1).is_some_and(Result::is_ok);

@@ -77,6 +77,9 @@ pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, 
                 own.push(own_engine(wanted, hop, spec).await?);
                 Hop::Own(OwnStage { spec, cache: OWN_CACHE })
             }
+            Who::Started(_) => {
+                return Err(Failure::new("internal", "a plan of the swarm starts no peer", "report this"));
+            }
             Who::Peer(peer) => {
                 let offer = offers.iter().find(|offer| offer.peer == peer && offer.shape.spec == spec);
                 let offer = offer.ok_or_else(|| Failure::new("no_route", "an offer has expired", "run it again"))?;

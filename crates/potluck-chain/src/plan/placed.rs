@@ -1,0 +1,94 @@
+//! A placement that the user has chosen, and what to expect of it: `--peers N`.
+
+use potluck_core::LayerRange;
+
+use super::{
+    PlanError,
+    cost::Costs,
+    facts::{Link, Machine, ModelFacts, Preference, Speed, Who, Wish},
+    preview::{Alternative, Preview, Verdict, VerdictKind, gigabytes, per_second, planned},
+    stage::Piece,
+};
+
+/// The machine that all stages of a placement run on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Here {
+    /// Bytes that it gives to all of them together.
+    pub memory_bytes: u64,
+    /// How fast it is.
+    pub speed: Speed,
+    /// The way between two of its processes.
+    pub link: Link,
+}
+
+/// What to expect of `stages`, all on one machine: the command's own, and those of peers that it starts.
+///
+/// They share the processor. So a prompt gains nothing from them, unlike with a machine for each, and a token pays for the
+/// hops: the verdict says by how much fewer stages would be faster.
+/// # Errors
+/// `NoLayers` where there are no stages.
+pub fn placed(
+    model: &ModelFacts,
+    here: &Here,
+    stages: &[(Who, LayerRange)],
+    wish: &Wish,
+) -> Result<Preview, PlanError> {
+    let (Some(&(_, first)), Some(&(_, last))) = (stages.first(), stages.last()) else {
+        return Err(PlanError::NoLayers);
+    };
+    let machine = |&(who, _): &(Who, LayerRange)| Machine {
+        who,
+        memory_bytes: here.memory_bytes,
+        speed: Some(here.speed),
+        link: here.link,
+        loaded: None,
+    };
+    let machines: Vec<Machine> = stages.iter().map(machine).collect();
+    let costs = Costs { model, machines: &machines, wish };
+    let pieces: Vec<Piece> =
+        (0..).zip(stages).map(|(index, &(_, layers))| Piece::fresh(model, wish, here.speed, index, layers)).collect();
+    let decode_tokens_per_s = per_second(costs.decode_us(&pieces));
+    let sum = |of: fn(&Piece) -> u64| pieces.iter().map(of).fold(0, u64::saturating_add);
+    let all = LayerRange::new(first.start(), last.end()).map_err(|_| PlanError::NoLayers)?;
+    let alone = Alternative {
+        stages: 1,
+        decode_tokens_per_s: per_second(Piece::fresh(model, wish, here.speed, 0, all).decode_us),
+        private: true,
+    };
+    let bytes = sum(Piece::bytes);
+    Ok(Preview {
+        model: model.model.to_string(),
+        stages: (0..pieces.len()).map(|i| planned(&costs, &pieces, i)).collect(),
+        weight_bytes: sum(|piece| piece.weight_bytes),
+        cache_bytes: sum(|piece| piece.cache_bytes),
+        positions: wish.positions,
+        preference: if machines[0].who == Who::Own { Preference::Private } else { Preference::Latency },
+        prefill_tokens_per_s: per_second(pieces.iter().map(|piece| piece.prefill_us).sum()),
+        decode_tokens_per_s,
+        bytes_per_position: costs.bytes_per_position(&pieces),
+        verdict: verdict(stages, bytes, here.memory_bytes, decode_tokens_per_s, &alone),
+        alternatives: vec![alone],
+        left_out: Vec::new(),
+    })
+}
+
+fn verdict(stages: &[(Who, LayerRange)], bytes: u64, memory: u64, rate: f64, alone: &Alternative) -> Verdict {
+    let peers = stages.iter().filter(|(who, _)| *who != Who::Own).count();
+    let ends = if peers < stages.len() { ", with both ends in the command" } else { "" };
+    let faster = match alone.decode_tokens_per_s > rate {
+        true => {
+            format!("; fewer would be faster: one engine (--local) is predicted at {:.1}", alone.decode_tokens_per_s)
+        }
+        false => String::new(),
+    };
+    let room = match bytes > memory {
+        true => format!("; that is more than this machine gives ({})", gigabytes(memory)),
+        false => String::new(),
+    };
+    let plural = if peers == 1 { "peer" } else { "peers" };
+    let reason = format!(
+        "{} over {peers} {plural} of this machine{ends}, as asked for: {rate:.1} tokens/s predicted{faster}{room}",
+        gigabytes(bytes)
+    );
+    Verdict { kind: if stages.len() == 1 { VerdictKind::Single } else { VerdictKind::Pooled }, reason }
+}
