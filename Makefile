@@ -57,7 +57,7 @@ sim: ## The simulator: make sim [TEST=storms] [SEED=0x5eed] [SEEDS=10000]
 
 fuzz: ## Fuzz a decoder: make fuzz [TARGET=frame] [FUZZ_SECONDS=60]
 	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
-	cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $(TARGET) -- -max_total_time=$(FUZZ_SECONDS)
+	cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $(if $(filter engine_%,$(TARGET)),--features engine) $(TARGET) -- -max_total_time=$(FUZZ_SECONDS)
 
 bench: model ## Ratios against llama.cpp, side by side; writes bench/results/
 	@bench/run

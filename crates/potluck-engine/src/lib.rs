@@ -41,6 +41,8 @@ pub mod zoo;
 
 pub use error::EngineError;
 pub use load::{FILES_MAX, Load, Part};
+#[doc(hidden)]
+pub use process::fuzzing;
 pub use process::{
     EngineProcess, EngineProgram, EngineStage, FRAME_BYTES_MAX, RESTARTS_MAX, child_main, try_out_sandbox,
 };

@@ -9,19 +9,10 @@ mod frame;
 mod frame_reader;
 #[path = "../../../fuzz/checks/offer.rs"]
 mod offer;
+#[path = "../../../fuzz/replay.rs"]
+mod replay;
 
-use std::path::Path;
-
-/// Every file of a corpus, by name.
-fn replay(target: &str, check: impl Fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
-    let files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert!(files.len() >= 3, "{}: no corpus", folder.display());
-    for file in files {
-        println!("{}", file.display());
-        check(&std::fs::read(&file).unwrap());
-    }
-}
+use replay::replay;
 
 #[test]
 fn frame_corpus() {

@@ -10,10 +10,10 @@ use crate::EngineError;
 /// Bytes of one frame. A longer one ends the engine's process, unallocated; a longer reply is an error instead.
 pub const FRAME_BYTES_MAX: usize = 2 * STEP_BYTES_MAX;
 
-const LENGTH_BYTES: usize = 4;
+pub(super) const LENGTH_BYTES: usize = 4;
 
 /// Bytes that are asked of the socket at a time.
-const READ_BYTES: usize = 64 << 10;
+pub(super) const READ_BYTES: usize = 64 << 10;
 
 const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize, "a frame's length fits its field");
 

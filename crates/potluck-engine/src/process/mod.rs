@@ -6,6 +6,8 @@ mod connect;
 mod descriptors;
 mod due;
 mod frame;
+#[doc(hidden)]
+pub mod fuzzing;
 mod spawn;
 mod supervise;
 pub(crate) mod wire;
