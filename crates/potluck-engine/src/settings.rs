@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use potluck_core::bounds::{SESSION_POSITIONS_MAX, STAGE_SESSIONS_MAX, STEP_POSITIONS_MAX};
 
-use crate::EngineError;
+use crate::{EngineError, cores::default_threads};
 
 /// Threads that one engine may use: more than any machine of today has cores.
 pub const THREADS_MAX: u16 = 512;
@@ -95,12 +95,12 @@ pub struct EngineSettings {
 }
 
 impl Default for EngineSettings {
-    /// Every core, eight sessions of 4,096 positions, the CPU only.
+    /// A thread for each core (of more than four, one is left over), eight sessions of 4,096 positions, the CPU only.
     fn default() -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get().min(THREADS_MAX.into())) as u16;
+        let threads = default_threads();
         Self {
-            threads: cores,
-            threads_batch: cores,
+            threads,
+            threads_batch: threads,
             poll: Some(0),
             gpu_layers: 0,
             kv: KvType::F16,
