@@ -11,7 +11,7 @@ pub(crate) struct EngineArgs {
     /// Positions that a conversation can hold
     #[arg(long, value_name = "POSITIONS", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub(crate) context: u32,
-    /// Threads of each engine [default: one for each core, less one where there are more than four]
+    /// Threads of each engine [default: one a core, less one where they are more than four]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
     threads: Option<u16>,
     /// Layers to place on the GPU
