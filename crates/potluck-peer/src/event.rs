@@ -31,6 +31,17 @@ pub struct PeerConfig {
     pub open_timeout: Duration,
 }
 
+impl PeerConfig {
+    /// Sessions that one client may have of a stage with so many caches, where others are to find one, too: all but one.
+    ///
+    /// A session that waits for its user holds its cache for as long as it may be idle, so the limit holds also while
+    /// nobody waits: who comes later finds a cache at once. It is a limit for a key. A machine has two in a swarm (it lends
+    /// with one and asks with the other), and who may have more is decided by who grants.
+    pub fn fair_share(caches: u16) -> u16 {
+        caches.saturating_sub(1).max(1)
+    }
+}
+
 /// Something happened.
 #[derive(Debug)]
 pub enum Event {

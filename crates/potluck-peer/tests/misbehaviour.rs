@@ -15,6 +15,8 @@ use potluck_wire::{
     StepFrame,
 };
 
+/// Sessions that the stage has room for.
+const CACHES: u16 = 3;
 const WIDTH: u32 = 4;
 const UTC: u64 = 1_800_000_000;
 
@@ -50,7 +52,7 @@ impl Test {
     fn new() -> Self {
         let config = PeerConfig {
             id: id(2),
-            sessions_per_client: 2,
+            sessions_per_client: PeerConfig::fair_share(CACHES),
             idle_max: Duration::from_secs(60),
             open_timeout: Duration::from_secs(10),
         };
@@ -59,7 +61,7 @@ impl Test {
             spec: spec(),
             width: WIDTH,
             vocabulary: 16,
-            caches: 3,
+            caches: CACHES,
             context: 64,
             cache_bytes_per_position: 1,
             weight_bytes: 1,
@@ -364,6 +366,10 @@ fn one_client_cannot_take_every_cache() {
         assert_eq!(refused, (n == 2).then_some(FailureCode::Busy), "session {n}");
     }
     assert_eq!(test.peer.status().free_caches, 1);
+    let effects = test.stream(7, 8, Frame::Open(Box::new(open())));
+    assert!(closes(&effects, 7).is_none(), "the last one is another client's: {effects:?}");
+    let shares = [1, 2, 3, 8].map(PeerConfig::fair_share);
+    assert_eq!(shares, [1, 1, 2, 7], "where there is one cache, whoever comes first has it");
 }
 
 #[test]

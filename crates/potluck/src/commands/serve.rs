@@ -18,7 +18,7 @@ use crate::{
     home::{Home, Identity, Membership, Role},
     models::{Models, all_layers},
     screen::Screen,
-    serving::{Announcer, ServingPeer},
+    serving::{Announcer, LentTo, ServingPeer},
     signals::Interrupt,
 };
 
@@ -63,7 +63,7 @@ impl Serve {
         let mut interrupt = Interrupt::listen()?;
         let bar = screen.wait(format!("loading layers {layers} of {}", entry.name));
         let who = NetIdentity { key: identity.key.clone(), grant, gate: membership.gate()? };
-        let started = ServingPeer::start(&entry, spec, &settings, who, Bind::Address(self.bind), true);
+        let started = ServingPeer::start(&entry, spec, &settings, who, Bind::Address(self.bind), LentTo::Members);
         let peer = interrupt.or(started).await??;
         drop(bar);
         membership.knows(peer.address());
@@ -88,7 +88,7 @@ async fn serve_order(screen: Screen) -> Result<(), Failure> {
     let gate = Gate::new(order.swarm()?);
     let identity = NetIdentity { key: order.key()?, grant: order.grant()?, gate };
     let mut interrupt = Interrupt::listen()?;
-    let started = ServingPeer::start(&entry, spec, &order.settings, identity, Bind::Loopback, false);
+    let started = ServingPeer::start(&entry, spec, &order.settings, identity, Bind::Loopback, LentTo::Command);
     let peer = interrupt.or(started).await??;
     tell(screen, &peer, &order.swarm()?.to_string(), &entry.name)?;
     tokio::select! {

@@ -21,8 +21,24 @@ use crate::{
 pub(crate) use measure::measure;
 pub(crate) use offers::{Announcer, offers_of};
 
-/// Sessions that one client may have open at a peer.
-const SESSIONS_PER_CLIENT: u16 = 64;
+/// Whom a stage is lent to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LentTo {
+    /// The members of a swarm: each leaves a cache to the others, and they want to know how fast it is.
+    Members,
+    /// The command that started this peer, its only client.
+    Command,
+}
+
+impl LentTo {
+    /// Sessions that one client may have open here.
+    fn sessions_per_client(self, caches: u16) -> u16 {
+        match self {
+            Self::Members => PeerConfig::fair_share(caches),
+            Self::Command => caches,
+        }
+    }
+}
 
 /// Longest that a session may go without a step.
 const IDLE_MAX: Duration = Duration::from_secs(24 * 3_600);
@@ -44,22 +60,22 @@ pub(crate) struct ServingPeer {
 }
 
 impl ServingPeer {
-    /// Loads the stage and serves it from then on. `measured`: run it once before, to know how fast it is.
+    /// Loads the stage and serves it from then on; first it runs once, where members want to know how fast it is.
     pub(crate) async fn start(
         entry: &Entry,
         spec: StageSpec,
         settings: &EngineSettings,
         identity: Identity,
         bind: Bind,
-        measured: bool,
+        lent_to: LentTo,
     ) -> Result<Self, Failure> {
         admit(entry, spec).await?;
         let (engine, mut pipe) = RunningEngine::start(load_stage(entry, spec, settings)?).await?;
         let shape = engine.shape.clone();
-        let speed = if measured { Some(measure(&shape, settings, &mut pipe).await?) } else { None };
+        let speed = if lent_to == LentTo::Members { Some(measure(&shape, settings, &mut pipe).await?) } else { None };
         let config = PeerConfig {
             id: identity.key.peer_id(),
-            sessions_per_client: SESSIONS_PER_CLIENT,
+            sessions_per_client: lent_to.sessions_per_client(shape.caches),
             idle_max: IDLE_MAX,
             open_timeout: OPEN_TIMEOUT,
         };
