@@ -34,11 +34,14 @@ pub struct Offer {
     pub free_bytes: u64,
 }
 
-/// An offer and its peer's signature.
+/// An offer, its peer's signature, and the grant that makes the peer a member: who hears of an offer from a third has never
+/// met the peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedOffer {
     offer: Vec<u8>,
     signature: serde_bytes::ByteArray<64>,
+    #[serde(with = "serde_bytes")]
+    grant: Vec<u8>,
 }
 
 /// Whoever sent the offer: it is not to be relied on.
@@ -76,20 +79,27 @@ impl Offer {
     pub const ADDRESS_CHARS_MAX: usize = 64;
     /// Bytes of an encoded, signed offer: it fits a gossip message.
     pub const BYTES_MAX: usize = 2_048;
+    /// Bytes of the grant beside an offer. A longer one is no offer's; a grant of today has some 300.
+    pub const GRANT_BYTES_MAX: usize = 2_048;
     /// Seconds that an offer may hold, clocks' difference included.
     pub const LIFETIME_SECONDS_MAX: u64 = 300;
     const CONTEXT: &'static [u8] = b"potluck offer 1\0";
 
-    /// Signs the offer. `key` must be that of `self.peer`.
-    pub fn sign(&self, key: &SecretKey) -> SignedOffer {
+    /// Signs the offer. `key` must be that of `self.peer`, and `grant` what admits that key to its swarm.
+    pub fn sign(&self, key: &SecretKey, grant: Vec<u8>) -> SignedOffer {
         #[expect(clippy::expect_used, reason = "writing to memory fails only where memory ends")]
         let offer = postcard::to_stdvec(self).expect("an offer encodes");
         let signature = key.sign(&[Self::CONTEXT, &offer].concat());
-        SignedOffer { offer, signature: signature.into() }
+        SignedOffer { offer, signature: signature.into(), grant }
     }
 }
 
 impl SignedOffer {
+    /// The grant of the peer that offers, as it came: whether it admits the peer is for a gate to say.
+    pub fn grant(&self) -> &[u8] {
+        &self.grant
+    }
+
     /// The offer, if it is well formed, signed by the peer it names, and holds at `now` (UTC seconds).
     ///
     /// # Errors
@@ -97,6 +107,9 @@ impl SignedOffer {
     pub fn verify(&self, now: u64) -> Result<Offer, OfferError> {
         if self.offer.len() > Offer::BYTES_MAX {
             return Err(OfferError::Malformed(format!("{} bytes", self.offer.len())));
+        }
+        if self.grant.len() > Offer::GRANT_BYTES_MAX {
+            return Err(OfferError::Malformed(format!("a grant of {} bytes", self.grant.len())));
         }
         let offer: Offer = postcard::from_bytes(&self.offer).map_err(|e| OfferError::Malformed(e.to_string()))?;
         if offer.addresses.len() > Offer::ADDRESSES_MAX
@@ -153,12 +166,14 @@ mod tests {
     #[test]
     fn an_offer_holds_for_its_time_and_its_signer_only() {
         let key = SecretKey::from_bytes(&[3; 32]);
-        let signed = offer(&key).sign(&key);
+        let signed = offer(&key).sign(&key, vec![7]);
         assert_eq!(signed.verify(1_000), Ok(offer(&key)));
         assert!(matches!(signed.verify(1_061), Err(OfferError::Expired { seconds: 1, .. })));
         assert!(matches!(signed.verify(0), Err(OfferError::TooLong { .. })));
-        let forged = offer(&key).sign(&SecretKey::from_bytes(&[4; 32]));
+        let forged = offer(&key).sign(&SecretKey::from_bytes(&[4; 32]), vec![]);
         assert_eq!(forged.verify(1_000), Err(OfferError::Signature(key.peer_id())));
+        let long = offer(&key).sign(&key, vec![0; Offer::GRANT_BYTES_MAX + 1]);
+        assert!(matches!(long.verify(1_000), Err(OfferError::Malformed(_))));
         let mut altered = signed;
         altered.offer[40] ^= 1;
         assert!(altered.verify(1_000).is_err());

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use potluck_core::{Offer, PeerId, SignedOffer, StageSpec};
+use potluck_core::{Offer, OfferError, PeerId, SignedOffer, StageSpec};
+use potluck_grant::{Gate, GrantError};
 use potluck_wire::OFFERS_MAX;
 
 /// Offers that a peer keeps. Beyond it, the one that expires first makes room.
@@ -11,18 +12,31 @@ pub const OFFERS_KEPT_MAX: usize = 1_024;
 /// Offers of one peer that are kept: a stage each. A further one is dropped.
 pub const PEER_OFFERS_MAX: usize = 16;
 
-/// The latest offer of each stage of each peer. Knows no clock and no socket.
+/// Whoever passed the offer on, or made it: it is not kept.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OfferRefused {
+    /// It is not to be relied on.
+    #[error(transparent)]
+    Offer(#[from] OfferError),
+    /// Its peer is no member: anybody can make keys, and sign offers with them.
+    #[error(transparent)]
+    NotMember(#[from] GrantError),
+}
+
+/// The latest offer of each stage of each member. Knows no clock and no socket.
 #[derive(Debug, Default, Clone)]
 pub struct Directory {
     offers: BTreeMap<(PeerId, StageSpec), (Offer, SignedOffer)>,
 }
 
 impl Directory {
-    /// Keeps an offer if it is valid at `now` (UTC seconds) and newer than what is known of its stage.
+    /// Keeps an offer if it is valid at `now` (UTC seconds), of a member, and newer than what is known of its stage.
     ///
+    /// So neither a member nor whoever it repeats can fill the directory, or a plan, with peers that do not exist.
     /// # Errors
     /// What is wrong with it. An older one is no error: gossip repeats itself.
-    pub fn announce(&mut self, offer: SignedOffer, now: u64) -> Result<bool, potluck_core::OfferError> {
+    pub fn announce(&mut self, offer: SignedOffer, gate: &Gate, now: u64) -> Result<bool, OfferRefused> {
         let content = offer.verify(now)?;
         self.expire(now);
         let key = (content.peer, content.shape.spec);
@@ -32,6 +46,7 @@ impl Directory {
         if !self.offers.contains_key(&key) && self.of(content.peer) >= PEER_OFFERS_MAX {
             return Ok(false);
         }
+        gate.check(offer.grant(), content.peer, now)?;
         if self.offers.len() >= OFFERS_KEPT_MAX && !self.offers.contains_key(&key) {
             let first = self.offers.iter().min_by_key(|(_, (offer, _))| offer.expires).map(|(key, _)| *key);
             first.map(|key| self.offers.remove(&key));
@@ -78,30 +93,46 @@ impl Directory {
 #[cfg(test)]
 mod tests {
     use potluck_core::{LayerRange, SecretKey, Stage as _, StageSpeed};
+    use potluck_grant::Root;
     use potluck_sim::toy::{ToyStage, spec};
 
     use super::*;
+
+    const FAR: u64 = 4_000_000_000;
+
+    fn gate() -> Gate {
+        Gate::new(Root::from_bytes(&[7; 32]).public())
+    }
+
+    fn grant(root: u8, key: u8, expires: u64) -> Vec<u8> {
+        let holder = SecretKey::from_bytes(&[key; 32]).peer_id();
+        Root::from_bytes(&[root; 32]).grant(holder, expires).unwrap().into_bytes()
+    }
 
     fn offer(key: u8, sequence: u64, expires: u64) -> SignedOffer {
         stage_offer(key, 0, sequence, expires)
     }
 
     fn stage_offer(key: u8, start: u32, sequence: u64, expires: u64) -> SignedOffer {
+        granted_offer(key, start, sequence, expires, grant(7, key, FAR))
+    }
+
+    fn granted_offer(key: u8, start: u32, sequence: u64, expires: u64, grant: Vec<u8>) -> SignedOffer {
         let key = SecretKey::from_bytes(&[key; 32]);
         let range = LayerRange::new(start, start + 1).unwrap();
         let shape = ToyStage::new(spec(range, 200), 1, 16).shape().clone();
         let speed = StageSpeed { decode_us: 1, prefill_position_us: 1 };
         let addresses = vec![];
         let peer = key.peer_id();
-        Offer { peer, sequence, expires, addresses, shape, speed, free_caches: 1, free_bytes: 0 }.sign(&key)
+        Offer { peer, sequence, expires, addresses, shape, speed, free_caches: 1, free_bytes: 0 }.sign(&key, grant)
     }
 
     #[test]
     fn the_latest_offer_counts_until_it_expires() {
         let mut directory = Directory::default();
-        assert_eq!(directory.announce(offer(1, 2, 1_060), 1_000), Ok(true));
-        assert_eq!(directory.announce(offer(1, 1, 1_090), 1_000), Ok(false), "older");
-        assert_eq!(directory.announce(offer(2, 1, 1_020), 1_000), Ok(true));
+        assert_eq!(directory.announce(offer(1, 2, 1_060), &gate(), 1_000), Ok(true));
+        assert_eq!(directory.announce(offer(1, 1, 1_090), &gate(), 1_000), Ok(false), "older");
+        assert_eq!(directory.announce(offer(2, 1, 1_020), &gate(), 1_000), Ok(true));
         assert_eq!(directory.signed(1_020).len(), 2);
         assert_eq!(directory.signed(1_021).len(), 1);
         directory.forget(SecretKey::from_bytes(&[1; 32]).peer_id());
@@ -109,14 +140,35 @@ mod tests {
     }
 
     #[test]
+    fn who_is_no_member_is_not_kept() {
+        let mut directory = Directory::default();
+        for (grant, what) in [
+            (vec![], "none"),
+            (b"nonsense".to_vec(), "no grant"),
+            (grant(8, 1, FAR), "another swarm's"),
+            (grant(7, 2, FAR), "another member's"),
+            (grant(7, 1, 999), "one that has expired"),
+        ] {
+            let kept = directory.announce(granted_offer(1, 0, 1, 1_060, grant), &gate(), 1_000);
+            assert!(matches!(kept, Err(OfferRefused::NotMember(_))), "{what}: {kept:?}");
+        }
+        assert_eq!(directory.offers(1_000).count(), 0);
+        assert_eq!(directory.announce(offer(1, 1, 1_060), &gate(), 1_000), Ok(true));
+    }
+
+    #[test]
     fn one_peer_cannot_fill_it() {
         let mut directory = Directory::default();
         for start in 0..PEER_OFFERS_MAX as u32 {
-            assert_eq!(directory.announce(stage_offer(1, start, 1, 1_060), 1_000), Ok(true));
+            assert_eq!(directory.announce(stage_offer(1, start, 1, 1_060), &gate(), 1_000), Ok(true));
         }
-        assert_eq!(directory.announce(stage_offer(1, 99, 1, 1_060), 1_000), Ok(false));
-        assert_eq!(directory.announce(stage_offer(1, 0, 2, 1_060), 1_000), Ok(true), "what is known may change");
-        assert_eq!(directory.announce(offer(2, 1, 1_060), 1_000), Ok(true), "another peer has its own share");
+        assert_eq!(directory.announce(stage_offer(1, 99, 1, 1_060), &gate(), 1_000), Ok(false));
+        assert_eq!(
+            directory.announce(stage_offer(1, 0, 2, 1_060), &gate(), 1_000),
+            Ok(true),
+            "what is known may change"
+        );
+        assert_eq!(directory.announce(offer(2, 1, 1_060), &gate(), 1_000), Ok(true), "another peer has its own share");
     }
 
     #[test]
@@ -125,10 +177,10 @@ mod tests {
         let sizes = |directory: &Directory| directory.pages(1_000).iter().map(Vec::len).collect::<Vec<_>>();
         assert_eq!(sizes(&directory), [0]);
         for n in 0..OFFERS_MAX as u32 {
-            directory.announce(stage_offer(n as u8 % 4 + 1, n, 1, 1_060), 1_000).unwrap();
+            directory.announce(stage_offer(n as u8 % 4 + 1, n, 1, 1_060), &gate(), 1_000).unwrap();
         }
         assert_eq!(sizes(&directory), [OFFERS_MAX, 0]);
-        directory.announce(stage_offer(9, 0, 1, 1_060), 1_000).unwrap();
+        directory.announce(stage_offer(9, 0, 1, 1_060), &gate(), 1_000).unwrap();
         assert_eq!(sizes(&directory), [OFFERS_MAX, 1]);
     }
 }

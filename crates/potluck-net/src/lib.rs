@@ -28,7 +28,7 @@ mod stream;
 
 pub use connect::Link;
 pub use deadlines::NetDeadlines;
-pub use directory::{Directory, OFFERS_KEPT_MAX, PEER_OFFERS_MAX};
+pub use directory::{Directory, OFFERS_KEPT_MAX, OfferRefused, PEER_OFFERS_MAX};
 pub use error::NetError;
 pub use node::{Bind, Identity, Node, NodeConfig};
 pub use path::{PathInfo, PathKind};

@@ -281,7 +281,8 @@ impl Driver {
     }
 
     fn keep(&mut self, offer: SignedOffer) {
-        self.directory.send_if_modified(|directory| match directory.announce(offer, utc_now()) {
+        let gate = &self.node.identity.gate;
+        self.directory.send_if_modified(|directory| match directory.announce(offer, gate, utc_now()) {
             Ok(new) => new,
             Err(error) => {
                 debug!(%error, "an offer was not kept");

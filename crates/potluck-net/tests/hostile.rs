@@ -508,16 +508,22 @@ async fn offers_of_others_and_offers_that_do_not_hold() {
     let member = Attacker::member(&victim, 66).await;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let shape = potluck_core::Stage::shape(&toy::ToyStage::new(whole(), 1, CONTEXT)).clone();
-    let offer = |n: u8, signer: u8, expires| {
+    let grant = |n: u8| grant_of(&root(), key(n).peer_id(), FAR);
+    let granted = |n: u8, signer: u8, expires, grant| {
         let speed = StageSpeed { decode_us: 1, prefill_position_us: 1 };
         let (peer, addresses, shape) = (key(n).peer_id(), vec![], shape.clone());
-        Offer { peer, sequence: 1, expires, addresses, shape, speed, free_caches: 1, free_bytes: 0 }.sign(&key(signer))
+        Offer { peer, sequence: 1, expires, addresses, shape, speed, free_caches: 1, free_bytes: 0 }
+            .sign(&key(signer), grant)
     };
+    let offer = |n, signer, expires| granted(n, signer, expires, grant(n));
+    let strangers = grant_of(&Root::from_bytes(&[8; 32]), key(66).peer_id(), FAR);
     let cases = [
         (offer(67, 67, now + 60), 0, "another member's, announced by this one"),
         (offer(66, 67, now + 60), 0, "signed by another"),
         (offer(66, 66, now - 60), 0, "expired"),
         (offer(66, 66, now + 6_000), 0, "for longer than offers may hold"),
+        (granted(66, 66, now + 60, vec![]), 0, "without a grant, of which who hears of it could not know"),
+        (granted(66, 66, now + 60, strangers), 0, "with another swarm's grant"),
         (offer(66, 66, now + 60), 1, "its own"),
     ];
     for (offer, known, what) in cases {

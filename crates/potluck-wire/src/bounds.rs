@@ -30,7 +30,7 @@ pub const TEXT_BYTES_MAX: usize = 512;
 pub const ADDRESSES_MAX: usize = 16;
 
 /// Offers in one message.
-pub const OFFERS_MAX: usize = 24;
+pub const OFFERS_MAX: usize = 12;
 
 /// Frames that a sender may have unacknowledged on a session's stream before the first credit. Beyond what was
 /// credited the receiver ends the session with `Protocol`: so a session's queue is bounded by this number of frames.
@@ -50,6 +50,9 @@ pub const fn answer_frame_bytes_max(width: u32, vocabulary: u32) -> usize {
 }
 
 const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize, "a frame's length fits its field");
-const _: () =
-    assert!(CONTROL_BYTES_MAX >= OFFERS_MAX * (potluck_core::Offer::BYTES_MAX + 128), "a page of offers fits");
+/// Bytes of a signed offer in a message: the offer, its grant, the signature and the lengths.
+const OFFER_BYTES: usize = potluck_core::Offer::BYTES_MAX + potluck_core::Offer::GRANT_BYTES_MAX + 128;
+
+const _: () = assert!(CONTROL_BYTES_MAX >= OFFERS_MAX * OFFER_BYTES, "a page of offers fits");
+const _: () = assert!(potluck_core::Offer::GRANT_BYTES_MAX <= GRANT_BYTES_MAX, "a grant beside an offer is a grant");
 const _: () = assert!(POSITION_BYTES_MAX <= CONTROL_BYTES_MAX * 2, "one position of the widest model is a small frame");

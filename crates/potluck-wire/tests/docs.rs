@@ -43,9 +43,9 @@ fn the_step_that_is_drawn_is_the_one_that_is_pinned() {
 
 #[test]
 fn the_bounds_are_those_of_the_code() {
-    assert_eq!((HEADER_BYTES, CONTROL_BYTES_MAX, HOP_FRAMES_MAX, OFFERS_MAX), (24, 64 << 10, 16, 24));
+    assert_eq!((HEADER_BYTES, CONTROL_BYTES_MAX, HOP_FRAMES_MAX, OFFERS_MAX), (24, 64 << 10, 16, 12));
     let doc = doc();
-    for text in ["header of 24 bytes", "| 64 KiB |", "may have 16 steps", "Pages hold 24"] {
+    for text in ["header of 24 bytes", "| 64 KiB |", "may have 16 steps", "Pages hold 12"] {
         assert!(doc.contains(text), "{text}");
     }
 }

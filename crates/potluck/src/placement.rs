@@ -1,6 +1,6 @@
 //! What the planner is told: the model, this machine, and who offers what.
 
-use std::{hint::black_box, net::SocketAddr, time::Instant};
+use std::{collections::BTreeSet, hint::black_box, net::SocketAddr, time::Instant};
 
 use potluck_chain::plan::{Here, LayerFacts, Link, Machine, ModelFacts, Speed};
 use potluck_client::Outcome;
@@ -129,7 +129,12 @@ fn estimate() -> Speed {
 /// The machines behind these offers, each asked for its distance; and why some were not reached.
 pub(crate) async fn offered_machines(node: &Node, offers: &[Offer]) -> (Vec<Machine>, Vec<String>) {
     let (mut machines, mut unreached) = (Vec::new(), Vec::new());
+    let mut lost = BTreeSet::new();
+    // Who was not reached for one of its stages is not waited for again.
     for offer in offers {
+        if lost.contains(&offer.peer) {
+            continue;
+        }
         match node.connect(&address(offer)).await {
             Ok(link) => {
                 let path = link.path();
@@ -142,7 +147,10 @@ pub(crate) async fn offered_machines(node: &Node, offers: &[Offer]) -> (Vec<Mach
                     },
                 ));
             }
-            Err(error) => unreached.push(error.to_string()),
+            Err(error) => {
+                lost.insert(offer.peer);
+                unreached.push(error.to_string());
+            }
         }
     }
     (machines, unreached)

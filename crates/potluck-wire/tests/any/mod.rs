@@ -132,7 +132,7 @@ fn signed_offer(n: u8) -> SignedOffer {
         free_caches: 7,
         free_bytes: 1 << 30,
     }
-    .sign(&key)
+    .sign(&key, vec![n; 5])
 }
 
 /// Any frame that its sender may send.

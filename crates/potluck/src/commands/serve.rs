@@ -62,14 +62,14 @@ impl Serve {
         settings.check()?;
         let mut interrupt = Interrupt::listen()?;
         let bar = screen.wait(format!("loading layers {layers} of {}", entry.name));
-        let who = NetIdentity { key: identity.key.clone(), grant, gate: membership.gate()? };
+        let who = NetIdentity { key: identity.key.clone(), grant: grant.clone(), gate: membership.gate()? };
         let started = ServingPeer::start(&entry, spec, &settings, who, Bind::Address(self.bind), LentTo::Members);
         let peer = interrupt.or(started).await??;
         drop(bar);
         membership.knows(peer.address());
         membership.save(home)?;
         tell(screen, &peer, &membership.swarm, &entry.name)?;
-        let announcer = Announcer::new(identity.key, membership.contacts);
+        let announcer = Announcer::new(identity.key, grant, membership.contacts);
         tokio::select! {
             () = announcer.run(&peer) => {}
             () = interrupt.wait() => {}

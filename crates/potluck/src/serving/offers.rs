@@ -1,9 +1,9 @@
 //! Offers: told to the members that this machine knows, asked from them, and renewed before they expire.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use potluck_core::{Offer, PeerId, SecretKey, SignedOffer, StageSpec};
-use potluck_net::Node;
+use potluck_core::{Offer, SecretKey, SignedOffer};
+use potluck_net::{Directory, Node};
 use potluck_wire::PeerAddress;
 
 use super::ServingPeer;
@@ -21,16 +21,17 @@ const _: () = assert!(OFFER_SECONDS <= Offer::LIFETIME_SECONDS_MAX, "an offer ho
 #[derive(Debug)]
 pub(crate) struct Announcer {
     key: SecretKey,
+    grant: Vec<u8>,
     contacts: Vec<PeerAddress>,
     sequence: u64,
 }
 
 impl Announcer {
-    /// For a peer with this key that knows these members.
-    pub(crate) fn new(key: SecretKey, contacts: Vec<PeerAddress>) -> Self {
+    /// For a peer with this key and this grant that knows these members.
+    pub(crate) fn new(key: SecretKey, grant: Vec<u8>, contacts: Vec<PeerAddress>) -> Self {
         let contacts = contacts.into_iter().filter(|contact| contact.peer != key.peer_id()).collect();
         // A peer that starts again must not be older than it was.
-        Self { key, contacts, sequence: utc_now() << 16 }
+        Self { key, grant, contacts, sequence: utc_now() << 16 }
     }
 
     /// Announces now, and again before each offer expires; never returns.
@@ -78,28 +79,23 @@ impl Announcer {
             free_caches: peer.serving.status.borrow().free_caches,
             free_bytes: 0,
         };
-        Some(offer.sign(&self.key))
+        Some(offer.sign(&self.key, self.grant.clone()))
     }
 }
 
-/// Every offer that these members know and that holds now: the latest of each stage of each peer.
+/// Every offer of a member that these members know and that holds now: the latest of each stage of each peer.
 pub(crate) async fn offers_of(node: &Node, contacts: &[PeerAddress]) -> (Vec<Offer>, Vec<String>) {
-    let mut latest: BTreeMap<(PeerId, StageSpec), Offer> = BTreeMap::new();
+    let mut directory = Directory::default();
     let mut silent = Vec::new();
     for contact in contacts {
-        let signed = match node.offers(contact).await {
-            Ok(signed) => signed,
-            Err(error) => {
-                silent.push(error.to_string());
-                continue;
-            }
-        };
-        for offer in signed.iter().filter_map(|offer| offer.verify(utc_now()).ok()) {
-            let known = latest.entry((offer.peer, offer.shape.spec)).or_insert_with(|| offer.clone());
-            if known.sequence < offer.sequence {
-                *known = offer;
-            }
+        match node.offers(contact).await {
+            Ok(signed) => signed.into_iter().for_each(|offer| {
+                if let Err(refused) = directory.announce(offer, &node.identity().gate, utc_now()) {
+                    tracing::info!(peer = %contact.peer.short(), %refused, "a contact passed an offer on that is none");
+                }
+            }),
+            Err(error) => silent.push(error.to_string()),
         }
     }
-    (latest.into_values().collect(), silent)
+    (directory.offers(utc_now()).cloned().collect(), silent)
 }
