@@ -187,6 +187,11 @@ async fn main() -> Result<(), Error> {
     let mut arguments = std::env::args().skip(1);
     let width: u32 = arguments.next().map_or(Ok(576), |text| text.parse())?;
     let steps: usize = arguments.next().map_or(Ok(2_000), |text| text.parse())?;
+    println!("{}", measure(width, steps).await?);
+    Ok(())
+}
+
+async fn measure(width: u32, steps: usize) -> Result<String, Error> {
     let client = node(99).await?;
     let (mut one, mut two) = (Route::open(&client, 1, width).await?, Route::open(&client, 2, width).await?);
     let (mut short, mut long) = (vec![], vec![]);
@@ -198,11 +203,24 @@ async fn main() -> Result<(), Error> {
     let (short_p50, short_p99) = (percentile(&mut short, 50), percentile(&mut short, 99));
     let (long_p50, long_p99) = (percentile(&mut long, 50), percentile(&mut long, 99));
     let frame = potluck_wire::HEADER_BYTES + Codec::F16.bytes(1, width as usize);
-    println!(
+    Ok(format!(
         "{{\"width\": {width}, \"steps\": {steps}, \"frame_bytes\": {frame}, \"one_peer_p50_us\": {short_p50:.0}, \
          \"one_peer_p99_us\": {short_p99:.0}, \"two_peers_p50_us\": {long_p50:.0}, \"two_peers_p99_us\": {long_p99:.0}, \
          \"hop_p50_us\": {:.0}}}",
         long_p50 - short_p50
-    );
-    Ok(())
+    ))
+}
+
+/// `make test` runs it, briefly: an example that no longer works is no example.
+#[tokio::test]
+async fn it_prints_what_it_promises() {
+    let line = measure(576, 50).await.unwrap_or_else(|error| panic!("{error}"));
+    // A position of 576 values in f16, and its header.
+    assert!(line.starts_with("{\"width\": 576, \"steps\": 50, \"frame_bytes\": 1177, "), "{line}");
+    let number = |name: &str| {
+        let after = line.split(&format!("\"{name}\": ")).nth(1).and_then(|rest| rest.split([',', '}']).next());
+        after.and_then(|text| text.parse::<f64>().ok()).unwrap_or_else(|| panic!("no {name} in {line}"))
+    };
+    assert!(number("one_peer_p50_us") > 0.0 && number("two_peers_p99_us") >= number("two_peers_p50_us"), "{line}");
+    assert!(number("hop_p50_us").is_finite(), "{line}");
 }

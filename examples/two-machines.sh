@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Two machines share one model, and a prompt is answered over both. Here they are two homes on one machine, on loopback; on
+# two machines you type the same lines, without --bind.
+#
+#   examples/two-machines.sh MODEL.gguf [PROMPT]
+#
+# POTLUCK names the program, SPLIT the layer where the second machine's half begins, LAYERS how many there are.
+set -euo pipefail
+model=${1:?usage: examples/two-machines.sh MODEL.gguf [PROMPT]}
+prompt=${2:-What is 2+2?}
+split=${SPLIT:-15} layers=${LAYERS:-30}
+homes=$(mktemp -d)
+serving=()
+
+finish() {
+  # One that has ended by itself is no failure of ours.
+  kill "${serving[@]}" 2>/dev/null || true
+  wait "${serving[@]}" 2>/dev/null || true
+  rm -rf "$homes"
+}
+trap finish EXIT
+
+# on MACHINE ARGUMENTS...: what is typed there.
+on() { POTLUCK_HOME=$homes/$1 "${POTLUCK:-potluck}" "${@:2}"; }
+
+# lend MACHINE A..B: serves those layers from then on; returns once they can be asked for.
+lend() {
+  mkfifo "$homes/$1.says"
+  POTLUCK_HOME=$homes/$1 "${POTLUCK:-potluck}" serve --model "$model" --layers "$2" --context 512 --threads 1 \
+    --bind 127.0.0.1:0 --json >"$homes/$1.says" &
+  serving+=($!)
+  # The fifo stays open for as long as we live: a peer that cannot write would end.
+  exec {says}<"$homes/$1.says"
+  read -r ready <&"$says"
+  echo "$1 lends $2: ${ready:0:40}..."
+}
+
+on first swarm create
+lend first "0..$split"
+
+# The second machine prints what the first is to type, and the first prints what the second is to type.
+read -r _ grant < <(on second swarm join)
+read -r _ join < <(on first $grant)
+on second $join
+lend second "$split..$layers"
+
+until [[ $(on second peers --json | grep -o '"layers"' | wc -l) -eq 2 ]]; do sleep 0.1; done
+on second run --model "$model" --context 512 --prefer swarm --temperature 0 --max-tokens 24 --route "$prompt"
