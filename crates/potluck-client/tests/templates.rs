@@ -149,6 +149,7 @@ fn what_fuel_does_not_see_ends_with_time_and_is_not_tried_twice() {
     let render = || template.render(&talk(), &special(), &RenderOptions::at(NOW));
     assert_eq!(render(), Err(TemplateError::TimedOut));
     assert_eq!(render(), Err(TemplateError::TimedOut), "and at once: no second thread is lost");
+    assert_eq!(TemplateError::TimedOut.code(), "template_timeout", "a program that goes on has to know");
 }
 
 #[test]

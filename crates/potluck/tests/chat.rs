@@ -6,6 +6,8 @@ mod machine;
 use std::{io::Write, process::ChildStdin, process::Stdio};
 
 use machine::{Machine, Running, cpu_ticks, model};
+use potluck_core::MetaValue;
+use potluck_model::gguf;
 use serde_json::Value;
 
 fn chat(machine: &Machine, more: &[&str]) -> (Running, ChildStdin) {
@@ -68,5 +70,41 @@ fn ctrl_c_stops_the_answer_and_not_the_program() {
     assert!(next["answer"]["text"].is_string(), "{next}");
     drop(stdin);
     assert_eq!(chat.end().0, Some(0));
+    machine.wait_until_empty(&[]);
+}
+
+/// The small model with another chat template: a file of its own.
+fn with_template(machine: &Machine, template: &str) -> String {
+    let bytes = std::fs::read(model()).unwrap();
+    let header = gguf::parse(&bytes).unwrap();
+    let mut metadata = header.metadata.clone();
+    metadata.retain(|(key, _)| key != "tokenizer.chat_template");
+    metadata.push(("tokenizer.chat_template".into(), MetaValue::String(template.into())));
+    let spec = |t: &gguf::TensorInfo| gguf::TensorSpec { name: t.name.clone(), kind: t.kind, shape: t.shape.clone() };
+    let mut file = gguf::write(&metadata, &header.tensors.iter().map(spec).collect::<Vec<_>>()).unwrap();
+    for tensor in &header.tensors {
+        let at = (header.data_offset + tensor.offset) as usize;
+        file.extend(&bytes[at..at + tensor.bytes as usize]);
+        file.resize(file.len().next_multiple_of(gguf::ALIGNMENT_DEFAULT as usize), 0);
+    }
+    let path = machine.path("other.gguf");
+    std::fs::write(&path, file).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn a_template_that_does_not_end_ends_the_program() {
+    let machine = Machine::new();
+    // Lists of lists of lists, twice: comparing them visits each of 2^60 ends, and costs no fuel.
+    let lists = "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(60) %}\
+                 {% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}{{ ns.a == ns.b }}";
+    let model = with_template(&machine, lists);
+    let args = ["chat", "--model", &model, "--local", "--context", "512", "--threads", "1", "--json"];
+    let mut running = machine.start_with(&args, Stdio::piped());
+    let mut stdin = running.child.stdin.take().unwrap();
+    let error = ask(&mut running, &mut stdin, "Hello");
+    assert_eq!(error["error"]["code"], "template_timeout", "{error}");
+    assert!(error["error"]["hint"].as_str().unwrap().contains("--raw"));
+    assert_eq!(running.end().0, Some(1), "its thread ends with the process, and with nothing less");
     machine.wait_until_empty(&[]);
 }

@@ -32,7 +32,8 @@ pub const TEMPLATE_FUEL: u64 = 4 << 20;
 pub const PROMPT_BYTES_MAX: usize = 16 << 20;
 
 /// How long rendering may take. Fuel ends what it can see; some of minijinja's work (joining lists that were joined
-/// lists) costs no fuel. Beyond it, `TimedOut`, and the template is not run again.
+/// lists, comparing lists of lists) costs no fuel. Beyond it, `TimedOut`, and the template is not run again. Its thread
+/// cannot be stopped and may take more and more memory: a process that goes on should end soon, or have rendered elsewhere.
 pub const TEMPLATE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Calls and blocks within each other.
@@ -131,6 +132,7 @@ impl TemplateError {
         match self {
             Self::Refused(_) => "template_refused",
             Self::PromptTooLong | Self::TooMany(_) => "context_full",
+            Self::TimedOut => "template_timeout",
             _ => "bad_template",
         }
     }

@@ -40,7 +40,8 @@ pub(crate) async fn converse(
             Turn::Said(text) => {
                 if let Err(failure) = answer(screen, talk, asked, interrupt, &text).await {
                     talk.unask();
-                    if failure.code == "output" {
+                    // A template that did not end still runs, and only the end of this process ends it.
+                    if matches!(failure.code.as_ref(), "output" | "template_timeout") {
                         return Err(failure);
                     }
                     failure.print(screen.json);
@@ -81,6 +82,6 @@ async fn answer(
 fn ends_session(failure: &Failure) -> bool {
     !matches!(
         failure.code.as_ref(),
-        "bad_request" | "bad_grammar" | "nothing_to_sample" | "context_full" | "bad_template"
+        "bad_request" | "bad_grammar" | "nothing_to_sample" | "context_full" | "bad_template" | "template_refused"
     )
 }

@@ -8,7 +8,9 @@ mod start;
 mod swarm;
 
 use potluck_chain::{SessionError, sample::SamplingParams};
-use potluck_client::{Cancel, Conversation, GenerateError, Outcome, RenderOptions, Request, Session, TokenEvent};
+use potluck_client::{
+    Cancel, Conversation, GenerateError, Outcome, RenderOptions, Request, Session, TemplateError, TokenEvent,
+};
 use potluck_engine::{EngineSettings, GrammarSource};
 use potluck_net::NetError;
 use potluck_store::Entry;
@@ -18,7 +20,7 @@ use serde_json::{Value, json};
 use crate::{
     args::{EngineArgs, RouteArgs, SamplingArgs, StopArgs},
     embedded::Embedded,
-    failure::{Failure, OrFail},
+    failure::Failure,
     home::Home,
     signals::Interrupt,
 };
@@ -97,8 +99,7 @@ impl Talk {
     /// The tokens of the conversation, with `text` as what the user says next.
     pub(crate) async fn ask(&mut self, text: &str) -> Result<Vec<u32>, Failure> {
         self.conversation.user(text);
-        let hint = "send the prompt without the template: --raw";
-        let prompt = self.conversation.prompt(&RenderOptions::now()).or_fail("bad_template", hint)?;
+        let prompt = self.conversation.prompt(&RenderOptions::now())?;
         Ok(self.session.tokenize(&prompt).await?)
     }
 
@@ -163,6 +164,12 @@ impl From<SessionError> for Failure {
 
 impl From<NetError> for Failure {
     fn from(error: NetError) -> Self {
+        Self::new(error.code(), &error, error.hint())
+    }
+}
+
+impl From<TemplateError> for Failure {
+    fn from(error: TemplateError) -> Self {
         Self::new(error.code(), &error, error.hint())
     }
 }
