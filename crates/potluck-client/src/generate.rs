@@ -81,6 +81,11 @@ impl<C: Chain> Session<C> {
         &self.chain
     }
 
+    /// The tokens that the caches hold, or will once every step in flight has run.
+    pub fn held(&self) -> &[u32] {
+        &self.held
+    }
+
     /// The vocabulary.
     pub fn vocabulary(&self) -> &VocabularyClient {
         &self.vocabulary
@@ -91,16 +96,7 @@ impl<C: Chain> Session<C> {
     /// # Errors
     /// `Vocabulary`.
     pub async fn tokenize(&self, prompt: &str) -> Result<Vec<u32>, GenerateError> {
-        let begins = self.begins_by_itself(prompt).await?;
-        Ok(self.vocabulary.tokenize(prompt, !begins, true).await?)
-    }
-
-    /// True if the template wrote what the tokenizer would put before the prompt: once is enough.
-    async fn begins_by_itself(&self, prompt: &str) -> Result<bool, GenerateError> {
-        let info = self.vocabulary.info();
-        let Some(begin) = info.begin.filter(|_| info.adds_begin) else { return Ok(false) };
-        let piece = self.vocabulary.pieces(&[begin], true).await?.pop().unwrap_or_default();
-        Ok(!piece.is_empty() && prompt.as_bytes().starts_with(&piece))
+        prompt_tokens(&self.vocabulary, prompt).await
     }
 
     /// The tokens of a prompt as it was typed (`--raw`): it begins as the model wants; control tokens are text.
@@ -295,4 +291,21 @@ impl<C: Chain> Session<C> {
         self.pieces.insert(token, piece.clone());
         Ok(piece)
     }
+}
+
+/// The tokens of a prompt that a template made: control tokens are read, and the text begins as the model wants.
+///
+/// # Errors
+/// `Vocabulary`.
+pub async fn prompt_tokens(vocabulary: &VocabularyClient, prompt: &str) -> Result<Vec<u32>, GenerateError> {
+    let begins = begins_by_itself(vocabulary, prompt).await?;
+    Ok(vocabulary.tokenize(prompt, !begins, true).await?)
+}
+
+/// True if the template wrote what the tokenizer would put before the prompt: once is enough.
+async fn begins_by_itself(vocabulary: &VocabularyClient, prompt: &str) -> Result<bool, GenerateError> {
+    let info = vocabulary.info();
+    let Some(begin) = info.begin.filter(|_| info.adds_begin) else { return Ok(false) };
+    let piece = vocabulary.pieces(&[begin], true).await?.pop().unwrap_or_default();
+    Ok(!piece.is_empty() && prompt.as_bytes().starts_with(&piece))
 }

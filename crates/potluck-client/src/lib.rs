@@ -29,7 +29,7 @@ mod template;
 pub use chain::{Cancel, Chain, ChainShape};
 pub use conversation::{Conversation, MESSAGES_MAX};
 pub use error::GenerateError;
-pub use generate::{PREFILL_IN_FLIGHT, Request, Session};
+pub use generate::{PREFILL_IN_FLIGHT, Request, Session, prompt_tokens};
 pub use local::LocalChain;
 pub use outcome::{Outcome, TokenEvent};
 pub use template::{

@@ -45,6 +45,8 @@ enum Command {
     Chat(c::chat::Chat),
     /// Start peers on this machine and keep them
     Up(c::up::Up),
+    /// Serve the APIs that clients already speak: OpenAI's, Anthropic's, Ollama's
+    Gateway(c::gateway::Gateway),
     /// Lend this machine to a swarm
     Serve(c::serve::Serve),
     /// Make, join and open a swarm
@@ -95,6 +97,7 @@ fn run(cli: Cli, screen: Screen) -> Result<(), Failure> {
             Command::Run(command) => command.run(&home, screen).await,
             Command::Chat(command) => command.run(&home, screen).await,
             Command::Up(command) => command.run(&home, screen).await,
+            Command::Gateway(command) => command.run(&home, screen).await,
             Command::Serve(command) => command.run(&home, screen).await,
             Command::Swarm(command) => command.run(&home, screen),
             Command::Model(command) => command.run(&home, screen).await,

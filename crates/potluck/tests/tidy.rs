@@ -11,12 +11,13 @@ use std::{
 use serde_json::Value;
 
 /// The crates by layer: a crate uses lower layers only; within layer 0, the wire uses the core's words.
-const LAYERS: [&[&str]; 6] = [
+const LAYERS: [&[&str]; 7] = [
     &["potluck-core", "potluck-wire"],
     &["potluck-model", "potluck-chain", "potluck-grant"],
     &["potluck-peer"],
     &["potluck-net", "potluck-engine", "potluck-store", "potluck-sim"],
     &["potluck-client"],
+    &["potluck-gateway"],
     &["potluck", "potluck-bench"],
 ];
 

@@ -208,9 +208,26 @@ impl ChatTemplate {
         special: &SpecialTokens,
         options: &RenderOptions,
     ) -> Result<String, TemplateError> {
+        let messages = messages.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>();
+        self.render_all(&messages.map_err(|error| TemplateError::Failed(error.to_string()))?, special, options)
+    }
+
+    /// The prompt for messages that have more than a role and a content, such as calls of tools.
+    ///
+    /// # Errors
+    /// As for [`render`](Self::render), and `TooMany`.
+    pub fn render_all(
+        &self,
+        messages: &[serde_json::Value],
+        special: &SpecialTokens,
+        options: &RenderOptions,
+    ) -> Result<String, TemplateError> {
+        if messages.len() > crate::MESSAGES_MAX {
+            return Err(TemplateError::TooMany(messages.len()));
+        }
         let mut variables = options.variables.clone();
         let mut set = |name: &str, value: serde_json::Value| variables.insert(name.to_owned(), value);
-        set("messages", serde_json::to_value(messages).map_err(|e| TemplateError::Failed(e.to_string()))?);
+        set("messages", messages.into());
         set("bos_token", special.begin.clone().into());
         set("eos_token", special.end.clone().into());
         set("add_generation_prompt", options.add_generation_prompt.into());

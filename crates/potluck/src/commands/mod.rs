@@ -1,6 +1,7 @@
 //! A module a command: its arguments, and what it does with them.
 
 pub(crate) mod chat;
+pub(crate) mod gateway;
 pub(crate) mod model;
 pub(crate) mod peers;
 pub(crate) mod plan;

@@ -6,10 +6,12 @@
 mod child;
 mod order;
 
+use potluck_chain::{Hop, RemoteStage};
 use potluck_core::{PeerId, StageSpec};
 use potluck_engine::EngineSettings;
 use potluck_grant::Gate;
 use potluck_wire::PeerAddress;
+use serde_json::{Value, json};
 
 use crate::{
     commands::swarm::utc_now,
@@ -76,6 +78,11 @@ impl Embedded {
         Gate::new(self.root.swarm())
     }
 
+    /// Them, for `--json`.
+    pub(crate) fn list(&self) -> impl Iterator<Item = Value> {
+        self.peers.iter().map(|peer| json!({ "id": peer.ready.id, "layers": peer.ready.layers, "pid": peer.ready.pid }))
+    }
+
     /// Ends the peers and waits until they are gone.
     pub(crate) async fn stop(self) {
         let mut processes: Vec<_> = self.peers.into_iter().map(|peer| peer.process).collect();
@@ -107,8 +114,13 @@ impl Embedded {
 }
 
 impl EmbeddedPeer {
+    /// Its place on a route.
+    pub(crate) fn hop(&self) -> Result<Hop, Failure> {
+        Ok(Hop::Remote(RemoteStage { spec: self.spec, address: self.address()?, grant: self.grant.clone() }))
+    }
+
     /// Where it is reached.
-    pub(crate) fn address(&self) -> Result<PeerAddress, Failure> {
+    fn address(&self) -> Result<PeerAddress, Failure> {
         let peer = self.ready.id.parse().map_err(|error| Failure::new("internal", error, "report this"))?;
         Ok(PeerAddress { peer, addresses: self.ready.addresses.clone(), relay: None })
     }

@@ -1,6 +1,7 @@
 //! A model that is ready to answer, whatever runs it: one engine here, peers of our own, or a swarm.
 
 mod chain;
+mod front;
 mod own_peers;
 mod report;
 mod route;
@@ -15,7 +16,7 @@ use potluck_engine::{EngineSettings, GrammarSource};
 use potluck_net::NetError;
 use potluck_store::Entry;
 use potluck_wire::Codec;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
     args::{EngineArgs, RouteArgs, SamplingArgs, StopArgs},
@@ -26,6 +27,7 @@ use crate::{
 };
 
 pub(crate) use chain::AnyChain;
+pub(crate) use front::Front;
 pub(crate) use own_peers::split;
 pub(crate) use report::RouteStage;
 pub(crate) use start::Wanted;
@@ -130,8 +132,7 @@ impl Talk {
 
     /// The peers that this command started.
     pub(crate) fn peers(&self) -> impl Iterator<Item = Value> {
-        let peers = self.embedded.iter().flat_map(|embedded| &embedded.peers);
-        peers.map(|peer| json!({ "id": peer.ready.id, "layers": peer.ready.layers, "pid": peer.ready.pid }))
+        self.embedded.iter().flat_map(Embedded::list)
     }
 
     /// Waits until a peer that this command started ends, which it should not.

@@ -1,6 +1,6 @@
 //! Peers of the command's own, and a session over them.
 
-use potluck_chain::{Hop, OwnStage, RemoteStage, plan::split_evenly};
+use potluck_chain::{Hop, OwnStage, plan::split_evenly};
 use potluck_core::{LayerRange, StageSpec};
 use potluck_model::slice;
 use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig};
@@ -38,20 +38,25 @@ pub(super) async fn open_again(wanted: &Wanted<'_>, embedded: &Embedded, own_end
     let (mut route, mut own) = (Vec::with_capacity(stages.len()), Vec::new());
     for (hop, &spec) in stages.iter().enumerate() {
         route.push(match embedded.peers.iter().find(|peer| peer.spec == spec) {
-            Some(peer) => Hop::Remote(RemoteStage { spec, address: peer.address()?, grant: peer.grant.clone() }),
+            Some(peer) => peer.hop()?,
             None => {
                 own.push(own_engine(wanted, hop, spec).await?);
                 Hop::Own(OwnStage { spec, cache: OWN_CACHE })
             }
         });
     }
-    let key = new_key()?;
-    let client = key.peer_id();
-    let identity = Identity { key, grant: embedded.admit(client)?, gate: embedded.gate() };
-    let config = NodeConfig { identity, bind: Bind::Loopback, relay: None, deadlines: NetDeadlines::default() };
-    let node = Node::bind(config).await?;
-    let chain = RouteChain::open(node, session_config(wanted, client, route)?, own).await?;
+    let node = client_node(embedded).await?;
+    let config = session_config(wanted, node.id(), route)?;
+    let chain = RouteChain::open(node, config, own).await?;
     Ok(AnyChain::Route(Box::new(chain)))
+}
+
+/// A client of these peers, with a key of its own.
+pub(super) async fn client_node(embedded: &Embedded) -> Result<Node, Failure> {
+    let key = new_key()?;
+    let identity = Identity { grant: embedded.admit(key.peer_id())?, key, gate: embedded.gate() };
+    let config = NodeConfig { identity, bind: Bind::Loopback, relay: None, deadlines: NetDeadlines::default() };
+    Ok(Node::bind(config).await?)
 }
 
 /// Stages over all layers for this many peers; with own ends, one layer at each end for the command itself.

@@ -12,7 +12,8 @@ use crate::engines::RunningEngine;
 /// A session that is ready on every peer of its route.
 #[derive(Debug)]
 pub(crate) struct RouteChain {
-    node: Node,
+    /// Closed with the session; none where other sessions use it, too.
+    node: Option<Node>,
     session: Session,
     shape: ChainShape,
     /// Who holds what: none is this machine.
@@ -39,18 +40,33 @@ impl RouteChain {
     /// # Errors
     /// See [`SessionError`]; there is a deadline.
     pub(crate) async fn open(node: Node, config: SessionConfig, own: Vec<OwnEngine>) -> Result<Self, SessionError> {
-        let shape = ChainShape { vocabulary: config.vocabulary, positions: config.positions };
-        let stages = config.route.iter().map(stage).collect();
-        let (codec, width) = (config.codec, config.width as usize);
         let (ports, engines): (_, Vec<RunningEngine>) = own.into_iter().map(|own| (own.port, own.engine)).unzip();
-        match ready(&node, config, ports).await {
-            Ok(session) => Ok(Self { node, session, shape, stages, codec, width, between: 0, engines }),
+        match Self::ready(&node, config, ports).await {
+            Ok(chain) => Ok(Self { node: Some(node), engines, ..chain }),
             Err(error) => {
                 // The peers are told, and not left to find out by silence: their caches are free at once.
-                end(&node, engines).await;
+                end(Some(&node), engines).await;
                 Err(error)
             }
         }
+    }
+
+    /// The same over peers alone, on a node that other sessions use, too: it stays open.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub(crate) async fn open_on(node: &Node, config: SessionConfig) -> Result<Self, SessionError> {
+        Self::ready(node, config, Vec::new()).await
+    }
+
+    /// Waits until every peer has confirmed; dropped before, the session ends on those that have.
+    async fn ready(node: &Node, config: SessionConfig, own: Vec<OwnPort>) -> Result<Self, SessionError> {
+        let shape = ChainShape { vocabulary: config.vocabulary, positions: config.positions };
+        let stages = config.route.iter().map(stage).collect();
+        let (codec, width) = (config.codec, config.width as usize);
+        let mut session = node.open(config, own).await?;
+        while !matches!(session.next().await?, SessionEvent::Ready) {}
+        Ok(Self { node: None, session, shape, stages, codec, width, between: 0, engines: Vec::new() })
     }
 
     /// The stages, as they are reached now.
@@ -78,16 +94,11 @@ impl RouteChain {
     }
 }
 
-/// A session that may be used; it has ended on every peer where it could not be opened on one.
-async fn ready(node: &Node, config: SessionConfig, ports: Vec<OwnPort>) -> Result<Session, SessionError> {
-    let mut session = node.open(config, ports).await?;
-    while !matches!(session.next().await?, SessionEvent::Ready) {}
-    Ok(session)
-}
-
 /// Closes every connection, and waits for the own engines' end; their sessions are gone.
-async fn end(node: &Node, engines: Vec<RunningEngine>) {
-    node.close().await;
+async fn end(node: Option<&Node>, engines: Vec<RunningEngine>) {
+    if let Some(node) = node {
+        node.close().await;
+    }
     for engine in engines {
         engine.stop().await;
     }
@@ -136,6 +147,6 @@ impl Chain for RouteChain {
     async fn close(mut self) {
         self.session.close();
         drop(self.session);
-        end(&self.node, self.engines).await;
+        end(self.node.as_ref(), self.engines).await;
     }
 }

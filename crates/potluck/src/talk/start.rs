@@ -145,7 +145,7 @@ pub(super) fn session_config(wanted: &Wanted<'_>, client: PeerId, route: Vec<Hop
     })
 }
 
-fn session_id() -> Result<SessionId, Failure> {
+pub(super) fn session_id() -> Result<SessionId, Failure> {
     let mut id = [0; 16];
     getrandom::fill(&mut id).map_err(|error| Failure::new("io", format!("no randomness: {error}"), ""))?;
     Ok(SessionId::from_bytes(id))

@@ -4,7 +4,7 @@ use potluck_chain::{
     Hop, OwnStage, RemoteStage,
     plan::{Preference, Preview, VerdictKind, Who, Wish, plan},
 };
-use potluck_core::{Offer, StageSpec};
+use potluck_core::{Offer, PeerId, StageSpec};
 use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig};
 
 use super::{
@@ -67,8 +67,7 @@ pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, 
     silent.iter().for_each(|why| tracing::info!("{why}"));
     let preview = preview?;
     let verdict = preview.verdict.reason.clone();
-    let alone = preview.verdict.kind == VerdictKind::Single && preview.stages[0].who == Who::Own;
-    let Some(node) = node.filter(|_| !alone) else { return local(wanted, verdict).await };
+    let Some(node) = node.filter(|_| !is_own(&preview)) else { return local(wanted, verdict).await };
     let (mut route, mut own) = (Vec::new(), Vec::new());
     for (hop, stage) in preview.stages.iter().enumerate() {
         let spec = StageSpec { model: wanted.entry.id, layers: stage.layers, head: stage.head, tail: stage.tail };
@@ -80,17 +79,50 @@ pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, 
             Who::Started(_) => {
                 return Err(Failure::new("internal", "a plan of the swarm starts no peer", "report this"));
             }
-            Who::Peer(peer) => {
-                let offer = offers.iter().find(|offer| offer.peer == peer && offer.shape.spec == spec);
-                let offer = offer.ok_or_else(|| Failure::new("no_route", "an offer has expired", "run it again"))?;
-                // The peer shows its grant when it greets us.
-                Hop::Remote(RemoteStage { spec, address: address(offer), grant: Vec::new() })
-            }
+            Who::Peer(peer) => remote_hop(&offers, peer, spec)?,
         });
     }
     let config = session_config(wanted, node.id(), route)?;
     let chain = AnyChain::Route(Box::new(RouteChain::open(node, config, own).await?));
     Ok(Opened { chain, embedded: None, verdict })
+}
+
+/// A route over peers alone, for sessions that share it; none where this machine alone is the better choice.
+///
+/// A stage of this machine's own would be an engine for each session: such a route is chosen without them.
+pub(super) async fn peers_only(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Option<(Node, Vec<Hop>)>, Failure> {
+    if prefer != Prefer::Swarm {
+        let Surveyed { preview, node, .. } = survey(wanted, prefer, false).await?;
+        if let Some(node) = node {
+            node.close().await;
+        }
+        if preview.is_ok_and(|preview| is_own(&preview)) {
+            return Ok(None);
+        }
+    }
+    let Surveyed { preview, silent, node, offers } = survey(wanted, Prefer::Swarm, false).await?;
+    silent.iter().for_each(|why| tracing::info!("{why}"));
+    let (preview, Some(node)) = (preview?, node) else { return Ok(None) };
+    let mut route = Vec::new();
+    for stage in &preview.stages {
+        let spec = StageSpec { model: wanted.entry.id, layers: stage.layers, head: stage.head, tail: stage.tail };
+        if let Who::Peer(peer) = stage.who {
+            route.push(remote_hop(&offers, peer, spec)?);
+        }
+    }
+    Ok(Some((node, route)))
+}
+
+/// True where this machine is to run all of it.
+fn is_own(preview: &Preview) -> bool {
+    preview.verdict.kind == VerdictKind::Single && preview.stages[0].who == Who::Own
+}
+
+fn remote_hop(offers: &[Offer], peer: PeerId, spec: StageSpec) -> Result<Hop, Failure> {
+    let offer = offers.iter().find(|offer| offer.peer == peer && offer.shape.spec == spec);
+    let offer = offer.ok_or_else(|| Failure::new("no_route", "an offer has expired", "run it again"))?;
+    // The peer shows its grant when it greets us.
+    Ok(Hop::Remote(RemoteStage { spec, address: address(offer), grant: Vec::new() }))
 }
 
 /// This machine as a client of its swarm.

@@ -1,0 +1,117 @@
+//! Who may ask: keys, and the names by which a browser may call a gateway that only this machine reaches.
+
+use std::net::IpAddr;
+
+use axum::http::HeaderMap;
+
+use crate::{Problem, Whose};
+
+/// Characters of the shortest key that is accepted: shorter ones are guessed.
+pub const KEY_BYTES_MIN: usize = 16;
+
+/// Who may ask.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// Hashes of the keys: the keys themselves are not kept.
+    keys: Vec<blake3::Hash>,
+    /// Only this machine reaches the gateway.
+    loopback: bool,
+}
+
+/// By whom a request is counted: each takes its turn.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Caller {
+    /// The hash of its key.
+    Key([u8; 32]),
+    /// Its address, where there are no keys.
+    Address(IpAddr),
+}
+
+impl Access {
+    /// With these keys; none: whoever reaches the gateway may ask. `loopback`: only this machine does.
+    pub fn new(keys: impl IntoIterator<Item = impl AsRef<str>>, loopback: bool) -> Self {
+        let keys = keys.into_iter().map(|key| blake3::hash(key.as_ref().as_bytes())).collect();
+        Self { keys, loopback }
+    }
+
+    /// Who asks, if it may.
+    pub(crate) fn check(&self, headers: &HeaderMap, from: IpAddr) -> Result<Caller, Problem> {
+        self.check_host(headers)?;
+        if self.keys.is_empty() {
+            return Ok(Caller::Address(from));
+        }
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let bearer = text("authorization").and_then(|value| value.strip_prefix("Bearer "));
+        let Some(key) = bearer.or_else(|| text("x-api-key")) else {
+            let message = "You didn't provide an API key: send it as `Authorization: Bearer KEY`.";
+            return Err(Problem::new(Whose::Key, "invalid_api_key", message));
+        };
+        // Hashes compare in constant time.
+        let hash = blake3::hash(key.trim().as_bytes());
+        match self.keys.contains(&hash) {
+            true => Ok(Caller::Key(hash.into())),
+            false => Err(Problem::new(Whose::Key, "invalid_api_key", "Incorrect API key provided.")),
+        }
+    }
+
+    /// A page of somebody else's that has its name resolve to this machine is told by the name.
+    fn check_host(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        let host = headers.get("host").and_then(|value| value.to_str().ok()).unwrap_or("");
+        match !self.loopback || host.is_empty() || is_ours(host) {
+            true => Ok(()),
+            false => Err(Problem::new(Whose::Origin, "forbidden_host", format!("`{host}` is no name of this machine"))),
+        }
+    }
+}
+
+fn is_ours(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !name.ends_with(':') => name,
+        _ => host,
+    };
+    let bare = name.trim_start_matches('[').trim_end_matches(']');
+    if let Ok(address) = bare.parse::<IpAddr>() {
+        return match address {
+            IpAddr::V4(v4) => v4.is_loopback() || v4.is_private() || v4.is_link_local(),
+            IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local(),
+        };
+    }
+    let name = name.to_ascii_lowercase();
+    name == "localhost" || [".localhost", ".local", ".internal"].iter().any(|end| name.ends_with(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    const FROM: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    #[test]
+    fn a_key_is_asked_for_where_there_are_keys() {
+        let access = Access::new(["a-key-of-some-length"], false);
+        let code = |pairs: &[(&'static str, &str)]| access.check(&headers(pairs), FROM).map_err(|p| p.status());
+        assert_eq!(code(&[]), Err(401));
+        assert_eq!(code(&[("authorization", "Bearer wrong")]), Err(401));
+        assert_eq!(code(&[("authorization", "a-key-of-some-length")]), Err(401), "not as a bearer");
+        let bearer = code(&[("authorization", "Bearer a-key-of-some-length")]).unwrap();
+        assert_eq!(code(&[("x-api-key", "a-key-of-some-length")]).unwrap(), bearer);
+        let open = Access::new([""; 0], false);
+        assert_eq!(open.check(&headers(&[]), FROM).unwrap(), Caller::Address(FROM));
+    }
+
+    #[test]
+    fn a_name_that_was_rebound_to_this_machine_is_refused() {
+        let access = Access::new([""; 0], true);
+        let lets = |host: &str| access.check(&headers(&[("host", host)]), FROM).is_ok();
+        for host in ["localhost:7575", "127.0.0.1", "[::1]:7575", "192.168.1.4:80", "attic.local", "a.localhost"] {
+            assert!(lets(host), "{host}");
+        }
+        for host in ["evil.example", "localhost.evil.example:7575", "8.8.8.8", "local"] {
+            assert!(!lets(host), "{host}");
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! An answer under way, as the handlers see it, whatever API they speak.
+
+use potluck_client::{Outcome, Request, TokenEvent};
+use tokio::sync::mpsc;
+
+use crate::{
+    Problem, Whose,
+    access::Caller,
+    slots::{Event, Job},
+};
+
+/// Choices of one request at most. More are refused.
+pub(crate) const CHOICES_MAX: usize = 16;
+
+/// The choices of one request. Dropped, they are cancelled.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    events: mpsc::UnboundedReceiver<(usize, Event)>,
+    /// Choices that are not done yet.
+    open: usize,
+}
+
+/// One choice, whole.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    pub(crate) tokens: Vec<TokenEvent>,
+    pub(crate) outcome: Outcome,
+}
+
+impl Answers {
+    /// Puts the requests in the queue.
+    pub(crate) async fn ask(
+        jobs: &mpsc::Sender<Job>,
+        caller: &Caller,
+        requests: Vec<Request>,
+    ) -> Result<Self, Problem> {
+        let (events, receiver) = mpsc::unbounded_channel();
+        let open = requests.len();
+        for (index, request) in requests.into_iter().enumerate() {
+            let job = Job { caller: caller.clone(), request, index, events: events.clone() };
+            jobs.send(job).await.map_err(|_| leaving())?;
+        }
+        Ok(Self { events: receiver, open })
+    }
+
+    /// What happens next: to which choice, and what; none once all are done.
+    pub(crate) async fn next(&mut self) -> Option<(usize, Event)> {
+        if self.open == 0 {
+            return None;
+        }
+        let next = self.events.recv().await.unwrap_or_else(|| (0, Event::Failed(leaving())));
+        self.open = match next.1 {
+            Event::Done(_) => self.open - 1,
+            // One choice without an answer is a request without one.
+            Event::Failed(_) => 0,
+            _ => self.open,
+        };
+        Some(next)
+    }
+
+    /// All choices, whole.
+    pub(crate) async fn whole(mut self) -> Result<Vec<Whole>, Problem> {
+        let mut tokens: Vec<Vec<TokenEvent>> = (0..self.open).map(|_| Vec::new()).collect();
+        let mut outcomes: Vec<Option<Outcome>> = (0..self.open).map(|_| None).collect();
+        while let Some((index, event)) = self.next().await {
+            match event {
+                Event::Started => {}
+                Event::Token(token) => tokens[index].push(token),
+                Event::Done(outcome) => outcomes[index] = Some(*outcome),
+                Event::Failed(problem) => return Err(problem),
+            }
+        }
+        let whole = tokens.into_iter().zip(outcomes);
+        whole.map(|(tokens, outcome)| Ok(Whole { tokens, outcome: outcome.ok_or_else(leaving)? })).collect()
+    }
+}
+
+fn leaving() -> Problem {
+    Problem::new(Whose::Lenders(1), "shutting_down", "the gateway is shutting down")
+}

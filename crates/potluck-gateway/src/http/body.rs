@@ -1,0 +1,43 @@
+//! Bodies: JSON, whatever their content type says, with errors that name the field.
+
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, Request, rejection::BytesRejection},
+    http::StatusCode,
+    response::IntoResponse,
+};
+use serde::de::DeserializeOwned;
+
+use super::BODY_BYTES_MAX;
+use crate::{Problem, Whose};
+
+/// A body that was read, or what is wrong with it: the handler's API says so in its own shape.
+#[derive(Debug)]
+pub(crate) struct Json<T>(pub(crate) Result<T, Problem>);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Self::Rejection> {
+        Ok(Self(match Bytes::from_request(request, state).await {
+            Ok(bytes) => parse(&bytes),
+            Err(error) => Err(unreadable(error)),
+        }))
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let code = if error.is_data() { "invalid_value" } else { "invalid_json" };
+        // serde_json names the line and the column, and quotes no content beyond the offending word.
+        Problem::new(Whose::Request, code, format!("the body is not what this address takes: {error}"))
+    })
+}
+
+fn unreadable(error: BytesRejection) -> Problem {
+    if error.body_text().contains("length limit") || error.into_response().status() == StatusCode::PAYLOAD_TOO_LARGE {
+        let message = format!("the body has more than {BODY_BYTES_MAX} bytes");
+        return Problem::new(Whose::Size, "body_too_large", message);
+    }
+    Problem::new(Whose::Request, "invalid_body", "the body could not be read")
+}

@@ -1,0 +1,32 @@
+//! The HTTP APIs that people already use (OpenAI's, Anthropic's, Ollama's), in front of one model that a chain runs.
+//!
+//! A [`Gateway`] is made of what the model is ([`Model`]), who may ask ([`Access`]) and an [`Opener`], which opens a session
+//! whenever a slot needs one. Its slots live on one thread ([`serve`] must run in a [`tokio::task::LocalSet`]); handlers
+//! speak to them over channels.
+//!
+//! **Invariants.** A client that reads slowly holds up nobody else; one that is gone has its answer cancelled within a step, in
+//! the queue and in prefill too. Whoever asks is served in turn with the others who do, however many requests it has waiting.
+//! No prompt and no answer is in a log or a metric.
+//!
+//! Not here: peers, engines and their start (`potluck`), the making of an answer (`potluck-client`).
+
+mod access;
+mod answer;
+mod anthropic;
+mod http;
+mod metrics;
+mod model;
+mod ollama;
+mod openai;
+mod problem;
+mod prompt;
+mod queue;
+mod slots;
+mod stream;
+
+pub use access::{Access, KEY_BYTES_MIN};
+pub use http::{BODY_BYTES_MAX, Gateway, serve};
+pub use model::Model;
+pub use problem::{Problem, Whose};
+pub use queue::QUEUE_MAX;
+pub use slots::Opener;

@@ -1,0 +1,117 @@
+//! What is counted, under vLLM's names where it has one: its boards and autoscalers work unchanged.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+use potluck_client::Outcome;
+
+/// Seconds to the first token.
+const FIRST_TOKEN_BUCKETS: [f64; 15] =
+    [0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 20.0, 80.0];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Finish {
+    finished_reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Http {
+    handler: &'static str,
+    status: u16,
+}
+
+/// Everything that is counted.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    running: Gauge,
+    waiting: Gauge,
+    prompt_tokens: Counter,
+    reused_tokens: Counter,
+    generated_tokens: Counter,
+    finished: Family<Finish, Counter>,
+    first_token: Histogram,
+    requests: Family<Http, Counter>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::default();
+        let metrics = (
+            Gauge::default(),
+            Gauge::default(),
+            Counter::default(),
+            Counter::default(),
+            Counter::default(),
+            Family::default(),
+            Histogram::new(FIRST_TOKEN_BUCKETS),
+            Family::default(),
+        );
+        let (running, waiting, prompt_tokens, reused_tokens, generated_tokens, finished, first_token, requests) =
+            metrics;
+        registry.register("vllm:num_requests_running", "Requests that a slot is at work on", running.clone());
+        registry.register("vllm:num_requests_waiting", "Requests that wait for a slot", waiting.clone());
+        registry.register("vllm:prompt_tokens", "Prompt tokens of the answers", prompt_tokens.clone());
+        registry.register("vllm:prompt_tokens_cached", "Prompt tokens that caches held already", reused_tokens.clone());
+        registry.register("vllm:generation_tokens", "Tokens of the answers", generated_tokens.clone());
+        registry.register("vllm:request_success", "Answers, by why they ended", finished.clone());
+        registry.register(
+            "vllm:time_to_first_token_seconds",
+            "From the first step to the first token",
+            first_token.clone(),
+        );
+        registry.register("http_requests", "Responses, by handler and status", requests.clone());
+        Self {
+            registry,
+            running,
+            waiting,
+            prompt_tokens,
+            reused_tokens,
+            generated_tokens,
+            finished,
+            first_token,
+            requests,
+        }
+    }
+}
+
+impl Metrics {
+    pub(crate) fn running(&self, change: i64) {
+        self.running.inc_by(change);
+    }
+
+    pub(crate) fn waiting(&self, requests: usize) {
+        self.waiting.set(requests as i64);
+    }
+
+    pub(crate) fn answered(&self, outcome: &Outcome) {
+        use potluck_chain::sample::FinishReason::{Cancel, Length, Stop};
+        let finished_reason = match outcome.finish_reason {
+            Stop => "stop",
+            Length => "length",
+            Cancel => "abort",
+        };
+        self.finished.get_or_create(&Finish { finished_reason }).inc();
+        self.prompt_tokens.inc_by(outcome.prompt_tokens as u64);
+        self.reused_tokens.inc_by(outcome.reused_tokens as u64);
+        self.generated_tokens.inc_by(outcome.completion_tokens as u64);
+        if outcome.completion_tokens > 0 {
+            self.first_token.observe(outcome.ttft_s);
+        }
+    }
+
+    pub(crate) fn responded(&self, handler: &'static str, status: u16) {
+        self.requests.get_or_create(&Http { handler, status }).inc();
+    }
+
+    /// In Prometheus' text form.
+    pub(crate) fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}

@@ -1,0 +1,344 @@
+//! Ollama's own API, for its clients: lines of JSON, errors that are a text.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use axum::{
+    Json,
+    extract::{Extension, State},
+    response::{IntoResponse, Response},
+};
+use potluck_chain::sample::FinishReason;
+use potluck_client::{Outcome, TokenEvent};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    Model, Problem,
+    access::Caller,
+    answer::Answers,
+    http::{Asker, Json as Body, Shared, Site, either},
+    metrics::Metrics,
+    openai::{OneOrMany, Params, for_template},
+    prompt,
+    stream::{Format, Framing, Writer, respond},
+};
+
+/// The version of Ollama whose API this is like: clients ask for a version and expect three numbers.
+const VERSION: &str = "0.12.0";
+
+/// How a request's tokens are chosen.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Options {
+    temperature: Option<f32>,
+    top_k: Option<i64>,
+    top_p: Option<f32>,
+    min_p: Option<f32>,
+    typical_p: Option<f32>,
+    repeat_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    seed: Option<i64>,
+    stop: Option<OneOrMany>,
+    num_predict: Option<i64>,
+    num_ctx: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct ChatRequest {
+    model: Option<String>,
+    #[serde(default)]
+    messages: Vec<Value>,
+    #[serde(flatten)]
+    rest: Rest,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct GenerateRequest {
+    model: Option<String>,
+    #[serde(default)]
+    prompt: String,
+    #[serde(default)]
+    suffix: String,
+    #[serde(default)]
+    system: String,
+    #[serde(default)]
+    raw: bool,
+    #[serde(default)]
+    images: Vec<Value>,
+    #[serde(flatten)]
+    rest: Rest,
+}
+
+#[derive(Debug, Deserialize)]
+struct Rest {
+    #[serde(default)]
+    stream: Option<bool>,
+    #[serde(default)]
+    format: Value,
+    #[serde(default)]
+    options: Options,
+    #[serde(default)]
+    tools: Vec<Value>,
+}
+
+pub(crate) async fn hello() -> &'static str {
+    "Ollama is running"
+}
+
+pub(crate) async fn version() -> Json<Value> {
+    Json(json!({ "version": VERSION }))
+}
+
+pub(crate) async fn tags(State(shared): Site) -> Json<Value> {
+    Json(json!({ "models": [entry(&shared.model)] }))
+}
+
+pub(crate) async fn ps(State(shared): Site) -> Json<Value> {
+    let mut entry = entry(&shared.model);
+    entry["size_vram"] = 0.into();
+    entry["context_length"] = shared.model.context.into();
+    entry["expires_at"] = rfc3339(SystemTime::now() + Duration::from_secs(365 * 24 * 3_600)).into();
+    Json(json!({ "models": [entry] }))
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Named {
+    #[serde(alias = "name")]
+    model: Option<String>,
+}
+
+pub(crate) async fn show(State(shared): Site, Body(body): Body<Named>) -> Response {
+    let answer = body.and_then(|Named { model }| {
+        let model = shared.named(model.as_deref())?;
+        let family = &model.family;
+        let info = Map::from_iter([
+            ("general.architecture".to_owned(), json!(family)),
+            (format!("{family}.context_length"), json!(model.context)),
+        ]);
+        let object = json!({
+            "modelfile": "", "parameters": "", "template": "", "details": details(model),
+            "model_info": info, "capabilities": ["completion"], "modified_at": rfc3339(since(model)),
+        });
+        Ok(Json(object).into_response())
+    });
+    either(answer, Problem::ollama)
+}
+
+pub(crate) async fn chat(
+    State(shared): Site,
+    Extension(Asker(caller)): Extension<Asker>,
+    Body(body): Body<ChatRequest>,
+) -> Response {
+    let result = async {
+        let ChatRequest { model, messages, rest } = body?;
+        let known = shared.named(model.as_deref())?;
+        let images = |message: &Value| message["images"].as_array().is_some_and(|images| !images.is_empty());
+        if messages.iter().any(images) {
+            return Err(Problem::unsupported("images", "this model reads text only"));
+        }
+        // Asked for nothing, Ollama loads the model: it is loaded.
+        if messages.is_empty() {
+            return Ok(loaded(known, Kind::Chat));
+        }
+        let tokens = prompt::of_messages(known, for_template(messages)?, Map::new()).await?;
+        answer(&shared, &caller, known, tokens, rest, Kind::Chat).await
+    };
+    either(result.await, Problem::ollama)
+}
+
+pub(crate) async fn generate(
+    State(shared): Site,
+    Extension(Asker(caller)): Extension<Asker>,
+    Body(body): Body<GenerateRequest>,
+) -> Response {
+    let result = async {
+        let GenerateRequest { model, prompt, suffix, system, raw, images, rest } = body?;
+        let known = shared.named(model.as_deref())?;
+        if !suffix.is_empty() || !images.is_empty() {
+            let param = if suffix.is_empty() { "images" } else { "suffix" };
+            return Err(Problem::unsupported(param, "this model goes on with a text, and reads nothing else"));
+        }
+        if prompt.is_empty() {
+            return Ok(loaded(known, Kind::Generate));
+        }
+        let tokens = if raw {
+            prompt::of_text(known, &prompt).await?
+        } else {
+            let system = (!system.is_empty()).then(|| json!({ "role": "system", "content": system }));
+            let user = json!({ "role": "user", "content": prompt });
+            prompt::of_messages(known, system.into_iter().chain([user]).collect(), Map::new()).await?
+        };
+        answer(&shared, &caller, known, tokens, rest, Kind::Generate).await
+    };
+    either(result.await, Problem::ollama)
+}
+
+async fn answer(
+    shared: &Shared,
+    caller: &Caller,
+    model: &Model,
+    tokens: Vec<u32>,
+    rest: Rest,
+    kind: Kind,
+) -> Result<Response, Problem> {
+    if !rest.tools.is_empty() {
+        return Err(Problem::unsupported("tools", "this gateway does not call tools yet"));
+    }
+    if let Some(wanted) = rest.options.num_ctx.filter(|&wanted| wanted as usize > model.context as usize) {
+        tracing::info!(wanted, context = model.context, "num_ctx is more than the context that is served");
+    }
+    let params = rest.options.params(rest.format)?;
+    let requests = params.requests(&tokens, shared.chunk, None, model.vocabulary.info().tokens)?;
+    let answers = Answers::ask(&shared.jobs, caller, requests).await?;
+    let format = Lines { model: model.name.clone(), kind, metrics: shared.metrics.clone(), begun: SystemTime::now() };
+    if rest.stream != Some(false) {
+        return respond(answers, Framing::Lines, format).await;
+    }
+    let whole = answers.whole().await?.pop();
+    let outcome = whole.map(|whole| whole.outcome).ok_or_else(|| Problem::value("n", "no answer"))?;
+    shared.answered(&outcome);
+    let mut line = format.last(&outcome);
+    format.put(&mut line, &outcome.text);
+    Ok(Json(line).into_response())
+}
+
+impl Options {
+    fn params(self, format: Value) -> Result<Params, Problem> {
+        let response_format = match format {
+            Value::Null => None,
+            Value::String(text) if text.is_empty() => None,
+            Value::String(text) if text == "json" => Some(json!({ "type": "json_object" })),
+            schema @ Value::Object(_) => Some(json!({ "type": "json_object", "schema": schema })),
+            _ => return Err(Problem::value("format", "a format is `json` or a JSON schema")),
+        };
+        Ok(Params {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            typical_p: self.typical_p,
+            repeat_penalty: self.repeat_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            seed: self.seed,
+            stop: self.stop,
+            // Negative: as many as the context holds.
+            max_tokens: self.num_predict.and_then(|n| u32::try_from(n).ok()).filter(|&n| n > 0),
+            response_format,
+            ..Params::default()
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Chat,
+    Generate,
+}
+
+/// The lines of an answer.
+struct Lines {
+    model: String,
+    kind: Kind,
+    metrics: Arc<Metrics>,
+    begun: SystemTime,
+}
+
+impl Lines {
+    fn line(&self, text: &str, done: bool) -> Value {
+        let mut line = json!({ "model": self.model, "created_at": rfc3339(SystemTime::now()), "done": done });
+        self.put(&mut line, text);
+        line
+    }
+
+    fn put(&self, line: &mut Value, text: &str) {
+        match self.kind {
+            Kind::Chat => line["message"] = json!({ "role": "assistant", "content": text }),
+            Kind::Generate => line["response"] = text.into(),
+        }
+    }
+
+    /// The last line, with the figures in nanoseconds.
+    fn last(&self, outcome: &Outcome) -> Value {
+        let mut line = self.line("", true);
+        let ns = |tokens: usize, rate: f64| if rate > 0.0 { (tokens as f64 / rate * 1e9) as u64 } else { 0 };
+        let evaluated = outcome.prompt_tokens - outcome.reused_tokens;
+        let following = outcome.completion_tokens.saturating_sub(1);
+        line["done_reason"] = if outcome.finish_reason == FinishReason::Length { "length" } else { "stop" }.into();
+        line["total_duration"] = (self.begun.elapsed().unwrap_or_default().as_nanos() as u64).into();
+        line["load_duration"] = 0.into();
+        line["prompt_eval_count"] = outcome.prompt_tokens.into();
+        line["prompt_eval_duration"] = ns(evaluated, outcome.prefill_tokens_per_s).into();
+        line["eval_count"] = outcome.completion_tokens.into();
+        line["eval_duration"] = ns(following, outcome.decode_tokens_per_s).into();
+        line
+    }
+}
+
+impl Format for Lines {
+    fn begin(&mut self, _: &mut Writer) {}
+
+    async fn token(&mut self, _: usize, token: TokenEvent, writer: &mut Writer) {
+        if !token.text.is_empty() {
+            writer.data(&self.line(&token.text, false));
+        }
+    }
+
+    fn done(&mut self, _: usize, outcome: &Outcome, writer: &mut Writer) {
+        self.metrics.answered(outcome);
+        writer.data(&self.last(outcome));
+    }
+
+    fn end(&mut self, _: &mut Writer) {}
+
+    fn failed(&mut self, problem: &Problem, writer: &mut Writer) {
+        writer.data(&json!({ "error": problem.message }));
+    }
+
+    // A line is an answer's, and there is no comment in this format.
+    fn beat(&mut self, _: &mut Writer) {}
+}
+
+impl Problem {
+    /// The error that Ollama's clients read: a text.
+    pub(crate) fn ollama(self) -> Response {
+        let object = json!({ "error": self.message });
+        self.respond(object)
+    }
+}
+
+fn loaded(model: &Model, kind: Kind) -> Response {
+    let mut line =
+        json!({ "model": model.name, "created_at": rfc3339(SystemTime::now()), "done": true, "done_reason": "load" });
+    match kind {
+        Kind::Chat => line["message"] = json!({ "role": "assistant", "content": "" }),
+        Kind::Generate => line["response"] = "".into(),
+    }
+    Json(line).into_response()
+}
+
+fn entry(model: &Model) -> Value {
+    json!({
+        "name": model.name, "model": model.name, "modified_at": rfc3339(since(model)),
+        "size": model.bytes, "digest": model.id, "details": details(model),
+    })
+}
+
+fn details(model: &Model) -> Value {
+    json!({
+        "parent_model": "", "format": "gguf", "family": model.family, "families": [model.family],
+        "parameter_size": "", "quantization_level": model.quantization,
+    })
+}
+
+fn since(model: &Model) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(model.created)
+}
+
+fn rfc3339(at: SystemTime) -> String {
+    humantime::format_rfc3339_micros(at).to_string()
+}

@@ -1,0 +1,143 @@
+//! `/v1/chat/completions`.
+
+use axum::{
+    Json,
+    extract::{Extension, State},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{
+    chat_format::{ChatFormat, Head},
+    finish_reason, logprobs, message,
+    params::Params,
+    timings, usage,
+};
+use crate::{
+    Problem,
+    access::Caller,
+    answer::{Answers, Whole},
+    http::{Asker, Json as Body, Shared, Site, either},
+    prompt,
+    stream::{Framing, respond},
+};
+
+/// Alternatives that one may ask to see of each token.
+const TOP_LOGPROBS_MAX: u16 = 20;
+
+/// A request, as OpenAI's clients send it. What is not known is ignored.
+#[derive(Debug, Deserialize)]
+pub(crate) struct ChatRequest {
+    model: Option<String>,
+    #[serde(default)]
+    messages: Vec<Value>,
+    #[serde(default)]
+    stream: Option<bool>,
+    #[serde(default)]
+    stream_options: Option<StreamOptions>,
+    #[serde(default)]
+    logprobs: Option<bool>,
+    #[serde(default)]
+    top_logprobs: Option<u16>,
+    #[serde(default)]
+    tools: Option<Vec<Value>>,
+    #[serde(default)]
+    tool_choice: Option<Value>,
+    #[serde(default)]
+    chat_template_kwargs: Option<Map<String, Value>>,
+    #[serde(default)]
+    modalities: Option<Vec<String>>,
+    #[serde(default)]
+    audio: Option<Value>,
+    #[serde(flatten)]
+    params: Params,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct StreamOptions {
+    #[serde(default)]
+    pub(super) include_usage: bool,
+}
+
+pub(crate) async fn handle(
+    State(shared): Site,
+    Extension(Asker(caller)): Extension<Asker>,
+    Body(body): Body<ChatRequest>,
+) -> Response {
+    let result = async { answer(&shared, &caller, body?).await };
+    either(result.await, Problem::openai)
+}
+
+async fn answer(shared: &Shared, caller: &Caller, request: ChatRequest) -> Result<Response, Problem> {
+    let model = shared.named(request.model.as_deref())?;
+    let logprobs = request.logprobs()?;
+    let variables = request.variables()?;
+    let tokens = prompt::of_messages(model, message::for_template(request.messages)?, variables).await?;
+    let requests = request.params.requests(&tokens, shared.chunk, logprobs, model.vocabulary.info().tokens)?;
+    let head = Head::new(request.model.as_deref().unwrap_or(&model.name), model);
+    let answers = Answers::ask(&shared.jobs, caller, requests).await?;
+    if request.stream == Some(true) {
+        let usage = request.stream_options.is_some_and(|options| options.include_usage);
+        let format = ChatFormat::new(head, model.vocabulary.clone(), usage, shared.metrics.clone());
+        return respond(answers, Framing::Events, format).await;
+    }
+    let whole = answers.whole().await?;
+    whole.iter().for_each(|choice| shared.answered(&choice.outcome));
+    let mut choices = Vec::with_capacity(whole.len());
+    for (index, choice) in whole.iter().enumerate() {
+        choices.push(self::choice(model, index, choice).await);
+    }
+    let mut object = head.object("chat.completion");
+    object["choices"] = choices.into();
+    object["usage"] = usage(whole.iter().map(|choice| &choice.outcome));
+    object["timings"] = whole.first().map_or(Value::Null, |choice| timings(&choice.outcome));
+    Ok(Json(object).into_response())
+}
+
+async fn choice(model: &crate::Model, index: usize, choice: &Whole) -> Value {
+    let mut content = Vec::new();
+    for token in &choice.tokens {
+        content.extend(logprobs::entries(&model.vocabulary, token).await.map(logprobs::chat));
+    }
+    let logprobs = match choice.outcome.logprobs {
+        Some(_) => json!({ "content": content, "refusal": null }),
+        None => Value::Null,
+    };
+    json!({
+        "index": index,
+        "message": { "role": "assistant", "content": choice.outcome.text, "refusal": null },
+        "logprobs": logprobs,
+        "finish_reason": finish_reason(&choice.outcome),
+    })
+}
+
+impl ChatRequest {
+    /// How many alternatives to report of each token; none: no log-probabilities.
+    fn logprobs(&self) -> Result<Option<u16>, Problem> {
+        match (self.logprobs.unwrap_or(false), self.top_logprobs) {
+            (_, Some(top)) if top > TOP_LOGPROBS_MAX => {
+                let message = format!("top_logprobs is {top}; it must be between 0 and {TOP_LOGPROBS_MAX}");
+                Err(Problem::value("top_logprobs", message))
+            }
+            (false, Some(top)) if top > 0 => {
+                Err(Problem::value("top_logprobs", "top_logprobs needs logprobs to be true"))
+            }
+            (true, top) => Ok(Some(top.unwrap_or(0))),
+            (false, _) => Ok(None),
+        }
+    }
+
+    /// What the template gets beside the messages. What this model cannot do is refused.
+    fn variables(&self) -> Result<Map<String, Value>, Problem> {
+        if self.audio.is_some() || self.modalities.iter().flatten().any(|modality| modality != "text") {
+            return Err(Problem::unsupported("modalities", "this model writes text only"));
+        }
+        let wants_tools = self.tools.as_ref().is_some_and(|tools| !tools.is_empty());
+        let may_choose = self.tool_choice.as_ref().is_none_or(|choice| choice != "none");
+        if wants_tools && may_choose {
+            return Err(Problem::unsupported("tools", "this gateway does not call tools yet"));
+        }
+        Ok(self.chat_template_kwargs.clone().unwrap_or_default())
+    }
+}

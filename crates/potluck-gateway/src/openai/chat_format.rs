@@ -1,0 +1,129 @@
+//! A chat's stream: role, content, finish, usage where it was asked for, and the end, in that order.
+
+use std::sync::Arc;
+
+use potluck_client::{Outcome, TokenEvent};
+use potluck_engine::VocabularyClient;
+use serde_json::{Value, json};
+
+use super::{finish_reason, logprobs, new_id, now, timings, usage};
+use crate::{
+    Model, Problem,
+    metrics::Metrics,
+    stream::{Format, Writer},
+};
+
+/// What all parts of one response have in common.
+#[derive(Debug, Clone)]
+pub(super) struct Head {
+    id: String,
+    created: u64,
+    model: String,
+    fingerprint: String,
+}
+
+impl Head {
+    pub(super) fn new(name: &str, model: &Model) -> Self {
+        Self::with_id(new_id("chatcmpl"), name, model)
+    }
+
+    pub(super) fn with_id(id: String, name: &str, model: &Model) -> Self {
+        let fingerprint = format!("fp_{}", model.id.get(..10).unwrap_or(&model.id));
+        Self { id, created: now(), model: name.to_owned(), fingerprint }
+    }
+
+    pub(super) fn object(&self, kind: &str) -> Value {
+        json!({
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+        })
+    }
+}
+
+/// The chunks of a chat.
+pub(super) struct ChatFormat {
+    head: Head,
+    vocabulary: VocabularyClient,
+    /// Whether the total was asked for: then every other chunk says `null`.
+    usage: bool,
+    metrics: Arc<Metrics>,
+    /// Choices that have said their role.
+    begun: Vec<bool>,
+    outcomes: Vec<Outcome>,
+}
+
+impl ChatFormat {
+    pub(super) fn new(head: Head, vocabulary: VocabularyClient, usage: bool, metrics: Arc<Metrics>) -> Self {
+        Self { head, vocabulary, usage, metrics, begun: Vec::new(), outcomes: Vec::new() }
+    }
+
+    fn chunk(&self, choices: Value) -> Value {
+        let mut chunk = self.head.object("chat.completion.chunk");
+        chunk["choices"] = choices;
+        if self.usage {
+            chunk["usage"] = Value::Null;
+        }
+        chunk
+    }
+
+    fn delta(&self, index: usize, delta: Value, logprobs: Value, finish: Value) -> Value {
+        self.chunk(json!([{ "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish }]))
+    }
+
+    /// The first chunk of a choice says who speaks.
+    fn begin_choice(&mut self, index: usize, writer: &mut Writer) {
+        if self.begun.len() <= index {
+            self.begun.resize(index + 1, false);
+        }
+        if !std::mem::replace(&mut self.begun[index], true) {
+            let role = json!({ "role": "assistant", "content": "" });
+            writer.data(&self.delta(index, role, Value::Null, Value::Null));
+        }
+    }
+}
+
+impl Format for ChatFormat {
+    fn begin(&mut self, writer: &mut Writer) {
+        self.begin_choice(0, writer);
+    }
+
+    async fn token(&mut self, index: usize, token: TokenEvent, writer: &mut Writer) {
+        self.begin_choice(index, writer);
+        let entry = logprobs::entries(&self.vocabulary, &token).await;
+        if token.text.is_empty() && entry.is_none() {
+            return;
+        }
+        let logprobs =
+            entry.map_or(Value::Null, |entry| json!({ "content": [logprobs::chat(entry)], "refusal": null }));
+        writer.data(&self.delta(index, json!({ "content": token.text }), logprobs, Value::Null));
+    }
+
+    fn done(&mut self, index: usize, outcome: &Outcome, writer: &mut Writer) {
+        self.begin_choice(index, writer);
+        self.metrics.answered(outcome);
+        writer.data(&self.delta(index, json!({}), Value::Null, finish_reason(outcome).into()));
+        self.outcomes.push(outcome.clone());
+    }
+
+    fn end(&mut self, writer: &mut Writer) {
+        if self.usage {
+            let mut chunk = self.chunk(json!([]));
+            chunk["usage"] = usage(self.outcomes.iter());
+            chunk["timings"] = self.outcomes.first().map_or(Value::Null, timings);
+            writer.data(&chunk);
+        }
+        writer.raw("data: [DONE]\n\n");
+    }
+
+    fn failed(&mut self, problem: &Problem, writer: &mut Writer) {
+        writer.data(&problem.object());
+        writer.raw("data: [DONE]\n\n");
+    }
+
+    fn beat(&mut self, writer: &mut Writer) {
+        writer.raw(": waiting\n\n");
+    }
+}

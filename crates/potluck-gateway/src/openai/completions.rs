@@ -1,0 +1,245 @@
+//! `/v1/completions`: a text goes on, without a template.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Extension, State},
+    response::{IntoResponse, Response},
+};
+use potluck_client::{Outcome, Request, TokenEvent};
+use potluck_engine::VocabularyClient;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{chat::StreamOptions, chat_format::Head, finish_reason, logprobs, new_id, params::Params, timings, usage};
+use crate::{
+    Model, Problem,
+    access::Caller,
+    answer::{Answers, CHOICES_MAX, Whole},
+    http::{Asker, Json as Body, Shared, Site, either},
+    metrics::Metrics,
+    prompt,
+    stream::{Format, Framing, Writer, respond},
+};
+
+/// Tokens of an answer where the request does not say: the reference's own number.
+const MAX_TOKENS: u32 = 16;
+
+/// Alternatives that one may ask to see of each token.
+const LOGPROBS_MAX: u16 = 5;
+
+/// What to go on with: a text, several, tokens, or several times tokens.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Prompt {
+    Text(String),
+    Texts(Vec<String>),
+    Tokens(Vec<u32>),
+    ManyTokens(Vec<Vec<u32>>),
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct CompletionRequest {
+    model: Option<String>,
+    prompt: Option<Prompt>,
+    #[serde(default)]
+    suffix: Option<String>,
+    #[serde(default)]
+    echo: Option<bool>,
+    #[serde(default)]
+    best_of: Option<usize>,
+    #[serde(default)]
+    logprobs: Option<u16>,
+    #[serde(default)]
+    stream: Option<bool>,
+    #[serde(default)]
+    stream_options: Option<StreamOptions>,
+    #[serde(flatten)]
+    params: Params,
+}
+
+pub(crate) async fn handle(
+    State(shared): Site,
+    Extension(Asker(caller)): Extension<Asker>,
+    Body(body): Body<CompletionRequest>,
+) -> Response {
+    let result = async { answer(&shared, &caller, body?).await };
+    either(result.await, Problem::openai)
+}
+
+async fn answer(shared: &Shared, caller: &Caller, mut request: CompletionRequest) -> Result<Response, Problem> {
+    let model = shared.named(request.model.as_deref())?;
+    request.check()?;
+    let prompts = request.prompts(model).await?;
+    request.params.max_tokens = request.params.max_tokens.or(Some(MAX_TOKENS));
+    let mut requests: Vec<Request> = Vec::new();
+    for (_, tokens) in &prompts {
+        let vocabulary = model.vocabulary.info().tokens;
+        requests.extend(request.params.requests(tokens, shared.chunk, request.logprobs, vocabulary)?);
+    }
+    if requests.len() > CHOICES_MAX {
+        let message = format!("{} answers are asked for; {CHOICES_MAX} are given at most", requests.len());
+        return Err(Problem::value("prompt", message));
+    }
+    let each = requests.len() / prompts.len();
+    let echo = |text: &String| if request.echo == Some(true) { text.clone() } else { String::new() };
+    let echoes: Vec<String> = prompts.iter().flat_map(|(text, _)| std::iter::repeat_n(echo(text), each)).collect();
+    let head = Head::with_id(new_id("cmpl"), request.model.as_deref().unwrap_or(&model.name), model);
+    let answers = Answers::ask(&shared.jobs, caller, requests).await?;
+    if request.stream == Some(true) {
+        let usage = request.stream_options.is_some_and(|options| options.include_usage);
+        let (vocabulary, metrics) = (model.vocabulary.clone(), shared.metrics.clone());
+        let format = TextFormat { head, vocabulary, usage, metrics, echoes, outcomes: Vec::new() };
+        return respond(answers, Framing::Events, format).await;
+    }
+    let whole = answers.whole().await?;
+    whole.iter().for_each(|choice| shared.answered(&choice.outcome));
+    let mut choices = Vec::with_capacity(whole.len());
+    for (index, (choice, echo)) in whole.iter().zip(&echoes).enumerate() {
+        choices.push(self::choice(model, index, choice, echo).await);
+    }
+    let mut object = head.object("text_completion");
+    object["choices"] = choices.into();
+    object["usage"] = usage(whole.iter().map(|choice| &choice.outcome));
+    object["timings"] = whole.first().map_or(Value::Null, |choice| timings(&choice.outcome));
+    Ok(Json(object).into_response())
+}
+
+async fn choice(model: &Model, index: usize, choice: &Whole, echo: &str) -> Value {
+    let mut offset = echo.chars().count();
+    let (mut tokens, mut token_logprobs, mut top, mut offsets) = (vec![], vec![], vec![], vec![]);
+    for token in &choice.tokens {
+        let Some((chosen, alternatives)) = logprobs::entries(&model.vocabulary, token).await else { continue };
+        offsets.push(offset);
+        offset += chosen.text.chars().count();
+        top.push(alternatives.iter().map(|entry| (entry.text.clone(), json!(entry.logprob))).collect::<Value>());
+        token_logprobs.push(chosen.logprob);
+        tokens.push(chosen.text);
+    }
+    let logprobs = match choice.outcome.logprobs {
+        Some(_) => {
+            json!({ "tokens": tokens, "token_logprobs": token_logprobs, "top_logprobs": top, "text_offset": offsets })
+        }
+        None => Value::Null,
+    };
+    json!({
+        "index": index,
+        "text": format!("{echo}{}", choice.outcome.text),
+        "logprobs": logprobs,
+        "finish_reason": finish_reason(&choice.outcome),
+    })
+}
+
+impl CompletionRequest {
+    fn check(&self) -> Result<(), Problem> {
+        if self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
+            return Err(Problem::unsupported("suffix", "this model goes on with a text; it fills no gap"));
+        }
+        if self.best_of.is_some_and(|best_of| best_of > self.params.n.unwrap_or(1)) {
+            return Err(Problem::unsupported("best_of", "answers are not made to be thrown away: use n"));
+        }
+        match self.logprobs {
+            Some(n) if n > LOGPROBS_MAX => {
+                Err(Problem::value("logprobs", format!("logprobs is {n}; the most is {LOGPROBS_MAX}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Each prompt as a text, where it was one, and as tokens.
+    async fn prompts(&mut self, model: &Model) -> Result<Vec<(String, Vec<u32>)>, Problem> {
+        let (texts, tokens) = match self.prompt.take() {
+            None => return Err(Problem::value("prompt", "you must provide a prompt")),
+            Some(Prompt::Text(text)) => (vec![text], vec![]),
+            Some(Prompt::Texts(texts)) => (texts, vec![]),
+            Some(Prompt::Tokens(tokens)) => (vec![], vec![tokens]),
+            Some(Prompt::ManyTokens(many)) => (vec![], many),
+        };
+        let mut prompts = Vec::new();
+        if texts.len().max(tokens.len()) > CHOICES_MAX {
+            return Err(Problem::value("prompt", format!("more than {CHOICES_MAX} prompts")));
+        }
+        for text in texts {
+            let tokens = prompt::of_text(model, &text).await?;
+            prompts.push((text, tokens));
+        }
+        for tokens in tokens {
+            prompts.push((String::new(), prompt::of_tokens(model, tokens)?));
+        }
+        if prompts.is_empty() { Err(Problem::value("prompt", "there is no prompt")) } else { Ok(prompts) }
+    }
+}
+
+/// The chunks of a text.
+struct TextFormat {
+    head: Head,
+    vocabulary: VocabularyClient,
+    usage: bool,
+    metrics: Arc<Metrics>,
+    /// What each choice begins with; taken when it was sent.
+    echoes: Vec<String>,
+    outcomes: Vec<Outcome>,
+}
+
+impl TextFormat {
+    fn chunk(&self, choices: Value) -> Value {
+        let mut chunk = self.head.object("text_completion");
+        chunk["choices"] = choices;
+        if self.usage {
+            chunk["usage"] = Value::Null;
+        }
+        chunk
+    }
+}
+
+impl Format for TextFormat {
+    fn begin(&mut self, writer: &mut Writer) {
+        for index in 0..self.echoes.len() {
+            let echo = std::mem::take(&mut self.echoes[index]);
+            if !echo.is_empty() {
+                let choice = json!({ "index": index, "text": echo, "logprobs": null, "finish_reason": null });
+                writer.data(&self.chunk(json!([choice])));
+            }
+        }
+    }
+
+    async fn token(&mut self, index: usize, token: TokenEvent, writer: &mut Writer) {
+        let entry = logprobs::entries(&self.vocabulary, &token).await;
+        if token.text.is_empty() && entry.is_none() {
+            return;
+        }
+        let logprobs = entry.map_or(Value::Null, |(chosen, top)| {
+            let top: Value = top.iter().map(|entry| (entry.text.clone(), json!(entry.logprob))).collect();
+            json!({ "tokens": [chosen.text], "token_logprobs": [chosen.logprob], "top_logprobs": [top], "text_offset": [] })
+        });
+        let choice = json!({ "index": index, "text": token.text, "logprobs": logprobs, "finish_reason": null });
+        writer.data(&self.chunk(json!([choice])));
+    }
+
+    fn done(&mut self, index: usize, outcome: &Outcome, writer: &mut Writer) {
+        self.metrics.answered(outcome);
+        let finish = finish_reason(outcome);
+        let choice = json!({ "index": index, "text": "", "logprobs": null, "finish_reason": finish });
+        writer.data(&self.chunk(json!([choice])));
+        self.outcomes.push(outcome.clone());
+    }
+
+    fn end(&mut self, writer: &mut Writer) {
+        if self.usage {
+            let mut chunk = self.chunk(json!([]));
+            chunk["usage"] = usage(self.outcomes.iter());
+            writer.data(&chunk);
+        }
+        writer.raw("data: [DONE]\n\n");
+    }
+
+    fn failed(&mut self, problem: &Problem, writer: &mut Writer) {
+        writer.data(&problem.object());
+        writer.raw("data: [DONE]\n\n");
+    }
+
+    fn beat(&mut self, writer: &mut Writer) {
+        writer.raw(": waiting\n\n");
+    }
+}

@@ -1,0 +1,46 @@
+//! Log-probabilities with the tokens' texts.
+
+use potluck_client::TokenEvent;
+use potluck_engine::VocabularyClient;
+use serde_json::{Value, json};
+
+/// What is said of a token that the reduced row did not hold: less likely than any that was reported.
+const UNKNOWN: f32 = -9999.0;
+
+/// A token, its bytes, and how likely it was.
+pub(super) struct Entry {
+    pub(super) text: String,
+    bytes: Vec<u8>,
+    pub(super) logprob: f32,
+}
+
+/// The chosen token, and its alternatives.
+pub(super) async fn entries(vocabulary: &VocabularyClient, event: &TokenEvent) -> Option<(Entry, Vec<Entry>)> {
+    let logprobs = event.logprobs.as_ref()?;
+    let chosen = (event.token, logprobs.logprob.unwrap_or(UNKNOWN));
+    let all: Vec<_> = std::iter::once(chosen).chain(logprobs.top.iter().copied()).collect();
+    let tokens: Vec<u32> = all.iter().map(|(token, _)| *token).collect();
+    // Without the vocabulary's process a token has no text; the answer's own end says what happened.
+    let pieces = vocabulary.pieces(&tokens, true).await.unwrap_or_default();
+    let entry = |((_, logprob), bytes): (&(u32, f32), Vec<u8>)| Entry {
+        text: String::from_utf8_lossy(&bytes).into_owned(),
+        bytes,
+        logprob: *logprob,
+    };
+    let mut entries = all.iter().zip(pieces).map(entry);
+    let chosen = entries.next()?;
+    Some((chosen, entries.collect()))
+}
+
+impl Entry {
+    fn json(&self) -> Value {
+        json!({ "token": self.text, "logprob": self.logprob, "bytes": self.bytes })
+    }
+}
+
+/// As a chat has it: one element of `content`.
+pub(super) fn chat((chosen, top): (Entry, Vec<Entry>)) -> Value {
+    let mut entry = chosen.json();
+    entry["top_logprobs"] = top.iter().map(Entry::json).collect();
+    entry
+}

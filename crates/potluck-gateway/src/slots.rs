@@ -1,0 +1,214 @@
+//! The slots: open sessions, each with what its caches hold, and who gets which.
+
+use std::{rc::Rc, sync::Arc};
+
+use potluck_client::{Cancel, Chain, GenerateError, Outcome, Request, Session, TokenEvent};
+use tokio::sync::mpsc;
+
+use crate::{
+    Problem, Whose,
+    access::Caller,
+    metrics::Metrics,
+    queue::{FairQueue, QUEUE_MAX},
+};
+
+/// Opens sessions of the model, each with caches of its own.
+#[expect(async_fn_in_trait, reason = "used by type, on one thread; no bound on the futures is wanted")]
+pub trait Opener: 'static {
+    /// What runs the model.
+    type Chain: Chain + 'static;
+
+    /// One more session, its caches empty.
+    ///
+    /// # Errors
+    /// Why not; whoever asked is told.
+    async fn open(&self) -> Result<Session<Self::Chain>, Problem>;
+}
+
+/// What comes of a request; the number tells the choices of one request apart.
+pub(crate) type Events = mpsc::UnboundedSender<(usize, Event)>;
+
+/// One thing that comes of a request. A receiver that is dropped cancels it.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A slot is at work on it.
+    Started,
+    /// A token was chosen.
+    Token(TokenEvent),
+    /// It is answered.
+    Done(Box<Outcome>),
+    /// It is not.
+    Failed(Problem),
+}
+
+/// A request on its way to a slot.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) caller: Caller,
+    pub(crate) request: Request,
+    /// Which choice of its request it is.
+    pub(crate) index: usize,
+    /// Bounded by the answer's length: one event a token.
+    pub(crate) events: Events,
+}
+
+/// Seconds that a caller should wait where the queue is full.
+const RETRY_BUSY_SECONDS: u32 = 2;
+
+/// A session that is at rest, or not open yet.
+struct Slot<C> {
+    session: Option<Session<C>>,
+    /// When it was used last: the least recently used makes room.
+    used: u64,
+}
+
+/// What is at rest, and what waits.
+struct Pool<C> {
+    idle: Vec<Slot<C>>,
+    queue: FairQueue<Job>,
+    clock: u64,
+}
+
+/// Takes jobs and gives them to `slots` slots until `jobs` closes; ends when the last of them is done. Must run in a local
+/// set: sessions stay on one thread.
+pub(crate) async fn run<O: Opener>(opener: O, slots: usize, mut jobs: mpsc::Receiver<Job>, metrics: Arc<Metrics>) {
+    let slots = slots.max(1);
+    let idle = (0..slots).map(|_| Slot { session: None, used: 0 }).collect();
+    let mut pool = Pool { idle, queue: FairQueue::default(), clock: 0 };
+    let opener = Rc::new(opener);
+    let (free, mut freed) = mpsc::unbounded_channel();
+    let mut open = true;
+    while open || pool.idle.len() < slots {
+        tokio::select! {
+            job = jobs.recv(), if open => match job {
+                Some(job) => pool.enqueue(job),
+                None => open = false,
+            },
+            Some(slot) = freed.recv() => pool.idle.push(slot),
+        }
+        while let Some((slot, job)) = pool.assign() {
+            let (opener, free, metrics) = (opener.clone(), free.clone(), metrics.clone());
+            tokio::task::spawn_local(async move {
+                metrics.running(1);
+                let session = work(&*opener, slot.session, job).await;
+                metrics.running(-1);
+                // The pool outlives its slots.
+                let _ = free.send(Slot { session, ..slot });
+            });
+        }
+        metrics.waiting(pool.queue.len());
+    }
+    for session in pool.idle.into_iter().filter_map(|slot| slot.session) {
+        session.close().await;
+    }
+}
+
+impl<C: Chain> Pool<C> {
+    fn enqueue(&mut self, job: Job) {
+        if self.queue.len() >= QUEUE_MAX {
+            self.queue.retain(|job| !job.events.is_closed());
+        }
+        if let Err(job) = self.queue.push(job.caller.clone(), job) {
+            let message = format!("{} requests wait already", self.queue.len());
+            let problem = Problem::new(Whose::Busy(RETRY_BUSY_SECONDS), "queue_full", message);
+            // Whoever asked may be gone.
+            let _ = job.events.send((job.index, Event::Failed(problem)));
+        }
+    }
+
+    /// The next job that somebody still waits for, and the slot that suits it best.
+    fn assign(&mut self) -> Option<(Slot<C>, Job)> {
+        if self.idle.is_empty() {
+            return None;
+        }
+        let job = std::iter::from_fn(|| self.queue.pop()).find(|job| !job.events.is_closed())?;
+        let suits = |slot: &Slot<C>| {
+            let held = slot.session.as_ref().map(Session::held);
+            rank(held, &job.request.prompt, slot.used)
+        };
+        let best = (0..self.idle.len()).max_by_key(|&at| suits(&self.idle[at]))?;
+        self.clock += 1;
+        let slot = self.idle.swap_remove(best);
+        Some((Slot { used: self.clock, ..slot }, job))
+    }
+}
+
+/// How well a slot suits a prompt: one that holds its beginning comes first, if little of what it holds is lost; then one that
+/// holds nothing; then the one that was used longest ago.
+fn rank(held: Option<&[u32]>, prompt: &[u32], used: u64) -> (u8, usize, std::cmp::Reverse<u64>) {
+    let held = held.unwrap_or_default();
+    let common = held.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+    let kind = match () {
+        () if common > 0 && common * 2 >= held.len() => 2,
+        () if held.is_empty() => 1,
+        () => 0,
+    };
+    (kind, if kind == 2 { common } else { 0 }, std::cmp::Reverse(used))
+}
+
+/// Answers a job in a session, opened first where there is none; the session, if it can go on.
+async fn work<O: Opener>(opener: &O, session: Option<Session<O::Chain>>, job: Job) -> Option<Session<O::Chain>> {
+    let Job { request, index, events, .. } = job;
+    let tell = |event| {
+        // Whoever asked may be gone: that cancels the answer elsewhere.
+        let _ = events.send((index, event));
+    };
+    tell(Event::Started);
+    let mut waited = session;
+    loop {
+        let (fresh, mut session) = match waited.take() {
+            Some(session) => (false, session),
+            None => match opener.open().await {
+                Ok(session) => (true, session),
+                Err(problem) => {
+                    tell(Event::Failed(problem));
+                    return None;
+                }
+            },
+        };
+        let mut told = false;
+        match answer(&mut session, request.clone(), index, &events, &mut told).await {
+            Ok(outcome) => {
+                tell(Event::Done(Box::new(outcome)));
+                return Some(session);
+            }
+            Err(error @ GenerateError::Session(_)) => {
+                session.close().await;
+                // A session may have been lost while it was at rest: then nobody need know.
+                if fresh || told {
+                    tell(Event::Failed(error.into()));
+                    return None;
+                }
+                tracing::info!(code = error.code(), "a session at rest was lost: another is opened");
+            }
+            Err(error) => {
+                tell(Event::Failed(error.into()));
+                return Some(session);
+            }
+        }
+    }
+}
+
+async fn answer<C: Chain>(
+    session: &mut Session<C>,
+    request: Request,
+    index: usize,
+    events: &Events,
+    told: &mut bool,
+) -> Result<Outcome, GenerateError> {
+    let cancel = Cancel::new();
+    let mut answer = std::pin::pin!(session.generate(request, &cancel, |event| {
+        *told = true;
+        let _ = events.send((index, Event::Token(event.clone())));
+    }));
+    tokio::select! {
+        outcome = &mut answer => outcome,
+        () = events.closed() => {
+            cancel.cancel();
+            answer.await
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

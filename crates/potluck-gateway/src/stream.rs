@@ -1,0 +1,148 @@
+//! Answers that are written as they come: server-sent events, and lines of JSON.
+
+use std::time::Duration;
+
+use axum::{
+    body::{Body, Bytes},
+    http::header,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use tokio::{sync::mpsc, time::Instant};
+
+use crate::{Problem, answer::Answers, slots::Event};
+
+/// Pieces that wait for a client that reads slowly. Beyond it, its answer's tokens wait in its own queue.
+const PIECES_MAX: usize = 32;
+
+/// How long a stream may say nothing: proxies cut what is silent for longer than half a minute.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// How long the status may wait for a slot: an error that comes within it has a status of its own.
+const PLACEMENT: Duration = Duration::from_secs(2);
+
+/// How a stream is framed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// Server-sent events.
+    Events,
+    /// A line of JSON each.
+    Lines,
+}
+
+/// Where a stream is written to. It ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    pieces: mpsc::Sender<Bytes>,
+    framing: Framing,
+    text: String,
+}
+
+/// The client is gone: there is nobody to write to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Gone;
+
+/// Turns what happens into what one API's clients read.
+pub(crate) trait Format: Send + 'static {
+    /// The stream begins.
+    fn begin(&mut self, writer: &mut Writer);
+    /// A choice got a token.
+    fn token(
+        &mut self,
+        index: usize,
+        token: potluck_client::TokenEvent,
+        writer: &mut Writer,
+    ) -> impl Future<Output = ()> + Send;
+    /// A choice is done.
+    fn done(&mut self, index: usize, outcome: &potluck_client::Outcome, writer: &mut Writer);
+    /// All are done.
+    fn end(&mut self, writer: &mut Writer);
+    /// There will be no more: why.
+    fn failed(&mut self, problem: &Problem, writer: &mut Writer);
+    /// Nothing has happened for a while.
+    fn beat(&mut self, writer: &mut Writer);
+}
+
+impl Writer {
+    /// Adds an event without a name.
+    pub(crate) fn data(&mut self, data: &impl Serialize) {
+        let json = serde_json::to_string(data).unwrap_or_default();
+        match self.framing {
+            Framing::Events => self.raw(&format!("data: {json}\n\n")),
+            Framing::Lines => self.raw(&format!("{json}\n")),
+        }
+    }
+
+    /// Adds an event with a name.
+    pub(crate) fn event(&mut self, name: &str, data: &impl Serialize) {
+        self.raw(&format!("event: {name}\n"));
+        self.data(data);
+    }
+
+    /// Adds text as it is.
+    pub(crate) fn raw(&mut self, text: &str) {
+        self.text += text;
+    }
+
+    async fn flush(&mut self) -> Result<(), Gone> {
+        if self.text.is_empty() {
+            return Ok(());
+        }
+        let text = std::mem::take(&mut self.text);
+        self.pieces.send(text.into()).await.map_err(|_| Gone)
+    }
+}
+
+/// A response that is written while the answers come. An error before there is a slot is a response of its own.
+///
+/// # Errors
+/// What kept the first event from coming.
+pub(crate) async fn respond(mut answers: Answers, framing: Framing, format: impl Format) -> Result<Response, Problem> {
+    // Placed in time, or waiting: then the stream begins, and says now and then that it is alive.
+    if let Ok(Some((_, Event::Failed(problem)))) = tokio::time::timeout(PLACEMENT, answers.next()).await {
+        return Err(problem);
+    }
+    let (pieces, read) = mpsc::channel(PIECES_MAX);
+    tokio::spawn(write(answers, format, Writer { pieces, framing, text: String::new() }));
+    let body = n0_future::stream::unfold(read, async |mut read| {
+        let piece = read.recv().await?;
+        Some((Ok::<_, std::convert::Infallible>(piece), read))
+    });
+    let kind = match framing {
+        Framing::Events => "text/event-stream; charset=utf-8",
+        Framing::Lines => "application/x-ndjson",
+    };
+    let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-cache")];
+    Ok((headers, Body::from_stream(body)).into_response())
+}
+
+/// Writes until the end, or until nobody reads: then the answers are dropped, and so cancelled.
+async fn write(mut answers: Answers, mut format: impl Format, mut writer: Writer) -> Result<(), Gone> {
+    format.begin(&mut writer);
+    loop {
+        writer.flush().await?;
+        let silent_until = Instant::now() + SILENCE;
+        let gone = writer.pieces.clone();
+        let next = tokio::select! {
+            next = answers.next() => next,
+            () = gone.closed() => return Err(Gone),
+            () = tokio::time::sleep_until(silent_until) => {
+                format.beat(&mut writer);
+                continue;
+            }
+        };
+        match next {
+            Some((_, Event::Started)) => {}
+            Some((index, Event::Token(token))) => format.token(index, token, &mut writer).await,
+            Some((index, Event::Done(outcome))) => format.done(index, &outcome, &mut writer),
+            Some((_, Event::Failed(problem))) => {
+                format.failed(&problem, &mut writer);
+                return writer.flush().await;
+            }
+            None => {
+                format.end(&mut writer);
+                return writer.flush().await;
+            }
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Where a gateway listens, and who may ask.
+
+use std::{fs, net::SocketAddr, path::PathBuf};
+
+use clap::Args;
+use potluck_gateway::{Access, KEY_BYTES_MIN};
+use tokio::net::TcpListener;
+
+use crate::failure::Failure;
+
+/// Bytes of a file of keys: more are refused.
+const KEYS_BYTES_MAX: u64 = 64 << 10;
+
+/// Where a gateway listens, and who may ask.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Gateway")]
+pub(crate) struct DoorArgs {
+    /// Where to listen; this machine only, unless an address says otherwise
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7575")]
+    pub(crate) listen: SocketAddr,
+    /// Answers at once; other requests wait their turn
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) slots: u16,
+    /// A file with an API key in each line; without one, whoever reaches the address may ask
+    #[arg(long, value_name = "FILE", env = "POTLUCK_API_KEY_FILE", hide_env_values = true)]
+    api_key_file: Option<PathBuf>,
+    /// Another name by which requests may call the model (repeatable)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) alias: Vec<String>,
+}
+
+impl DoorArgs {
+    /// Listens, before anything loads: a port that is taken is told at once.
+    pub(crate) async fn listen(&self) -> Result<(TcpListener, SocketAddr), Failure> {
+        let refused = |error| {
+            let hint = "choose another address: --listen 127.0.0.1:0 takes any free port";
+            Failure { hint: hint.into(), ..Failure::io(format!("listening at {}", self.listen), &error) }
+        };
+        let listener = TcpListener::bind(self.listen).await.map_err(refused)?;
+        let address = listener.local_addr().map_err(refused)?;
+        Ok((listener, address))
+    }
+
+    /// Who may ask.
+    pub(crate) fn access(&self) -> Result<Access, Failure> {
+        let loopback = self.listen.ip().is_loopback();
+        let keys = self.keys()?;
+        if keys.is_empty() && !loopback {
+            let message = format!("{} is reached by others, and there are no API keys", self.listen);
+            return Err(Failure::usage(message, "put a long random key into a file: --api-key-file FILE"));
+        }
+        Ok(Access::new(keys, loopback))
+    }
+
+    fn keys(&self) -> Result<Vec<String>, Failure> {
+        let Some(path) = &self.api_key_file else { return Ok(Vec::new()) };
+        let unreadable = |error| Failure::io(path.display(), &error);
+        if fs::metadata(path).map_err(unreadable)?.len() > KEYS_BYTES_MAX {
+            return Err(Failure::usage(format!("{} is no file of keys", path.display()), "a key in each line"));
+        }
+        let text = fs::read_to_string(path).map_err(unreadable)?;
+        let keys: Vec<_> =
+            text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+        if keys.is_empty() || keys.iter().any(|key| key.len() < KEY_BYTES_MIN) {
+            let message = format!("{}: no key, or one of fewer than {KEY_BYTES_MIN} characters", path.display());
+            return Err(Failure::usage(message, "a long random key in each line, such as of `openssl rand -hex 24`"));
+        }
+        Ok(keys.into_iter().map(str::to_owned).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        door: DoorArgs,
+    }
+
+    fn parse(args: &[&str]) -> DoorArgs {
+        Cli::try_parse_from([&["potluck"], args].concat()).unwrap().door
+    }
+
+    #[test]
+    fn strangers_are_kept_out_by_a_key_of_some_length() {
+        assert!(parse(&[]).access().is_ok(), "this machine only");
+        assert_eq!(parse(&["--listen", "0.0.0.0:0"]).access().unwrap_err().code, "usage");
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("keys");
+        let path = file.display().to_string();
+        let with = |text: &str| {
+            fs::write(&file, text).unwrap();
+            parse(&["--listen", "0.0.0.0:0", "--api-key-file", &path]).access().map(drop)
+        };
+        assert!(with("# for the lab\n0123456789abcdef\n").is_ok());
+        assert_eq!(with("short\n").unwrap_err().code, "usage");
+        assert_eq!(with("\n").unwrap_err().code, "usage");
+    }
+}

@@ -1,0 +1,152 @@
+//! What stands behind a gateway: the model's tokenizer, and sessions over peers, as many as there are slots.
+
+use potluck_chain::{Hop, SessionConfig};
+use potluck_client::{ChatTemplate, Session, SpecialTokens};
+use potluck_engine::{EngineSettings, VocabularyClient};
+use potluck_gateway::{Model, Opener, Problem, Whose};
+use potluck_model::Facts;
+use potluck_net::Node;
+use potluck_store::Entry;
+
+use super::{
+    own_peers,
+    route::RouteChain,
+    start::{Wanted, session_config, session_id},
+    swarm::peers_only,
+};
+use crate::{
+    args::{EngineArgs, RouteArgs},
+    commands::swarm::utc_now,
+    embedded::Embedded,
+    engines::start_vocabulary,
+    failure::{Failure, OrFail},
+    home::{Home, Membership},
+    models::{Models, load_vocabulary},
+    screen::Screen,
+};
+
+/// Seconds after which a session that could not be opened may be tried again: an engine is back by then.
+const RETRY_SECONDS: u32 = 2;
+
+/// Everything that a gateway is put in front of.
+#[derive(Debug)]
+pub(crate) struct Front {
+    /// The model, for the gateway.
+    pub(crate) model: Model,
+    /// What opens its sessions.
+    pub(crate) sessions: Sessions,
+    node: Node,
+    /// The peers that were started for it.
+    embedded: Option<Embedded>,
+}
+
+/// Opens sessions over a route of peers.
+#[derive(Debug, Clone)]
+pub(crate) struct Sessions {
+    node: Node,
+    config: SessionConfig,
+    vocabulary: VocabularyClient,
+}
+
+impl Front {
+    /// Starts what is to run the model for `slots` sessions at once: `--peers` peers of its own, one where this machine is
+    /// enough, or the peers of the swarm.
+    pub(crate) async fn start(
+        home: &Home,
+        screen: Screen,
+        route: &RouteArgs,
+        engine: &EngineArgs,
+        slots: u16,
+    ) -> Result<Self, Failure> {
+        let entry = Models::open(home)?.find_or_only(route.model.as_deref(), screen)?;
+        let (settings, codec) = (engine.settings(slots), engine.codec());
+        settings.check()?;
+        let wanted = Wanted { home, entry: &entry, settings: &settings, codec, memory: route.memory };
+        let bar = screen.wait(format!("loading {}", entry.name));
+        let vocabulary = start_vocabulary(load_vocabulary(&entry, &settings)?);
+        let (vocabulary, (node, hops, embedded)) = tokio::try_join!(vocabulary, route_of(&wanted, route))?;
+        drop(bar);
+        let config = session_config(&wanted, node.id(), hops)?;
+        let sessions = Sessions { node: node.clone(), config, vocabulary: vocabulary.clone() };
+        let model = model(&entry, &settings, vocabulary)?;
+        Ok(Self { model, sessions, node, embedded })
+    }
+
+    /// The peers that were started for it: ids, layers and processes.
+    pub(crate) fn peers(&self) -> Vec<serde_json::Value> {
+        self.embedded.iter().flat_map(Embedded::list).collect()
+    }
+
+    /// Waits until a peer that was started for it ends, which it should not.
+    pub(crate) async fn lost(&mut self) -> Failure {
+        match &mut self.embedded {
+            Some(embedded) => embedded.first_loss().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends whatever was started. Its sessions are closed already.
+    pub(crate) async fn close(self) {
+        self.node.close().await;
+        if let Some(embedded) = self.embedded {
+            embedded.stop().await;
+        }
+    }
+}
+
+impl Opener for Sessions {
+    type Chain = RouteChain;
+
+    async fn open(&self) -> Result<Session<RouteChain>, Problem> {
+        let ours = |failure: Failure| Problem::new(Whose::Ours, failure.code, failure.message);
+        let mut config = self.config.clone();
+        config.key.id = session_id().map_err(ours)?;
+        match RouteChain::open_on(&self.node, config).await {
+            Ok(chain) => Ok(Session::new(chain, self.vocabulary.clone())),
+            Err(error) => {
+                let message = format!("{error}; {}", error.hint());
+                Err(Problem::new(Whose::Lenders(RETRY_SECONDS), error.code(), message))
+            }
+        }
+    }
+}
+
+/// A client, the route that its sessions take, and the peers that were started for it.
+async fn route_of(wanted: &Wanted<'_>, route: &RouteArgs) -> Result<(Node, Vec<Hop>, Option<Embedded>), Failure> {
+    if let (None, false, Some(_)) = (route.peers, route.local, Membership::find(wanted.home)?)
+        && let Some((node, hops)) = peers_only(wanted, route.prefer).await?
+    {
+        return Ok((node, hops, None));
+    }
+    // One peer holds the whole model where nothing else was asked for: its engine batches what the slots send.
+    let stages = own_peers::split(wanted.entry, route.peers.unwrap_or(1).into(), false)?;
+    let embedded = Embedded::start(wanted.home, wanted.settings, &stages).await?;
+    let opened = async {
+        let node = own_peers::client_node(&embedded).await?;
+        Ok((node, embedded.peers.iter().map(|peer| peer.hop()).collect::<Result<_, Failure>>()?))
+    };
+    match opened.await {
+        Ok((node, hops)) => Ok((node, hops, Some(embedded))),
+        Err(failure) => {
+            embedded.stop().await;
+            Err(failure)
+        }
+    }
+}
+
+fn model(entry: &Entry, settings: &EngineSettings, vocabulary: VocabularyClient) -> Result<Model, Failure> {
+    let facts = Facts::of(&entry.manifest);
+    Ok(Model {
+        name: entry.name.clone(),
+        aliases: Vec::new(),
+        id: entry.id.to_string(),
+        context: settings.context,
+        bytes: facts.bytes,
+        family: facts.architecture,
+        quantization: facts.quantisation,
+        created: utc_now(),
+        template: ChatTemplate::of(&entry.manifest).or_fail("bad_template", "use /v1/completions")?,
+        special: SpecialTokens::of(&entry.manifest),
+        vocabulary,
+    })
+}
