@@ -11,13 +11,16 @@ use crate::failure::Failure;
 /// Bytes of a file of keys: more are refused.
 const KEYS_BYTES_MAX: u64 = 64 << 10;
 
+/// Where a gateway listens, unless the user says otherwise.
+const DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7575);
+
 /// Where a gateway listens, and who may ask.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Gateway")]
 pub(crate) struct DoorArgs {
-    /// Where to listen; this machine only, unless an address says otherwise
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7575")]
-    pub(crate) listen: SocketAddr,
+    /// Where to listen [default: 127.0.0.1:7575, which only this machine reaches]
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<SocketAddr>,
     /// Answers at once; other requests wait their turn
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) slots: u16,
@@ -30,26 +33,39 @@ pub(crate) struct DoorArgs {
 }
 
 impl DoorArgs {
-    /// Listens, before anything loads: a port that is taken is told at once.
-    pub(crate) async fn listen(&self) -> Result<(TcpListener, SocketAddr), Failure> {
-        let refused = |error| {
+    /// Listens, before anything loads: an address that is taken is told at once.
+    pub(crate) async fn listen(&self) -> Result<TcpListener, Failure> {
+        let at = self.address();
+        TcpListener::bind(at).await.map_err(|error| {
             let hint = "choose another address: --listen 127.0.0.1:0 takes any free port";
-            Failure { hint: hint.into(), ..Failure::io(format!("listening at {}", self.listen), &error) }
-        };
-        let listener = TcpListener::bind(self.listen).await.map_err(refused)?;
-        let address = listener.local_addr().map_err(refused)?;
-        Ok((listener, address))
+            Failure { hint: hint.into(), ..Failure::io(format!("listening at {at}"), &error) }
+        })
+    }
+
+    /// The same; where no address was asked for and the usual one is taken, at any free port.
+    pub(crate) async fn listen_somewhere(&self) -> Result<TcpListener, Failure> {
+        match self.listen().await {
+            Err(_) if self.listen.is_none() => {
+                let any = SocketAddr::new(DEFAULT.ip(), 0);
+                TcpListener::bind(any).await.map_err(|error| Failure::io(format!("listening at {any}"), &error))
+            }
+            listener => listener,
+        }
     }
 
     /// Who may ask.
     pub(crate) fn access(&self) -> Result<Access, Failure> {
-        let loopback = self.listen.ip().is_loopback();
+        let at = self.address();
         let keys = self.keys()?;
-        if keys.is_empty() && !loopback {
-            let message = format!("{} is reached by others, and there are no API keys", self.listen);
+        if keys.is_empty() && !at.ip().is_loopback() {
+            let message = format!("{at} is reached by others, and there are no API keys");
             return Err(Failure::usage(message, "put a long random key into a file: --api-key-file FILE"));
         }
-        Ok(Access::new(keys, loopback))
+        Ok(Access::new(keys, at.ip().is_loopback()))
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.listen.unwrap_or(DEFAULT)
     }
 
     fn keys(&self) -> Result<Vec<String>, Failure> {

@@ -1,8 +1,7 @@
 //! `potluck gateway`: the APIs that clients already speak, in front of a model.
 
-use std::net::SocketAddr;
-
 use clap::Args;
+use potluck_gateway::Access;
 use serde_json::json;
 use tokio::{net::TcpListener, sync::oneshot, task::LocalSet};
 
@@ -32,61 +31,53 @@ impl Gateway {
             return Err(Failure::usage("a gateway holds no stage itself", hint));
         }
         let access = self.door.access()?;
-        let (listener, address) = self.door.listen().await?;
+        let listener = self.door.listen().await?;
         let mut interrupt = Interrupt::listen()?;
         let started = Front::start(home, screen, &self.route, &self.engine, self.door.slots);
         let mut front = interrupt.or(started).await??;
-        front.model.aliases.clone_from(&self.door.alias);
-        tell(screen, address, &front)?;
-        let result = serve(listener, &mut front, access, &self.door, self.engine.chunk, &mut interrupt).await;
+        tell(screen, &url(&listener)?, &front)?;
+        let result = stay(listener, &mut front, access, &self.door, self.engine.chunk, &mut interrupt).await;
         front.close().await;
         result
     }
 }
 
 /// Serves until the user interrupts, or a peer that was started for it is lost; answers that have begun are finished first.
-pub(crate) async fn serve(
+async fn stay(
     listener: TcpListener,
     front: &mut Front,
-    access: potluck_gateway::Access,
+    access: Access,
     door: &DoorArgs,
     chunk: u16,
     interrupt: &mut Interrupt,
 ) -> Result<(), Failure> {
-    let gateway = potluck_gateway::Gateway {
-        model: front.model.clone(),
-        access,
-        opener: front.sessions.clone(),
-        slots: door.slots.into(),
-        chunk,
-    };
-    let (stop, stopped) = oneshot::channel::<()>();
-    let stopped = async move {
-        // The sender is dropped where nothing is left to serve: that is a stop, too.
-        let _ = stopped.await;
-    };
-    let local = LocalSet::new();
-    local
+    let (stop, stopped) = oneshot::channel();
+    let serve = front.serve(listener, access, door, chunk, stopped);
+    LocalSet::new()
         .run_until(async {
-            let mut serving = std::pin::pin!(potluck_gateway::serve(listener, gateway, stopped));
-            let mut result = Ok(());
-            tokio::select! {
-                served = &mut serving => return served.map_err(|error| Failure::io("serving", &error)),
-                failure = front.lost() => result = Err(failure),
-                () = interrupt.wait() => {}
-            }
+            let mut serving = std::pin::pin!(serve);
+            let result = tokio::select! {
+                served = &mut serving => return served,
+                failure = front.lost() => Err(failure),
+                () = interrupt.wait() => Ok(()),
+            };
             let _ = stop.send(());
             // What has begun is finished, unless the user has had enough.
             tokio::select! {
-                served = &mut serving => result.and(served.map_err(|error| Failure::io("serving", &error))),
+                served = &mut serving => result.and(served),
                 () = interrupt.wait() => result,
             }
         })
         .await
 }
 
-fn tell(screen: Screen, address: SocketAddr, front: &Front) -> Result<(), Failure> {
-    let url = format!("http://{address}");
+/// Where a listener is reached.
+pub(crate) fn url(listener: &TcpListener) -> Result<String, Failure> {
+    let address = listener.local_addr().map_err(|error| Failure::io("asking where we listen", &error))?;
+    Ok(format!("http://{address}"))
+}
+
+fn tell(screen: Screen, url: &str, front: &Front) -> Result<(), Failure> {
     if screen.json {
         return screen.object(&json!({ "url": url, "model": front.model.name, "peers": front.peers() }));
     }

@@ -3,21 +3,22 @@
 use potluck_chain::{Hop, SessionConfig};
 use potluck_client::{ChatTemplate, Session, SpecialTokens};
 use potluck_engine::{EngineSettings, VocabularyClient};
-use potluck_gateway::{Model, Opener, Problem, Whose};
+use potluck_gateway::{Access, Gateway, Model, Opener, Problem, Whose, serve};
 use potluck_model::Facts;
 use potluck_net::Node;
 use potluck_store::Entry;
+use tokio::{net::TcpListener, sync::oneshot};
 
 use super::{
-    own_peers,
+    Talk, own_peers,
     route::RouteChain,
     start::{Wanted, session_config, session_id},
     swarm::peers_only,
 };
 use crate::{
-    args::{EngineArgs, RouteArgs},
+    args::{DoorArgs, EngineArgs, RouteArgs},
     commands::swarm::utc_now,
-    embedded::Embedded,
+    embedded::{Embedded, EmbeddedPeer},
     engines::start_vocabulary,
     failure::{Failure, OrFail},
     home::{Home, Membership},
@@ -72,6 +73,42 @@ impl Front {
         Ok(Self { model, sessions, node, embedded })
     }
 
+    /// In front of the peers that a command has started for a conversation already: they end with it.
+    pub(crate) async fn over(talk: &Talk) -> Result<Option<Self>, Failure> {
+        let Some(embedded) = talk.embedded.as_ref().filter(|_| !talk.route.own_ends) else { return Ok(None) };
+        let Talk { home, entry, settings, codec, .. } = talk;
+        let wanted = Wanted { home, entry, settings, codec: *codec, memory: None };
+        let node = own_peers::client_node(embedded).await?;
+        let config = session_config(&wanted, node.id(), hops(embedded)?)?;
+        let vocabulary = talk.session.vocabulary().clone();
+        let sessions = Sessions { node: node.clone(), config, vocabulary: vocabulary.clone() };
+        let model = model(entry, settings, vocabulary)?;
+        Ok(Some(Self { model, sessions, node, embedded: None }))
+    }
+
+    /// Serves on `listener` until `stop`, and then ends what has begun. To be awaited in a local set.
+    pub(crate) fn serve(
+        &self,
+        listener: TcpListener,
+        access: Access,
+        door: &DoorArgs,
+        chunk: u16,
+        stop: oneshot::Receiver<()>,
+    ) -> impl Future<Output = Result<(), Failure>> + use<> {
+        let gateway = Gateway {
+            model: Model { aliases: door.alias.clone(), ..self.model.clone() },
+            access,
+            opener: self.sessions.clone(),
+            slots: door.slots.into(),
+            chunk,
+        };
+        async move {
+            // A sender that is dropped has nothing left to serve: that is a stop, too.
+            let stopped = async move { stop.await.unwrap_or_default() };
+            serve(listener, gateway, stopped).await.map_err(|error| Failure::io("serving", &error))
+        }
+    }
+
     /// The peers that were started for it: ids, layers and processes.
     pub(crate) fn peers(&self) -> Vec<serde_json::Value> {
         self.embedded.iter().flat_map(Embedded::list).collect()
@@ -123,7 +160,7 @@ async fn route_of(wanted: &Wanted<'_>, route: &RouteArgs) -> Result<(Node, Vec<H
     let embedded = Embedded::start(wanted.home, wanted.settings, &stages).await?;
     let opened = async {
         let node = own_peers::client_node(&embedded).await?;
-        Ok((node, embedded.peers.iter().map(|peer| peer.hop()).collect::<Result<_, Failure>>()?))
+        Ok((node, hops(&embedded)?))
     };
     match opened.await {
         Ok((node, hops)) => Ok((node, hops, Some(embedded))),
@@ -132,6 +169,10 @@ async fn route_of(wanted: &Wanted<'_>, route: &RouteArgs) -> Result<(Node, Vec<H
             Err(failure)
         }
     }
+}
+
+fn hops(embedded: &Embedded) -> Result<Vec<Hop>, Failure> {
+    embedded.peers.iter().map(EmbeddedPeer::hop).collect()
 }
 
 fn model(entry: &Entry, settings: &EngineSettings, vocabulary: VocabularyClient) -> Result<Model, Failure> {

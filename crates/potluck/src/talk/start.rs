@@ -59,8 +59,19 @@ impl Talk {
         route: &RouteArgs,
         engine: &EngineArgs,
     ) -> Result<Self, Failure> {
+        Self::start_among(home, screen, route, engine, 1).await
+    }
+
+    /// The same, on engines that keep caches for `sessions` sessions: this one, and others.
+    pub(crate) async fn start_among(
+        home: &Home,
+        screen: Screen,
+        route: &RouteArgs,
+        engine: &EngineArgs,
+        sessions: u16,
+    ) -> Result<Self, Failure> {
         let entry = Models::open(home)?.find_or_only(route.model.as_deref(), screen)?;
-        let (settings, codec) = (engine.settings(1), engine.codec());
+        let (settings, codec) = (engine.settings(sessions), engine.codec());
         settings.check()?;
         let wanted = Wanted { home, entry: &entry, settings: &settings, codec, memory: route.memory };
         let bar = screen.wait(format!("loading {}", entry.name));
