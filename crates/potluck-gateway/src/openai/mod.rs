@@ -7,6 +7,7 @@ mod logprobs;
 mod message;
 pub(crate) mod models;
 mod params;
+pub(crate) mod responses;
 
 use axum::{
     Json,
