@@ -197,6 +197,12 @@ impl ChatTemplate {
         self.fallback
     }
 
+    /// True if the template reads this variable, such as `tools`.
+    pub fn reads(&self, variable: &str) -> bool {
+        let template = self.environment.get_template(NAME);
+        template.is_ok_and(|template| template.undeclared_variables(false).contains(variable))
+    }
+
     /// The prompt for `messages`.
     ///
     /// # Errors

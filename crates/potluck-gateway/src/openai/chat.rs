@@ -12,10 +12,12 @@ use super::{
     chat_format::{ChatFormat, Head},
     finish_reason, logprobs, message,
     params::Params,
-    timings, usage,
+    timings,
+    tools::{Call, Said, Tools},
+    usage,
 };
 use crate::{
-    Problem,
+    Model, Problem,
     access::Caller,
     answer::{Answers, Whole},
     http::{Asker, Json as Body, Shared, Site, either},
@@ -72,21 +74,28 @@ pub(crate) async fn handle(
 async fn answer(shared: &Shared, caller: &Caller, request: ChatRequest) -> Result<Response, Problem> {
     let model = shared.named(request.model.as_deref())?;
     let logprobs = request.logprobs()?;
-    let variables = request.variables()?;
-    let tokens = prompt::of_messages(model, message::for_template(request.messages)?, variables).await?;
-    let requests = request.params.requests(&tokens, shared.chunk, logprobs, model.vocabulary.info().tokens)?;
+    let tools = Tools::of(request.tools.as_deref(), request.tool_choice.as_ref())?;
+    let (mut messages, mut variables) = (message::for_template(request.messages.clone())?, request.variables()?);
+    if let Some(tools) = &tools {
+        tools.tell(model, &mut messages, &mut variables);
+    }
+    let tokens = prompt::of_messages(model, messages, variables).await?;
+    let mut requests = request.params.requests(&tokens, shared.chunk, logprobs, model.vocabulary.info().tokens)?;
+    if let Some(grammar) = tools.as_ref().and_then(Tools::grammar) {
+        requests.iter_mut().for_each(|request| request.grammar = Some(grammar.clone()));
+    }
     let head = Head::new(request.model.as_deref().unwrap_or(&model.name), model);
     let answers = Answers::ask(&shared.jobs, caller, requests).await?;
     if request.stream == Some(true) {
         let usage = request.stream_options.is_some_and(|options| options.include_usage);
-        let format = ChatFormat::new(head, model.vocabulary.clone(), usage, shared.metrics.clone());
+        let format = ChatFormat::new(head, model.vocabulary.clone(), usage, tools, shared.metrics.clone());
         return respond(answers, Framing::Events, format).await;
     }
     let whole = answers.whole().await?;
     whole.iter().for_each(|choice| shared.answered(&choice.outcome));
     let mut choices = Vec::with_capacity(whole.len());
     for (index, choice) in whole.iter().enumerate() {
-        choices.push(self::choice(model, index, choice).await);
+        choices.push(self::choice(model, index, choice, tools.as_ref()).await);
     }
     let mut object = head.object("chat.completion");
     object["choices"] = choices.into();
@@ -95,7 +104,7 @@ async fn answer(shared: &Shared, caller: &Caller, request: ChatRequest) -> Resul
     Ok(Json(object).into_response())
 }
 
-async fn choice(model: &crate::Model, index: usize, choice: &Whole) -> Value {
+async fn choice(model: &Model, index: usize, choice: &Whole, tools: Option<&Tools>) -> Value {
     let mut content = Vec::new();
     for token in &choice.tokens {
         content.extend(logprobs::entries(&model.vocabulary, token).await.map(logprobs::chat));
@@ -104,12 +113,22 @@ async fn choice(model: &crate::Model, index: usize, choice: &Whole) -> Value {
         Some(_) => json!({ "content": content, "refusal": null }),
         None => Value::Null,
     };
-    json!({
-        "index": index,
-        "message": { "role": "assistant", "content": choice.outcome.text, "refusal": null },
-        "logprobs": logprobs,
-        "finish_reason": finish_reason(&choice.outcome),
-    })
+    let mut message = json!({ "role": "assistant", "content": choice.outcome.text, "refusal": null });
+    let mut finish = finish_reason(&choice.outcome);
+    if let Some(tools) = tools {
+        let Said { text, calls } = tools.read(&choice.outcome.text);
+        finish = finish_with(finish, tools, &calls);
+        message["content"] = if text.is_empty() && !calls.is_empty() { Value::Null } else { text.into() };
+        if !calls.is_empty() {
+            message["tool_calls"] = calls.iter().map(Call::json).collect();
+        }
+    }
+    json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": finish })
+}
+
+/// Why an answer with tools ended: a cut one has no call that anybody should make, a named one is what was asked for.
+pub(super) fn finish_with(finish: &'static str, tools: &Tools, calls: &[Call]) -> &'static str {
+    if finish == "stop" && !calls.is_empty() && !tools.is_named() { "tool_calls" } else { finish }
 }
 
 impl ChatRequest {
@@ -132,11 +151,6 @@ impl ChatRequest {
     fn variables(&self) -> Result<Map<String, Value>, Problem> {
         if self.audio.is_some() || self.modalities.iter().flatten().any(|modality| modality != "text") {
             return Err(Problem::unsupported("modalities", "this model writes text only"));
-        }
-        let wants_tools = self.tools.as_ref().is_some_and(|tools| !tools.is_empty());
-        let may_choose = self.tool_choice.as_ref().is_none_or(|choice| choice != "none");
-        if wants_tools && may_choose {
-            return Err(Problem::unsupported("tools", "this gateway does not call tools yet"));
         }
         Ok(self.chat_template_kwargs.clone().unwrap_or_default())
     }

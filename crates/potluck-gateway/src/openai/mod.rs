@@ -8,6 +8,7 @@ mod message;
 pub(crate) mod models;
 mod params;
 pub(crate) mod responses;
+mod tools;
 
 use axum::{
     Json,

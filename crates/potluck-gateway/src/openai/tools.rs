@@ -1,0 +1,262 @@
+//! Tools: told to the model through its template, or in words where the template knows none; and calls, found in its answer.
+
+use potluck_engine::GrammarSource;
+use serde_json::{Map, Value, json};
+
+use crate::{Model, Problem};
+
+/// Tools of one request. More are refused.
+const TOOLS_MAX: usize = 128;
+
+/// What a call begins and ends with, in the form that most models were trained on.
+const OPEN: &str = "<tool_call>";
+const CLOSE: &str = "</tool_call>";
+
+/// Whether the model calls tools.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Choice {
+    /// As it likes.
+    Auto,
+    /// One, whichever.
+    Required,
+    /// This one.
+    Named(String),
+}
+
+/// The tools of a request that has some and lets them be called.
+#[derive(Debug, Clone)]
+pub(super) struct Tools {
+    list: Vec<Value>,
+    choice: Choice,
+}
+
+/// A call that the model made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Call {
+    pub(super) id: String,
+    pub(super) name: String,
+    /// JSON, as text.
+    pub(super) arguments: String,
+}
+
+/// What an answer says, beside what it calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Said {
+    pub(super) text: String,
+    pub(super) calls: Vec<Call>,
+}
+
+impl Tools {
+    /// What the request says of tools; none where the model is to call none.
+    pub(super) fn of(tools: Option<&[Value]>, choice: Option<&Value>) -> Result<Option<Self>, Problem> {
+        let tools = tools.unwrap_or_default();
+        if tools.len() > TOOLS_MAX {
+            return Err(Problem::value("tools", format!("{} tools; the most is {TOOLS_MAX}", tools.len())));
+        }
+        let choice = match choice {
+            None | Some(Value::Null) => Choice::Auto,
+            Some(Value::String(word)) => match word.as_str() {
+                "none" => return Ok(None),
+                "auto" => Choice::Auto,
+                "required" => Choice::Required,
+                other => return Err(Problem::value("tool_choice", format!("`{other}` is no choice of tools"))),
+            },
+            Some(object) => {
+                let name = object["function"]["name"].as_str();
+                let missing = || Problem::value("tool_choice", "a choice names a function");
+                Choice::Named(name.ok_or_else(missing)?.to_owned())
+            }
+        };
+        if tools.is_empty() {
+            return match choice {
+                Choice::Auto => Ok(None),
+                _ => Err(Problem::value("tool_choice", "a tool must be called, and there is none")),
+            };
+        }
+        for (at, tool) in tools.iter().enumerate() {
+            if tool["type"] != "function" || tool["function"]["name"].as_str().is_none_or(str::is_empty) {
+                return Err(Problem::value(format!("tools[{at}]"), "a tool is a function with a name"));
+            }
+        }
+        let tools = Self { list: tools.to_vec(), choice };
+        match &tools.choice {
+            Choice::Named(name) if tools.find(name).is_none() => {
+                Err(Problem::value("tool_choice", format!("no tool is called `{name}`")))
+            }
+            _ => Ok(Some(tools)),
+        }
+    }
+
+    /// True where the model decides whether it calls one.
+    pub(super) fn is_auto(&self) -> bool {
+        self.choice == Choice::Auto
+    }
+
+    /// True where one function was named: such a call ends with `stop`, as the reference has it.
+    pub(super) fn is_named(&self) -> bool {
+        matches!(self.choice, Choice::Named(_))
+    }
+
+    /// Tells the model of its tools: a variable for its template, or words before the conversation.
+    pub(super) fn tell(&self, model: &Model, messages: &mut Vec<Value>, variables: &mut Map<String, Value>) {
+        if model.template.reads("tools") {
+            variables.insert("tools".into(), self.list.clone().into());
+            return;
+        }
+        let list: Vec<String> = self.list.iter().map(|tool| tool["function"].to_string()).collect();
+        let words = format!(
+            "You can call these functions:\n{}\nTo call one, answer with nothing but\n\
+             {OPEN}{{\"name\": NAME, \"arguments\": {{...}}}}{CLOSE}",
+            list.join("\n")
+        );
+        match messages.first_mut() {
+            Some(first) if first["role"] == "system" => {
+                let before = first["content"].as_str().unwrap_or_default();
+                first["content"] = format!("{before}\n\n{words}").into();
+            }
+            _ => messages.insert(0, json!({ "role": "system", "content": words })),
+        }
+        for message in messages {
+            in_words(message);
+        }
+    }
+
+    /// What an answer must follow where a tool has to be called: one call, as JSON.
+    pub(super) fn grammar(&self) -> Option<GrammarSource> {
+        let call = |tool: &Value| {
+            let function = &tool["function"];
+            let arguments = match &function["parameters"] {
+                parameters @ Value::Object(fields) if !fields.is_empty() => parameters.clone(),
+                _ => json!({ "type": "object" }),
+            };
+            json!({
+                "type": "object",
+                "properties": { "name": { "const": function["name"] }, "arguments": arguments },
+                "required": ["name", "arguments"],
+                "additionalProperties": false,
+            })
+        };
+        let schema = match &self.choice {
+            Choice::Auto => return None,
+            Choice::Named(name) => call(self.find(name)?),
+            Choice::Required => match &self.list[..] {
+                [only] => call(only),
+                all => json!({ "anyOf": all.iter().map(call).collect::<Vec<_>>() }),
+            },
+        };
+        Some(GrammarSource::JsonSchema(schema.to_string()))
+    }
+
+    /// What an answer says, and what it calls.
+    pub(super) fn read(&self, answer: &str) -> Said {
+        let (mut text, mut calls, mut rest) = (String::new(), Vec::new(), answer);
+        while let Some((before, after)) = rest.split_once(OPEN) {
+            // A call that was cut off, by a limit or a stop text, ends with the answer.
+            let (body, following) = after.split_once(CLOSE).unwrap_or((after, ""));
+            text += before;
+            match self.call(body) {
+                Some(call) => calls.push(call),
+                None => text.extend([OPEN, body, CLOSE]),
+            }
+            rest = following;
+        }
+        text += rest;
+        if calls.is_empty()
+            && let Some(call) = self.call(&text)
+        {
+            return Said { text: String::new(), calls: vec![call] };
+        }
+        // What is between calls is not said to anybody.
+        let text = if calls.is_empty() { text } else { text.trim().to_owned() };
+        Said { text, calls }
+    }
+
+    /// The call that this JSON is, if it names a tool.
+    fn call(&self, json: &str) -> Option<Call> {
+        let call: Value = serde_json::from_str(json.trim()).ok()?;
+        let name = call["name"].as_str().filter(|name| self.find(name).is_some())?.to_owned();
+        let arguments = call.get("arguments").or(call.get("parameters"))?;
+        let arguments = match arguments {
+            Value::String(text) => text.clone(),
+            object => object.to_string(),
+        };
+        Some(Call { id: format!("call_{:024x}", fastrand::u128(..) >> 32), name, arguments })
+    }
+
+    fn find(&self, name: &str) -> Option<&Value> {
+        self.list.iter().find(|tool| tool["function"]["name"] == name)
+    }
+}
+
+impl Call {
+    /// As a whole reply has it.
+    pub(super) fn json(&self) -> Value {
+        let function = json!({ "name": self.name, "arguments": self.arguments });
+        json!({ "id": self.id, "type": "function", "function": function })
+    }
+}
+
+/// A message with calls, or a tool's result, for a template that knows neither.
+fn in_words(message: &mut Value) {
+    if let Some(calls) = message["tool_calls"].as_array() {
+        let call = |call: &Value| {
+            let function = &call["function"];
+            format!("{OPEN}{}{CLOSE}", json!({ "name": function["name"], "arguments": function["arguments"] }))
+        };
+        let said: Vec<String> = calls.iter().map(call).collect();
+        let before = message["content"].as_str().unwrap_or_default();
+        *message = json!({ "role": "assistant", "content": format!("{before}{}", said.join("\n")) });
+    } else if message["role"] == "tool" {
+        let result = message["content"].as_str().unwrap_or_default();
+        *message = json!({ "role": "user", "content": format!("<tool_response>{result}</tool_response>") });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weather() -> Vec<Value> {
+        let parameters = json!({ "type": "object", "properties": { "city": { "type": "string" } } });
+        vec![
+            json!({ "type": "function", "function": { "name": "weather", "parameters": parameters } }),
+            json!({ "type": "function", "function": { "name": "time" } }),
+        ]
+    }
+
+    fn tools(choice: Value) -> Result<Option<Tools>, Problem> {
+        Tools::of(Some(&weather()), Some(&choice))
+    }
+
+    #[test]
+    fn a_choice_is_one_that_can_be_made() {
+        assert!(tools(json!("none")).unwrap().is_none());
+        assert!(tools(json!("auto")).unwrap().unwrap().grammar().is_none());
+        let named = tools(json!({ "type": "function", "function": { "name": "time" } })).unwrap().unwrap();
+        let Some(GrammarSource::JsonSchema(schema)) = named.grammar() else { panic!("a named tool has to be called") };
+        assert!(schema.contains("time") && !schema.contains("weather"), "{schema}");
+        for choice in [json!("perhaps"), json!({ "function": { "name": "absent" } }), json!({})] {
+            assert_eq!(tools(choice.clone()).unwrap_err().param.as_deref(), Some("tool_choice"), "{choice}");
+        }
+        assert!(Tools::of(None, Some(&json!("required"))).is_err());
+        assert!(Tools::of(Some(&[json!({ "type": "retrieval" })]), None).is_err());
+    }
+
+    #[test]
+    fn calls_are_found_in_the_forms_that_models_write() {
+        let tools = tools(json!("auto")).unwrap().unwrap();
+        let read = |text: &str| {
+            let said = tools.read(text);
+            (said.text, said.calls.into_iter().map(|call| (call.name, call.arguments)).collect::<Vec<_>>())
+        };
+        let call = |name: &str, arguments: &str| (name.to_owned(), arguments.to_owned());
+        let tagged = "Let me see.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Rome\"}}\n</tool_call>\
+                      <tool_call>{\"name\":\"time\",\"arguments\":{}}</tool_call>";
+        let expected = vec![call("weather", r#"{"city":"Rome"}"#), call("time", "{}")];
+        assert_eq!(read(tagged), ("Let me see.".into(), expected));
+        assert_eq!(read(r#" {"name": "time", "parameters": {}} "#), (String::new(), vec![call("time", "{}")]));
+        for plain in ["It is warm.", r#"{"name": "absent", "arguments": {}}"#, "<tool_call>nonsense</tool_call>"] {
+            assert_eq!(read(plain), (plain.to_owned(), vec![]), "{plain}");
+        }
+    }
+}
