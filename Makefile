@@ -24,7 +24,7 @@ TEST ?=
 TARGET ?= frame
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup model demo fmt lint test sim fuzz bench snapshots
+.PHONY: help setup model clients demo fmt lint test sim fuzz bench snapshots
 
 help: ## What there is to make
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ setup: ## Install what a fresh machine lacks
 
 model: setup ## Fetch the small model of the demo and the tests, once
 	@scripts/fetch-model
+
+clients: ## Fetch the official clients that the gateway's tests ask through, once
+	@scripts/fetch-clients
 
 demo: ## A streamed answer through three peer processes, the route shown
 	@scripts/setup --without-tests
@@ -48,7 +51,7 @@ lint: ## Formatting and lints
 	@cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- --deny warnings
 
-test: model lint ## Everything that CI checks
+test: model clients lint ## Everything that CI checks
 	@cargo nextest run --locked --workspace --no-fail-fast
 	cargo test --locked --workspace --doc --quiet
 

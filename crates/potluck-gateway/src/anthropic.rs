@@ -86,7 +86,7 @@ async fn answer(shared: &Shared, caller: &Caller, request: MessagesRequest) -> R
         max_tokens: Some(limit),
         ..Params::default()
     };
-    let requests = params.requests(&tokens, shared.chunk, None, model.vocabulary.info().tokens)?;
+    let requests = shared.requests(&params, &tokens, None)?;
     let answers = Answers::ask(&shared.jobs, caller, requests).await?;
     let format = Events {
         id: format!("msg_{:032x}", fastrand::u128(..)),

@@ -192,7 +192,7 @@ async fn answer(
         tracing::info!(wanted, context = model.context, "num_ctx is more than the context that is served");
     }
     let params = rest.options.params(rest.format)?;
-    let requests = params.requests(&tokens, shared.chunk, None, model.vocabulary.info().tokens)?;
+    let requests = shared.requests(&params, &tokens, None)?;
     let answers = Answers::ask(&shared.jobs, caller, requests).await?;
     let format = Lines { model: model.name.clone(), kind, metrics: shared.metrics.clone(), begun: SystemTime::now() };
     if rest.stream != Some(false) {

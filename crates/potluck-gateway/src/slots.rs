@@ -58,7 +58,7 @@ const RETRY_BUSY_SECONDS: u32 = 2;
 /// A session that is at rest, or not open yet.
 struct Slot<C> {
     session: Option<Session<C>>,
-    /// When it was used last: the least recently used makes room.
+    /// The pool's age when it was used last: what is old makes room, in time, for what is dear.
     used: u64,
 }
 
@@ -66,7 +66,8 @@ struct Slot<C> {
 struct Pool<C> {
     idle: Vec<Slot<C>>,
     queue: FairQueue<Job>,
-    clock: u64,
+    /// What the dearest slot that made room was worth.
+    age: u64,
 }
 
 /// Takes jobs and gives them to `slots` slots until `jobs` closes; ends when the last of them is done. Must run in a local
@@ -74,7 +75,7 @@ struct Pool<C> {
 pub(crate) async fn run<O: Opener>(opener: O, slots: usize, mut jobs: mpsc::Receiver<Job>, metrics: Arc<Metrics>) {
     let slots = slots.max(1);
     let idle = (0..slots).map(|_| Slot { session: None, used: 0 }).collect();
-    let mut pool = Pool { idle, queue: FairQueue::default(), clock: 0 };
+    let mut pool = Pool { idle, queue: FairQueue::default(), age: 0 };
     let opener = Rc::new(opener);
     let (free, mut freed) = mpsc::unbounded_channel();
     let mut open = true;
@@ -122,28 +123,36 @@ impl<C: Chain> Pool<C> {
             return None;
         }
         let job = std::iter::from_fn(|| self.queue.pop()).find(|job| !job.events.is_closed())?;
-        let suits = |slot: &Slot<C>| {
-            let held = slot.session.as_ref().map(Session::held);
-            rank(held, &job.request.prompt, slot.used)
+        let worth = |slot: &Slot<C>| {
+            let held = slot.session.as_ref().map_or(&[][..], Session::held);
+            Worth::of(held, &job.request.prompt, slot.used)
         };
-        let best = (0..self.idle.len()).max_by_key(|&at| suits(&self.idle[at]))?;
-        self.clock += 1;
+        let best = (0..self.idle.len()).min_by_key(|&at| worth(&self.idle[at]))?;
+        self.age = self.age.max(worth(&self.idle[best]).price);
         let slot = self.idle.swap_remove(best);
-        Some((Slot { used: self.clock, ..slot }, job))
+        Some((Slot { used: self.age, ..slot }, job))
     }
 }
 
-/// How well a slot suits a prompt: one that holds its beginning comes first, if little of what it holds is lost; then one that
-/// holds nothing; then the one that was used longest ago.
-fn rank(held: Option<&[u32]>, prompt: &[u32], used: u64) -> (u8, usize, std::cmp::Reverse<u64>) {
-    let held = held.unwrap_or_default();
-    let common = held.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-    let kind = match () {
-        () if common > 0 && common * 2 >= held.len() => 2,
-        () if held.is_empty() => 1,
-        () => 0,
-    };
-    (kind, if kind == 2 { common } else { 0 }, std::cmp::Reverse(used))
+/// What is lost where a prompt takes a slot: the least is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Worth {
+    /// False where the slot holds the prompt's conversation so far: it goes on there.
+    other: bool,
+    /// Positions that are held and not part of the prompt, more where they were used lately: so a long conversation is not lost to
+    /// a short question, nor kept for ever (GreedyDual; Cao and Irani, 1997).
+    price: u64,
+    /// Of two that cost the same, the one that holds less of use to others.
+    held: usize,
+}
+
+impl Worth {
+    fn of(held: &[u32], prompt: &[u32], used: u64) -> Self {
+        let common = held.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let goes_on = common > 0 && common * 2 >= held.len();
+        let price = used + (held.len() - common) as u64;
+        Self { other: !goes_on, price: if held.is_empty() { 0 } else { price }, held: held.len() }
+    }
 }
 
 /// Answers a job in a session, opened first where there is none; the session, if it can go on.

@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use potluck_client::Outcome;
+use potluck_client::{Outcome, Request};
 use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::{
@@ -20,7 +20,8 @@ use crate::{
     access::Caller,
     anthropic,
     metrics::Metrics,
-    ollama, openai,
+    ollama,
+    openai::{self, Params},
     slots::{self, Job},
 };
 
@@ -45,6 +46,8 @@ pub struct Gateway<O> {
     pub slots: usize,
     /// Positions of a prefill step.
     pub chunk: u16,
+    /// Answers depend on nothing but their request: no prompt is continued from a cache, whose steps were cut otherwise.
+    pub exact: bool,
 }
 
 /// What every handler sees.
@@ -54,7 +57,8 @@ pub(crate) struct Shared {
     pub(crate) access: Access,
     pub(crate) jobs: mpsc::Sender<Job>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) chunk: u16,
+    chunk: u16,
+    exact: bool,
 }
 
 /// The state of the handlers.
@@ -73,11 +77,11 @@ pub async fn serve<O: Opener>(
     gateway: Gateway<O>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let Gateway { model, access, opener, slots, chunk } = gateway;
+    let Gateway { model, access, opener, slots, chunk, exact } = gateway;
     let metrics = Arc::new(Metrics::default());
     let (jobs, queue) = mpsc::channel(JOBS_MAX);
     let pool = tokio::task::spawn_local(slots::run(opener, slots, queue, metrics.clone()));
-    let shared = Arc::new(Shared { model, access, jobs, metrics, chunk });
+    let shared = Arc::new(Shared { model, access, jobs, metrics, chunk, exact });
     let app = outer::wrap(routes(shared.clone()), shared);
     let served = axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>());
     served.with_graceful_shutdown(stop).await?;
@@ -129,6 +133,17 @@ impl Shared {
                 Err(Problem { param: Some("model".into()), ..problem })
             }
         }
+    }
+
+    /// A request for each choice that the parameters ask for. `logprobs`: alternatives to report.
+    pub(crate) fn requests(
+        &self,
+        params: &Params,
+        prompt: &[u32],
+        logprobs: Option<u16>,
+    ) -> Result<Vec<Request>, Problem> {
+        let template = Request { chunk: self.chunk, reuse: !self.exact, ..Request::new(prompt.to_vec()) };
+        params.requests(&template, logprobs, self.model.vocabulary.info().tokens)
     }
 
     /// Counts an answer.

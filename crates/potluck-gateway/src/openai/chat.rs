@@ -80,7 +80,7 @@ async fn answer(shared: &Shared, caller: &Caller, request: ChatRequest) -> Resul
         tools.tell(model, &mut messages, &mut variables);
     }
     let tokens = prompt::of_messages(model, messages, variables).await?;
-    let mut requests = request.params.requests(&tokens, shared.chunk, logprobs, model.vocabulary.info().tokens)?;
+    let mut requests = shared.requests(&request.params, &tokens, logprobs)?;
     if let Some(grammar) = tools.as_ref().and_then(Tools::grammar) {
         requests.iter_mut().for_each(|request| request.grammar = Some(grammar.clone()));
     }

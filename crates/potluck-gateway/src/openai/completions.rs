@@ -75,8 +75,7 @@ async fn answer(shared: &Shared, caller: &Caller, mut request: CompletionRequest
     request.params.max_tokens = request.params.max_tokens.or(Some(MAX_TOKENS));
     let mut requests: Vec<Request> = Vec::new();
     for (_, tokens) in &prompts {
-        let vocabulary = model.vocabulary.info().tokens;
-        requests.extend(request.params.requests(tokens, shared.chunk, request.logprobs, vocabulary)?);
+        requests.extend(shared.requests(&request.params, tokens, request.logprobs)?);
     }
     if requests.len() > CHOICES_MAX {
         let message = format!("{} answers are asked for; {CHOICES_MAX} are given at most", requests.len());

@@ -48,11 +48,10 @@ pub(crate) struct Params {
 }
 
 impl Params {
-    /// A request for each choice, the prompt the same. `logprobs`: alternatives to report.
+    /// A request for each choice, like `template` in all else. `logprobs`: alternatives to report.
     pub(crate) fn requests(
         &self,
-        prompt: &[u32],
-        chunk: u16,
+        template: &Request,
         logprobs: Option<u16>,
         vocabulary: u32,
     ) -> Result<Vec<Request>, Problem> {
@@ -67,8 +66,7 @@ impl Params {
             max_tokens: self.limit()?,
             ignore_eos: self.ignore_eos,
             grammar: self.grammar()?,
-            chunk,
-            ..Request::new(prompt.to_vec())
+            ..template.clone()
         };
         let choice = |index: usize| {
             let seed = params.seed.wrapping_add(index as u64);
@@ -173,7 +171,7 @@ mod tests {
     use super::*;
 
     fn requests(params: Value) -> Result<Vec<Request>, Problem> {
-        serde_json::from_value::<Params>(params).unwrap().requests(&[1, 2], 512, None, 100)
+        serde_json::from_value::<Params>(params).unwrap().requests(&Request::new(vec![1, 2]), None, 100)
     }
 
     #[test]

@@ -70,7 +70,7 @@ async fn answer(shared: &Shared, caller: &Caller, request: ResponsesRequest) -> 
         response_format: request.format()?,
         ..Params::default()
     };
-    let requests = params.requests(&tokens, shared.chunk, None, model.vocabulary.info().tokens)?;
+    let requests = shared.requests(&params, &tokens, None)?;
     let answers = Answers::ask(&shared.jobs, caller, requests).await?;
     let mut format = Events::new(&request, &model.name, shared.metrics.clone());
     if request.stream == Some(true) {

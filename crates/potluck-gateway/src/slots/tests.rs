@@ -1,1 +1,110 @@
+use potluck_chain::{Answer, SessionError};
+use potluck_client::ChainShape;
+use potluck_core::{Hidden, Rows};
+use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::*;
+
+/// A chain that is never asked: the slots of these tests hold no session.
+struct NoChain;
+
+impl Chain for NoChain {
+    fn shape(&self) -> ChainShape {
+        ChainShape { vocabulary: 0, positions: 0 }
+    }
+
+    async fn submit(&mut self, _: u32, _: &[u32], _: Rows, _: u16) -> Result<u32, SessionError> {
+        Err(SessionError::Closed)
+    }
+
+    async fn answer(&mut self) -> Result<Answer, SessionError> {
+        Err(SessionError::Closed)
+    }
+
+    async fn row(&mut self, _: u32, _: u16) -> Result<Hidden, SessionError> {
+        Err(SessionError::Closed)
+    }
+
+    fn bytes_written(&self) -> u64 {
+        0
+    }
+
+    async fn close(self) {}
+}
+
+fn pool(slots: usize) -> Pool<NoChain> {
+    let idle = (0..slots).map(|_| Slot { session: None, used: 0 }).collect();
+    Pool { idle, queue: FairQueue::default(), age: 0 }
+}
+
+fn job(caller: u8, token: u32) -> (Job, UnboundedReceiver<(usize, Event)>) {
+    let (events, receiver) = mpsc::unbounded_channel();
+    (Job { caller: Caller::Key([caller; 32]), request: Request::new(vec![token]), index: 0, events }, receiver)
+}
+
+#[test]
+fn a_conversation_goes_on_where_it_is_held() {
+    let long: Vec<u32> = (0..400).collect();
+    let prompt: Vec<u32> = (0..420).collect();
+    let here = Worth::of(&long, &prompt, 9);
+    assert!(here < Worth::of(&[], &prompt, 0), "rather than in an empty slot");
+    assert!(here < Worth::of(&prompt[..10], &prompt, 0) || !Worth::of(&prompt[..10], &prompt, 0).other);
+    // A question that shares its first words with it goes elsewhere.
+    let question: Vec<u32> = (0..24).chain([900, 901]).collect();
+    assert!(Worth::of(&[], &question, 0) < Worth::of(&long, &question, 0));
+    let other: Vec<u32> = (0..24).chain(500..530).collect();
+    assert!(Worth::of(&other, &question, 0) < Worth::of(&long, &question, 0), "little is lost there");
+}
+
+#[test]
+fn what_is_dear_and_old_makes_room_in_the_end() {
+    let (long, question) = ((0..400).collect::<Vec<u32>>(), vec![1_000]);
+    let short: Vec<u32> = (2_000..2_050).collect();
+    // Each question takes the cheaper slot, and its price is the age from then on.
+    let (mut age, mut kept_for) = (0, 0);
+    loop {
+        let (dear, cheap) = (Worth::of(&long, &question, 0), Worth::of(&short, &question, age));
+        if dear < cheap {
+            break;
+        }
+        age = cheap.price;
+        kept_for += 1;
+    }
+    assert_eq!(kept_for, 8, "as many short ones as are worth the long one");
+}
+
+#[test]
+fn jobs_go_to_slots_in_turn_and_those_of_nobody_to_none() {
+    let mut pool = pool(2);
+    let mut receivers = Vec::new();
+    for (caller, token) in [(1, 10), (1, 11), (2, 20)] {
+        let (job, receiver) = job(caller, token);
+        pool.enqueue(job);
+        receivers.push(receiver);
+    }
+    // The first one has hung up.
+    receivers.remove(0);
+    let given: Vec<u32> = std::iter::from_fn(|| pool.assign()).map(|(_, job)| job.request.prompt[0]).collect();
+    assert_eq!(given, [20, 11], "callers take turns, and who is gone has none");
+    assert!(pool.idle.is_empty() && pool.queue.len() == 0);
+}
+
+#[test]
+fn a_full_queue_says_so_and_lets_go_of_those_who_left() {
+    let mut pool = pool(1);
+    let mut receivers = Vec::new();
+    for n in 0..QUEUE_MAX {
+        let (job, receiver) = job((n % 8) as u8, 1);
+        pool.enqueue(job);
+        receivers.push(receiver);
+    }
+    let (late, mut told) = job(100, 1);
+    pool.enqueue(late);
+    let Ok((0, Event::Failed(problem))) = told.try_recv() else { panic!("it was taken") };
+    assert_eq!((problem.status(), problem.code.as_ref(), problem.retry_after()), (429, "queue_full", Some(2)));
+    receivers.truncate(QUEUE_MAX / 2);
+    let (late, mut told) = job(100, 1);
+    pool.enqueue(late);
+    assert!(told.try_recv().is_err(), "there is room again");
+    assert_eq!(pool.queue.len(), QUEUE_MAX / 2 + 1);
+}

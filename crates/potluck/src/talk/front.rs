@@ -35,7 +35,8 @@ pub(crate) struct Front {
     /// The model, for the gateway.
     pub(crate) model: Model,
     /// What opens its sessions.
-    pub(crate) sessions: Sessions,
+    sessions: Sessions,
+    exact: bool,
     node: Node,
     /// The peers that were started for it.
     embedded: Option<Embedded>,
@@ -70,7 +71,7 @@ impl Front {
         let config = session_config(&wanted, node.id(), hops)?;
         let sessions = Sessions { node: node.clone(), config, vocabulary: vocabulary.clone() };
         let model = model(&entry, &settings, vocabulary)?;
-        Ok(Self { model, sessions, node, embedded })
+        Ok(Self { model, sessions, exact: settings.exact, node, embedded })
     }
 
     /// In front of the peers that a command has started for a conversation already: they end with it.
@@ -83,7 +84,7 @@ impl Front {
         let vocabulary = talk.session.vocabulary().clone();
         let sessions = Sessions { node: node.clone(), config, vocabulary: vocabulary.clone() };
         let model = model(entry, settings, vocabulary)?;
-        Ok(Some(Self { model, sessions, node, embedded: None }))
+        Ok(Some(Self { model, sessions, exact: settings.exact, node, embedded: None }))
     }
 
     /// Serves on `listener` until `stop`, and then ends what has begun. To be awaited in a local set.
@@ -101,6 +102,7 @@ impl Front {
             opener: self.sessions.clone(),
             slots: door.slots.into(),
             chunk,
+            exact: self.exact,
         };
         async move {
             // A sender that is dropped has nothing left to serve: that is a stop, too.

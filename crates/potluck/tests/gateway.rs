@@ -1,0 +1,233 @@
+//! The gateway as its clients meet it: the official ones, unmodified, and some that misbehave.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says where")]
+
+#[path = "machine/http.rs"]
+mod http;
+mod machine;
+
+use std::{
+    io::{BufRead, Read},
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
+
+use http::{ask, metric, send, status};
+use machine::{Machine, Running, children, model, wait_until};
+use serde_json::{Value, json};
+
+/// The model's name in the catalogue.
+const NAME: &str = "SmolLM2-135M-Instruct.Q4_1";
+
+/// Bytes that no request may have.
+const TOO_LONG: usize = (20 << 20) + 1;
+
+struct Gateway {
+    machine: Machine,
+    running: Running,
+    url: String,
+}
+
+impl Gateway {
+    fn start(more: &[&str]) -> Self {
+        let machine = Machine::new();
+        let model = model();
+        let fixed = ["gateway", "--model", &model, "--listen", "127.0.0.1:0", "--context", "1024", "--threads", "1"];
+        let mut running = machine.start(&[&fixed, more, &["--json"]].concat());
+        let ready = running.object();
+        let url = ready["url"].as_str().unwrap_or_else(|| panic!("{ready}")).to_owned();
+        assert_eq!(ready["model"], NAME);
+        Self { machine, running, url }
+    }
+
+    fn chat(&self, messages: &Value, more: &Value) -> Value {
+        let mut body = json!({ "model": NAME, "messages": messages, "temperature": 0, "max_tokens": 24 });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let answer = ask(&self.url, "POST", "/v1/chat/completions", &[], &body.to_string());
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer.json()
+    }
+
+    fn waits_until_idle(&self) {
+        wait_until("no answer is under way", || metric(&self.url, "vllm:num_requests_running") == 0.0);
+    }
+
+    fn ends(self) {
+        self.running.signal("TERM");
+        assert_eq!(self.running.end().0, Some(0));
+        self.machine.wait_until_empty(&[]);
+    }
+}
+
+fn clients() -> PathBuf {
+    let path = std::env::var_os("POTLUCK_TEST_CLIENTS").map(PathBuf::from);
+    let path = path.unwrap_or_else(|| std::env::home_dir().unwrap().join(".cache/potluck/clients"));
+    assert!(path.join("versions").is_file(), "no clients at {}: make clients", path.display());
+    path
+}
+
+fn user(text: &str) -> Value {
+    json!([{ "role": "user", "content": text }])
+}
+
+#[test]
+fn official_clients_work_as_they_are() {
+    // Exact: a text that is streamed is the one that comes whole, whatever was asked before.
+    let gateway = Gateway::start(&["--peers", "2", "--exact"]);
+    let (clients, scripts) = (clients(), Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk"));
+    for script in ["openai_client.py", "anthropic_client.py", "ollama_client.py", "openai_client.mjs"] {
+        let mut command = Command::new(if script.ends_with(".py") { "python3" } else { "node" });
+        command.arg(scripts.join(script)).env("PYTHONPATH", clients.join("python"));
+        if script.ends_with(".mjs") {
+            command.arg(&clients);
+        }
+        let output = command.args([&gateway.url, NAME]).output().unwrap();
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "{script}: {}{}", said(&output.stdout), said(&output.stderr));
+        assert_eq!(said(&output.stdout).trim(), "ok", "{script}");
+    }
+    gateway.ends();
+}
+
+#[test]
+fn a_second_turn_evaluates_what_is_new() {
+    let gateway = Gateway::start(&["--slots", "2"]);
+    let long = format!("Here is a list: {}. How many are there?", "an apple, a pear, ".repeat(60));
+    let first = gateway.chat(&user(&long), &json!({}));
+    let (prompt, answer) =
+        (first["usage"]["prompt_tokens"].as_u64().unwrap(), first["usage"]["completion_tokens"].as_u64().unwrap());
+    assert!(prompt > 300, "{first}");
+    // Others come between, with prompts of their own: there is a slot for them.
+    for text in ["What is 2+2?", "Say hello.", "Say it again."] {
+        gateway.chat(&user(text), &json!({}));
+    }
+    let said = first["choices"][0]["message"]["content"].clone();
+    let second = json!([user(&long)[0], { "role": "assistant", "content": said }, user("Thank you.")[0]]);
+    let second = gateway.chat(&second, &json!({}));
+    let (cached, all) = (
+        second["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap(),
+        second["usage"]["prompt_tokens"].as_u64().unwrap(),
+    );
+    // The template writes the answer again: its last token, and the end of the turn, may be tokens of another kind.
+    assert!(cached + 2 >= prompt + answer - 1, "{cached} of {all} cached, after {prompt} and {answer}");
+    gateway.ends();
+}
+
+#[test]
+fn who_hangs_up_is_not_computed_for() {
+    let gateway = Gateway::start(&["--slots", "1"]);
+    let body = |text: &str, stream: bool| {
+        json!({ "model": NAME, "messages": user(text), "max_tokens": 900, "stream": stream, "ignore_eos": true })
+            .to_string()
+    };
+    let path = "/v1/chat/completions";
+    // In the middle of a stream.
+    let mut stream = send(&gateway.url, "POST", path, &[], &body("Count to a thousand.", true));
+    assert_eq!(status(&mut stream), 200);
+    let mut line = String::new();
+    while !line.contains("content") {
+        line.clear();
+        stream.read_line(&mut line).unwrap();
+    }
+    // One more waits for the only slot, and leaves before it gets it.
+    let waiting = send(&gateway.url, "POST", path, &[], &body("Count to two thousand.", false));
+    wait_until("the second one waits", || metric(&gateway.url, "vllm:num_requests_waiting") == 1.0);
+    drop(waiting);
+    drop(stream);
+    gateway.waits_until_idle();
+    // Without a stream, while the whole answer is awaited.
+    let whole = send(&gateway.url, "POST", path, &[], &body("Count to three thousand.", false));
+    wait_until("it is under way", || metric(&gateway.url, "vllm:num_requests_running") == 1.0);
+    drop(whole);
+    gateway.waits_until_idle();
+    // In prefill.
+    let prefill = send(&gateway.url, "POST", path, &[], &body(&"word ".repeat(900), true));
+    wait_until("it is under way", || metric(&gateway.url, "vllm:num_requests_running") == 1.0);
+    drop(prefill);
+    gateway.waits_until_idle();
+    let generated = metric(&gateway.url, "vllm:generation_tokens_total");
+    assert!(generated < 900.0, "{generated} tokens for nobody");
+    assert!(gateway.chat(&user("What is 2+2?"), &json!({}))["choices"][0]["message"]["content"].is_string());
+    gateway.ends();
+}
+
+#[test]
+fn sixteen_at_once_are_all_answered_and_a_stream_outlives_the_signal() {
+    let gateway = Gateway::start(&["--peers", "2", "--slots", "4"]);
+    thread::scope(|scope| {
+        let asks = (0..16).map(|n| {
+            let gateway = &gateway;
+            scope.spawn(move || gateway.chat(&user(&format!("Say the number {n}.")), &json!({})))
+        });
+        for answer in asks.collect::<Vec<_>>() {
+            let answer = answer.join().unwrap();
+            assert!(answer["usage"]["completion_tokens"].as_u64().unwrap() > 0, "{answer}");
+        }
+    });
+    let body = json!({ "model": NAME, "messages": user("Count to fifty."), "max_tokens": 120, "stream": true, "ignore_eos": true });
+    let mut stream = send(&gateway.url, "POST", "/v1/chat/completions", &[], &body.to_string());
+    assert_eq!(status(&mut stream), 200);
+    gateway.running.signal("TERM");
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("\"finish_reason\":\"length\"") && rest.contains("data: [DONE]"), "{rest}");
+    assert_eq!(gateway.running.end().0, Some(0));
+    gateway.machine.wait_until_empty(&[]);
+}
+
+#[test]
+fn an_engine_that_dies_is_an_error_and_then_it_is_back() {
+    let gateway = Gateway::start(&["--peers", "2", "--exact"]);
+    let before = gateway.chat(&user("What is 2+2?"), &json!({}));
+    let peer = children(gateway.running.child.id()).into_iter().find(|&pid| !children(pid).is_empty()).unwrap();
+    machine::kill(children(peer)[0], "KILL");
+    // The session at rest is lost; until the engine is back, an error says to come again.
+    let body =
+        json!({ "model": NAME, "messages": user("What is 2+2?"), "temperature": 0, "max_tokens": 24 }).to_string();
+    let mut refusals = Vec::new();
+    wait_until("the engine is back", || {
+        let answer = ask(&gateway.url, "POST", "/v1/chat/completions", &[], &body);
+        let back = answer.status == 200;
+        if back {
+            assert_eq!(answer.json()["choices"][0]["message"], before["choices"][0]["message"]);
+        } else {
+            refusals.push((answer.status, answer.json()["error"]["code"].as_str().unwrap().to_owned()));
+        }
+        back
+    });
+    assert!(refusals.iter().all(|(status, code)| *status == 503 && !code.is_empty()), "{refusals:?}");
+    gateway.ends();
+}
+
+#[test]
+fn strangers_and_nonsense_are_refused_in_the_right_words() {
+    let machine = Machine::new();
+    let keys = machine.path("keys");
+    std::fs::write(&keys, "a-key-of-some-length\n").unwrap();
+    let gateway = Gateway::start(&["--api-key-file", keys.to_str().unwrap(), "--alias", "gpt-4o"]);
+    let key = ("authorization", "Bearer a-key-of-some-length");
+    let error =
+        |answer: http::Answer| (answer.status, answer.json()["error"]["code"].as_str().unwrap_or("").to_owned());
+    let url = &gateway.url;
+    assert_eq!(error(ask(url, "GET", "/v1/models", &[], "")), (401, "invalid_api_key".into()));
+    assert_eq!(
+        error(ask(url, "GET", "/v1/models", &[key, ("host", "evil.example")], "")),
+        (403, "forbidden_host".into())
+    );
+    assert_eq!(ask(url, "GET", "/healthz", &[], "").status, 200, "whoever watches the process needs no key");
+    let models = ask(url, "GET", "//v1//models", &[key], "").json();
+    let ids: Vec<_> = models["data"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, [NAME, "gpt-4o"]);
+    assert_eq!(error(ask(url, "GET", "/v1/nothing", &[key], "")), (404, "not_found".into()));
+    assert_eq!(error(ask(url, "GET", "/v1/chat/completions", &[key], "")), (405, "method_not_allowed".into()));
+    let chat = |body: &str| error(ask(url, "POST", "/v1/chat/completions", &[key], body));
+    assert_eq!(chat("{"), (400, "invalid_json".into()));
+    assert_eq!(chat(r#"{"model":"gpt-4o","messages":[],"n":"two"}"#), (400, "invalid_value".into()));
+    assert_eq!(chat(r#"{"model":"gpt-4o","messages":[]}"#), (400, "invalid_value".into()));
+    assert_eq!(chat(r#"{"messages":[]}"#), (400, "invalid_value".into()));
+    assert_eq!(chat(&" ".repeat(TOO_LONG)), (413, "body_too_large".into()));
+    let anthropic = ask(url, "POST", "/v1/messages", &[("x-api-key", "wrong")], "{}").json();
+    assert_eq!(anthropic["error"]["type"], "authentication_error", "{anthropic}");
+    assert!(ask(url, "POST", "/api/chat", &[key], r#"{"model":"absent"}"#).json()["error"].is_string());
+    gateway.ends();
+}

@@ -1,0 +1,35 @@
+"""Ollama's own Python client against a gateway: URL and model as arguments."""
+
+import sys
+
+import ollama
+
+URL, MODEL = sys.argv[1:]
+client = ollama.Client(host=URL)
+ASK = [{"role": "user", "content": "What is 2+2?"}]
+OPTIONS = {"temperature": 0, "num_predict": 16}
+
+assert [model.model for model in client.list().models] == [MODEL]
+assert client.ps().models[0].context_length > 0
+shown = client.show(MODEL)
+assert shown.details.format == "gguf" and shown.details.quantization_level, shown
+
+whole = client.chat(MODEL, ASK, options=OPTIONS)
+assert whole.done and whole.done_reason == "stop" and whole.message.content, whole
+assert whole.eval_count > 0 and whole.prompt_eval_count > 0 and whole.total_duration > 0
+*parts, last = client.chat(MODEL, ASK, options=OPTIONS, stream=True)
+assert "".join(part.message.content for part in parts) == whole.message.content
+assert last.done and not any(part.done for part in parts)
+
+text = client.generate(MODEL, "Once upon a time", raw=True, options={**OPTIONS, "num_predict": 4})
+assert text.response and text.done_reason == "length", text
+schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+assert client.chat(MODEL, ASK, format=schema, options={**OPTIONS, "num_predict": 32}).message.content.startswith("{")
+
+for wrong in (lambda: client.chat("absent", ASK), lambda: list(client.chat("absent", ASK, stream=True))):
+    try:
+        wrong()
+        raise AssertionError("a model that is not there answered")
+    except ollama.ResponseError as error:
+        assert error.status_code == 404 and "absent" in error.error, error
+print("ok")
