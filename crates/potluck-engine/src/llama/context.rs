@@ -191,6 +191,12 @@ impl Context {
         Ok(())
     }
 
+    /// Computes with so many threads of its pools from now on, for single positions and for batches.
+    pub(crate) fn use_threads(&mut self, single: u16, batch: u16) {
+        // SAFETY: the context is alive.
+        unsafe { sys::llama_set_n_threads(self.ptr.as_ptr(), single.into(), batch.into()) };
+    }
+
     /// Positions that each sequence has room for.
     pub(crate) fn context(&self) -> u32 {
         // SAFETY: the context is alive.

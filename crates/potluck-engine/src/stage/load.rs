@@ -62,7 +62,10 @@ impl LlamaStage {
         }
         let caches = Caches::new(settings.caches);
         let mut stage = Self { shape, chunk: settings.chunk.into(), entry, context, batch, caches };
+        // Peers of one machine load at the same time: threads of theirs that spin for each other would take turns at it.
+        stage.context.use_threads(1, 1);
         stage.try_out()?;
+        stage.context.use_threads(settings.threads, settings.threads_batch);
         Ok(stage)
     }
 
