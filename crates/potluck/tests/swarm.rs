@@ -1,6 +1,8 @@
 //! A swarm of machines: made, joined, served and asked, by people who type commands.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says where")]
 
+#[path = "machine/http.rs"]
+mod http;
 mod machine;
 
 use machine::{Machine, Running, model};
@@ -57,6 +59,43 @@ fn two_machines_answer_a_third() {
     assert_eq!(pooled["route"].as_array().unwrap().len(), 2, "{pooled}");
     assert_eq!(pooled["tokens"], alone["tokens"]);
 
+    for serving in [first, last] {
+        serving.signal("TERM");
+        assert_eq!(serving.end().0, Some(0));
+    }
+    [&owner, &second, &third].iter().for_each(|machine| machine.wait_until_empty(&[]));
+}
+
+#[test]
+fn a_gateway_finds_the_peers_that_are_there() {
+    let (owner, second, third) = (Machine::new(), Machine::new(), Machine::new());
+    owner.json(&["swarm", "create"]);
+    let first = serve(&owner, "0..15");
+    second.json(&["swarm", "join", &invitation(&owner, &second)]);
+    let last = serve(&second, "15..30");
+    third.json(&["swarm", "join", &invitation(&owner, &third)]);
+    machine::wait_until("both offers are known", || third.json(&["peers"]).0["peers"].as_array().unwrap().len() == 2);
+    let model = model();
+    let fixed = ["gateway", "--model", &model, "--prefer", "swarm", "--context", "512", "--exact", "--slots", "2"];
+    let mut gateway = third.start(&[&fixed[..], &["--listen", "127.0.0.1:0", "--json"]].concat());
+    let ready = gateway.object();
+    let url = ready["url"].as_str().unwrap_or_else(|| panic!("{ready}")).to_owned();
+    assert_eq!(ready["peers"].as_array().unwrap().len(), 0, "none were started for it");
+    let body = r#"{"model":"SmolLM2-135M-Instruct.Q4_1","prompt":"Hello","temperature":0,"max_tokens":8}"#;
+    let ask = || http::ask(&url, "POST", "/v1/completions", &[], body);
+    let answer = ask();
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let text = answer.json()["choices"][0]["text"].clone();
+    // One peer goes, and comes back at another address: nobody touches the gateway.
+    last.signal("TERM");
+    assert_eq!(last.end().0, Some(0));
+    let answer = ask();
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    let last = serve(&second, "15..30");
+    machine::wait_until("it is whole again", || ask().status == 200);
+    assert_eq!(ask().json()["choices"][0]["text"], text);
+    gateway.signal("TERM");
+    assert_eq!(gateway.end().0, Some(0));
     for serving in [first, last] {
         serving.signal("TERM");
         assert_eq!(serving.end().0, Some(0));

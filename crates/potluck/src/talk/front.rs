@@ -1,5 +1,7 @@
 //! What stands behind a gateway: the model's tokenizer, and sessions over peers, as many as there are slots.
 
+use std::{cell::RefCell, rc::Rc};
+
 use potluck_chain::{Hop, SessionConfig};
 use potluck_client::{ChatTemplate, Session, SpecialTokens};
 use potluck_engine::{EngineSettings, VocabularyClient};
@@ -7,13 +9,14 @@ use potluck_gateway::{Access, Gateway, Model, Opener, Problem, Whose, serve};
 use potluck_model::Facts;
 use potluck_net::Node;
 use potluck_store::Entry;
+use potluck_wire::Codec;
 use tokio::{net::TcpListener, sync::oneshot};
 
 use super::{
     Talk, own_peers,
     route::RouteChain,
     start::{Wanted, session_config, session_id},
-    swarm::peers_only,
+    swarm::{peers_only, route_through},
 };
 use crate::{
     args::{DoorArgs, EngineArgs, RouteArgs},
@@ -46,8 +49,20 @@ pub(crate) struct Front {
 #[derive(Debug, Clone)]
 pub(crate) struct Sessions {
     node: Node,
-    config: SessionConfig,
+    /// With the route as it was planned last.
+    config: Rc<RefCell<SessionConfig>>,
     vocabulary: VocabularyClient,
+    /// How to plan again; none where the peers are the command's own.
+    swarm: Option<Rc<Swarm>>,
+}
+
+/// What a plan through the swarm is made for.
+#[derive(Debug)]
+struct Swarm {
+    home: Home,
+    entry: Entry,
+    settings: EngineSettings,
+    codec: Codec,
 }
 
 impl Front {
@@ -68,8 +83,10 @@ impl Front {
         let vocabulary = start_vocabulary(load_vocabulary(&entry, &settings)?);
         let (vocabulary, (node, hops, embedded)) = tokio::try_join!(vocabulary, route_of(&wanted, route))?;
         drop(bar);
-        let config = session_config(&wanted, node.id(), hops)?;
-        let sessions = Sessions { node: node.clone(), config, vocabulary: vocabulary.clone() };
+        let config = Rc::new(RefCell::new(session_config(&wanted, node.id(), hops)?));
+        let swarm = || Rc::new(Swarm { home: home.clone(), entry: entry.clone(), settings: settings.clone(), codec });
+        let swarm = embedded.is_none().then(swarm);
+        let sessions = Sessions { node: node.clone(), config, vocabulary: vocabulary.clone(), swarm };
         let model = model(&entry, &settings, vocabulary)?;
         Ok(Self { model, sessions, exact: settings.exact, node, embedded })
     }
@@ -80,9 +97,9 @@ impl Front {
         let Talk { home, entry, settings, codec, .. } = talk;
         let wanted = Wanted { home, entry, settings, codec: *codec, memory: None };
         let node = own_peers::client_node(embedded).await?;
-        let config = session_config(&wanted, node.id(), hops(embedded)?)?;
+        let config = Rc::new(RefCell::new(session_config(&wanted, node.id(), hops(embedded)?)?));
         let vocabulary = talk.session.vocabulary().clone();
-        let sessions = Sessions { node: node.clone(), config, vocabulary: vocabulary.clone() };
+        let sessions = Sessions { node: node.clone(), config, vocabulary: vocabulary.clone(), swarm: None };
         let model = model(entry, settings, vocabulary)?;
         Ok(Some(Self { model, sessions, exact: settings.exact, node, embedded: None }))
     }
@@ -136,18 +153,42 @@ impl Front {
 impl Opener for Sessions {
     type Chain = RouteChain;
 
+    /// Over the route that was planned last; where that fails, over one that is planned by who is there now.
     async fn open(&self) -> Result<Session<RouteChain>, Problem> {
-        let ours = |failure: Failure| Problem::new(Whose::Ours, failure.code, failure.message);
-        let mut config = self.config.clone();
-        config.key.id = session_id().map_err(ours)?;
-        match RouteChain::open_on(&self.node, config).await {
-            Ok(chain) => Ok(Session::new(chain, self.vocabulary.clone())),
-            Err(error) => {
-                let message = format!("{error}; {}", error.hint());
-                Err(Problem::new(Whose::Lenders(RETRY_SECONDS), error.code(), message))
+        let chain = match (self.try_open().await, &self.swarm) {
+            (Err(failure), Some(swarm)) => {
+                tracing::info!(code = %failure.code, "the route is planned again");
+                match swarm.route(&self.node).await {
+                    Ok(route) => self.config.borrow_mut().route = route,
+                    Err(failure) => return Err(problem(failure)),
+                }
+                self.try_open().await
             }
-        }
+            (opened, _) => opened,
+        };
+        Ok(Session::new(chain.map_err(problem)?, self.vocabulary.clone()))
     }
+}
+
+impl Sessions {
+    async fn try_open(&self) -> Result<RouteChain, Failure> {
+        let mut config = self.config.borrow().clone();
+        config.key.id = session_id()?;
+        Ok(RouteChain::open_on(&self.node, config).await?)
+    }
+}
+
+impl Swarm {
+    async fn route(&self, node: &Node) -> Result<Vec<Hop>, Failure> {
+        let Self { home, entry, settings, codec } = self;
+        route_through(&Wanted { home, entry, settings, codec: *codec, memory: None }, node).await
+    }
+}
+
+/// What those who ask are told: nobody serves the model now.
+fn problem(failure: Failure) -> Problem {
+    let message = format!("{}; {}", failure.message, failure.hint);
+    Problem::new(Whose::Lenders(RETRY_SECONDS), failure.code, message)
 }
 
 /// A client, the route that its sessions take, and the peers that were started for it.

@@ -32,16 +32,31 @@ pub(crate) struct Surveyed {
 
 /// Asks the swarm who offers what, and plans. `may_load`: machines may load what they have not loaded.
 pub(super) async fn survey(wanted: &Wanted<'_>, prefer: Prefer, may_load: bool) -> Result<Surveyed, Failure> {
+    let swarm = match Membership::find(wanted.home)? {
+        Some(membership) => Some((client_node(wanted.home, &membership).await?, membership)),
+        None => None,
+    };
+    let (preview, silent, offers) = plan_over(wanted, prefer, may_load, swarm.as_ref()).await?;
+    Ok(Surveyed { preview, silent, node: swarm.map(|(node, _)| node), offers })
+}
+
+/// A plan, who did not answer, and what was offered.
+type Planned = (Result<Preview, Failure>, Vec<String>, Vec<Offer>);
+
+async fn plan_over(
+    wanted: &Wanted<'_>,
+    prefer: Prefer,
+    may_load: bool,
+    swarm: Option<&(Node, Membership)>,
+) -> Result<Planned, Failure> {
     let mut machines =
         if prefer == Prefer::Swarm { Vec::new() } else { vec![own_machine(wanted.home, wanted.memory)?] };
-    let (mut offers, mut silent, mut node) = (Vec::new(), Vec::new(), None);
-    if let Some(membership) = Membership::find(wanted.home)? {
-        let client = client_node(wanted.home, &membership).await?;
-        (offers, silent) = offers_of(&client, &membership.contacts).await;
-        let (offered, unreached) = offered_machines(&client, &offers).await;
+    let (mut offers, mut silent) = (Vec::new(), Vec::new());
+    if let Some((client, membership)) = swarm {
+        (offers, silent) = offers_of(client, &membership.contacts).await;
+        let (offered, unreached) = offered_machines(client, &offers).await;
         machines.extend(offered);
         silent.extend(unreached);
-        node = Some(client);
     }
     let wish = Wish {
         positions: wanted.settings.context,
@@ -58,7 +73,7 @@ pub(super) async fn survey(wanted: &Wanted<'_>, prefer: Prefer, may_load: bool) 
         let hint = "potluck model plan says who is there and what is missing; lend more machines: potluck serve";
         Failure::new("no_route", error, hint)
     });
-    Ok(Surveyed { preview, silent, node, offers })
+    Ok((preview, silent, offers))
 }
 
 /// Opens a session as the planner says.
@@ -100,17 +115,30 @@ pub(super) async fn peers_only(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Op
             return Ok(None);
         }
     }
-    let Surveyed { preview, silent, node, offers } = survey(wanted, Prefer::Swarm, false).await?;
+    let Some(membership) = Membership::find(wanted.home)? else { return Ok(None) };
+    let node = client_node(wanted.home, &membership).await?;
+    match route_through(wanted, &node).await {
+        Ok(route) => Ok(Some((node, route))),
+        Err(failure) => {
+            node.close().await;
+            Err(failure)
+        }
+    }
+}
+
+/// The same, planned by who is there now.
+pub(super) async fn route_through(wanted: &Wanted<'_>, node: &Node) -> Result<Vec<Hop>, Failure> {
+    let swarm = (node.clone(), Membership::open(wanted.home)?);
+    let (preview, silent, offers) = plan_over(wanted, Prefer::Swarm, false, Some(&swarm)).await?;
     silent.iter().for_each(|why| tracing::info!("{why}"));
-    let (preview, Some(node)) = (preview?, node) else { return Ok(None) };
     let mut route = Vec::new();
-    for stage in &preview.stages {
+    for stage in &preview?.stages {
         let spec = StageSpec { model: wanted.entry.id, layers: stage.layers, head: stage.head, tail: stage.tail };
         if let Who::Peer(peer) = stage.who {
             route.push(remote_hop(&offers, peer, spec)?);
         }
     }
-    Ok(Some((node, route)))
+    Ok(route)
 }
 
 /// True where this machine is to run all of it.

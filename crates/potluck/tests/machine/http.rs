@@ -1,4 +1,5 @@
 //! HTTP by hand, for what no client library would do: hang up, lie about its host, send too much.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
