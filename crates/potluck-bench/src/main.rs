@@ -7,6 +7,7 @@
 
 mod bare;
 mod counters;
+mod gateway;
 mod llama;
 mod model;
 mod noop;
@@ -23,6 +24,7 @@ use potluck_engine::{EngineSettings, FlashAttention};
 use crate::{
     bare::Baseline,
     counters::{Counters, family},
+    gateway::Front,
     llama::LlamaBench,
     model::Model,
     peers::PeerChain,
@@ -37,6 +39,7 @@ type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 const BARE_GOAL: f64 = 0.97;
 const ONE_PEER_GOAL: f64 = 0.97;
 const THREE_PEERS_GOAL: f64 = 0.95;
+const GATEWAY_GOAL: f64 = 0.97;
 
 /// Positions that a session has room for.
 const CONTEXT: u32 = 1_024;
@@ -56,7 +59,7 @@ struct Cli {
     /// Where the results go
     #[arg(long, default_value = "bench/results/chain.json")]
     out: PathBuf,
-    /// Only these parts: llama, one, three, rpc, hop, bytes, start
+    /// Only these parts: llama, one, gateway, three, rpc, hop, bytes, start
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Only this kind of work: prefill or decode
@@ -142,7 +145,7 @@ impl Bench {
     async fn run(mut self) -> Outcome<()> {
         eprintln!("{} threads; load {}", self.settings.threads, load());
         let model = Model::add(self.home.path(), &self.file)?;
-        if ["llama", "one", "three", "rpc"].iter().any(|part| self.wants(part)) {
+        if ["llama", "one", "gateway", "three", "rpc"].iter().any(|part| self.wants(part)) {
             self.engines(&model).await?;
         }
         if self.wants("hop") {
@@ -174,6 +177,10 @@ impl Bench {
             let mut one = self.chain(model, 1).await?;
             let pids = pids(&one);
             self.duel("one_peer", Some(ONE_PEER_GOAL), &mut bare, &mut one, &pids).await?;
+        }
+        if self.wants("gateway") {
+            let mut front = Front::start(&self.potluck, self.home.path(), &self.file, &self.settings).await?;
+            self.duel("gateway", Some(GATEWAY_GOAL), &mut bare, &mut front, &[]).await?;
         }
         let mut three = match self.wants("three") || self.wants("rpc") {
             true => Some(self.chain(model, 3).await?),

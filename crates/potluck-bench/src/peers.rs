@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// How long a peer may take to load.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Seconds that a grant of a measurement holds.
 const GRANT_SECONDS: u64 = 24 * 3_600;

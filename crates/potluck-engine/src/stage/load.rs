@@ -1,11 +1,11 @@
 //! Loading a stage, and the trial that shows that it runs.
 
-use std::{ffi::CString, fs::File, sync::Arc};
+use std::{ffi::CString, fs::File, sync::Arc, time::Instant};
 
 use potluck_core::{StageShape, StageSpec, bounds};
 use potluck_model::{StageSource, VirtualFile};
 
-use super::{Caches, Entry, LlamaStage};
+use super::{Caches, Entry, LlamaStage, Pace};
 use crate::{
     EngineError, Load, Part,
     llama::{Batch, Context, ContextParams, Model, ModelParams, Rows, Table, VirtualReader},
@@ -61,11 +61,19 @@ impl LlamaStage {
             )));
         }
         let caches = Caches::new(settings.caches);
-        let mut stage = Self { shape, chunk: settings.chunk.into(), entry, context, batch, caches };
+        let threads = (settings.threads, settings.threads_batch);
+        let pace = Pace::new(settings.threads, f64::INFINITY);
+        let chunk = settings.chunk.into();
+        let mut stage = Self { shape, chunk, entry, context, batch, caches, threads, pace };
         // Peers of one machine load at the same time: threads of theirs that spin for each other would take turns at it.
         stage.context.use_threads(1, 1);
         stage.try_out()?;
-        stage.context.use_threads(settings.threads, settings.threads_batch);
+        // Once more, now that the weights are warm.
+        stage.context.use_threads(settings.threads.div_ceil(2), settings.threads_batch.div_ceil(2));
+        let start = Instant::now();
+        stage.try_out()?;
+        stage.pace = Pace::new(settings.threads, start.elapsed().as_secs_f64());
+        stage.change_threads();
         Ok(stage)
     }
 

@@ -4,6 +4,9 @@ mod caches;
 mod group;
 mod load;
 mod outputs;
+mod pace;
+
+use std::time::Instant;
 
 use potluck_core::{CacheId, Hidden, Input, Output, Rows, Stage, StageError, StageShape, Step, bounds};
 
@@ -12,6 +15,7 @@ use crate::llama::{Batch, Context, DecodeError, Rows as Content, Table};
 use caches::Caches;
 use group::{Ready, groups};
 pub use outputs::KEPT_ROWS_MAX;
+use pace::Pace;
 
 /// A layer range that llama.cpp has loaded in this process.
 ///
@@ -26,6 +30,9 @@ pub struct LlamaStage {
     context: Context,
     batch: Batch,
     caches: Caches,
+    /// Threads for a single position, and for a batch; half of them while others compute here.
+    threads: (u16, u16),
+    pace: Pace,
 }
 
 /// How a step's input enters the graph.
@@ -231,7 +238,19 @@ impl LlamaStage {
                 self.batch.push(ready.slot, ready.start + row as u32, wanted);
             }
         }
-        Ok(self.context.decode(&mut self.batch)?)
+        let start = Instant::now();
+        self.context.decode(&mut self.batch)?;
+        if self.batch.len() == 1 && self.pace.took(start.elapsed().as_secs_f64()) {
+            self.change_threads();
+        }
+        Ok(())
+    }
+
+    fn change_threads(&mut self) {
+        let halved = self.pace.is_halved();
+        tracing::debug!(halved, "the number of threads changes");
+        let share = |threads: u16| if halved { threads.div_ceil(2) } else { threads };
+        self.context.use_threads(share(self.threads.0), share(self.threads.1));
     }
 }
 
