@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::sync::mpsc;
 
 use crate::{Problem, answer::Answers, slots::Event};
 
@@ -18,7 +18,7 @@ const PIECES_MAX: usize = 32;
 /// How long a stream may say nothing: proxies cut what is silent for longer than half a minute.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// How long the status may wait for a slot: an error that comes within it has a status of its own.
+/// How long the status may wait for the first token: an error that comes within it has a status of its own.
 const PLACEMENT: Duration = Duration::from_secs(2);
 
 /// How a stream is framed.
@@ -93,17 +93,27 @@ impl Writer {
     }
 }
 
-/// A response that is written while the answers come. An error before there is a slot is a response of its own.
+/// A response that is written while the answers come. An error that comes before anything else, and soon, is a response of its own.
 ///
 /// # Errors
-/// What kept the first event from coming.
+/// What kept the first token from coming.
 pub(crate) async fn respond(mut answers: Answers, framing: Framing, format: impl Format) -> Result<Response, Problem> {
-    // Placed in time, or waiting: then the stream begins, and says now and then that it is alive.
-    if let Ok(Some((_, Event::Failed(problem)))) = tokio::time::timeout(PLACEMENT, answers.next()).await {
-        return Err(problem);
-    }
+    let first = async {
+        loop {
+            match answers.next().await {
+                Some((_, Event::Started)) => {}
+                other => return other,
+            }
+        }
+    };
+    // Waiting for longer, the stream begins, and says now and then that it is alive.
+    let first = match tokio::time::timeout(PLACEMENT, first).await {
+        Ok(Some((_, Event::Failed(problem)))) => return Err(problem),
+        Ok(first) => first,
+        Err(_) => None,
+    };
     let (pieces, read) = mpsc::channel(PIECES_MAX);
-    tokio::spawn(write(answers, format, Writer { pieces, framing, text: String::new() }));
+    tokio::spawn(write(first, answers, format, Writer { pieces, framing, text: String::new() }));
     let body = n0_future::stream::unfold(read, async |mut read| {
         let piece = read.recv().await?;
         Some((Ok::<_, std::convert::Infallible>(piece), read))
@@ -117,16 +127,22 @@ pub(crate) async fn respond(mut answers: Answers, framing: Framing, format: impl
 }
 
 /// Writes until the end, or until nobody reads: then the answers are dropped, and so cancelled.
-async fn write(mut answers: Answers, mut format: impl Format, mut writer: Writer) -> Result<(), Gone> {
+async fn write(
+    mut first: Option<(usize, Event)>,
+    mut answers: Answers,
+    mut format: impl Format,
+    mut writer: Writer,
+) -> Result<(), Gone> {
     format.begin(&mut writer);
     loop {
         writer.flush().await?;
-        let silent_until = Instant::now() + SILENCE;
         let gone = writer.pieces.clone();
         let next = tokio::select! {
-            next = answers.next() => next,
+            biased;
+            first = async { first.take() }, if first.is_some() => first,
             () = gone.closed() => return Err(Gone),
-            () = tokio::time::sleep_until(silent_until) => {
+            next = answers.next() => next,
+            () = tokio::time::sleep(SILENCE) => {
                 format.beat(&mut writer);
                 continue;
             }

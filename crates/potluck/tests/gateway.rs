@@ -226,6 +226,10 @@ fn strangers_and_nonsense_are_refused_in_the_right_words() {
     assert_eq!(chat(r#"{"model":"gpt-4o","messages":[]}"#), (400, "invalid_value".into()));
     assert_eq!(chat(r#"{"messages":[]}"#), (400, "invalid_value".into()));
     assert_eq!(chat(&" ".repeat(TOO_LONG)), (413, "body_too_large".into()));
+    // A status of its own, also where a stream was asked for.
+    let schema = json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": { "type": "no such type" } } });
+    let body = json!({ "model": NAME, "messages": user("Hi"), "stream": true, "response_format": schema });
+    assert_eq!(chat(&body.to_string()), (400, "bad_grammar".into()));
     let anthropic = ask(url, "POST", "/v1/messages", &[("x-api-key", "wrong")], "{}").json();
     assert_eq!(anthropic["error"]["type"], "authentication_error", "{anthropic}");
     assert!(ask(url, "POST", "/api/chat", &[key], r#"{"model":"absent"}"#).json()["error"].is_string());
