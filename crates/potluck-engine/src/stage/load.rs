@@ -72,7 +72,9 @@ impl LlamaStage {
         stage.context.use_threads(settings.threads.div_ceil(2), settings.threads_batch.div_ceil(2));
         let start = Instant::now();
         stage.try_out()?;
-        stage.pace = Pace::new(settings.threads, start.elapsed().as_secs_f64());
+        // An exact stage keeps its threads: that their number changes nothing without flash attention was measured, not proven.
+        let threads = if settings.exact { 1 } else { settings.threads };
+        stage.pace = Pace::new(threads, start.elapsed().as_secs_f64());
         stage.change_threads();
         Ok(stage)
     }

@@ -39,8 +39,8 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Begins with all threads. `half`: seconds of a step with half of them, so that it shows also where others compute from
-    /// the first step on.
+    /// Begins with all threads; of one there is no half, and nothing changes. `half`: seconds of a step with half of them, so
+    /// that it shows also where others compute from the first step on.
     pub(super) fn new(full: u16, half: f64) -> Self {
         Self { full, halved: false, best: f64::INFINITY, half, in_a_row: 0, patience: TRY_AGAIN.0, left: 0 }
     }
