@@ -38,9 +38,8 @@ lend() {
 on first swarm create
 lend first "0..$split"
 
-# The second machine prints what the first is to type, and the first prints what the second is to type.
-read -r _ grant < <(on second swarm join)
-read -r _ join < <(on first $grant)
+# The first machine prints what the second is to type; it says where the first one serves, so it comes after that.
+read -r _ join < <(on first swarm invite)
 on second $join
 lend second "$split..$layers"
 

@@ -93,8 +93,9 @@ async fn attend(
 ) {
     let Ok(Ok(connection)) = timeout(node.deadlines.greet, incoming.into_future()).await else { return };
     let peer = peer_id(connection.remote_id());
-    let greeted = match timeout(node.deadlines.greet, admit(&connection, &node.identity)).await {
-        Ok(Ok(greeted)) => greeted,
+    let greeted = match timeout(node.deadlines.greet, admit(&connection, &node)).await {
+        Ok(Ok(Some(greeted))) => greeted,
+        Ok(Ok(None)) => return close(&connection, FailureCode::Done),
         Ok(Err(error)) => {
             info!(peer = %peer.short(), %error, "a connection was refused");
             return close(&connection, error.failure().code);

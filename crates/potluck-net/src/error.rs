@@ -84,6 +84,9 @@ impl NetError {
             Self::Bind(_) => "bind",
             Self::Address(_) => "bad_address",
             Self::Unreachable { .. } | Self::Lost { .. } => "peer_lost",
+            Self::Refused { code: FailureCode::InvitationUnknown, .. } => "invitation_unknown",
+            Self::Refused { code: FailureCode::InvitationExpired, .. } => "invitation_expired",
+            Self::Refused { code: FailureCode::InvitationUsed, .. } => "invitation_used",
             Self::Refused { .. } | Self::NotMember { .. } => "not_admitted",
             Self::Protocol { .. } | Self::Unexpected { .. } => "protocol",
         }
@@ -95,6 +98,10 @@ impl NetError {
             Self::Bind(_) => "choose another address with --bind",
             Self::Address(_) => "write it as ip:port, for example 192.168.1.7:7575",
             Self::Unreachable { .. } | Self::Lost { .. } => "check that the peer runs: `potluck peers`",
+            Self::Refused {
+                code: FailureCode::InvitationUnknown | FailureCode::InvitationExpired | FailureCode::InvitationUsed,
+                ..
+            } => "ask for another line: `potluck swarm invite`, typed where the swarm was made",
             Self::Refused { .. } | Self::NotMember { .. } => "ask the swarm's owner for a grant: `potluck swarm grant`",
             Self::Protocol { .. } | Self::Unexpected { .. } => "compare both sides' versions: `potluck --version`",
         }

@@ -10,7 +10,7 @@ use potluck_wire::{
     Welcome,
 };
 
-use crate::{Identity, NetError, node::peer_id};
+use crate::{Identity, NetError, Node, join::refused, node::peer_id};
 
 /// Sessions of one client that a peer allows at once, unless its own configuration says less.
 pub(crate) const SESSIONS_PER_CLIENT: u16 = 64;
@@ -59,23 +59,30 @@ pub(crate) struct Greeted {
     pub(crate) grant: Vec<u8>,
 }
 
-/// The acceptor's side: lets in who shows a valid grant, and tells nobody else more than a code.
-pub(crate) async fn admit(connection: &Connection, identity: &Identity) -> Result<Greeted, NetError> {
+/// The acceptor's side: lets in who shows a valid grant, and tells nobody else more than a code. Who shows an invitation gets
+/// its answer, and comes again with the grant: none.
+pub(crate) async fn admit(connection: &Connection, node: &Node) -> Result<Option<Greeted>, NetError> {
     let peer = peer_id(connection.remote_id());
     let (mut send, mut recv) = connection.accept_bi().await.map_err(|error| lost(peer, &error))?;
     let hello = match read_one(peer, &mut recv).await {
         Ok(Frame::Hello(hello)) => Ok(hello),
+        Ok(Frame::Join(join)) => {
+            let answer = match node.door.get() {
+                Some(door) => door.clone().answer(connection, join).await,
+                None => refused(FailureCode::InvitationUnknown),
+            };
+            write_last(&mut send, &answer).await.map_err(|error| lost(peer, &error))?;
+            // The answer is only of use if it arrives before the connection ends.
+            let _ = send.stopped().await;
+            return Ok(None);
+        }
         Ok(other) => Err(NetError::Unexpected { peer, got: other.kind(), expected: "hello" }),
         Err(error) => Err(error),
     };
-    let admitted = hello.and_then(|hello| judge(peer, identity, hello));
+    let admitted = hello.and_then(|hello| judge(peer, &node.identity, hello));
     let frame = match &admitted {
         Ok((_, welcome)) => Frame::Welcome(welcome.clone()),
-        Err(error) => Frame::Refused(Refusal {
-            code: error.failure().code,
-            version_min: *VERSIONS.start(),
-            version_max: *VERSIONS.end(),
-        }),
+        Err(error) => refused(error.failure().code),
     };
     let written = write_last(&mut send, &frame).await.map_err(|error| lost(peer, &error));
     if admitted.is_err() {
@@ -83,7 +90,7 @@ pub(crate) async fn admit(connection: &Connection, identity: &Identity) -> Resul
         let _ = send.stopped().await;
     }
     let (greeted, _) = admitted?;
-    written.map(|()| greeted)
+    written.map(|()| Some(greeted))
 }
 
 fn judge(peer: PeerId, identity: &Identity, hello: Hello) -> Result<(Greeted, Welcome), NetError> {
@@ -141,7 +148,7 @@ fn lost(peer: PeerId, error: &dyn std::fmt::Display) -> NetError {
 }
 
 /// A connection that was closed with a code was refused with it.
-fn refusal_or(connection: &Connection, error: NetError) -> NetError {
+pub(crate) fn refusal_or(connection: &Connection, error: NetError) -> NetError {
     let peer = peer_id(connection.remote_id());
     match connection.close_reason() {
         Some(iroh::endpoint::ConnectionError::ApplicationClosed(close)) => {

@@ -29,6 +29,12 @@ pub const TEXT_BYTES_MAX: usize = 512;
 /// Addresses of one peer in a message.
 pub const ADDRESSES_MAX: usize = 16;
 
+/// Keys that one invitation brings in at once: what a machine serves and asks with, and room for as many again.
+pub const JOIN_KEYS_MAX: usize = 4;
+
+/// Members that a newcomer is told of.
+pub const CONTACTS_MAX: usize = 3;
+
 /// Offers in one message.
 pub const OFFERS_MAX: usize = 12;
 
@@ -53,6 +59,11 @@ const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize, "a frame's length fi
 /// Bytes of a signed offer in a message: the offer, its grant, the signature and the lengths.
 const OFFER_BYTES: usize = potluck_core::Offer::BYTES_MAX + potluck_core::Offer::GRANT_BYTES_MAX + 128;
 
+const _: () = assert!(
+    CONTROL_BYTES_MAX
+        >= JOIN_KEYS_MAX * GRANT_BYTES_MAX + CONTACTS_MAX * (ADDRESSES_MAX + 1) * (TEXT_BYTES_MAX + 2) + 256,
+    "an answer to a newcomer fits"
+);
 const _: () = assert!(CONTROL_BYTES_MAX >= OFFERS_MAX * OFFER_BYTES, "a page of offers fits");
 const _: () = assert!(potluck_core::Offer::GRANT_BYTES_MAX <= GRANT_BYTES_MAX, "a grant beside an offer is a grant");
 const _: () = assert!(POSITION_BYTES_MAX <= CONTROL_BYTES_MAX * 2, "one position of the widest model is a small frame");

@@ -4,7 +4,8 @@ use potluck_core::{Hidden, Logits, Rows, SignedOffer};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    Codec, CodecError, Failure, HEADER_BYTES, Hello, HopOpen, OpenSession, Refusal, Welcome, message::Bounded,
+    Codec, CodecError, Failure, HEADER_BYTES, Hello, HopOpen, Join, Joined, OpenSession, Refusal, Welcome,
+    message::Bounded,
 };
 
 /// Whoever sent the bytes: they are no frame, or one that exceeds a bound.
@@ -138,6 +139,10 @@ pub enum Frame {
     ListOffers,
     /// The answer, as many as fit.
     Offers(Vec<SignedOffer>),
+    /// Dialer to acceptor, first, instead of a `Hello`: lets in who holds an invitation.
+    Join(Join),
+    /// Acceptor to dialer: the grants that the invitation was good for.
+    Joined(Joined),
 }
 
 const HELLO: u8 = 1;
@@ -156,6 +161,8 @@ const FAILED: u8 = 13;
 const ANNOUNCE: u8 = 14;
 const LIST_OFFERS: u8 = 15;
 const OFFERS: u8 = 16;
+const JOIN: u8 = 17;
+const JOINED: u8 = 18;
 
 impl Frame {
     /// Its kind in words, for errors and logs.
@@ -181,6 +188,8 @@ impl Frame {
             Self::Announce(_) => ANNOUNCE,
             Self::ListOffers => LIST_OFFERS,
             Self::Offers(_) => OFFERS,
+            Self::Join(_) => JOIN,
+            Self::Joined(_) => JOINED,
         }
     }
 
@@ -197,6 +206,8 @@ impl Frame {
             Self::Failed(body) => encode_body(body, out),
             Self::Announce(body) => encode_body(body, out),
             Self::Offers(body) => encode_body(body, out),
+            Self::Join(body) => encode_body(body, out),
+            Self::Joined(body) => encode_body(body, out),
             Self::Credit { frames } => encode_body(frames, out),
             Self::RowRequest { sequence, row } => encode_body(&(sequence, row), out),
             Self::Row { sequence, row, logits } => encode_body(&(sequence, row, logits), out),
@@ -244,6 +255,8 @@ impl Frame {
             ANNOUNCE => Self::Announce(decode_body(kind, body)?),
             LIST_OFFERS => decode_empty(kind, body, Self::ListOffers)?,
             OFFERS => Self::Offers(decode_bounded(kind, body)?),
+            JOIN => Self::Join(decode_bounded(kind, body)?),
+            JOINED => Self::Joined(decode_bounded(kind, body)?),
             other => return Err(WireError::Kind(other)),
         })
     }
@@ -267,6 +280,8 @@ fn kind_name(kind: u8) -> &'static str {
         ANNOUNCE => "announce",
         LIST_OFFERS => "list-offers",
         OFFERS => "offers",
+        JOIN => "join",
+        JOINED => "joined",
         _ => "unknown",
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use potluck_core::{PeerId, SessionId, SessionKey, StageSpec};
 use serde::{Deserialize, Serialize};
 
-use crate::{ADDRESSES_MAX, CodecSet, GRANT_BYTES_MAX, TEXT_BYTES_MAX, WireError};
+use crate::{ADDRESSES_MAX, CONTACTS_MAX, CodecSet, GRANT_BYTES_MAX, JOIN_KEYS_MAX, TEXT_BYTES_MAX, WireError};
 
 /// The dialer's first frame on a connection's first stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +59,24 @@ pub struct Refusal {
     pub version_min: u16,
     /// Versions that the acceptor speaks.
     pub version_max: u16,
+}
+
+/// The dialer's first frame where it holds an invitation and no grant yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    /// What the invitation is known by: whoever knows it may use it.
+    pub secret: [u8; 16],
+    /// The keys that ask for a grant, at most [`JOIN_KEYS_MAX`]; a grant is of no use to another key.
+    pub keys: Vec<PeerId>,
+}
+
+/// The answer to a [`Join`] whose invitation holds. Any other answer is a [`Refusal`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// A grant (a biscuit) for each key that asked, in the same order.
+    pub grants: Vec<Vec<u8>>,
+    /// Members to ask for offers, at most [`CONTACTS_MAX`].
+    pub contacts: Vec<PeerAddress>,
 }
 
 /// Where a peer is reached.
@@ -179,6 +197,12 @@ pub enum FailureCode {
     Cancelled,
     /// The peer is shutting down.
     Leaving,
+    /// No such invitation, or not here.
+    InvitationUnknown,
+    /// The invitation's time is over.
+    InvitationExpired,
+    /// The invitation has been used as often as it may be.
+    InvitationUsed,
 }
 
 /// The last frame of a stream that did not end well.
@@ -194,7 +218,7 @@ pub struct Failure {
 
 impl FailureCode {
     /// All of them, in order of their numbers.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::Done,
         Self::Protocol,
         Self::Version,
@@ -213,6 +237,9 @@ impl FailureCode {
         Self::OverBudget,
         Self::Cancelled,
         Self::Leaving,
+        Self::InvitationUnknown,
+        Self::InvitationExpired,
+        Self::InvitationUsed,
     ];
 
     /// The number that closes a QUIC stream or connection for this reason.
@@ -247,6 +274,9 @@ impl fmt::Display for FailureCode {
             Self::OverBudget => "over budget",
             Self::Cancelled => "cancelled",
             Self::Leaving => "leaving",
+            Self::InvitationUnknown => "no such invitation",
+            Self::InvitationExpired => "the invitation has expired",
+            Self::InvitationUsed => "the invitation was used already",
         })
     }
 }
@@ -295,11 +325,30 @@ impl Bounded for Welcome {
 impl Bounded for OpenSession {
     fn check(&self) -> Result<(), WireError> {
         let NextHop::Peer { address, grant } = &self.next else { return Ok(()) };
-        at_most("addresses", address.addresses.len(), ADDRESSES_MAX)?;
-        for text in address.addresses.iter().chain(&address.relay) {
-            at_most("address", text.len(), TEXT_BYTES_MAX)?;
-        }
+        address.check()?;
         at_most("grant", grant.len(), GRANT_BYTES_MAX)
+    }
+}
+
+impl Bounded for PeerAddress {
+    fn check(&self) -> Result<(), WireError> {
+        at_most("addresses", self.addresses.len(), ADDRESSES_MAX)?;
+        self.addresses.iter().chain(&self.relay).try_for_each(|text| at_most("address", text.len(), TEXT_BYTES_MAX))
+    }
+}
+
+impl Bounded for Join {
+    fn check(&self) -> Result<(), WireError> {
+        at_most("keys", self.keys.len(), JOIN_KEYS_MAX)
+    }
+}
+
+impl Bounded for Joined {
+    fn check(&self) -> Result<(), WireError> {
+        at_most("grants", self.grants.len(), JOIN_KEYS_MAX)?;
+        self.grants.iter().try_for_each(|grant| at_most("grant", grant.len(), GRANT_BYTES_MAX))?;
+        at_most("contacts", self.contacts.len(), CONTACTS_MAX)?;
+        self.contacts.iter().try_for_each(Bounded::check)
     }
 }
 
@@ -325,10 +374,11 @@ mod tests {
     #[test]
     fn the_numbers_of_the_reasons_are_pinned() {
         let numbers: Vec<_> = FailureCode::ALL.iter().map(|code| code.number()).collect();
-        assert_eq!(numbers, (0..18).collect::<Vec<_>>());
+        assert_eq!(numbers, (0..21).collect::<Vec<_>>());
         assert_eq!(FailureCode::from_number(3), Some(FailureCode::NotAdmitted));
         assert_eq!(FailureCode::from_number(17), Some(FailureCode::Leaving));
-        assert_eq!(FailureCode::from_number(18), None);
+        assert_eq!(FailureCode::from_number(20), Some(FailureCode::InvitationUsed));
+        assert_eq!(FailureCode::from_number(21), None);
     }
 
     #[test]

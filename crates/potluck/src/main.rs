@@ -49,7 +49,9 @@ enum Command {
     Gateway(c::gateway::Gateway),
     /// Lend this machine to a swarm
     Serve(c::serve::Serve),
-    /// Make, join and open a swarm
+    /// Join a swarm with the line that its owner passed on
+    Join(c::join::Join),
+    /// Make a swarm, invite machines to it, join one
     #[command(subcommand)]
     Swarm(c::swarm::Swarm),
     /// Add, list, show, plan and remove models
@@ -99,7 +101,8 @@ fn run(cli: Cli, screen: Screen) -> Result<(), Failure> {
             Command::Up(command) => command.run(&home, screen).await,
             Command::Gateway(command) => command.run(&home, screen).await,
             Command::Serve(command) => command.run(&home, screen).await,
-            Command::Swarm(command) => command.run(&home, screen),
+            Command::Join(command) => command.run(&home, screen).await,
+            Command::Swarm(command) => command.run(&home, screen).await,
             Command::Model(command) => command.run(&home, screen).await,
             Command::Peers(command) => command.run(&home, screen).await,
             Command::Engine => Ok(()),

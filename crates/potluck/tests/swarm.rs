@@ -67,6 +67,60 @@ fn two_machines_answer_a_third() {
 }
 
 #[test]
+fn one_line_lets_one_machine_in() {
+    let (owner, second, third) = (Machine::new(), Machine::new(), Machine::new());
+    let (created, code) = owner.json(&["swarm", "create"]);
+    assert_eq!(code, 0, "{created}");
+    let first = serve(&owner, "0..30");
+    let invite = |more: &[&str]| {
+        let (invited, code) = owner.json(&[&["swarm", "invite"], more].concat());
+        assert_eq!(code, 0, "{invited}");
+        invited["invitation"].as_str().unwrap().to_owned()
+    };
+    let line = invite(&[]);
+    let (joined, code) = second.json(&["join", &line]);
+    assert_eq!((joined["swarm"].as_str(), code), (created["swarm"].as_str(), 0), "{joined}");
+    let (again, code) = second.json(&["join", &line]);
+    assert_eq!((&again["code"], code), (&joined["code"], 0), "whose answer was lost may ask again: {again}");
+    let (late, code) = third.json(&["join", &line]);
+    assert_eq!((late["error"]["code"].as_str(), code), (Some("invitation_used"), 1), "{late}");
+
+    let (listed, _) = owner.json(&["swarm", "invitations"]);
+    let listed = listed["invitations"].as_array().unwrap();
+    assert_eq!(listed.len(), 2, "the one of `swarm create` is open still: {listed:?}");
+    assert_eq!(listed[1]["used_by"][0]["code"], joined["code"], "both sides see the same six digits");
+    let second_line = invite(&["--uses", "2"]);
+    let id = owner.json(&["swarm", "invitations"]).0["invitations"][2]["id"].as_str().unwrap().to_owned();
+    assert_eq!(owner.json(&["swarm", "invitations", "--revoke", &id]).1, 0);
+    let (revoked, _) = third.json(&["join", &second_line]);
+    assert_eq!(revoked["error"]["code"], "invitation_unknown", "{revoked}");
+    assert!(third.json(&["peers"]).0["error"]["code"] == "no_swarm", "nothing of it is kept");
+
+    // The newcomer is a member: it uses what the owner lends, and the owner's restart changes nothing.
+    wait_for_peers(&second, 1);
+    let answer = second.answer("Hello", 4, &["--context", "512", "--exact", "--prefer", "swarm"]);
+    assert_eq!(answer["route"].as_array().unwrap().len(), 1, "{answer}");
+    first.signal("TERM");
+    assert_eq!(first.end().0, Some(0));
+    let (alone, _) = third.json(&["join", &invite(&[])]);
+    assert_eq!(alone["error"]["code"], "peer_lost", "nobody answers it: {alone}");
+    assert!(alone["error"]["hint"].as_str().unwrap().contains("potluck serve"), "{alone}");
+    let again = serve(&owner, "0..30");
+    assert_eq!(third.json(&["join", &invite(&[])]).1, 0);
+    wait_for_peers(&third, 1);
+    again.signal("TERM");
+    assert_eq!(again.end().0, Some(0));
+    [&owner, &second, &third].iter().for_each(|machine| machine.wait_until_empty(&[]));
+}
+
+/// Waits until that machine is told of so many offers.
+fn wait_for_peers(machine: &Machine, count: usize) {
+    machine::wait_until("the offers are known", || {
+        machine.json(&["peers"]).0["peers"].as_array().is_some_and(|peers| peers.len() == count)
+    });
+}
+
+#[test]
 fn a_gateway_finds_the_peers_that_are_there() {
     let (owner, second, third) = (Machine::new(), Machine::new(), Machine::new());
     owner.json(&["swarm", "create"]);

@@ -5,8 +5,8 @@ use potluck_core::{
     StageShape, StageSpec, StageSpeed,
 };
 use potluck_wire::{
-    AnswerFrame, Bounds, Codec, CodecSet, Failure, FailureCode, Frame, Hello, HopOpen, NextHop, OpenSession,
-    PeerAddress, Prefix, PreviousHop, Refusal, StepFrame, Welcome,
+    AnswerFrame, Bounds, Codec, CodecSet, Failure, FailureCode, Frame, Hello, HopOpen, Join, Joined, NextHop,
+    OpenSession, PeerAddress, Prefix, PreviousHop, Refusal, StepFrame, Welcome,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
@@ -100,6 +100,14 @@ pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
         ("announce", Frame::Announce(signed_offer(3))),
         ("list-offers", Frame::ListOffers),
         ("offers", Frame::Offers(vec![signed_offer(3), signed_offer(4)])),
+        ("join", Frame::Join(Join { secret: [0x5e; 16], keys: vec![peer(1), peer(2)] })),
+        (
+            "joined",
+            Frame::Joined(Joined {
+                grants: vec![vec![1, 2, 3], vec![4]],
+                contacts: vec![PeerAddress { peer: peer(3), addresses: vec!["10.0.0.1:7575".into()], relay: None }],
+            }),
+        ),
     ]
 }
 
@@ -152,6 +160,11 @@ pub(crate) fn any_frame() -> impl Strategy<Value = Frame> {
             detail
         })),
         any::<u8>().prop_map(|n| Frame::Announce(signed_offer(n))),
+        (any::<[u8; 16]>(), vec(any_peer(), 0..4)).prop_map(|(secret, keys)| Frame::Join(Join { secret, keys })),
+        (vec(vec(any::<u8>(), 0..40), 0..4), vec((any_peer(), "[ -~]{0,20}"), 0..3)).prop_map(|(grants, contacts)| {
+            let at = |(peer, text)| PeerAddress { peer, addresses: vec![text], relay: None };
+            Frame::Joined(Joined { grants, contacts: contacts.into_iter().map(at).collect() })
+        }),
         vec(any::<u8>(), 0..4).prop_map(|ns| Frame::Offers(ns.into_iter().map(signed_offer).collect())),
         select(vec![Frame::Ready, Frame::HopReady, Frame::ListOffers]),
     ]

@@ -2,6 +2,7 @@
 
 pub(crate) mod chat;
 pub(crate) mod gateway;
+pub(crate) mod join;
 pub(crate) mod model;
 pub(crate) mod peers;
 pub(crate) mod plan;

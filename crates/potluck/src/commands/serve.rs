@@ -18,9 +18,12 @@ use crate::{
     home::{Home, Identity, Membership, Role},
     models::{Models, all_layers},
     screen::Screen,
-    serving::{Announcer, LentTo, ServingPeer},
+    serving::{Announcer, LentTo, ServingPeer, door},
     signals::Interrupt,
 };
+
+/// Where a peer listens unless the user says otherwise.
+pub(crate) const PORT: u16 = 7575;
 
 /// Sessions that a peer keeps caches for, unless the user says otherwise.
 const CACHES: u16 = 8;
@@ -34,7 +37,7 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "A..B", value_parser = parse_layers)]
     layers: Option<LayerRange>,
     /// Where to listen
-    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7575")]
+    #[arg(long, value_name = "IP:PORT", default_value_t = SocketAddr::from(([0, 0, 0, 0], PORT)))]
     bind: SocketAddr,
     /// Take the order from stdin, and end with it: for the peers that another command starts
     #[arg(long, hide = true)]
@@ -53,6 +56,7 @@ impl Serve {
         let identity = Identity::open(home, Role::Peer)?;
         let _lock = identity.lock(home)?;
         let grant = membership.grant(identity.key.peer_id())?;
+        let door = door(home, screen)?;
         let entry = Models::open(home)?.find_or_only(self.model.as_deref(), screen)?;
         let all = all_layers(&entry.manifest)?;
         let layers = self.layers.unwrap_or(all);
@@ -66,6 +70,9 @@ impl Serve {
         let started = ServingPeer::start(&entry, spec, &settings, who, Bind::Address(self.bind), LentTo::Members);
         let peer = interrupt.or(started).await??;
         drop(bar);
+        if let Some(door) = door {
+            peer.node.open_door(door);
+        }
         membership.knows(peer.address());
         membership.save(home)?;
         tell(screen, &peer, &membership.swarm, &entry.name)?;

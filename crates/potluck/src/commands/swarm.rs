@@ -4,32 +4,65 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use potluck_core::PeerId;
-use potluck_wire::PeerAddress;
+use potluck_wire::{ADDRESSES_MAX, PeerAddress};
 use serde_json::json;
+use sysinfo::Networks;
 
 use crate::{
-    failure::Failure,
-    home::{Home, Identity, Invitation, Membership, Role, SwarmRoot},
-    screen::Screen,
+    commands::{join, join::keys, serve::PORT},
+    failure::{Failure, OrFail},
+    home::{Admission, Home, Identity, Invitation, Invitations, Line, Membership, Role, SwarmRoot},
+    screen::{Screen, table},
 };
 
 /// Days that a grant holds unless the owner says otherwise.
-const GRANT_DAYS: u32 = 365;
+pub(crate) const GRANT_DAYS: u32 = 365;
+
+/// Hours that an invitation holds unless the owner says otherwise.
+const INVITATION_HOURS: u32 = 24;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Swarm {
-    /// Make a swarm, with this machine as its first member
-    Create,
-    /// Join with an invitation; without one, print what the owner needs to write it
+    /// Make a swarm, with this machine as its first member, and invite another to it
+    Create(Invite),
+    /// Print the line that brings another machine in: potluck join LINE
+    Invite(Invite),
+    /// The invitations that were written here, and who came in by them
+    Invitations(List),
+    /// Join with a line; without one, print what the owner needs to let this machine in
     Join(Join),
-    /// Invite a machine: its keys are what `potluck swarm join` prints there
+    /// Let a machine in by its keys, which `potluck swarm join` prints there
     Grant(Grant),
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Invite {
+    /// How many machines the invitation is for
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    uses: u16,
+    /// Hours that the invitation holds
+    #[arg(long, value_name = "HOURS", default_value_t = INVITATION_HOURS,
+        value_parser = clap::value_parser!(u32).range(1..=8_760))]
+    hours: u32,
+    /// Where this machine is reached (repeatable) [default: where it served last, or its own addresses, port 7575]
+    #[arg(long, value_name = "IP:PORT")]
+    address: Vec<std::net::SocketAddr>,
+    /// Draw the line as a QR code, too
+    #[arg(long)]
+    qr: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Take one back: it lets nobody in any more
+    #[arg(long, value_name = "ID")]
+    revoke: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Join {
-    /// The line that `potluck swarm grant` printed
-    invitation: Option<String>,
+    /// The line that `potluck swarm invite` or `potluck swarm grant` printed
+    line: Option<String>,
     /// Leave the swarm that this machine belongs to
     #[arg(long)]
     replace: bool,
@@ -49,44 +82,128 @@ pub(crate) struct Grant {
 }
 
 impl Swarm {
-    pub(crate) fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
+    pub(crate) async fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
         match self {
-            Self::Create => create(home, screen),
-            Self::Join(Join { invitation: Some(text), replace }) => join(home, screen, &text, replace),
-            Self::Join(Join { invitation: None, .. }) => print_keys(home, screen),
+            Self::Create(command) => create(home, screen, &command),
+            Self::Invite(command) => invite(home, screen, &command),
+            Self::Invitations(command) => invitations(home, screen, command),
+            Self::Join(Join { line: Some(line), replace }) => join::join(home, screen, line.parse()?, replace).await,
+            Self::Join(Join { line: None, .. }) => print_keys(home, screen),
             Self::Grant(command) => grant(home, screen, command),
         }
     }
 }
 
-fn create(home: &Home, screen: Screen) -> Result<(), Failure> {
+fn create(home: &Home, screen: Screen, command: &Invite) -> Result<(), Failure> {
     if Membership::find(home)?.is_some() {
         let hint = "use another POTLUCK_HOME for a second swarm";
         return Err(Failure::new("already_joined", "this machine belongs to a swarm already", hint));
     }
     let root = SwarmRoot::create(home)?;
-    let invitation = invite(&root, &keys(home)?, GRANT_DAYS, Vec::new())?;
-    let membership = Membership::join(home, &invitation, false)?;
+    let membership = Membership::join(home, &admit(&root, &keys(home)?, GRANT_DAYS, Vec::new())?, false)?;
+    let line = write(home, &root, &membership, command)?;
     if screen.json {
-        return screen.object(&json!({ "swarm": membership.swarm }));
+        return screen.object(&json!({ "swarm": membership.swarm, "invitation": line.to_string() }));
     }
     screen.text(&format!("swarm {}\n", membership.swarm))?;
-    screen.note("lend this machine: potluck serve --model M\ninvite another:    potluck swarm join   (typed there; it says what to type here)");
+    screen.note("lend this machine, and answer whoever joins: potluck serve --model M\ninvite another:");
+    show(screen, &line, command)
+}
+
+fn invite(home: &Home, screen: Screen, command: &Invite) -> Result<(), Failure> {
+    let line = write(home, &SwarmRoot::open(home)?, &Membership::open(home)?, command)?;
+    if screen.json {
+        return screen.object(&json!({ "invitation": line.to_string(), "uses": command.uses, "hours": command.hours }));
+    }
+    show(screen, &line, command)
+}
+
+/// A new invitation. It names this machine, which has to serve when the newcomer asks.
+fn write(home: &Home, root: &SwarmRoot, membership: &Membership, command: &Invite) -> Result<Line, Failure> {
+    let peer = Identity::open(home, Role::Peer)?.key.peer_id();
+    let before = membership.contacts.iter().find(|contact| contact.peer == peer);
+    let inviter = match before {
+        _ if !command.address.is_empty() => {
+            let addresses = command.address.iter().take(ADDRESSES_MAX).map(ToString::to_string).collect();
+            PeerAddress { peer, addresses, relay: None }
+        }
+        Some(known) => known.clone(),
+        None => PeerAddress { peer, addresses: own_addresses(), relay: None },
+    };
+    let now = utc_now();
+    let expires = now + u64::from(command.hours) * 3_600;
+    let secret = Invitations::open(home, now)?.write(expires, command.uses)?;
+    Ok(Line::Invited(Invitation { swarm: root.swarm().to_string(), inviter, secret, expires }))
+}
+
+fn show(screen: Screen, line: &Line, command: &Invite) -> Result<(), Failure> {
+    let text = format!("potluck join {line}");
+    if command.qr {
+        let drawn = qrcode::QrCode::new(&text).or_fail("internal", "copy the line instead")?;
+        screen.text(&(drawn.render::<qrcode::render::unicode::Dense1x2>().build() + "\n"))?;
+    }
+    screen.text(&(text + "\n"))?;
+    let machines = if command.uses == 1 { "one machine".into() } else { format!("{} machines", command.uses) };
+    screen.note(format!(
+        "for {machines}, for {} hours: pass it on in private. It is answered while `potluck serve` runs here",
+        command.hours
+    ));
     Ok(())
 }
 
-fn join(home: &Home, screen: Screen, text: &str, replace: bool) -> Result<(), Failure> {
-    let invitation: Invitation = text.parse()?;
-    let mine = keys(home)?;
-    if !invitation.grants.iter().any(|(holder, _)| mine.contains(holder)) {
-        let hint = "the invitation must name the keys that `potluck swarm join` prints on this machine";
-        return Err(Failure::new("not_for_us", "this invitation is for another machine", hint));
+/// This machine's addresses, where it has not served yet.
+fn own_addresses() -> Vec<String> {
+    let networks = Networks::new_with_refreshed_list();
+    let mut addresses: Vec<_> = networks
+        .values()
+        .flat_map(|network| network.ip_networks().iter().map(|network| network.addr))
+        .filter(|ip| match ip {
+            std::net::IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+            std::net::IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+        })
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses.into_iter().take(ADDRESSES_MAX).map(|ip| std::net::SocketAddr::new(ip, PORT).to_string()).collect()
+}
+
+fn invitations(home: &Home, screen: Screen, command: List) -> Result<(), Failure> {
+    let now = utc_now();
+    let mut invitations = Invitations::open(home, now)?;
+    if let Some(id) = command.revoke {
+        invitations.revoke(&id)?;
+        return if screen.json {
+            screen.object(&json!({ "revoked": id }))
+        } else {
+            screen.text(&format!("revoked {id}\n"))
+        };
     }
-    let membership = Membership::join(home, &invitation, replace)?;
+    let kept = invitations.all();
     if screen.json {
-        return screen.object(&json!({ "swarm": membership.swarm, "contacts": membership.contacts.len() }));
+        let rows: Vec<_> = kept
+            .iter()
+            .map(|one| {
+                json!({ "id": one.id, "state": one.state(now), "uses": one.uses, "expires": one.expires, "used_by": one.used_by })
+            })
+            .collect();
+        return screen.object(&json!({ "invitations": rows }));
     }
-    screen.text(&format!("joined swarm {}\n", membership.swarm))
+    if kept.is_empty() {
+        screen.note("no invitations: potluck swarm invite");
+        return Ok(());
+    }
+    let heading = ["ID", "STATE", "USED", "HOURS LEFT", "BY (CODE)"].map(str::to_owned).to_vec();
+    let rows = kept.iter().map(|one| {
+        let by = one.used_by.iter().map(|newcomer| format!("{} ({})", &newcomer.peer[..10], newcomer.code));
+        vec![
+            one.id.clone(),
+            one.state(now).to_owned(),
+            format!("{} of {}", one.used_by.len(), one.uses),
+            (one.expires.saturating_sub(now) / 3_600).to_string(),
+            by.collect::<Vec<_>>().join(", "),
+        ]
+    });
+    screen.text(&table(&[heading].into_iter().chain(rows).collect::<Vec<_>>()))
 }
 
 fn print_keys(home: &Home, screen: Screen) -> Result<(), Failure> {
@@ -96,7 +213,7 @@ fn print_keys(home: &Home, screen: Screen) -> Result<(), Failure> {
     }
     screen.note("ask the swarm's owner to type:");
     screen.text(&format!("potluck swarm grant {} {}\n", keys[0], keys[1]))?;
-    screen.note("and join with the line that it prints: potluck swarm join ptl1...");
+    screen.note("and join with the line that it prints: potluck join ptl1...");
     Ok(())
 }
 
@@ -104,24 +221,24 @@ fn grant(home: &Home, screen: Screen, command: Grant) -> Result<(), Failure> {
     let root = SwarmRoot::open(home)?;
     let contacts = if command.contact.is_empty() { Membership::open(home)?.contacts } else { command.contact };
     if contacts.is_empty() {
-        screen.note("nobody of this swarm has served yet, so the invitation names no one to ask: see --contact");
+        screen.note("nobody of this swarm has served yet, so the line names no one to ask: see --contact");
     }
-    let invitation = invite(&root, &command.keys, command.days, contacts)?;
+    let line = Line::Granted(admit(&root, &command.keys, command.days, contacts)?);
     if screen.json {
-        return screen.object(&json!({ "invitation": invitation.to_string(), "days": command.days }));
+        return screen.object(&json!({ "invitation": line.to_string(), "days": command.days }));
     }
-    screen.text(&format!("potluck swarm join {invitation}\n"))
+    screen.text(&format!("potluck join {line}\n"))
 }
 
-/// The keys that this machine serves and asks with.
-fn keys(home: &Home) -> Result<[PeerId; 2], Failure> {
-    Ok([Identity::open(home, Role::Peer)?.key.peer_id(), Identity::open(home, Role::Client)?.key.peer_id()])
-}
-
-fn invite(root: &SwarmRoot, keys: &[PeerId], days: u32, contacts: Vec<PeerAddress>) -> Result<Invitation, Failure> {
-    let expires = utc_now() + u64::from(days) * 24 * 3_600;
+fn admit(root: &SwarmRoot, keys: &[PeerId], days: u32, contacts: Vec<PeerAddress>) -> Result<Admission, Failure> {
+    let expires = days_from(utc_now(), days);
     let grants = keys.iter().map(|&key| Ok((key, root.admit(key, expires)?))).collect::<Result<_, Failure>>()?;
-    Ok(Invitation { swarm: root.swarm().to_string(), grants, contacts })
+    Ok(Admission { swarm: root.swarm().to_string(), grants, contacts })
+}
+
+/// UTC seconds so many days later.
+pub(crate) fn days_from(now: u64, days: u32) -> u64 {
+    now + u64::from(days) * 24 * 3_600
 }
 
 /// UTC seconds by this machine's clock.

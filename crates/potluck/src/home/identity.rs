@@ -81,9 +81,14 @@ impl Identity {
 
 /// A fresh key from the system's randomness.
 pub(crate) fn new_key() -> Result<SecretKey, Failure> {
-    let mut bytes = [0; 32];
+    Ok(SecretKey::from_bytes(&random()?))
+}
+
+/// Bytes that nobody can guess.
+pub(super) fn random<const N: usize>() -> Result<[u8; N], Failure> {
+    let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| Failure::new("io", format!("no randomness: {error}"), ""))?;
-    Ok(SecretKey::from_bytes(&bytes))
+    Ok(bytes)
 }
 
 fn parse(text: &str) -> Option<SecretKey> {

@@ -7,7 +7,7 @@ use potluck_wire::PeerAddress;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Home, Invitation,
+    Admission, Home,
     identity::{check_mode, new_key},
 };
 use crate::failure::{Failure, OrFail};
@@ -45,18 +45,23 @@ impl Membership {
         })
     }
 
-    /// What an invitation says, kept. `replace`: even if the machine belongs to another swarm.
-    pub(crate) fn join(home: &Home, invitation: &Invitation, replace: bool) -> Result<Self, Failure> {
-        let swarm = invitation.swarm.clone();
-        if let Some(old) = Self::find(home)?
-            && old.swarm != swarm
-            && !replace
-        {
-            let message = format!("this machine belongs to swarm {} already", &old.swarm[..10]);
-            return Err(Failure::new("already_joined", message, "leave that swarm for this one with --replace"));
+    /// Whether this machine may join that swarm. `replace`: even if it belongs to another.
+    pub(crate) fn may_join(home: &Home, swarm: &str, replace: bool) -> Result<(), Failure> {
+        match Self::find(home)? {
+            Some(old) if old.swarm != swarm && !replace => {
+                let message = format!("this machine belongs to swarm {} already", &old.swarm[..10]);
+                Err(Failure::new("already_joined", message, "leave that swarm for this one with --replace"))
+            }
+            _ => Ok(()),
         }
-        let grants = invitation.grants.iter().map(|(peer, grant)| (peer.to_string(), HEXLOWER.encode(grant))).collect();
-        let membership = Self { swarm, grants, contacts: invitation.contacts.clone() };
+    }
+
+    /// What a machine was granted, kept.
+    pub(crate) fn join(home: &Home, admission: &Admission, replace: bool) -> Result<Self, Failure> {
+        let swarm = admission.swarm.clone();
+        Self::may_join(home, &swarm, replace)?;
+        let grants = admission.grants.iter().map(|(peer, grant)| (peer.to_string(), HEXLOWER.encode(grant))).collect();
+        let membership = Self { swarm, grants, contacts: admission.contacts.clone() };
         membership.save(home)?;
         Ok(membership)
     }
@@ -92,6 +97,11 @@ impl Membership {
 }
 
 impl SwarmRoot {
+    /// Whether this machine made its swarm.
+    pub(crate) fn is_here(home: &Home) -> bool {
+        home.path(ROOT).exists()
+    }
+
     /// The root key of the swarm that this machine made.
     pub(crate) fn open(home: &Home) -> Result<Self, Failure> {
         check_mode(&home.path(ROOT))?;
@@ -111,7 +121,7 @@ impl SwarmRoot {
 
     /// Makes a swarm: its root key, kept here.
     pub(crate) fn create(home: &Home) -> Result<Self, Failure> {
-        if home.path(ROOT).exists() {
+        if Self::is_here(home) {
             let message = format!("{} holds a swarm's root key already", home.path(ROOT).display());
             return Err(Failure::new("already_created", message, "use another POTLUCK_HOME for a second swarm"));
         }

@@ -2,6 +2,7 @@
 
 mod identity;
 mod invitation;
+mod invitations;
 mod membership;
 
 use std::{
@@ -16,7 +17,8 @@ use tempfile::NamedTempFile;
 use crate::failure::Failure;
 
 pub(crate) use identity::{Identity, Role, new_key};
-pub(crate) use invitation::Invitation;
+pub(crate) use invitation::{Admission, Invitation, Line};
+pub(crate) use invitations::Invitations;
 pub(crate) use membership::{Membership, SwarmRoot};
 
 /// The directory of one machine's keys, swarm and models.

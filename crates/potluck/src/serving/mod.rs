@@ -1,5 +1,6 @@
 //! A peer that serves one stage: an engine child, an endpoint, and the machine between them.
 
+mod door;
 mod measure;
 mod offers;
 
@@ -18,6 +19,7 @@ use crate::{
     models::{admit, load_stage},
 };
 
+pub(crate) use door::door;
 pub(crate) use measure::measure;
 pub(crate) use offers::{Announcer, offers_of};
 

@@ -1,0 +1,189 @@
+//! The invitations that this machine has written: by the hash of their secret, with what is left of them.
+
+use std::fs::File;
+
+use data_encoding::HEXLOWER;
+use potluck_core::PeerId;
+use potluck_wire::FailureCode;
+use serde::{Deserialize, Serialize};
+
+use super::{Home, identity::random, invitation::code};
+use crate::failure::{Failure, OrFail};
+
+const FILE: &str = "invitations.json";
+const LOCK: &str = "invitations.lock";
+
+/// Invitations that are kept. The next one is refused until one of them is revoked or over.
+const KEPT_MAX: usize = 1_000;
+
+/// Seconds for which an invitation that is over is kept, so that whoever comes late is told so.
+const KEPT_AFTER: u64 = 7 * 24 * 3_600;
+
+/// An invitation and what became of it. The secret itself is nowhere but in the line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    /// The hash of its secret, shortened: its name in lists.
+    pub(crate) id: String,
+    hash: String,
+    /// UTC seconds until which it may be used.
+    pub(crate) expires: u64,
+    /// How many machines it is for.
+    pub(crate) uses: u16,
+    /// Who has come in by it.
+    pub(crate) used_by: Vec<Use>,
+}
+
+/// One machine that came in by an invitation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Use {
+    /// The key that it asked with.
+    pub(crate) peer: String,
+    /// The six digits that it was shown, too.
+    pub(crate) code: String,
+}
+
+/// The invitations of one swarm's root. One process at a time changes them.
+#[derive(Debug)]
+pub(crate) struct Invitations<'a> {
+    home: &'a Home,
+    kept: Vec<Kept>,
+    _lock: File,
+}
+
+impl<'a> Invitations<'a> {
+    /// Opens them; waits for whoever is at it. `now`: UTC seconds.
+    pub(crate) fn open(home: &'a Home, now: u64) -> Result<Self, Failure> {
+        let path = home.path(LOCK);
+        let lock = File::options().create(true).truncate(false).write(true).open(&path);
+        let lock = lock.and_then(|file| file.lock().map(|()| file));
+        let lock = lock.map_err(|error| Failure::io(path.display(), &error))?;
+        let mut kept: Vec<Kept> = match home.read(FILE)? {
+            Some(text) => serde_json::from_str(&text).or_fail("invitations", "restore it from a copy, or remove it")?,
+            None => Vec::new(),
+        };
+        kept.retain(|invitation| invitation.expires.saturating_add(KEPT_AFTER) > now);
+        Ok(Self { home, kept, _lock: lock })
+    }
+
+    /// All that are kept, the oldest first.
+    pub(crate) fn all(&self) -> &[Kept] {
+        &self.kept
+    }
+
+    /// A new one: its secret.
+    pub(crate) fn write(&mut self, expires: u64, uses: u16) -> Result<[u8; 16], Failure> {
+        if self.kept.len() >= KEPT_MAX {
+            let message = format!("{KEPT_MAX} invitations are kept already");
+            return Err(Failure::new("too_many_invitations", message, "potluck swarm invitations --revoke ID"));
+        }
+        let secret = random()?;
+        let hash = hash_of(&secret);
+        self.kept.push(Kept { id: hash[..8].to_owned(), hash, expires, uses, used_by: Vec::new() });
+        self.save()?;
+        Ok(secret)
+    }
+
+    /// Takes one back: whoever comes with it from now on is told that there is none.
+    pub(crate) fn revoke(&mut self, id: &str) -> Result<(), Failure> {
+        let before = self.kept.len();
+        self.kept.retain(|invitation| invitation.id != id);
+        if self.kept.len() == before {
+            let message = format!("there is no invitation `{id}`");
+            return Err(Failure::new("invitation_unknown", message, "potluck swarm invitations"));
+        }
+        self.save()
+    }
+
+    /// Uses one up for this newcomer; kept before anything is granted. Whoever has used it already may come again: its
+    /// answer may have been lost.
+    pub(crate) fn redeem(
+        &mut self,
+        swarm: &str,
+        secret: &[u8; 16],
+        newcomer: PeerId,
+        now: u64,
+    ) -> Result<Result<Use, FailureCode>, Failure> {
+        let (hash, peer) = (hash_of(secret), newcomer.to_string());
+        let Some(invitation) = self.kept.iter_mut().find(|kept| kept.hash == hash) else {
+            return Ok(Err(FailureCode::InvitationUnknown));
+        };
+        if invitation.expires < now {
+            return Ok(Err(FailureCode::InvitationExpired));
+        }
+        if let Some(before) = invitation.used_by.iter().find(|one| one.peer == peer) {
+            return Ok(Ok(before.clone()));
+        }
+        if invitation.used_by.len() >= usize::from(invitation.uses) {
+            return Ok(Err(FailureCode::InvitationUsed));
+        }
+        let newcomer = Use { peer, code: code(swarm, secret, newcomer) };
+        invitation.used_by.push(newcomer.clone());
+        self.save()?;
+        Ok(Ok(newcomer))
+    }
+
+    fn save(&self) -> Result<(), Failure> {
+        let text = serde_json::to_string_pretty(&self.kept).or_fail("internal", "report this")?;
+        self.home.write(FILE, &(text + "\n"))
+    }
+}
+
+impl Kept {
+    /// In a word, at `now`.
+    pub(crate) fn state(&self, now: u64) -> &'static str {
+        match self {
+            _ if self.used_by.len() >= usize::from(self.uses) => "used",
+            _ if self.expires < now => "expired",
+            _ => "open",
+        }
+    }
+}
+
+fn hash_of(secret: &[u8; 16]) -> String {
+    HEXLOWER.encode(blake3::hash(secret).as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use potluck_core::SecretKey;
+
+    use super::*;
+
+    const SWARM: &str = "07";
+
+    fn key(n: u8) -> PeerId {
+        SecretKey::from_bytes(&[n; 32]).peer_id()
+    }
+
+    #[test]
+    fn an_invitation_is_good_for_its_uses_and_its_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(Some(dir.path().join("home"))).unwrap();
+        let secret = Invitations::open(&home, 1_000).unwrap().write(1_100, 2).unwrap();
+        let redeem = |secret: &[u8; 16], n, now| {
+            let used = Invitations::open(&home, now).unwrap().redeem(SWARM, secret, key(n), now).unwrap();
+            used.map(|newcomer| newcomer.code)
+        };
+        let first = redeem(&secret, 1, 1_050).unwrap();
+        assert_eq!(redeem(&[0; 16], 1, 1_050), Err(FailureCode::InvitationUnknown));
+        assert_ne!(redeem(&secret, 2, 1_100).unwrap(), first);
+        assert_eq!(redeem(&secret, 3, 1_100), Err(FailureCode::InvitationUsed));
+        assert_eq!(redeem(&secret, 1, 1_100), Ok(first), "the same machine may ask again");
+        assert_eq!(redeem(&secret, 1, 1_101), Err(FailureCode::InvitationExpired));
+        assert_eq!(redeem(&secret, 1, 1_100 + KEPT_AFTER), Err(FailureCode::InvitationUnknown), "forgotten at last");
+    }
+
+    #[test]
+    fn the_secret_is_not_kept_and_what_is_revoked_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(Some(dir.path().join("home"))).unwrap();
+        let mut invitations = Invitations::open(&home, 0).unwrap();
+        let secret = invitations.write(100, 1).unwrap();
+        assert!(!home.read(FILE).unwrap().unwrap().contains(&HEXLOWER.encode(&secret)));
+        let id = invitations.all()[0].id.clone();
+        assert_eq!(invitations.all()[0].state(100), "open");
+        invitations.revoke(&id).unwrap();
+        assert_eq!(invitations.revoke(&id).unwrap_err().code, "invitation_unknown");
+        assert_eq!(invitations.redeem(SWARM, &secret, key(1), 0).unwrap(), Err(FailureCode::InvitationUnknown));
+    }
+}

@@ -1,0 +1,52 @@
+//! Who is let in by an invitation: answered where the swarm's root key is.
+
+use potluck_core::PeerId;
+use potluck_net::Door;
+use potluck_wire::{CONTACTS_MAX, FailureCode, Join, Joined};
+use tracing::error;
+
+use crate::{
+    commands::swarm::{GRANT_DAYS, days_from, utc_now},
+    failure::Failure,
+    home::{Home, Invitations, Membership, SwarmRoot},
+    screen::Screen,
+};
+
+/// The door of this machine's swarm; none where the machine does not hold the root key.
+pub(crate) fn door(home: &Home, screen: Screen) -> Result<Option<Door>, Failure> {
+    if !SwarmRoot::is_here(home) {
+        return Ok(None);
+    }
+    // It must be readable now, not when the first newcomer comes.
+    SwarmRoot::open(home)?;
+    let home = home.clone();
+    Ok(Some(Door::new(move |peer, join| match let_in(&home, peer, join) {
+        Ok(Ok((joined, code))) => {
+            screen.note(format!("{} has joined by an invitation, code {code}", peer.short()));
+            Ok(joined)
+        }
+        Ok(Err(code)) => {
+            tracing::info!(peer = %peer.short(), %code, "an invitation was refused");
+            Err(code)
+        }
+        Err(failure) => {
+            error!(peer = %peer.short(), "an invitation could not be answered: {}", failure.message);
+            Err(FailureCode::Busy)
+        }
+    })))
+}
+
+fn let_in(home: &Home, peer: PeerId, join: &Join) -> Result<Result<(Joined, String), FailureCode>, Failure> {
+    let now = utc_now();
+    let root = SwarmRoot::open(home)?;
+    let used = Invitations::open(home, now)?.redeem(&root.swarm().to_string(), &join.secret, peer, now)?;
+    let used = match used {
+        Ok(used) => used,
+        Err(code) => return Ok(Err(code)),
+    };
+    let expires = days_from(now, GRANT_DAYS);
+    let grants = join.keys.iter().map(|&key| root.admit(key, expires)).collect::<Result<_, _>>()?;
+    let mut contacts = Membership::open(home)?.contacts;
+    contacts.truncate(CONTACTS_MAX);
+    Ok(Ok((Joined { grants, contacts }, used.code)))
+}
