@@ -18,7 +18,7 @@ mod talk;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand, error::ErrorKind};
+use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 use tracing_subscriber::EnvFilter;
 
 use crate::{commands as c, failure::Failure, home::Home, screen::Screen};
@@ -59,6 +59,10 @@ enum Command {
     Model(c::model::Model),
     /// Who is there, and what they offer
     Peers(c::peers::Peers),
+    /// Print what a shell needs to complete commands: source <(potluck completions bash)
+    Completions(c::shell::Completions),
+    /// Write the manual's pages
+    Man(c::shell::Man),
     /// The engine's process: started by peers
     #[command(hide = true)]
     Engine,
@@ -78,7 +82,13 @@ fn main() -> ExitCode {
     }
     trace();
     let screen = Screen::new(cli.json);
-    match run(cli, screen) {
+    let done = match cli.command {
+        // Neither needs a home.
+        Command::Completions(command) => command.run(Cli::command(), screen),
+        Command::Man(command) => command.run(Cli::command(), screen),
+        command => run(cli.home, command, screen),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             failure.print(screen.json);
@@ -88,14 +98,14 @@ fn main() -> ExitCode {
 }
 
 /// One thread: each hand-over between threads costs a token 30 to 50 microseconds.
-fn run(cli: Cli, screen: Screen) -> Result<(), Failure> {
-    let home = Home::open(cli.home)?;
+fn run(home: Option<PathBuf>, command: Command, screen: Screen) -> Result<(), Failure> {
+    let home = Home::open(home)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::io("starting the runtime", &error))?;
     runtime.block_on(async {
-        match cli.command {
+        match command {
             Command::Run(command) => command.run(&home, screen).await,
             Command::Chat(command) => command.run(&home, screen).await,
             Command::Up(command) => command.run(&home, screen).await,
@@ -105,7 +115,7 @@ fn run(cli: Cli, screen: Screen) -> Result<(), Failure> {
             Command::Swarm(command) => command.run(&home, screen).await,
             Command::Model(command) => command.run(&home, screen).await,
             Command::Peers(command) => command.run(&home, screen).await,
-            Command::Engine => Ok(()),
+            Command::Completions(_) | Command::Man(_) | Command::Engine => Ok(()),
         }
     })
 }

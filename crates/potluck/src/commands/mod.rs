@@ -8,5 +8,6 @@ pub(crate) mod peers;
 pub(crate) mod plan;
 pub(crate) mod run;
 pub(crate) mod serve;
+pub(crate) mod shell;
 pub(crate) mod swarm;
 pub(crate) mod up;
