@@ -29,8 +29,8 @@ pub const TEXT_BYTES_MAX: usize = 512;
 /// Addresses of one peer in a message.
 pub const ADDRESSES_MAX: usize = 16;
 
-/// Keys that one invitation brings in at once: what a machine serves and asks with, and room for as many again.
-pub const JOIN_KEYS_MAX: usize = 4;
+/// Keys that one use of an invitation brings in: what one machine serves and asks with.
+pub const JOIN_KEYS_MAX: usize = 2;
 
 /// Members that a newcomer is told of.
 pub const CONTACTS_MAX: usize = 3;

@@ -47,7 +47,8 @@ impl Screen {
     /// A remark beside the data. Not with `--json`.
     pub(crate) fn note(self, text: impl AsRef<str>) {
         if !self.json {
-            eprintln!("{}", text.as_ref());
+            // Whoever closed stderr does not want to know.
+            let _ = writeln!(stderr(), "{}", text.as_ref());
         }
     }
 
