@@ -95,7 +95,7 @@ async fn attend(
     let peer = peer_id(connection.remote_id());
     let greeted = match timeout(node.deadlines.greet, admit(&connection, &node)).await {
         Ok(Ok(Some(greeted))) => greeted,
-        Ok(Ok(None)) => return close(&connection, FailureCode::Done),
+        Ok(Ok(None)) => return,
         Ok(Err(error)) => {
             info!(peer = %peer.short(), %error, "a connection was refused");
             return close(&connection, error.failure().code);

@@ -61,15 +61,21 @@ impl Node {
             .cloned()
     }
 
+    /// A connection to whoever holds that key, before any word.
+    pub(crate) async fn shake_hands(&self, to: &PeerAddress) -> Result<Connection, NetError> {
+        let unreachable = |reason: String| NetError::Unreachable { peer: to.peer, reason };
+        let address = endpoint_addr(to)?;
+        let seconds = self.deadlines.connect.as_secs_f32();
+        timeout(self.deadlines.connect, self.endpoint.connect(address, ALPN))
+            .await
+            .map_err(|_| unreachable(format!("no answer within {seconds} s")))?
+            .map_err(|error| unreachable(chain_of(&error)))
+    }
+
     async fn dial(&self, to: &PeerAddress) -> Result<Link, NetError> {
         let peer = to.peer;
         let unreachable = |reason: String| NetError::Unreachable { peer, reason };
-        let address = endpoint_addr(to)?;
-        let seconds = self.deadlines.connect.as_secs_f32();
-        let connection = timeout(self.deadlines.connect, self.endpoint.connect(address, ALPN))
-            .await
-            .map_err(|_| unreachable(format!("no answer within {seconds} s")))?
-            .map_err(|error| unreachable(chain_of(&error)))?;
+        let connection = self.shake_hands(to).await?;
         let greeted = timeout(self.deadlines.greet, greet(&connection, &self.identity)).await;
         let greeted = greeted.unwrap_or_else(|_| {
             Err(unreachable(format!("no welcome within {} s", self.deadlines.greet.as_secs_f32())))
@@ -108,7 +114,7 @@ impl Link {
 }
 
 /// An error with its causes, in one line.
-pub(crate) fn chain_of(error: &dyn std::error::Error) -> String {
+fn chain_of(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

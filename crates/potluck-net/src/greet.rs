@@ -72,8 +72,8 @@ pub(crate) async fn admit(connection: &Connection, node: &Node) -> Result<Option
                 None => refused(FailureCode::InvitationUnknown),
             };
             write_last(&mut send, &answer).await.map_err(|error| lost(peer, &error))?;
-            // The answer is only of use if it arrives before the connection ends.
-            let _ = send.stopped().await;
+            // The newcomer closes once it has read the answer; what ends the wait otherwise is the greeting's deadline.
+            connection.closed().await;
             return Ok(None);
         }
         Ok(other) => Err(NetError::Unexpected { peer, got: other.kind(), expected: "hello" }),

@@ -7,14 +7,13 @@ use std::{fmt, sync::Arc};
 
 use iroh::endpoint::Connection;
 use potluck_core::PeerId;
-use potluck_wire::{ALPN, FailureCode, Frame, Join, Joined, PeerAddress, Refusal, VERSIONS};
+use potluck_wire::{FailureCode, Frame, Join, Joined, PeerAddress, Refusal, VERSIONS};
 use tokio::time::timeout;
 
 use crate::{
     NetError, Node,
-    connect::chain_of,
     greet::{close, read_one, refusal_or, utc_now, write_last},
-    node::{endpoint_addr, peer_id},
+    node::peer_id,
 };
 
 /// Says who is let in by an invitation. It may read and write files: it is called on a thread that may wait.
@@ -66,16 +65,13 @@ impl Node {
     /// swarm's root would have given to that key.
     pub async fn join(&self, to: &PeerAddress, secret: [u8; 16], keys: Vec<PeerId>) -> Result<Joined, NetError> {
         let peer = to.peer;
-        let unreachable = |reason: String| NetError::Unreachable { peer, reason };
-        let seconds = self.deadlines.connect.as_secs_f32();
-        let connection = timeout(self.deadlines.connect, self.endpoint.connect(endpoint_addr(to)?, ALPN))
-            .await
-            .map_err(|_| unreachable(format!("no answer within {seconds} s")))?
-            .map_err(|error| unreachable(chain_of(&error)))?;
-        let asked =
-            timeout(2 * self.deadlines.greet, ask(&connection, peer, Join { secret, keys: keys.clone() })).await;
+        let connection = self.shake_hands(to).await?;
+        let asked = timeout(self.deadlines.greet, ask(&connection, peer, Join { secret, keys: keys.clone() })).await;
         close(&connection, FailureCode::Done);
-        let joined = asked.map_err(|_| unreachable("no answer to the invitation in time".into()))??;
+        let seconds = self.deadlines.greet.as_secs_f32();
+        let late =
+            |_| NetError::Unreachable { peer, reason: format!("no answer to the invitation within {seconds} s") };
+        let joined = asked.map_err(late)??;
         if joined.grants.len() != keys.len() {
             return Err(NetError::Unexpected { peer, got: "joined", expected: "a grant for each key" });
         }

@@ -113,6 +113,24 @@ fn one_line_lets_one_machine_in() {
     [&owner, &second, &third].iter().for_each(|machine| machine.wait_until_empty(&[]));
 }
 
+#[test]
+fn who_has_left_a_swarm_invites_nobody_to_it() {
+    let (owner, other) = (Machine::new(), Machine::new());
+    owner.json(&["swarm", "create"]);
+    other.json(&["swarm", "create"]);
+    let line = invitation(&other, &owner);
+    let (kept, code) = owner.json(&["join", &line]);
+    assert_eq!((kept["error"]["code"].as_str(), code), (Some("already_joined"), 1), "{kept}");
+    assert_eq!(owner.json(&["join", &line, "--replace"]).1, 0);
+    for command in [&["swarm", "invite"][..], &["swarm", "grant", &"0".repeat(64)]] {
+        let (refused, _) = owner.json(command);
+        assert_eq!(refused["error"]["code"], "no_root", "{refused}");
+    }
+    let serving = serve(&owner, "0..15");
+    serving.signal("TERM");
+    assert_eq!(serving.end().0, Some(0), "a root key of another swarm is in nobody's way");
+}
+
 /// Waits until that machine is told of so many offers.
 fn wait_for_peers(machine: &Machine, count: usize) {
     machine::wait_until("the offers are known", || {

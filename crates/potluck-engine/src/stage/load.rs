@@ -62,7 +62,7 @@ impl LlamaStage {
         }
         let caches = Caches::new(settings.caches);
         let threads = (settings.threads, settings.threads_batch);
-        let pace = Pace::new(settings.threads, f64::INFINITY);
+        let pace = Pace::constant();
         let chunk = settings.chunk.into();
         let mut stage = Self { shape, chunk, entry, context, batch, caches, threads, pace };
         // Peers of one machine load at the same time: threads of theirs that spin for each other would take turns at it.
@@ -73,8 +73,9 @@ impl LlamaStage {
         let start = Instant::now();
         stage.try_out()?;
         // An exact stage keeps its threads: that their number changes nothing without flash attention was measured, not proven.
-        let threads = if settings.exact { 1 } else { settings.threads };
-        stage.pace = Pace::new(threads, start.elapsed().as_secs_f64());
+        if !settings.exact {
+            stage.pace = Pace::new(settings.threads, start.elapsed().as_secs_f64());
+        }
         stage.change_threads();
         Ok(stage)
     }

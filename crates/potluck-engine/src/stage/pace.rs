@@ -39,8 +39,14 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Begins with all threads; of one there is no half, and nothing changes. `half`: seconds of a step with half of them, so
-    /// that it shows also where others compute from the first step on.
+    /// All threads at all times.
+    pub(super) fn constant() -> Self {
+        // Of one there is no half.
+        Self::new(1, f64::INFINITY)
+    }
+
+    /// Begins with all threads. `half`: seconds of a step with half of them, so that it shows also where others compute from
+    /// the first step on.
     pub(super) fn new(full: u16, half: f64) -> Self {
         Self { full, halved: false, best: f64::INFINITY, half, in_a_row: 0, patience: TRY_AGAIN.0, left: 0 }
     }
@@ -104,6 +110,11 @@ mod tests {
             pace.took(seconds);
         }
         used
+    }
+
+    #[test]
+    fn a_constant_pace_keeps_all_threads_whoever_computes() {
+        assert_eq!(run(&mut Pace::constant(), 500, |_| true), (500, 0));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::{
     apart::apart,
+    commands::swarm::utc_now,
     failure::{Failure, OrFail},
     home::{Admission, Home, Identity, Invitation, Line, Membership, Role},
     screen::Screen,
@@ -37,7 +38,14 @@ impl Join {
 /// Joins with either kind of line.
 pub(crate) async fn join(home: &Home, screen: Screen, line: Line, replace: bool) -> Result<(), Failure> {
     let (admission, code) = match line {
-        Line::Granted(admission) => (admission, None),
+        Line::Granted(admission) => {
+            let mine = keys(home)?;
+            if !admission.grants.iter().any(|(holder, _)| mine.contains(holder)) {
+                let hint = "the line must name the keys that `potluck swarm join` prints on this machine";
+                return Err(Failure::new("not_for_us", "this line is for another machine", hint));
+            }
+            (admission, None)
+        }
         Line::Invited(invitation) => {
             // Before the invitation is used up.
             Membership::may_join(home, &invitation.swarm, replace)?;
@@ -46,11 +54,6 @@ pub(crate) async fn join(home: &Home, screen: Screen, line: Line, replace: bool)
             (admission, Some(code))
         }
     };
-    let mine = keys(home)?;
-    if !admission.grants.iter().any(|(holder, _)| mine.contains(holder)) {
-        let hint = "the line must name the keys that `potluck swarm join` prints on this machine";
-        return Err(Failure::new("not_for_us", "this line is for another machine", hint));
-    }
     let membership = Membership::join(home, &admission, replace)?;
     if screen.json {
         let joined = json!({ "swarm": membership.swarm, "contacts": membership.contacts.len(), "code": code });
@@ -90,6 +93,10 @@ fn unreached(invitation: &Invitation, failure: Failure) -> Failure {
         return failure;
     }
     let at = invitation.inviter.addresses.join(" or ");
+    if invitation.expires < utc_now() {
+        let hint = "by this machine's clock the invitation has expired, too: ask for another line";
+        return Failure::new(failure.code, failure.message, hint);
+    }
     let hint = format!("on the machine that invited you, `potluck serve` must run, and be reached by UDP at {at}");
     Failure::new(failure.code, failure.message, hint)
 }

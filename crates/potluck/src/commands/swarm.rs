@@ -178,7 +178,8 @@ fn invitations(home: &Home, screen: Screen, command: List) -> Result<(), Failure
             screen.text(&format!("revoked {id}\n"))
         };
     }
-    let kept = invitations.all();
+    // A pager that does not read on must not keep newcomers waiting.
+    let kept = invitations.into_all();
     if screen.json {
         let rows: Vec<_> = kept
             .iter()

@@ -4,7 +4,7 @@ use std::fs::File;
 
 use data_encoding::HEXLOWER;
 use potluck_core::PeerId;
-use potluck_wire::FailureCode;
+use potluck_wire::{FailureCode, Join};
 use serde::{Deserialize, Serialize};
 
 use super::{Home, identity::random, invitation::code};
@@ -38,6 +38,8 @@ pub(crate) struct Kept {
 pub(crate) struct Use {
     /// The key that it asked with.
     pub(crate) peer: String,
+    /// The keys that were let in.
+    pub(crate) keys: Vec<String>,
     /// The six digits that it was shown, too.
     pub(crate) code: String,
 }
@@ -65,9 +67,9 @@ impl<'a> Invitations<'a> {
         Ok(Self { home, kept, _lock: lock })
     }
 
-    /// All that are kept, the oldest first.
-    pub(crate) fn all(&self) -> &[Kept] {
-        &self.kept
+    /// All that are kept, the oldest first. Nobody is kept waiting any longer.
+    pub(crate) fn into_all(self) -> Vec<Kept> {
+        self.kept
     }
 
     /// A new one: its secret.
@@ -94,29 +96,30 @@ impl<'a> Invitations<'a> {
         self.save()
     }
 
-    /// Uses one up for this newcomer; kept before anything is granted. Whoever has used it already may come again: its
-    /// answer may have been lost.
+    /// Uses one up for this newcomer; kept before anything is granted. Whoever has used it already may come again, for its
+    /// answer may have been lost, but with the same keys only: else one use would let in any number.
     pub(crate) fn redeem(
         &mut self,
         swarm: &str,
-        secret: &[u8; 16],
         newcomer: PeerId,
+        join: &Join,
         now: u64,
     ) -> Result<Result<Use, FailureCode>, Failure> {
-        let (hash, peer) = (hash_of(secret), newcomer.to_string());
+        let hash = hash_of(&join.secret);
+        let keys = join.keys.iter().map(ToString::to_string).collect();
+        let newcomer = Use { peer: newcomer.to_string(), keys, code: code(swarm, &join.secret, newcomer) };
         let Some(invitation) = self.kept.iter_mut().find(|kept| kept.hash == hash) else {
             return Ok(Err(FailureCode::InvitationUnknown));
         };
         if invitation.expires < now {
             return Ok(Err(FailureCode::InvitationExpired));
         }
-        if let Some(before) = invitation.used_by.iter().find(|one| one.peer == peer) {
-            return Ok(Ok(before.clone()));
+        if invitation.used_by.contains(&newcomer) {
+            return Ok(Ok(newcomer));
         }
         if invitation.used_by.len() >= usize::from(invitation.uses) {
             return Ok(Err(FailureCode::InvitationUsed));
         }
-        let newcomer = Use { peer, code: code(swarm, secret, newcomer) };
         invitation.used_by.push(newcomer.clone());
         self.save()?;
         Ok(Ok(newcomer))
@@ -155,13 +158,17 @@ mod tests {
         SecretKey::from_bytes(&[n; 32]).peer_id()
     }
 
+    fn join(secret: [u8; 16], keys: &[u8]) -> Join {
+        Join { secret, keys: keys.iter().map(|&n| key(n)).collect() }
+    }
+
     #[test]
     fn an_invitation_is_good_for_its_uses_and_its_time() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(Some(dir.path().join("home"))).unwrap();
         let secret = Invitations::open(&home, 1_000).unwrap().write(1_100, 2).unwrap();
         let redeem = |secret: &[u8; 16], n, now| {
-            let used = Invitations::open(&home, now).unwrap().redeem(SWARM, secret, key(n), now).unwrap();
+            let used = Invitations::open(&home, now).unwrap().redeem(SWARM, key(n), &join(*secret, &[n]), now).unwrap();
             used.map(|newcomer| newcomer.code)
         };
         let first = redeem(&secret, 1, 1_050).unwrap();
@@ -174,16 +181,34 @@ mod tests {
     }
 
     #[test]
+    fn one_use_lets_in_the_same_keys_only_however_often_it_is_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(Some(dir.path().join("home"))).unwrap();
+        let mut invitations = Invitations::open(&home, 0).unwrap();
+        let secret = invitations.write(100, 1).unwrap();
+        let mut redeem = |keys: &[u8]| invitations.redeem(SWARM, key(1), &join(secret, keys), 0).unwrap();
+        let first = redeem(&[1, 2]).unwrap();
+        assert_eq!(redeem(&[1, 2]), Ok(first));
+        for others in [&[1, 3][..], &[2, 1], &[1], &[3, 1]] {
+            assert_eq!(redeem(others), Err(FailureCode::InvitationUsed), "{others:?}");
+        }
+    }
+
+    #[test]
     fn the_secret_is_not_kept_and_what_is_revoked_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(Some(dir.path().join("home"))).unwrap();
         let mut invitations = Invitations::open(&home, 0).unwrap();
         let secret = invitations.write(100, 1).unwrap();
         assert!(!home.read(FILE).unwrap().unwrap().contains(&HEXLOWER.encode(&secret)));
-        let id = invitations.all()[0].id.clone();
-        assert_eq!(invitations.all()[0].state(100), "open");
+        let kept = invitations.into_all().remove(0);
+        assert_eq!((kept.state(100), kept.state(101)), ("open", "expired"));
+        let (id, mut invitations) = (kept.id, Invitations::open(&home, 0).unwrap());
         invitations.revoke(&id).unwrap();
         assert_eq!(invitations.revoke(&id).unwrap_err().code, "invitation_unknown");
-        assert_eq!(invitations.redeem(SWARM, &secret, key(1), 0).unwrap(), Err(FailureCode::InvitationUnknown));
+        assert_eq!(
+            invitations.redeem(SWARM, key(1), &join(secret, &[1]), 0).unwrap(),
+            Err(FailureCode::InvitationUnknown)
+        );
     }
 }

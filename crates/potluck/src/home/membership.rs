@@ -97,12 +97,7 @@ impl Membership {
 }
 
 impl SwarmRoot {
-    /// Whether this machine made its swarm.
-    pub(crate) fn is_here(home: &Home) -> bool {
-        home.path(ROOT).exists()
-    }
-
-    /// The root key of the swarm that this machine made.
+    /// The root key of the swarm that this machine made, and belongs to still.
     pub(crate) fn open(home: &Home) -> Result<Self, Failure> {
         check_mode(&home.path(ROOT))?;
         let text = home.read(ROOT)?.ok_or_else(|| {
@@ -111,7 +106,16 @@ impl SwarmRoot {
         })?;
         let bytes = HEXLOWER.decode(text.trim().as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
         let bytes: [u8; 32] = bytes.ok_or_else(|| Failure::new("identity", "the root key is damaged", "restore it"))?;
-        Ok(Self(Root::from_bytes(&bytes)))
+        let root = Self(Root::from_bytes(&bytes));
+        let swarm = root.swarm().to_string();
+        match Membership::find(home)? {
+            Some(now) if now.swarm != swarm => {
+                let message =
+                    format!("this machine made swarm {}, and belongs to {} now", &swarm[..10], &now.swarm[..10]);
+                Err(Failure::new("no_root", message, "run this where `potluck swarm create` of its swarm was run"))
+            }
+            _ => Ok(root),
+        }
     }
 
     /// The swarm's name.
@@ -121,7 +125,7 @@ impl SwarmRoot {
 
     /// Makes a swarm: its root key, kept here.
     pub(crate) fn create(home: &Home) -> Result<Self, Failure> {
-        if Self::is_here(home) {
+        if home.path(ROOT).exists() {
             let message = format!("{} holds a swarm's root key already", home.path(ROOT).display());
             return Err(Failure::new("already_created", message, "use another POTLUCK_HOME for a second swarm"));
         }

@@ -12,13 +12,14 @@ use crate::{
     screen::Screen,
 };
 
-/// The door of this machine's swarm; none where the machine does not hold the root key.
+/// The door of this machine's swarm; none where this machine does not hold its root key.
 pub(crate) fn door(home: &Home, screen: Screen) -> Result<Option<Door>, Failure> {
-    if !SwarmRoot::is_here(home) {
-        return Ok(None);
+    // What is wrong with it is to be known now, not when the first newcomer comes.
+    match SwarmRoot::open(home) {
+        Ok(_) => {}
+        Err(failure) if failure.code == "no_root" => return Ok(None),
+        Err(failure) => return Err(failure),
     }
-    // It must be readable now, not when the first newcomer comes.
-    SwarmRoot::open(home)?;
     let home = home.clone();
     Ok(Some(Door::new(move |peer, join| match let_in(&home, peer, join) {
         Ok(Ok((joined, code))) => {
@@ -39,7 +40,7 @@ pub(crate) fn door(home: &Home, screen: Screen) -> Result<Option<Door>, Failure>
 fn let_in(home: &Home, peer: PeerId, join: &Join) -> Result<Result<(Joined, String), FailureCode>, Failure> {
     let now = utc_now();
     let root = SwarmRoot::open(home)?;
-    let used = Invitations::open(home, now)?.redeem(&root.swarm().to_string(), &join.secret, peer, now)?;
+    let used = Invitations::open(home, now)?.redeem(&root.swarm().to_string(), peer, join, now)?;
     let used = match used {
         Ok(used) => used,
         Err(code) => return Ok(Err(code)),
