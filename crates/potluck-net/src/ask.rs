@@ -60,7 +60,7 @@ impl Node {
         })
     }
 
-    async fn ask(&self, peer: &PeerAddress, question: Frame) -> Result<RecvStream, NetError> {
+    pub(crate) async fn ask(&self, peer: &PeerAddress, question: Frame) -> Result<RecvStream, NetError> {
         let link = self.connect(peer).await?;
         let (mut send, recv) = link.open_stream(self).await?;
         let lost = |reason: String| NetError::Lost { peer: peer.peer, reason };

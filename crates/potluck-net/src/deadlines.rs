@@ -11,6 +11,8 @@ pub struct NetDeadlines {
     pub greet: Duration,
     /// For a stream to be opened on a connection that stands.
     pub open_stream: Duration,
+    /// Without a byte of an answer that was asked for.
+    pub stall: Duration,
     /// Without a packet before a path, and with it a connection that has no other, counts as lost.
     pub path_idle: Duration,
 }
@@ -21,6 +23,7 @@ impl Default for NetDeadlines {
             connect: Duration::from_secs(10),
             greet: Duration::from_secs(5),
             open_stream: Duration::from_secs(5),
+            stall: Duration::from_secs(15),
             path_idle: Duration::from_secs(3),
         }
     }

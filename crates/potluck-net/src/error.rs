@@ -2,7 +2,7 @@
 
 use potluck_core::PeerId;
 use potluck_grant::GrantError;
-use potluck_wire::{FailureCode, WireError};
+use potluck_wire::{Failure, FailureCode, WireError};
 
 /// What can go wrong on the way to a peer.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +64,14 @@ pub enum NetError {
         /// How it was noticed.
         reason: String,
     },
+    /// The peer did not do what it was asked for, and says why.
+    #[error("peer {} answered: {}: {}", .peer.short(), .failure.code, .failure.detail)]
+    Failed {
+        /// Who.
+        peer: PeerId,
+        /// As it said.
+        failure: Failure,
+    },
 }
 
 impl NetError {
@@ -73,6 +81,7 @@ impl NetError {
             Self::Refused { code, .. } => *code,
             Self::NotMember { .. } => FailureCode::NotAdmitted,
             Self::Protocol { .. } | Self::Unexpected { .. } => FailureCode::Protocol,
+            Self::Failed { failure, .. } => failure.code,
             _ => FailureCode::PeerLost,
         };
         potluck_wire::Failure::new(code, self)
@@ -89,6 +98,11 @@ impl NetError {
             Self::Refused { code: FailureCode::InvitationUsed, .. } => "invitation_used",
             Self::Refused { .. } | Self::NotMember { .. } => "not_admitted",
             Self::Protocol { .. } | Self::Unexpected { .. } => "protocol",
+            Self::Failed { failure, .. } => match failure.code {
+                FailureCode::NotServed => "not_served",
+                FailureCode::Busy => "busy",
+                _ => "peer_failed",
+            },
         }
     }
 
@@ -98,11 +112,16 @@ impl NetError {
             Self::Bind(_) => "choose another address with --bind",
             Self::Address(_) => "write it as ip:port, for example 192.168.1.7:7575",
             Self::Unreachable { .. } | Self::Lost { .. } => "check that the peer runs: `potluck peers`",
-            Self::Refused {
-                code: FailureCode::InvitationUnknown | FailureCode::InvitationExpired | FailureCode::InvitationUsed,
-                ..
-            } => "ask for another line: `potluck swarm invite`, typed where the swarm was made",
-            Self::Refused { .. } | Self::NotMember { .. } => "ask the swarm's owner for a grant: `potluck swarm grant`",
+            Self::Refused { code, .. } => match code {
+                FailureCode::InvitationUnknown | FailureCode::InvitationExpired | FailureCode::InvitationUsed => {
+                    "ask for another line: `potluck swarm invite`, typed where the swarm was made"
+                }
+                FailureCode::Busy | FailureCode::Deadline => "try again in a moment",
+                FailureCode::Version | FailureCode::Protocol => "compare both sides' versions: `potluck --version`",
+                _ => "ask the swarm's owner for a grant: `potluck swarm grant`",
+            },
+            Self::Failed { .. } => "ask another peer, or try again in a moment",
+            Self::NotMember { .. } => "ask the swarm's owner for a grant: `potluck swarm grant`",
             Self::Protocol { .. } | Self::Unexpected { .. } => "compare both sides' versions: `potluck --version`",
         }
     }

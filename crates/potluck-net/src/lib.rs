@@ -25,6 +25,7 @@ mod node;
 mod path;
 mod serve;
 mod session;
+mod shelf;
 mod stream;
 
 pub use connect::Link;
@@ -36,3 +37,4 @@ pub use node::{Bind, Identity, Node, NodeConfig};
 pub use path::{PathInfo, PathKind};
 pub use serve::{Serving, StagePort, StatusWatch, serve};
 pub use session::{OwnPort, Session, SessionEvent};
+pub use shelf::{Question, Shelf};

@@ -14,7 +14,7 @@ use potluck_core::{PeerId, SecretKey, bounds::STAGE_SESSIONS_MAX};
 use potluck_grant::Gate;
 use potluck_wire::{ADDRESSES_MAX, ALPN, CONTROL_BYTES_MAX, PeerAddress};
 
-use crate::{Door, NetDeadlines, NetError, connect::Links};
+use crate::{Door, NetDeadlines, NetError, Shelf, connect::Links};
 
 /// Streams that one connection may have open from the other side: a client's or a neighbour's stream for each session
 /// that a stage can hold, and some to greet and to ask for offers. The next one waits, for as long as
@@ -80,6 +80,7 @@ pub struct Node {
     pub(crate) deadlines: NetDeadlines,
     pub(crate) links: Links,
     pub(crate) door: Arc<OnceLock<Door>>,
+    pub(crate) shelf: Arc<OnceLock<Shelf>>,
 }
 
 impl Node {
@@ -113,7 +114,14 @@ impl Node {
         };
         let endpoint = builder.bind().await.map_err(|error| refused(&error))?;
         tokio::time::sleep(SOCKET_SETTLES).await;
-        Ok(Self { endpoint, identity: Arc::new(identity), deadlines, links: Links::default(), door: Arc::default() })
+        Ok(Self {
+            endpoint,
+            identity: Arc::new(identity),
+            deadlines,
+            links: Links::default(),
+            door: Arc::default(),
+            shelf: Arc::default(),
+        })
     }
 
     /// The node's id.

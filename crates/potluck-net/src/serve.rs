@@ -25,6 +25,7 @@ use crate::{
     Directory, NetError, Node,
     accept::accept,
     greet::utc_now,
+    shelf::{Question, Turn, Uploads},
     stream::{Inbound, Stream},
 };
 
@@ -100,6 +101,8 @@ pub fn serve(node: Node, machine: Peer, stages: Vec<StagePort>) -> Serving {
         events,
         open: HashMap::new(),
         fresh: HashMap::new(),
+        asked: HashMap::new(),
+        uploads: Uploads::default(),
         streams,
         status,
         directory,
@@ -116,6 +119,7 @@ pub(crate) enum Happened {
     Came { stream: StreamId, what: Inbound },
     Dialed { dial: DialId, result: Result<(SendStream, RecvStream), Failure> },
     Stage { slot: StageSlot, reply: StageReply },
+    Looked { stream: StreamId, found: Result<(Frame, Turn), Failure> },
 }
 
 fn connect_stages(
@@ -158,6 +162,9 @@ struct Driver {
     open: HashMap<StreamId, Stream>,
     /// Who opened a stream, until it carries a session.
     fresh: HashMap<StreamId, PeerId>,
+    /// Streams that wait for an answer from the shelf.
+    asked: HashMap<StreamId, Stream>,
+    uploads: Uploads,
     streams: Arc<AtomicU64>,
     status: watch::Sender<PeerStatus>,
     directory: watch::Sender<Directory>,
@@ -228,6 +235,14 @@ impl Driver {
                 self.tell(Event::Dialed { dial, result });
             }
             Happened::Stage { slot, reply } => self.tell(Event::Stage { stage: slot, reply }),
+            Happened::Looked { stream, found } => {
+                if let Some(stream) = self.asked.remove(&stream) {
+                    match found {
+                        Ok((part, turn)) => stream.end_with(&part, turn),
+                        Err(failure) => stream.end(failure),
+                    }
+                }
+            }
         }
     }
 
@@ -249,6 +264,10 @@ impl Driver {
                 let pages = self.directory.borrow().pages(utc_now());
                 self.answer(stream, pages);
             }
+            Inbound::Frame(Frame::ListModels) if asked_by.is_some() => self.look(stream, asked_by, Question::Models),
+            Inbound::Frame(Frame::Fetch(fetch)) if asked_by.is_some() => {
+                self.look(stream, asked_by, Question::Part(fetch));
+            }
             Inbound::Frame(frame) => self.tell(Event::Frame { stream, frame }),
             Inbound::Closed(failure) => {
                 if let Some(stream) = self.open.remove(&stream) {
@@ -262,13 +281,31 @@ impl Driver {
 
     /// Answers a question that is no session's business, and ends its stream.
     fn answer(&mut self, stream: StreamId, pages: Vec<Vec<SignedOffer>>) {
-        if let Some(mut stream) = self.open.remove(&stream) {
+        if let Some(mut stream) = self.take(stream) {
             pages.into_iter().for_each(|page| stream.push(&Frame::Offers(page)));
             stream.end(Failure::new(FailureCode::Done, ""));
         }
-        let failure = Failure::new(FailureCode::Done, "");
-        self.machine.handle(now(), Event::Closed { stream, failure });
-        self.perform_all();
+    }
+
+    /// Takes a stream away from the machine.
+    fn take(&mut self, stream: StreamId) -> Option<Stream> {
+        let taken = self.open.remove(&stream);
+        self.tell(Event::Closed { stream, failure: Failure::new(FailureCode::Done, "") });
+        taken
+    }
+
+    /// Has a question answered by the shelf, on a thread of its own: nothing here waits for a disk.
+    fn look(&mut self, id: StreamId, by: Option<PeerId>, question: Question) {
+        let Some((stream, by)) = self.take(id).zip(by) else { return };
+        let Some(shelf) = self.node.shelf.get().cloned() else {
+            return stream.end(Failure::new(FailureCode::NotServed, "this peer shares no models"));
+        };
+        self.asked.insert(id, stream);
+        let (uploads, events) = (self.uploads.clone(), self.events.clone());
+        self.tasks.spawn(async move {
+            let found = uploads.answer(shelf, by, question).await;
+            let _ = events.send(Happened::Looked { stream: id, found }).await;
+        });
     }
 
     /// A member speaks for itself alone: so nobody can fill the directory, or bury another's offers in it.

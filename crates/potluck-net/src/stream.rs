@@ -16,6 +16,8 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
+use crate::shelf::Turn;
+
 /// Writes that may wait for one stream. Credit keeps steps far below it; beyond it the stream ends with `OverBudget`.
 const WRITES_MAX: usize = 256;
 
@@ -25,6 +27,9 @@ const WAITING_BYTES_MAX: usize = 128 << 20;
 
 /// Longest that the last bytes of a stream that we have ended may wait to be taken. Beyond it the stream is reset.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The same for a part of a model, which may be a megabyte on a slow line.
+const PART_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Bytes read from a stream at a time.
 const READ_BYTES: usize = 256 << 10;
@@ -46,8 +51,18 @@ pub(crate) struct Stream {
     read_bytes: Arc<AtomicU64>,
     written_bytes: u64,
     pending: Vec<u8>,
-    reader: AbortHandle,
-    _open: oneshot::Sender<()>,
+    _reader: Reading,
+    open: oneshot::Sender<Turn>,
+}
+
+/// A reader's task, which ends when this is dropped.
+#[derive(Debug)]
+struct Reading(AbortHandle);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Stream {
@@ -62,10 +77,10 @@ impl Stream {
         let limit = Arc::new(AtomicUsize::new(CONTROL_BYTES_MAX));
         let read_bytes = Arc::new(AtomicU64::new(0));
         let waiting_bytes = Arc::new(AtomicUsize::new(0));
-        let reader = tasks.spawn(read(recv, limit.clone(), read_bytes.clone(), inbound, label));
+        let reader = Reading(tasks.spawn(read(recv, limit.clone(), read_bytes.clone(), inbound, label)));
         let (open, closed) = oneshot::channel();
         tokio::spawn(write(send, queue, waiting_bytes.clone(), closed));
-        Self { writes, waiting_bytes, limit, read_bytes, written_bytes: 0, pending: Vec::new(), reader, _open: open }
+        Self { writes, waiting_bytes, limit, read_bytes, written_bytes: 0, pending: Vec::new(), _reader: reader, open }
     }
 
     /// Frames that arrive may be so long from now on.
@@ -115,11 +130,15 @@ impl Stream {
         }
         let _ = self.flush();
     }
-}
 
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.reader.abort();
+    /// Ends the stream with a part of a model. The turn is over once it has been taken.
+    pub(crate) fn end_with(mut self, part: &Frame, turn: Turn) {
+        self.push(part);
+        if self.flush().is_ok() {
+            let Self { open, .. } = self;
+            // A writer that is gone needs no time.
+            let _ = open.send(turn);
+        }
     }
 }
 
@@ -128,7 +147,7 @@ async fn write(
     mut send: SendStream,
     mut queue: mpsc::Receiver<Bytes>,
     waiting_bytes: Arc<AtomicUsize>,
-    closed: oneshot::Receiver<()>,
+    closed: oneshot::Receiver<Turn>,
 ) {
     let drained = async {
         while let Some(bytes) = queue.recv().await {
@@ -143,9 +162,9 @@ async fn write(
         }
     };
     let overdue = async {
-        // The owner drops its half: that is the message.
-        let _ = closed.await;
-        tokio::time::sleep(DRAIN_DEADLINE).await;
+        // The owner drops its half, or hands on its turn.
+        let turn = closed.await.ok();
+        tokio::time::sleep(if turn.is_some() { PART_DEADLINE } else { DRAIN_DEADLINE }).await;
     };
     let late = tokio::select! {
         () = drained => false,

@@ -4,9 +4,11 @@
 //! DIR/lock                 held while an entry is written or removed
 //! DIR/ID.manifest          the canonical bytes of the manifest; their hash is ID
 //! DIR/ID.json              name and place; written last, removed first: no entry without it
+//! DIR/ID.tensors           what was pulled from peers: all tensors in the manifest's order, those that are not here as holes
 //! ```
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, TryLockError},
     io::Write as _,
     path::{Path, PathBuf},
@@ -14,10 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use potluck_core::{Manifest, ModelId};
+use potluck_core::{Manifest, ModelId, TensorEntry};
 use serde::{Deserialize, Serialize};
 
-use crate::{Place, Progress, Source, StoreError, import};
+use crate::{Place, Progress, Source, SourceFile, StoreError, TensorPlace, import};
 
 /// How long to wait for another process that writes an entry; entries are small.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -76,6 +78,21 @@ impl Entry {
         self.place.check()
     }
 
+    /// True where every tensor of the model is here.
+    pub fn is_whole(&self) -> bool {
+        self.place.tensors.len() == self.manifest.tensors.len()
+    }
+
+    /// True where this tensor is here.
+    pub fn has(&self, tensor: &TensorEntry) -> bool {
+        self.place.tensors.contains_key(&tensor.name)
+    }
+
+    /// Bytes of the tensors that are here.
+    pub fn held_bytes(&self) -> u64 {
+        self.manifest.tensors.iter().filter(|tensor| self.has(tensor)).map(|tensor| tensor.bytes).sum()
+    }
+
     pub(crate) fn damaged(&self, what: &str) -> StoreError {
         StoreError::Catalogue { path: PathBuf::from(format!("{}.json", self.id)), what: what.to_owned() }
     }
@@ -121,7 +138,56 @@ impl Catalogue {
         write(&self.path(id, "manifest"), &bytes)?;
         let entry = Entry { id, name, manifest: imported.manifest, place: imported.place };
         self.write_record(&entry)?;
+        // What had been pulled of it is no longer read.
+        self.remove(id, "tensors")?;
         Ok(Added { entry, known: known.is_some() })
+    }
+
+    /// Notes a model that is known by its manifest alone, or what is known of it already. `name`: what its holder calls it.
+    ///
+    /// # Errors
+    /// `Manifest` where it is too large, `Model` where it is no model that the engine could load; `Locked`, `Io`.
+    pub fn note(&self, manifest: Manifest, name: &str) -> Result<Entry, StoreError> {
+        potluck_model::check(&manifest)?;
+        let bytes = manifest.encode();
+        if bytes.len() > potluck_core::bounds::MANIFEST_BYTES_MAX {
+            return Err(potluck_core::ManifestError::TooLarge(bytes.len()).into());
+        }
+        let id = manifest.id();
+        let _lock = self.lock()?;
+        if let Ok(known) = self.read(id) {
+            return Ok(known);
+        }
+        let name = self.choose_name(id, None, None, name)?;
+        write(&self.path(id, "manifest"), &bytes)?;
+        let place = Place { files: Vec::new(), ggufs: Vec::new(), tensors: BTreeMap::new() };
+        let entry = Entry { id, name, manifest, place };
+        self.write_record(&entry)?;
+        Ok(entry)
+    }
+
+    /// Notes that these tensors (by name, with their offsets) are in the model's file of pulled ones now.
+    pub(crate) fn note_pulled(
+        &self,
+        id: ModelId,
+        file: SourceFile,
+        tensors: &[(String, u64)],
+    ) -> Result<Entry, StoreError> {
+        let _lock = self.lock()?;
+        let mut entry = self.read(id)?;
+        if entry.is_whole() {
+            return Ok(entry);
+        }
+        entry.place.files = vec![file];
+        let places = tensors.iter().map(|(name, offset)| (name.clone(), TensorPlace { file: 0, offset: *offset }));
+        entry.place.tensors.extend(places);
+        self.write_record(&entry)?;
+        Ok(entry)
+    }
+
+    /// Where the tensors of a pulled model lie.
+    pub(crate) fn pulled_path(&self, id: ModelId) -> PathBuf {
+        self.path(id, "tensors")
     }
 
     fn write_record(&self, entry: &Entry) -> Result<(), StoreError> {
@@ -182,20 +248,22 @@ impl Catalogue {
         entries.iter().find(holds).cloned().ok_or_else(|| StoreError::Unknown(text.to_owned()))
     }
 
-    /// Forgets a model. Its files stay.
+    /// Forgets a model. Its files stay; what was pulled from peers is removed.
     ///
     /// # Errors
     /// `Locked`, `Io`; no error where it is not there.
     pub fn rm(&self, id: ModelId) -> Result<(), StoreError> {
         let _lock = self.lock()?;
-        for suffix in ["json", "manifest"] {
-            let path = self.path(id, suffix);
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(StoreError::io(path)(e)),
-                _ => {}
-            }
-        }
+        ["json", "manifest", "tensors"].into_iter().try_for_each(|suffix| self.remove(id, suffix))?;
         sync_folder(&self.folder)
+    }
+
+    fn remove(&self, id: ModelId, suffix: &str) -> Result<(), StoreError> {
+        let path = self.path(id, suffix);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io(path)(e)),
+            _ => Ok(()),
+        }
     }
 
     fn path(&self, id: ModelId, suffix: &str) -> PathBuf {
@@ -218,7 +286,7 @@ impl Catalogue {
         }
         let bytes = fs::read(self.path(id, "manifest")).map_err(|e| damaged(format!("its manifest: {e}")))?;
         let manifest = Manifest::decode(&bytes).map_err(|e| damaged(e.to_string()))?;
-        if *blake3::hash(&bytes).as_bytes() != *id.as_bytes() || !record.place.covers(&manifest) {
+        if *blake3::hash(&bytes).as_bytes() != *id.as_bytes() || !record.place.fits(&manifest) {
             return Err(damaged("manifest, place and id do not belong together".into()));
         }
         Ok(Entry { id, name: record.name, manifest, place: record.place })

@@ -83,6 +83,22 @@ pub enum StoreError {
         /// The tensor.
         tensor: String,
     },
+    /// The user: of this model only some layers are here. Hint: `potluck model pull`.
+    #[error("the tensor `{tensor}` of {model} is not here")]
+    NotHere {
+        /// The model's name.
+        model: String,
+        /// A tensor that was needed.
+        tensor: String,
+    },
+    /// Whoever sent it: a piece whose hash is another one, or no piece of the model's.
+    #[error("piece {number} of the tensor `{tensor}` is not the model's")]
+    WrongPiece {
+        /// The tensor.
+        tensor: String,
+        /// The piece's number.
+        number: u64,
+    },
     /// The catalogue's own file is damaged. Hint: `potluck model rm`, then add the model again.
     #[error("{path}: the catalogue's entry is damaged: {what}")]
     Catalogue {
@@ -123,6 +139,7 @@ impl StoreError {
         Some(match self {
             Self::Unknown(_) => "potluck model list",
             Self::SourceChanged { .. } | Self::SourceMissing { .. } | Self::Damaged { .. } => "potluck model add",
+            Self::NotHere { .. } => "potluck model pull",
             Self::NameTaken(_) => "potluck model add --name NAME",
             Self::Catalogue { .. } => "potluck model rm",
             _ => return None,

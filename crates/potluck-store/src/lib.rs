@@ -13,18 +13,23 @@
 //! ```
 //! Nothing is copied: tensors are read where they are, in a GGUF, in its parts, in the stores of other programs, or
 //! inside an uncompressed wheel. A model has one id whichever way it was added. What the catalogue has acknowledged
-//! survives `kill -9`. Not here: what a header means and how a model is cut (`potluck-model`).
+//! survives `kill -9`. What comes from peers, piece by piece, is taken in by an [`Intake`]; what others ask for is read by
+//! [`read_piece`]. Not here: what a header means and how a model is cut (`potluck-model`).
 
 mod catalogue;
 mod error;
 mod import;
+mod intake;
 mod place;
+mod share;
 mod source;
 mod stage;
 
 pub use catalogue::{Added, Catalogue, Entry};
 pub use error::StoreError;
 pub use import::{Imported, Progress, import};
+pub use intake::Intake;
 pub use place::{GgufPlace, Place, SourceFile, TensorPlace};
+pub use share::{read_piece, read_piece_hashes};
 pub use source::{Locations, Part, Source};
 pub use stage::{StageFiles, WholeFiles, open_stage, open_whole, verify};

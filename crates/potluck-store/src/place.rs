@@ -17,9 +17,10 @@ use crate::StoreError;
 pub struct Place {
     /// The files.
     pub files: Vec<SourceFile>,
-    /// For each file where in it the GGUF lies: all of it, or the member of a wheel.
+    /// For each file where in it the GGUF lies: all of it, or the member of a wheel. None where a model was pulled from peers:
+    /// its header is made from the manifest.
     pub ggufs: Vec<GgufPlace>,
-    /// For each tensor its file and where in that file its bytes start.
+    /// For each tensor that is here its file and where in that file its bytes start.
     pub tensors: BTreeMap<String, TensorPlace>,
 }
 
@@ -32,6 +33,10 @@ pub struct SourceFile {
     pub size: u64,
     /// When it was last written, in nanoseconds since 1970, as far as the file system knows.
     pub modified_ns: u64,
+    /// True for a file of the catalogue's own, which an [`Intake`](crate::Intake) fills: each piece was checked when it came,
+    /// and others may still be written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pulled: bool,
 }
 
 /// Where in a file a GGUF lies.
@@ -71,7 +76,7 @@ impl SourceFile {
         }
         let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         let modified_ns = modified.and_then(|age| age.as_nanos().try_into().ok()).unwrap_or(0);
-        Ok(Self { size: metadata.len(), modified_ns, path })
+        Ok(Self { size: metadata.len(), modified_ns, path, pulled: false })
     }
 
     /// Opens the file again, and makes sure that it is still the same.
@@ -92,7 +97,8 @@ impl SourceFile {
     /// Makes sure that the open `file` is still what was noted.
     pub(crate) fn unchanged(&self, file: &File) -> Result<(), StoreError> {
         let now = Self::of(self.path.clone(), file)?;
-        if now == *self { Ok(()) } else { Err(StoreError::SourceChanged { path: self.path.clone() }) }
+        let same = if self.pulled { now.size == self.size } else { now == *self };
+        if same { Ok(()) } else { Err(StoreError::SourceChanged { path: self.path.clone() }) }
     }
 }
 
@@ -112,13 +118,16 @@ impl Place {
         (place.offset.checked_add(bytes)? <= file.size).then_some((file, place))
     }
 
-    /// True if every GGUF, and every tensor of the manifest, has its place inside one of the files.
-    pub(crate) fn covers(&self, manifest: &Manifest) -> bool {
+    /// True if every GGUF, and every tensor that is said to be here, has its place inside one of the files, and is the
+    /// manifest's. Of a model that is read in place every tensor is here.
+    pub(crate) fn fits(&self, manifest: &Manifest) -> bool {
         let inside = |(file, gguf): (&SourceFile, &GgufPlace)| {
             gguf.start.checked_add(gguf.len).is_some_and(|end| end <= file.size)
         };
-        self.ggufs.len() == self.files.len()
+        let pulled = self.ggufs.is_empty() && self.files.iter().all(|file| file.pulled);
+        let here = |name: &String| manifest.tensor(name).is_some_and(|t| self.tensor(name, t.bytes).is_some());
+        (pulled || self.ggufs.len() == self.files.len() && self.tensors.len() == manifest.tensors.len())
             && self.files.iter().zip(&self.ggufs).all(inside)
-            && manifest.tensors.iter().all(|t| self.tensor(&t.name, t.bytes).is_some())
+            && self.tensors.keys().all(here)
     }
 }

@@ -28,7 +28,7 @@ pub struct WholeFiles {
 /// Opens what a stage reads. The files are checked against what was added: same size, same time of writing.
 ///
 /// # Errors
-/// `SourceMissing` and `SourceChanged`, hint `potluck model add`; `Catalogue` where the plan is of another model; `Io`.
+/// `NotHere`, hint `potluck model pull`; `SourceMissing` and `SourceChanged`, hint `potluck model add`; `Catalogue` where the plan is of another model; `Io`.
 pub fn open_stage(entry: &Entry, plan: &StagePlan) -> Result<StageFiles, StoreError> {
     let mut files = Vec::new();
     let mut numbers: BTreeMap<u16, u16> = BTreeMap::new();
@@ -51,6 +51,7 @@ pub fn open_stage(entry: &Entry, plan: &StagePlan) -> Result<StageFiles, StoreEr
 /// # Errors
 /// As [`open_stage`].
 pub fn open_whole(entry: &Entry) -> Result<WholeFiles, StoreError> {
+    entry.manifest.tensors.iter().try_for_each(|tensor| locate(entry, &tensor.name).map(drop))?;
     let files = entry.place.files.iter().map(crate::SourceFile::reopen).collect::<Result<Vec<_>, _>>()?;
     let model = match entry.place.ggufs.as_slice() {
         &[gguf] => VirtualFile::new(vec![Extent::File { file: 0, offset: gguf.start, len: gguf.len }]),
@@ -70,21 +71,28 @@ fn extent(entry: &Entry, number: impl Fn(u16) -> Option<u16>, name: &str, offset
     inside.then(|| Some(Extent::File { file: number(place.file)?, offset: place.offset + offset, len }))?
 }
 
-fn locate<'e>(entry: &'e Entry, name: &str) -> Result<(&'e crate::SourceFile, crate::TensorPlace), StoreError> {
-    let tensor = entry.manifest.tensor(name);
-    tensor
-        .and_then(|tensor| entry.place.tensor(name, tensor.bytes))
-        .ok_or_else(|| entry.damaged(&format!("the tensor `{name}` has no place")))
+pub(crate) fn locate<'e>(
+    entry: &'e Entry,
+    name: &str,
+) -> Result<(&'e crate::SourceFile, crate::TensorPlace), StoreError> {
+    let Some(tensor) = entry.manifest.tensor(name) else {
+        return Err(entry.damaged(&format!("the tensor `{name}` is not the model's")));
+    };
+    if !entry.has(tensor) {
+        return Err(StoreError::NotHere { model: entry.name.clone(), tensor: name.to_owned() });
+    }
+    let place = entry.place.tensor(name, tensor.bytes);
+    place.ok_or_else(|| entry.damaged(&format!("the tensor `{name}` has no place")))
 }
 
-/// Hashes the tensors of `layers` again (none: all tensors) and compares them with the manifest.
+/// Hashes the tensors of `layers` that are here again (none: all tensors) and compares them with the manifest.
 ///
 /// # Errors
 /// `Damaged` at the first tensor that differs; `SourceMissing`, `SourceChanged`, `Io`.
 pub fn verify(entry: &Entry, layers: Option<LayerRange>, progress: &mut dyn FnMut(Progress)) -> Result<(), StoreError> {
     let files = entry.place.files.iter().map(crate::SourceFile::reopen).collect::<Result<Vec<_>, _>>()?;
     let chosen = |layer: Option<u32>| layers.is_none_or(|range| layer.is_some_and(|l| range.contains(l)));
-    let tensors: Vec<_> = entry.manifest.tensors.iter().filter(|t| chosen(t.layer)).collect();
+    let tensors: Vec<_> = entry.manifest.tensors.iter().filter(|t| chosen(t.layer) && entry.has(t)).collect();
     let total = tensors.iter().map(|t| t.bytes).sum();
     let mut done = 0;
     for tensor in tensors {

@@ -38,6 +38,21 @@ pub const CONTACTS_MAX: usize = 3;
 /// Offers in one message.
 pub const OFFERS_MAX: usize = 12;
 
+/// Models in one message: what a peer shares.
+pub const MODELS_MAX: usize = 128;
+
+/// Bytes of a model's name in a message.
+pub const NAME_BYTES_MAX: usize = 128;
+
+/// Bytes of one part of a model in a message: a piece of a tensor.
+pub const PART_BYTES_MAX: usize = potluck_core::PIECE_BYTES;
+
+/// Hashes of pieces in one message.
+pub const PIECE_HASHES_MAX: usize = 1_024;
+
+/// Bytes of the longest frame that carries a part of a model. Only whoever asked for one reads frames as long as this.
+pub const PART_FRAME_BYTES_MAX: usize = PART_BYTES_MAX + 16;
+
 /// Frames that a sender may have unacknowledged on a session's stream before the first credit. Beyond what was
 /// credited the receiver ends the session with `Protocol`: so a session's queue is bounded by this number of frames.
 pub const HOP_FRAMES_MAX: u32 = 16;
@@ -64,6 +79,8 @@ const _: () = assert!(
         >= JOIN_KEYS_MAX * GRANT_BYTES_MAX + CONTACTS_MAX * (ADDRESSES_MAX + 1) * (TEXT_BYTES_MAX + 2) + 256,
     "an answer to a newcomer fits"
 );
+const _: () = assert!(CONTROL_BYTES_MAX >= MODELS_MAX * (NAME_BYTES_MAX + 96), "a list of models fits");
+const _: () = assert!(PIECE_HASHES_MAX * size_of::<potluck_core::PieceHash>() <= PART_BYTES_MAX, "hashes fit a part");
 const _: () = assert!(CONTROL_BYTES_MAX >= OFFERS_MAX * OFFER_BYTES, "a page of offers fits");
 const _: () = assert!(potluck_core::Offer::GRANT_BYTES_MAX <= GRANT_BYTES_MAX, "a grant beside an offer is a grant");
 const _: () = assert!(POSITION_BYTES_MAX <= CONTROL_BYTES_MAX * 2, "one position of the widest model is a small frame");

@@ -4,8 +4,8 @@ use potluck_core::{Hidden, Logits, Rows, SignedOffer};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    Codec, CodecError, Failure, HEADER_BYTES, Hello, HopOpen, Join, Joined, OpenSession, Refusal, Welcome,
-    message::Bounded,
+    Codec, CodecError, Failure, Fetch, HEADER_BYTES, Held, Hello, HopOpen, Join, Joined, OpenSession, PART_BYTES_MAX,
+    Refusal, SharedModel, Welcome, message::Bounded,
 };
 
 /// Whoever sent the bytes: they are no frame, or one that exceeds a bound.
@@ -143,6 +143,16 @@ pub enum Frame {
     Join(Join),
     /// Acceptor to dialer: the grants that the invitation was good for.
     Joined(Joined),
+    /// Ask for the models that a peer shares.
+    ListModels,
+    /// The answer.
+    Models(Vec<SharedModel>),
+    /// Ask for a part of a model.
+    Fetch(Fetch),
+    /// The answer to a question for what a peer has of a model.
+    Held(Held),
+    /// The answer to any other [`Fetch`]: the bytes, at most [`PART_BYTES_MAX`].
+    Part(Vec<u8>),
 }
 
 const HELLO: u8 = 1;
@@ -163,6 +173,11 @@ const LIST_OFFERS: u8 = 15;
 const OFFERS: u8 = 16;
 const JOIN: u8 = 17;
 const JOINED: u8 = 18;
+const LIST_MODELS: u8 = 19;
+const MODELS: u8 = 20;
+const FETCH: u8 = 21;
+const HELD: u8 = 22;
+const PART: u8 = 23;
 
 impl Frame {
     /// Its kind in words, for errors and logs.
@@ -190,6 +205,11 @@ impl Frame {
             Self::Offers(_) => OFFERS,
             Self::Join(_) => JOIN,
             Self::Joined(_) => JOINED,
+            Self::ListModels => LIST_MODELS,
+            Self::Models(_) => MODELS,
+            Self::Fetch(_) => FETCH,
+            Self::Held(_) => HELD,
+            Self::Part(_) => PART,
         }
     }
 
@@ -208,6 +228,10 @@ impl Frame {
             Self::Offers(body) => encode_body(body, out),
             Self::Join(body) => encode_body(body, out),
             Self::Joined(body) => encode_body(body, out),
+            Self::Models(body) => encode_body(body, out),
+            Self::Fetch(body) => encode_body(body, out),
+            Self::Held(body) => encode_body(body, out),
+            Self::Part(bytes) => out.extend_from_slice(bytes),
             Self::Credit { frames } => encode_body(frames, out),
             Self::RowRequest { sequence, row } => encode_body(&(sequence, row), out),
             Self::Row { sequence, row, logits } => encode_body(&(sequence, row, logits), out),
@@ -219,7 +243,7 @@ impl Frame {
                 answer.encode_header(out);
                 encode_body(&answer.rows, out);
             }
-            Self::Ready | Self::HopReady | Self::ListOffers => {}
+            Self::Ready | Self::HopReady | Self::ListOffers | Self::ListModels => {}
         }
         let len = (out.len() - at - 4) as u32;
         out[at..at + 4].copy_from_slice(&len.to_le_bytes());
@@ -257,6 +281,14 @@ impl Frame {
             OFFERS => Self::Offers(decode_bounded(kind, body)?),
             JOIN => Self::Join(decode_bounded(kind, body)?),
             JOINED => Self::Joined(decode_bounded(kind, body)?),
+            LIST_MODELS => decode_empty(kind, body, Self::ListModels)?,
+            MODELS => Self::Models(decode_bounded(kind, body)?),
+            FETCH => Self::Fetch(decode_bounded(kind, body)?),
+            HELD => Self::Held(decode_bounded(kind, body)?),
+            PART if body.len() > PART_BYTES_MAX => {
+                return Err(WireError::Bound { what: "part", len: body.len(), max: PART_BYTES_MAX });
+            }
+            PART => Self::Part(body.to_vec()),
             other => return Err(WireError::Kind(other)),
         })
     }
@@ -282,6 +314,11 @@ fn kind_name(kind: u8) -> &'static str {
         OFFERS => "offers",
         JOIN => "join",
         JOINED => "joined",
+        LIST_MODELS => "list-models",
+        MODELS => "models",
+        FETCH => "fetch",
+        HELD => "held",
+        PART => "part",
         _ => "unknown",
     }
 }

@@ -25,7 +25,7 @@ pub use bounds::*;
 pub use codec::{Codec, CodecError, CodecSet};
 pub use frame::{AnswerFrame, Frame, StepFrame, WireError};
 pub use message::{
-    Bounds, Failure, FailureCode, Hello, HopOpen, Join, Joined, NextHop, OpenSession, PeerAddress, Prefix, PreviousHop,
-    Refusal, Welcome,
+    Bounds, Failure, FailureCode, Fetch, Held, Hello, HopOpen, Join, Joined, NextHop, OpenSession, Part, PeerAddress,
+    Prefix, PreviousHop, Refusal, SharedModel, Welcome,
 };
 pub use reader::FrameReader;

@@ -2,10 +2,13 @@
 
 use std::fmt;
 
-use potluck_core::{PeerId, SessionId, SessionKey, StageSpec};
+use potluck_core::{ModelId, PeerId, SessionId, SessionKey, StageSpec};
 use serde::{Deserialize, Serialize};
 
-use crate::{ADDRESSES_MAX, CONTACTS_MAX, CodecSet, GRANT_BYTES_MAX, JOIN_KEYS_MAX, TEXT_BYTES_MAX, WireError};
+use crate::{
+    ADDRESSES_MAX, CONTACTS_MAX, CodecSet, GRANT_BYTES_MAX, JOIN_KEYS_MAX, MODELS_MAX, NAME_BYTES_MAX, TEXT_BYTES_MAX,
+    WireError,
+};
 
 /// The dialer's first frame on a connection's first stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +80,60 @@ pub struct Joined {
     pub grants: Vec<Vec<u8>>,
     /// Members to ask for offers, at most [`CONTACTS_MAX`].
     pub contacts: Vec<PeerAddress>,
+}
+
+/// A model that a peer shares: all of it, or some of its layers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedModel {
+    /// Which.
+    pub model: ModelId,
+    /// What its holder calls it, at most [`NAME_BYTES_MAX`] bytes.
+    pub name: String,
+    /// Its layers.
+    pub layers: u32,
+    /// Bytes of all its tensors.
+    pub bytes: u64,
+    /// Bytes of those that this peer has.
+    pub held_bytes: u64,
+}
+
+/// Asks for a part of a model. Each but [`Part::Held`] is answered with the bytes themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetch {
+    /// Which model.
+    pub model: ModelId,
+    /// Which part of it.
+    pub part: Part,
+}
+
+/// A part of a model. Tensors are numbered in the manifest's order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Part {
+    /// What this peer has of it: answered with [`Held`].
+    Held,
+    /// The manifest, from this byte on: what is left of it, or as much as a part may be.
+    Manifest(u32),
+    /// Hashes of a tensor's pieces, from that number on: as many as there are, or [`PIECE_HASHES_MAX`](crate::PIECE_HASHES_MAX).
+    Hashes(u32, u32),
+    /// A piece of a tensor: tensor, number.
+    Piece(u32, u32),
+}
+
+/// What a peer has of a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Bytes of the manifest.
+    pub manifest_bytes: u32,
+    /// A bit for each tensor, the first one in the first byte's lowest bit; bits that are left over are 0.
+    #[serde(with = "serde_bytes")]
+    pub tensors: Vec<u8>,
+}
+
+impl Held {
+    /// True where the peer has that tensor.
+    pub fn has(&self, tensor: usize) -> bool {
+        self.tensors.get(tensor / 8).is_some_and(|byte| byte >> (tensor % 8) & 1 == 1)
+    }
 }
 
 /// Where a peer is reached.
@@ -352,6 +409,13 @@ impl Bounded for Joined {
     }
 }
 
+impl Bounded for Vec<SharedModel> {
+    fn check(&self) -> Result<(), WireError> {
+        at_most("models", self.len(), MODELS_MAX)?;
+        self.iter().try_for_each(|model| at_most("name", model.name.len(), NAME_BYTES_MAX))
+    }
+}
+
 impl Bounded for Failure {
     fn check(&self) -> Result<(), WireError> {
         at_most("detail", self.detail.len(), TEXT_BYTES_MAX)
@@ -359,6 +423,9 @@ impl Bounded for Failure {
 }
 
 impl Bounded for Refusal {}
+impl Bounded for Fetch {}
+// Its length is the frame's.
+impl Bounded for Held {}
 impl Bounded for HopOpen {}
 
 impl Bounded for Vec<potluck_core::SignedOffer> {

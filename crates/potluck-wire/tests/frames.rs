@@ -9,7 +9,9 @@ mod any;
 use std::path::PathBuf;
 
 use any::{any_frame, examples};
-use potluck_wire::{CONTROL_BYTES_MAX, FRAME_BYTES_MAX, Frame, FrameReader, WireError};
+use potluck_wire::{
+    CONTROL_BYTES_MAX, FRAME_BYTES_MAX, Frame, FrameReader, PART_BYTES_MAX, PART_FRAME_BYTES_MAX, WireError,
+};
 use proptest::prelude::*;
 
 fn encode(frame: &Frame) -> Vec<u8> {
@@ -48,7 +50,7 @@ fn the_bytes_of_each_frame_are_pinned() {
 #[test]
 fn every_kind_has_an_example() {
     let kinds: std::collections::BTreeSet<_> = examples().iter().map(|(_, frame)| frame.kind()).collect();
-    assert_eq!(kinds.len(), 18, "{kinds:?}");
+    assert_eq!(kinds.len(), 23, "{kinds:?}");
     let unknown: Vec<_> = (0..=u8::MAX).filter(|kind| Frame::decode(&[*kind]) == Err(WireError::Kind(*kind))).collect();
     assert_eq!(unknown.len(), 256 - kinds.len(), "a kind without an example decodes");
 }
@@ -85,12 +87,26 @@ fn an_empty_frame_and_an_empty_body_where_one_belongs_are_malformed() {
     for (name, frame) in examples() {
         let bytes = encode(&frame);
         let has_body = bytes.len() > 5;
-        assert_eq!(Frame::decode(&bytes[4..5]).is_err(), has_body, "{name}");
+        // A part is whatever bytes there are.
+        let bare = matches!(frame, Frame::Part(_));
+        assert_eq!(Frame::decode(&bytes[4..5]).is_err(), has_body && !bare, "{name}");
         let mut longer = bytes[4..].to_vec();
         longer.push(0);
         // A step's payload is its codec's business, which knows its length only with the model's width.
-        assert_eq!(Frame::decode(&longer).is_ok(), matches!(frame, Frame::Step(_)), "{name} with a byte too many");
+        assert_eq!(
+            Frame::decode(&longer).is_ok(),
+            bare || matches!(frame, Frame::Step(_)),
+            "{name} with a byte too many"
+        );
     }
+}
+
+#[test]
+fn a_part_has_its_bound() {
+    let part = |len| Frame::decode(&encode(&Frame::Part(vec![0; len]))[4..]);
+    assert!(matches!(part(PART_BYTES_MAX), Ok(Frame::Part(_))));
+    assert!(matches!(part(PART_BYTES_MAX + 1), Err(WireError::Bound { what: "part", .. })));
+    assert!(encode(&Frame::Part(vec![0; PART_BYTES_MAX])).len() <= PART_FRAME_BYTES_MAX);
 }
 
 proptest! {

@@ -49,7 +49,7 @@ enum Command {
     Gateway(c::gateway::Gateway),
     /// Lend this machine to a swarm
     Serve(c::serve::Serve),
-    /// Join a swarm with the line that its owner passed on
+    /// Join a swarm with the line that its owner passed on, and lend this machine to it
     Join(c::join::Join),
     /// Make a swarm, invite machines to it, join one
     #[command(subcommand)]

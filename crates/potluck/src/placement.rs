@@ -111,7 +111,8 @@ pub(crate) fn remember_speed(home: &Home, entry: &Entry, outcome: &Outcome) {
     }
 }
 
-fn free_memory() -> u64 {
+/// Bytes of memory that this machine can give: most of what is free.
+pub(crate) fn free_memory() -> u64 {
     let system =
         System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()));
     (system.available_memory() as f64 * MEMORY_SHARE) as u64

@@ -20,7 +20,7 @@ fn two_machines_share_a_model() {
         .unwrap();
     let (said, why) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{said}{why}");
-    for expected in ["swarm ", "first lends 0..15", "joined swarm ", "second lends 15..30", "4."] {
+    for expected in ["swarm ", "first lends 0..15", "second lends 15..30", "4."] {
         assert!(said.contains(expected), "no `{expected}` in:\n{said}{why}");
     }
     assert!(why.contains("\n  0..15  ") && why.contains("\n  15..30  "), "the route: {why}");

@@ -78,11 +78,11 @@ fn one_line_lets_one_machine_in() {
         invited["invitation"].as_str().unwrap().to_owned()
     };
     let line = invite(&[]);
-    let (joined, code) = second.json(&["join", &line]);
+    let (joined, code) = second.json(&["swarm", "join", &line]);
     assert_eq!((joined["swarm"].as_str(), code), (created["swarm"].as_str(), 0), "{joined}");
-    let (again, code) = second.json(&["join", &line]);
+    let (again, code) = second.json(&["swarm", "join", &line]);
     assert_eq!((&again["code"], code), (&joined["code"], 0), "whose answer was lost may ask again: {again}");
-    let (late, code) = third.json(&["join", &line]);
+    let (late, code) = third.json(&["swarm", "join", &line]);
     assert_eq!((late["error"]["code"].as_str(), code), (Some("invitation_used"), 1), "{late}");
 
     let (listed, _) = owner.json(&["swarm", "invitations"]);
@@ -92,7 +92,7 @@ fn one_line_lets_one_machine_in() {
     let second_line = invite(&["--uses", "2"]);
     let id = owner.json(&["swarm", "invitations"]).0["invitations"][2]["id"].as_str().unwrap().to_owned();
     assert_eq!(owner.json(&["swarm", "invitations", "--revoke", &id]).1, 0);
-    let (revoked, _) = third.json(&["join", &second_line]);
+    let (revoked, _) = third.json(&["swarm", "join", &second_line]);
     assert_eq!(revoked["error"]["code"], "invitation_unknown", "{revoked}");
     assert!(third.json(&["peers"]).0["error"]["code"] == "no_swarm", "nothing of it is kept");
 
@@ -102,14 +102,65 @@ fn one_line_lets_one_machine_in() {
     assert_eq!(answer["route"].as_array().unwrap().len(), 1, "{answer}");
     first.signal("TERM");
     assert_eq!(first.end().0, Some(0));
-    let (alone, _) = third.json(&["join", &invite(&[])]);
+    let (alone, _) = third.json(&["swarm", "join", &invite(&[])]);
     assert_eq!(alone["error"]["code"], "peer_lost", "nobody answers it: {alone}");
     assert!(alone["error"]["hint"].as_str().unwrap().contains("potluck serve"), "{alone}");
     let again = serve(&owner, "0..30");
-    assert_eq!(third.json(&["join", &invite(&[])]).1, 0);
+    assert_eq!(third.json(&["swarm", "join", &invite(&[])]).1, 0);
     wait_for_peers(&third, 1);
     again.signal("TERM");
     assert_eq!(again.end().0, Some(0));
+    [&owner, &second, &third].iter().for_each(|machine| machine.wait_until_empty(&[]));
+}
+
+#[test]
+fn one_line_is_all_that_a_machine_without_a_model_takes() {
+    let (owner, second, third) = (Machine::new(), Machine::new(), Machine::new());
+    owner.json(&["swarm", "create"]);
+    let first = serve(&owner, "0..15");
+    let line = |guest: &str| {
+        let (invited, code) = owner.json(&["swarm", "invite"]);
+        assert_eq!(code, 0, "{guest}: {invited}");
+        invited["invitation"].as_str().unwrap().to_owned()
+    };
+    let fixed = ["--bind", "127.0.0.1:0", "--threads", "1", "--exact", "--context", "512", "--json"];
+    let mut lending = second.start(&[&["join", &line("second")], &fixed[..]].concat());
+    let joined = lending.object();
+    assert!(joined["code"].is_string(), "{joined}");
+    let ready = lending.object();
+    assert_eq!(ready["layers"].to_string(), "[15,30]", "it takes what nobody serves: {ready}");
+    let (listed, _) = second.json(&["model", "list"]);
+    let [name, held, bytes] = ["name", "held_bytes", "bytes"].map(|key| listed["models"][0][key].clone());
+    assert_eq!(name, owner.json(&["model", "list"]).0["models"][0]["name"], "a model keeps its name");
+    assert!(held.as_u64().unwrap() < bytes.as_u64().unwrap() * 7 / 10, "its layers and the output, no more: {listed}");
+
+    // A third asks, and has nothing of the model but its description.
+    third.json(&["swarm", "join", &line("third")]);
+    wait_for_peers(&third, 2);
+    let args = ["run", "Hello", "--max-tokens", "24", "--temperature", "0", "--context", "512", "--exact"];
+    let (pooled, code) = third.json(&args);
+    assert_eq!(code, 0, "{pooled}");
+    assert_eq!(pooled["route"].as_array().unwrap().len(), 2, "{pooled}");
+    assert_eq!(third.json(&["model", "list"]).0["models"][0]["held_bytes"], 0);
+    let alone = owner.answer("Hello", 24, &["--local", "--context", "512", "--exact"]);
+    assert_eq!(pooled["tokens"], alone["tokens"]);
+    let (refused, code) = third.json(&[&args[..], &["--local"]].concat());
+    assert_eq!((refused["error"]["code"].as_str(), code), (Some("not_here"), 1), "{refused}");
+
+    // Then it pulls: the first half from the first, what the tail needs from either.
+    let (pulled, code) = third.json(&["model", "pull", name.as_str().unwrap()]);
+    assert_eq!(code, 0, "{pulled}");
+    assert_eq!(pulled["held_bytes"], pulled["bytes"], "{pulled}");
+    assert_eq!(pulled["from"].as_object().unwrap().len(), 2, "{pulled}");
+    let received = pulled["received_bytes"].as_u64().unwrap();
+    assert!(received < pulled["wanted_bytes"].as_u64().unwrap() * 105 / 100, "{pulled}");
+    let (local, code) = third.json(&[&args[..], &["--local"]].concat());
+    assert_eq!((&local["tokens"], code), (&alone["tokens"], 0), "it is the same model: {local}");
+
+    for serving in [first, lending] {
+        serving.signal("TERM");
+        assert_eq!(serving.end().0, Some(0));
+    }
     [&owner, &second, &third].iter().for_each(|machine| machine.wait_until_empty(&[]));
 }
 
@@ -119,9 +170,9 @@ fn who_has_left_a_swarm_invites_nobody_to_it() {
     owner.json(&["swarm", "create"]);
     other.json(&["swarm", "create"]);
     let line = invitation(&other, &owner);
-    let (kept, code) = owner.json(&["join", &line]);
+    let (kept, code) = owner.json(&["swarm", "join", &line]);
     assert_eq!((kept["error"]["code"].as_str(), code), (Some("already_joined"), 1), "{kept}");
-    assert_eq!(owner.json(&["join", &line, "--replace"]).1, 0);
+    assert_eq!(owner.json(&["swarm", "join", &line, "--replace"]).1, 0);
     for command in [&["swarm", "invite"][..], &["swarm", "grant", &"0".repeat(64)]] {
         let (refused, _) = owner.json(command);
         assert_eq!(refused["error"]["code"], "no_root", "{refused}");

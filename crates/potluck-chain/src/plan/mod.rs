@@ -29,6 +29,7 @@
 mod cost;
 mod facts;
 mod left_out;
+mod lend;
 mod placed;
 mod preview;
 mod search;
@@ -42,6 +43,7 @@ use std::collections::BTreeSet;
 
 pub use facts::{LayerFacts, Link, Loaded, MACHINES_MAX, Machine, ModelFacts, Preference, Speed, Who, Wish};
 pub use left_out::{LeftOut, Reason};
+pub use lend::lend;
 pub use placed::{Here, placed};
 pub use preview::{Alternative, PlannedStage, Preview, Verdict, VerdictKind};
 pub use split::{SplitError, split_evenly};

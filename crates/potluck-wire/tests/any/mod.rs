@@ -5,8 +5,8 @@ use potluck_core::{
     StageShape, StageSpec, StageSpeed,
 };
 use potluck_wire::{
-    AnswerFrame, Bounds, Codec, CodecSet, Failure, FailureCode, Frame, Hello, HopOpen, Join, Joined, NextHop,
-    OpenSession, PeerAddress, Prefix, PreviousHop, Refusal, StepFrame, Welcome,
+    AnswerFrame, Bounds, Codec, CodecSet, Failure, FailureCode, Fetch, Frame, Held, Hello, HopOpen, Join, Joined,
+    NextHop, OpenSession, Part, PeerAddress, Prefix, PreviousHop, Refusal, SharedModel, StepFrame, Welcome,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
@@ -108,7 +108,18 @@ pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
                 contacts: vec![PeerAddress { peer: peer(3), addresses: vec!["10.0.0.1:7575".into()], relay: None }],
             }),
         ),
+        ("list-models", Frame::ListModels),
+        ("models", Frame::Models(vec![shared(1), shared(2)])),
+        ("fetch", Frame::Fetch(Fetch { model: spec.model, part: Part::Held })),
+        ("fetch-piece", Frame::Fetch(Fetch { model: spec.model, part: Part::Piece(271, 300) })),
+        ("held", Frame::Held(Held { manifest_bytes: 1_500_000, tensors: vec![0xff, 0x01] })),
+        ("part", Frame::Part(vec![1, 2, 3])),
     ]
+}
+
+fn shared(n: u8) -> SharedModel {
+    let (model, name) = (ModelId::from_bytes([n; 32]), format!("model-{n}"));
+    SharedModel { model, name, layers: 30, bytes: 98_000_000, held_bytes: 49_000_000 }
 }
 
 fn signed_offer(n: u8) -> SignedOffer {
@@ -166,7 +177,25 @@ pub(crate) fn any_frame() -> impl Strategy<Value = Frame> {
             Frame::Joined(Joined { grants, contacts: contacts.into_iter().map(at).collect() })
         }),
         vec(any::<u8>(), 0..4).prop_map(|ns| Frame::Offers(ns.into_iter().map(signed_offer).collect())),
-        select(vec![Frame::Ready, Frame::HopReady, Frame::ListOffers]),
+        any_sharing(),
+        select(vec![Frame::Ready, Frame::HopReady, Frame::ListOffers, Frame::ListModels]),
+    ]
+}
+
+fn any_sharing() -> impl Strategy<Value = Frame> {
+    let part = prop_oneof![
+        Just(Part::Held),
+        any::<u32>().prop_map(Part::Manifest),
+        any::<(u32, u32)>().prop_map(|(tensor, first)| Part::Hashes(tensor, first)),
+        any::<(u32, u32)>().prop_map(|(tensor, number)| Part::Piece(tensor, number)),
+    ];
+    let model = any::<[u8; 32]>().prop_map(ModelId::from_bytes);
+    prop_oneof![
+        vec(any::<u8>(), 0..4).prop_map(|ns| Frame::Models(ns.into_iter().map(shared).collect())),
+        (model, part).prop_map(|(model, part)| Frame::Fetch(Fetch { model, part })),
+        (any::<u32>(), vec(any::<u8>(), 0..40))
+            .prop_map(|(manifest_bytes, tensors)| Frame::Held(Held { manifest_bytes, tensors })),
+        vec(any::<u8>(), 0..200).prop_map(Frame::Part),
     ]
 }
 

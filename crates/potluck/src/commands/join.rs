@@ -1,4 +1,4 @@
-//! `potluck join`: this machine becomes a member, with the one line that the swarm's owner passed on.
+//! `potluck join`: this machine becomes a member, with the one line that the swarm's owner passed on, and lends itself.
 
 use std::io::{Read, stdin};
 
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::{
     apart::apart,
-    commands::swarm::utc_now,
+    commands::{serve::Lend, swarm::utc_now},
     failure::{Failure, OrFail},
     home::{Admission, Home, Identity, Invitation, Line, Membership, Role},
     screen::Screen,
@@ -26,13 +26,20 @@ pub(crate) struct Join {
     /// Leave the swarm that this machine belongs to
     #[arg(long)]
     replace: bool,
+    #[command(flatten)]
+    lend: Lend,
 }
 
 impl Join {
     pub(crate) async fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
-        let line = if self.line == "-" { apart(read_stdin).await?? } else { self.line };
-        join(home, screen, line.parse()?, self.replace).await
+        join(home, screen, read_line(self.line).await?, self.replace).await?;
+        self.lend.serve(home, screen, true).await
     }
+}
+
+/// The line, from stdin where it says so.
+pub(crate) async fn read_line(text: String) -> Result<Line, Failure> {
+    if text == "-" { apart(read_stdin).await??.parse() } else { text.parse() }
 }
 
 /// Joins with either kind of line.
@@ -63,7 +70,6 @@ pub(crate) async fn join(home: &Home, screen: Screen, line: Line, replace: bool)
     if let Some(code) = code {
         screen.note(format!("code {code}: the owner's machine shows the same, or somebody else came in"));
     }
-    screen.note("lend this machine: potluck serve --model M\nuse the swarm:     potluck chat --model M");
     Ok(())
 }
 

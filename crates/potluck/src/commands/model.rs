@@ -1,15 +1,17 @@
 //! `potluck model`: what this machine knows, and how it would be placed.
 
 use clap::{Args, Subcommand};
+use potluck_core::LayerRange;
 use potluck_model::{Admission, Facts, Family, slice};
+use potluck_pull::Pulled;
 use potluck_store::Entry;
 use serde_json::{Value, json};
 
-use super::plan::Plan;
+use super::{plan::Plan, serve::parse_layers};
 use crate::{
     failure::Failure,
     home::Home,
-    models::Models,
+    models::{Models, pull_model},
     screen::{Screen, size, table},
 };
 
@@ -17,11 +19,13 @@ use crate::{
 pub(crate) enum Model {
     /// Add a model: a GGUF, one of its parts, a folder, a wheel, ollama:NAME, or hf:ORG/NAME
     Add(Add),
+    /// Get a model, or some layers of it, from the members of the swarm that have it
+    Pull(Pull),
     /// The models that this machine knows
     List,
     /// What a model is, and where it may be cut
     Show(Named),
-    /// Forget a model; its files stay
+    /// Forget a model; its files stay, what was pulled from peers goes
     Rm(Named),
     /// Preview a placement: who would hold what, and how fast it would be
     Plan(Plan),
@@ -37,6 +41,15 @@ pub(crate) struct Add {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Pull {
+    /// Its name in the swarm, or its id
+    model: String,
+    /// Only what a peer needs that serves these layers, half open [default: all of it]
+    #[arg(long, value_name = "A..B", value_parser = parse_layers)]
+    layers: Option<LayerRange>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Named {
     /// Its name, its id, or a path
     model: String,
@@ -47,6 +60,7 @@ impl Model {
         let models = Models::open(home)?;
         match self {
             Self::Add(Add { source, name }) => show_added(screen, &models.add(&source, name.as_deref(), screen)?),
+            Self::Pull(Pull { model, layers }) => show_pulled(screen, &pull_model(home, screen, &model, layers).await?),
             Self::List => list(screen, &models.catalogue.list()?),
             Self::Show(Named { model }) => show(screen, &models.find(&model, screen)?),
             Self::Rm(Named { model }) => rm(screen, &models, &model),
@@ -59,6 +73,22 @@ fn show_added(screen: Screen, entry: &Entry) -> Result<(), Failure> {
     if screen.json { screen.object(&row(entry)) } else { screen.text(&format!("{}  {}\n", entry.name, entry.id)) }
 }
 
+fn show_pulled(screen: Screen, pulled: &Pulled) -> Result<(), Failure> {
+    let entry = &pulled.entry;
+    let from = pulled.from.iter().map(|(peer, bytes)| (peer.to_string(), json!(bytes)));
+    if screen.json {
+        let mut object = row(entry);
+        object["wanted_bytes"] = pulled.wanted_bytes.into();
+        object["received_bytes"] = pulled.received_bytes.into();
+        object["from"] = Value::Object(from.collect());
+        return screen.object(&object);
+    }
+    for (peer, bytes) in &pulled.from {
+        screen.note(format!("{} from {}", size(*bytes), peer.short()));
+    }
+    screen.text(&format!("{}  {}\n", entry.name, entry.id))
+}
+
 fn list(screen: Screen, entries: &[Entry]) -> Result<(), Failure> {
     if screen.json {
         return screen.object(&json!({ "models": entries.iter().map(row).collect::<Vec<_>>() }));
@@ -67,11 +97,12 @@ fn list(screen: Screen, entries: &[Entry]) -> Result<(), Failure> {
         screen.note("no models yet: potluck model add PATH");
         return Ok(());
     }
-    let heading = ["NAME", "ID", "SIZE", "LAYERS", "TYPE", "CONTEXT"].map(str::to_owned).to_vec();
+    let heading = ["NAME", "ID", "SIZE", "HERE", "LAYERS", "TYPE", "CONTEXT"].map(str::to_owned).to_vec();
     let rows = entries.iter().map(|entry| {
         let facts = Facts::of(&entry.manifest);
         let [layers, context] = [facts.layers, facts.context].map(|n| n.to_string());
-        vec![entry.name.clone(), entry.id.short(), size(facts.bytes), layers, facts.quantisation, context]
+        let here = if entry.is_whole() { "all".to_owned() } else { size(entry.held_bytes()) };
+        vec![entry.name.clone(), entry.id.short(), size(facts.bytes), here, layers, facts.quantisation, context]
     });
     screen.text(&table(&[heading].into_iter().chain(rows).collect::<Vec<_>>()))
 }
@@ -117,7 +148,9 @@ fn rm(screen: Screen, models: &Models, model: &str) -> Result<(), Failure> {
     if screen.json {
         return screen.object(&json!({ "removed": entry.id.to_string() }));
     }
-    screen.note(format!("forgot {}; its files stay where they are", entry.name));
+    let stays = entry.place.files.iter().any(|file| !file.pulled);
+    let what = if stays { "its files stay where they are" } else { "what was pulled of it is removed" };
+    screen.note(format!("forgot {}; {what}", entry.name));
     Ok(())
 }
 
@@ -141,6 +174,7 @@ fn row(entry: &Entry) -> Value {
         "context": facts.context,
         "parameters": facts.parameters,
         "bytes": facts.bytes,
+        "held_bytes": entry.held_bytes(),
         "quantisation": facts.quantisation,
         "cache_bytes_per_position": facts.cache_bytes_per_position,
         "licence": facts.licence,

@@ -9,7 +9,7 @@ use crate::{
     args::{EngineArgs, PEERS_MAX, Prefer, parse_bytes},
     failure::{Failure, OrFail},
     home::Home,
-    models::Models,
+    models::find_model,
     placement::{here, model_facts},
     screen::{Screen, size, table},
     talk::{Surveyed, Wanted, preview, split},
@@ -37,7 +37,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) async fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
-        let entry = Models::open(home)?.find(&self.model, screen)?;
+        let entry = find_model(home, screen, Some(&self.model)).await?;
         let settings = self.engine.settings(1);
         settings.check()?;
         let wanted =

@@ -3,21 +3,29 @@
 use std::{
     io::{BufRead, Read, stdin},
     net::SocketAddr,
+    time::Duration,
 };
 
 use clap::Args;
+use potluck_chain::plan::lend;
 use potluck_core::{LayerRange, StageSpec};
+use potluck_engine::EngineSettings;
 use potluck_grant::Gate;
 use potluck_net::{Bind, Identity as NetIdentity};
+use potluck_pull::shelf;
+use potluck_store::Entry;
+use tokio::time::sleep;
 
 use crate::{
     apart::apart,
-    args::EngineArgs,
+    args::{EngineArgs, parse_bytes},
+    commands::join::{join, read_line},
     embedded::{ORDER_BYTES_MAX, Order, Ready},
     failure::Failure,
     home::{Home, Identity, Membership, Role},
-    models::{Models, all_layers},
-    screen::Screen,
+    models::{Models, Sharers, all_layers, find_model, pull_stage},
+    placement::{free_memory, model_facts},
+    screen::{Screen, size},
     serving::{Announcer, LentTo, ServingPeer, door},
     signals::Interrupt,
 };
@@ -25,51 +33,82 @@ use crate::{
 /// Where a peer listens unless the user says otherwise.
 pub(crate) const PORT: u16 = 7575;
 
+/// How often the swarm is asked again for a model.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
 /// Sessions that a peer keeps caches for, unless the user says otherwise.
 const CACHES: u16 = 8;
 
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
-    /// A name from `potluck model list`, an id, or a path [default: the only model there is]
-    #[arg(long, short, value_name = "M")]
-    model: Option<String>,
-    /// The layers to lend, half open [default: all]
-    #[arg(long, value_name = "A..B", value_parser = parse_layers)]
-    layers: Option<LayerRange>,
-    /// Where to listen
-    #[arg(long, value_name = "IP:PORT", default_value_t = SocketAddr::from(([0, 0, 0, 0], PORT)))]
-    bind: SocketAddr,
+    /// Join a swarm first, with the line that its owner passed on; `-` reads it from stdin
+    #[arg(long, value_name = "LINE", conflicts_with = "embedded")]
+    join: Option<String>,
+    /// Let the swarm decide which layers are needed most, as far as --memory goes
+    #[arg(long, conflicts_with_all = ["layers", "embedded"])]
+    auto: bool,
     /// Take the order from stdin, and end with it: for the peers that another command starts
     #[arg(long, hide = true)]
     embedded: bool,
+    #[command(flatten)]
+    lend: Lend,
+}
+
+/// What a machine lends.
+#[derive(Debug, Args)]
+pub(crate) struct Lend {
+    /// A name from `potluck model list` or of the swarm's, an id, or a path [default: the only model there is]
+    #[arg(long, short, value_name = "M")]
+    model: Option<String>,
+    /// The layers to lend, half open
+    #[arg(long, value_name = "A..B", value_parser = parse_layers)]
+    layers: Option<LayerRange>,
+    /// Memory that this machine gives, such as 4GB, where it chooses its layers [default: most of what is free]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    memory: Option<u64>,
+    /// Where to listen
+    #[arg(long, value_name = "IP:PORT", default_value_t = SocketAddr::from(([0, 0, 0, 0], PORT)))]
+    bind: SocketAddr,
     #[command(flatten)]
     engine: EngineArgs,
 }
 
 impl Serve {
     pub(crate) async fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
-        if self.embedded { serve_order(screen).await } else { self.serve(home, screen).await }
+        if self.embedded {
+            return serve_order(screen).await;
+        }
+        if let Some(line) = self.join {
+            join(home, screen, read_line(line).await?, false).await?;
+        }
+        self.lend.serve(home, screen, self.auto).await
     }
+}
 
-    async fn serve(self, home: &Home, screen: Screen) -> Result<(), Failure> {
+impl Lend {
+    /// Serves what it says. `auto`: layers that are not named are chosen, and a model is waited for.
+    pub(crate) async fn serve(self, home: &Home, screen: Screen, auto: bool) -> Result<(), Failure> {
+        let mut interrupt = Interrupt::listen()?;
         let mut membership = Membership::open(home)?;
         let identity = Identity::open(home, Role::Peer)?;
         let _lock = identity.lock(home)?;
         let grant = membership.grant(identity.key.peer_id())?;
         let door = door(home, screen)?;
-        let entry = Models::open(home)?.find_or_only(self.model.as_deref(), screen)?;
-        let all = all_layers(&entry.manifest)?;
-        let layers = self.layers.unwrap_or(all);
-        let (head, tail) = (layers.start() == 0, layers.end() == all.end());
-        let spec = StageSpec { model: entry.id, layers, head, tail };
         let settings = self.engine.settings(CACHES);
         settings.check()?;
-        let mut interrupt = Interrupt::listen()?;
+        let chosen = async {
+            let entry = if auto { self.wait_for_model(home, screen).await } else { self.model(home, screen).await }?;
+            let spec = self.choose(home, &entry, &settings, auto).await?;
+            Ok::<_, Failure>((pull_stage(home, screen, entry, spec).await?, spec))
+        };
+        let (entry, spec) = interrupt.or(chosen).await??;
+        let layers = spec.layers;
         let bar = screen.wait(format!("loading layers {layers} of {}", entry.name));
         let who = NetIdentity { key: identity.key.clone(), grant: grant.clone(), gate: membership.gate()? };
         let started = ServingPeer::start(&entry, spec, &settings, who, Bind::Address(self.bind), LentTo::Members);
         let peer = interrupt.or(started).await??;
         drop(bar);
+        peer.node.open_shelf(shelf(home.models(), entry.id));
         if let Some(door) = door {
             peer.node.open_door(door);
         }
@@ -83,6 +122,62 @@ impl Serve {
         }
         peer.stop().await;
         Ok(())
+    }
+
+    async fn model(&self, home: &Home, screen: Screen) -> Result<Entry, Failure> {
+        find_model(home, screen, self.model.as_deref()).await
+    }
+
+    /// The model, as soon as there is one: who joins first may have to wait for whoever has it.
+    async fn wait_for_model(&self, home: &Home, screen: Screen) -> Result<Entry, Failure> {
+        let mut waits = None;
+        loop {
+            match self.model(home, screen).await {
+                Err(failure) if failure.code == "no_model" => {
+                    waits.get_or_insert_with(|| screen.wait(format!("{}: waiting", failure.message)));
+                    sleep(ASK_AGAIN).await;
+                }
+                found => return found,
+            }
+        }
+    }
+
+    /// Which layers: those that were named, or those that the swarm needs most; otherwise all.
+    async fn choose(
+        &self,
+        home: &Home,
+        entry: &Entry,
+        settings: &EngineSettings,
+        auto: bool,
+    ) -> Result<StageSpec, Failure> {
+        let all = all_layers(&entry.manifest)?;
+        let layers = match self.layers {
+            Some(layers) => layers,
+            None if auto => self.needed(home, entry, settings).await?,
+            None => all,
+        };
+        let (head, tail) = (layers.start() == 0, layers.end() == all.end());
+        Ok(StageSpec { model: entry.id, layers, head, tail })
+    }
+
+    async fn needed(&self, home: &Home, entry: &Entry, settings: &EngineSettings) -> Result<LayerRange, Failure> {
+        let mine = Identity::open(home, Role::Peer)?.key.peer_id();
+        let offered: Vec<LayerRange> = match Sharers::find(home).await? {
+            Some(sharers) => {
+                let others = sharers.offered.iter().filter(|(peer, spec)| *peer != mine && spec.model == entry.id);
+                let layers = others.map(|(_, spec)| spec.layers).collect();
+                sharers.close().await;
+                layers
+            }
+            None => Vec::new(),
+        };
+        let memory = self.memory.unwrap_or_else(free_memory);
+        let positions = u64::from(settings.caches) * u64::from(settings.context);
+        let facts = model_facts(entry, settings.kv)?;
+        lend(&facts, &offered, positions, memory).ok_or_else(|| {
+            let message = format!("no layers of {} that are needed fit into {}", entry.name, size(memory));
+            Failure::new("no_memory", message, "give more with --memory, or a shorter --context, or fewer --caches")
+        })
     }
 }
 
@@ -150,7 +245,7 @@ fn die_with_parent() {
 #[cfg(not(target_os = "linux"))]
 fn die_with_parent() {}
 
-fn parse_layers(text: &str) -> Result<LayerRange, String> {
+pub(crate) fn parse_layers(text: &str) -> Result<LayerRange, String> {
     let (start, end) = text.split_once("..").ok_or("expected A..B, such as 0..10")?;
     let number = |text: &str| text.trim().parse().map_err(|_| format!("`{text}` is no layer"));
     LayerRange::new(number(start)?, number(end)?).map_err(|error| error.to_string())

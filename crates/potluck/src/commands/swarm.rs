@@ -29,7 +29,7 @@ pub(crate) enum Swarm {
     Invite(Invite),
     /// The invitations that were written here, and who came in by them
     Invitations(List),
-    /// Join with a line; without one, print what the owner needs to let this machine in
+    /// Join with a line, and lend nothing; without one, print what the owner needs to let this machine in
     Join(Join),
     /// Let a machine in by its keys, which `potluck swarm join` prints there
     Grant(Grant),
@@ -87,7 +87,11 @@ impl Swarm {
             Self::Create(command) => create(home, screen, &command),
             Self::Invite(command) => invite(home, screen, &command),
             Self::Invitations(command) => invitations(home, screen, command),
-            Self::Join(Join { line: Some(line), replace }) => join::join(home, screen, line.parse()?, replace).await,
+            Self::Join(Join { line: Some(line), replace }) => {
+                join::join(home, screen, join::read_line(line).await?, replace).await?;
+                screen.note("use the swarm:     potluck chat\nlend this machine: potluck serve --auto");
+                Ok(())
+            }
             Self::Join(Join { line: None, .. }) => print_keys(home, screen),
             Self::Grant(command) => grant(home, screen, command),
         }

@@ -2,6 +2,7 @@
 
 mod open;
 mod probe;
+mod travel;
 
 use std::path::Path;
 
@@ -15,6 +16,7 @@ use crate::{
 
 pub(crate) use open::{all_layers, cache_bytes, load_stage, load_vocabulary, load_whole, stage_bytes};
 pub(crate) use probe::admit;
+pub(crate) use travel::{Sharers, find_model, pull_model, pull_stage};
 
 /// This machine's catalogue, and the places that other programs keep models in.
 #[derive(Debug)]
@@ -87,6 +89,7 @@ impl From<StoreError> for Failure {
             StoreError::SourceChanged { .. } | StoreError::SourceMissing { .. } | StoreError::Damaged { .. } => {
                 "model_changed"
             }
+            StoreError::NotHere { .. } => "not_here",
             StoreError::Cut(_) | StoreError::Range(_) => "illegal_cut",
             StoreError::Locked { .. } => "busy",
             _ => "io",

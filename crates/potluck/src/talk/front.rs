@@ -25,7 +25,7 @@ use crate::{
     engines::start_vocabulary,
     failure::{Failure, OrFail},
     home::{Home, Membership},
-    models::{Models, load_vocabulary},
+    models::{find_model, load_vocabulary},
     screen::Screen,
 };
 
@@ -75,7 +75,7 @@ impl Front {
         engine: &EngineArgs,
         slots: u16,
     ) -> Result<Self, Failure> {
-        let entry = Models::open(home)?.find_or_only(route.model.as_deref(), screen)?;
+        let entry = find_model(home, screen, route.model.as_deref()).await?;
         let (settings, codec) = (engine.settings(slots), engine.codec());
         settings.check()?;
         let wanted = Wanted { home, entry: &entry, settings: &settings, codec, memory: route.memory };

@@ -19,7 +19,7 @@ use crate::{
     engines::{RunningEngine, start_engine, start_vocabulary},
     failure::{Failure, OrFail},
     home::Home,
-    models::{Models, all_layers, load_stage, load_vocabulary, load_whole},
+    models::{all_layers, find_model, load_stage, load_vocabulary, load_whole},
     screen::Screen,
 };
 
@@ -70,7 +70,7 @@ impl Talk {
         engine: &EngineArgs,
         sessions: u16,
     ) -> Result<Self, Failure> {
-        let entry = Models::open(home)?.find_or_only(route.model.as_deref(), screen)?;
+        let entry = find_model(home, screen, route.model.as_deref()).await?;
         let (settings, codec) = (engine.settings(sessions), engine.codec());
         settings.check()?;
         let wanted = Wanted { home, entry: &entry, settings: &settings, codec, memory: route.memory };

@@ -49,8 +49,9 @@ async fn plan_over(
     may_load: bool,
     swarm: Option<&(Node, Membership)>,
 ) -> Result<Planned, Failure> {
-    let mut machines =
-        if prefer == Prefer::Swarm { Vec::new() } else { vec![own_machine(wanted.home, wanted.memory)?] };
+    // Of a model that is not here, or only in part, this machine can run nothing yet.
+    let alone = prefer != Prefer::Swarm && (may_load || wanted.entry.is_whole());
+    let mut machines = if alone { vec![own_machine(wanted.home, wanted.memory)?] } else { Vec::new() };
     let (mut offers, mut silent) = (Vec::new(), Vec::new());
     if let Some((client, membership)) = swarm {
         (offers, silent) = offers_of(client, &membership.contacts).await;
@@ -70,7 +71,14 @@ async fn plan_over(
     };
     let facts = model_facts(wanted.entry, wanted.settings.kv)?;
     let preview = plan(&facts, &machines, &wish).map_err(|error| {
-        let hint = "potluck model plan says who is there and what is missing; lend more machines: potluck serve";
+        let shorter = offers.iter().filter(|offer| offer.shape.spec.model == wanted.entry.id);
+        let shorter = shorter.map(|offer| offer.shape.context).filter(|&context| context < wish.positions).min();
+        let hint = match shorter {
+            Some(context) => format!("its peers keep {context} positions a session: run it with --context {context}"),
+            None => {
+                "potluck model plan says who is there and what is missing; lend more machines: potluck serve".into()
+            }
+        };
         Failure::new("no_route", error, hint)
     });
     Ok((preview, silent, offers))
@@ -80,7 +88,15 @@ async fn plan_over(
 pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, Failure> {
     let Surveyed { preview, silent, node, offers } = survey(wanted, prefer, false).await?;
     silent.iter().for_each(|why| tracing::info!("{why}"));
-    let preview = preview?;
+    let preview = match preview {
+        Ok(preview) => preview,
+        Err(failure) => {
+            if let Some(node) = node {
+                node.close().await;
+            }
+            return Err(failure);
+        }
+    };
     let verdict = preview.verdict.reason.clone();
     let Some(node) = node.filter(|_| !is_own(&preview)) else { return local(wanted, verdict).await };
     let (mut route, mut own) = (Vec::new(), Vec::new());

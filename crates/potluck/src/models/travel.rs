@@ -1,0 +1,178 @@
+//! Models that are not here: found in the swarm, and pulled from whoever has them.
+
+use std::collections::BTreeSet;
+
+use potluck_core::{LayerRange, ModelId, PeerId, StageSpec};
+use potluck_model::slice;
+use potluck_net::Node;
+use potluck_pull::{PullError, Pulled, Shared};
+use potluck_store::{Entry, StoreError};
+use potluck_wire::{PeerAddress, SharedModel};
+
+use super::{Models, all_layers, is_place};
+use crate::{
+    failure::{Failure, chain},
+    home::{Home, Membership},
+    placement::address,
+    screen::Screen,
+    serving::offers_of,
+    talk::client_node,
+};
+
+/// The members of this machine's swarm that may share models.
+#[derive(Debug)]
+pub(crate) struct Sharers {
+    node: Node,
+    peers: Vec<PeerAddress>,
+    /// What each serves.
+    pub(crate) offered: Vec<(PeerId, StageSpec)>,
+}
+
+impl Sharers {
+    /// Everybody that this machine knows of, or is told of; none where it belongs to no swarm.
+    pub(crate) async fn find(home: &Home) -> Result<Option<Self>, Failure> {
+        let Some(membership) = Membership::find(home)? else { return Ok(None) };
+        let node = client_node(home, &membership).await?;
+        let (offers, silent) = offers_of(&node, &membership.contacts).await;
+        silent.iter().for_each(|why| tracing::info!("{why}"));
+        // Those that offer something now come first, at the addresses that they have now.
+        let mut seen = BTreeSet::new();
+        let known = offers.iter().map(address).chain(membership.contacts);
+        let peers = known.filter(|peer| seen.insert(peer.peer)).collect();
+        Ok(Some(Self { node, peers, offered: offers.iter().map(|offer| (offer.peer, offer.shape.spec)).collect() }))
+    }
+
+    /// The model of that name, or of that id; without one, the only model that is shared.
+    async fn model(&self, text: Option<&str>) -> Result<SharedModel, Failure> {
+        let Shared { models, silent } = potluck_pull::shared(&self.node, &self.peers).await;
+        silent.iter().for_each(|why| tracing::info!("{why}"));
+        let names = |models: &[SharedModel]| {
+            let names: BTreeSet<_> =
+                models.iter().map(|m| format!("{} ({})", printable(&m.name), m.model.short())).collect();
+            names.into_iter().collect::<Vec<_>>().join(", ")
+        };
+        let models: Vec<_> = models.into_iter().map(|(_, model)| model).collect();
+        let fits = |model: &&SharedModel| text.is_none_or(|text| model.name == text || is_id(&model.model, text));
+        let found: Vec<_> = models.iter().filter(fits).cloned().collect();
+        let ids: BTreeSet<_> = found.iter().map(|model| model.model).collect();
+        match (ids.len(), found.into_iter().next()) {
+            (1, Some(model)) => Ok(model),
+            (0, _) if models.is_empty() => {
+                let message = "nobody in the swarm shares a model now";
+                Err(Failure::new("no_model", message, "lend one: potluck serve --model M, where it lies"))
+            }
+            (0, _) => {
+                let message = format!("there is no model `{}` here or in the swarm", text.unwrap_or_default());
+                Err(Failure::new("no_model", message, format!("the swarm shares {}", names(&models))))
+            }
+            _ => Err(Failure::usage(
+                format!("which model? The swarm shares {}", names(&models)),
+                "say --model with its id",
+            )),
+        }
+    }
+
+    /// Notes that model in the catalogue: what it is, not yet its tensors.
+    async fn note(&self, home: &Home, model: &SharedModel) -> Result<Entry, Failure> {
+        let manifest = potluck_pull::manifest(&self.node, &self.peers, model.model).await?;
+        Ok(Models::open(home)?.catalogue.note(manifest, &model.name)?)
+    }
+
+    /// Pulls these tensors, with a bar.
+    async fn pull(&self, home: &Home, screen: Screen, entry: &Entry, tensors: &[usize]) -> Result<Pulled, Failure> {
+        let catalogue = Models::open(home)?.catalogue;
+        let bar = screen.bytes(format!("pulling {}", entry.name));
+        let progress = &mut |p: potluck_store::Progress| bar.at(p.done, p.total);
+        Ok(potluck_pull::pull(&self.node, &catalogue, entry, tensors, &self.peers, progress).await?)
+    }
+
+    pub(crate) async fn close(self) {
+        self.node.close().await;
+    }
+}
+
+/// A model of this machine, or else of the swarm: then what it is comes at once, and its tensors when they are needed.
+pub(crate) async fn find_model(home: &Home, screen: Screen, text: Option<&str>) -> Result<Entry, Failure> {
+    let here = Models::open(home)?.find_or_only(text, screen);
+    let Err(missing) = here else { return here };
+    if missing.code != "no_model" || text.is_some_and(is_place) {
+        return Err(missing);
+    }
+    let Some(sharers) = Sharers::find(home).await? else { return Err(missing) };
+    let found = async {
+        let model = sharers.model(text).await?;
+        sharers.note(home, &model).await
+    };
+    let found = found.await;
+    sharers.close().await;
+    found
+}
+
+/// Makes sure that the tensors of a stage are here, and pulls those that are not.
+pub(crate) async fn pull_stage(home: &Home, screen: Screen, entry: Entry, spec: StageSpec) -> Result<Entry, Failure> {
+    let tensors = tensors_of(&entry, Some((spec.layers, spec.head, spec.tail)))?;
+    if tensors.iter().all(|&tensor| entry.has(&entry.manifest.tensors[tensor])) {
+        return Ok(entry);
+    }
+    Ok(pull(home, screen, &entry, &tensors).await?.entry)
+}
+
+/// Pulls a model, or the layers that are wanted of it.
+pub(crate) async fn pull_model(
+    home: &Home,
+    screen: Screen,
+    text: &str,
+    layers: Option<LayerRange>,
+) -> Result<Pulled, Failure> {
+    let entry = find_model(home, screen, Some(text)).await?;
+    let all = all_layers(&entry.manifest)?;
+    let part = layers.map(|layers| (layers, layers.start() == 0, layers.end() == all.end()));
+    let tensors = tensors_of(&entry, part)?;
+    pull(home, screen, &entry, &tensors).await
+}
+
+async fn pull(home: &Home, screen: Screen, entry: &Entry, tensors: &[usize]) -> Result<Pulled, Failure> {
+    let sharers = Sharers::find(home).await?.ok_or_else(|| {
+        let message = format!("of {} only a part is here, and this machine belongs to no swarm", entry.name);
+        Failure::new("no_swarm", message, "join the swarm that has it: potluck join LINE")
+    })?;
+    let pulled = sharers.pull(home, screen, entry, tensors).await;
+    sharers.close().await;
+    pulled
+}
+
+/// The numbers of the tensors of a stage, or of all.
+fn tensors_of(entry: &Entry, part: Option<(LayerRange, bool, bool)>) -> Result<Vec<usize>, Failure> {
+    let all = 0..entry.manifest.tensors.len();
+    let Some((layers, head, tail)) = part else { return Ok(all.collect()) };
+    let plan = slice::plan(&entry.manifest, layers, head, tail)?;
+    let names: BTreeSet<_> = plan.tensors().into_iter().collect();
+    Ok(all.filter(|&tensor| names.contains(entry.manifest.tensors[tensor].name.as_str())).collect())
+}
+
+fn is_id(model: &ModelId, text: &str) -> bool {
+    text.len() >= 4 && model.to_string().starts_with(&text.to_ascii_lowercase())
+}
+
+/// A stranger's text, as a terminal may show it.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
+}
+
+impl From<PullError> for Failure {
+    fn from(error: PullError) -> Self {
+        let (code, hint) = match error {
+            PullError::Store(error @ StoreError::Io { .. }) => {
+                return Self::new("io", chain(&error), "is the disk full? What has come is kept: run it again");
+            }
+            PullError::Store(error) => return error.into(),
+            PullError::Net(error) => return error.into(),
+            PullError::Nobody { .. } => ("no_model", "potluck peers says who is there; what they serve, they share"),
+            PullError::Gone { .. } => {
+                ("peer_lost", "what has come is kept: run it again once somebody who has it is back")
+            }
+            _ => ("protocol", "compare both sides' versions: potluck --version"),
+        };
+        Self::new(code, chain(&error), hint)
+    }
+}
