@@ -4,9 +4,11 @@
 use std::{
     fs,
     path::PathBuf,
+    slice::from_ref,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
     time::Duration,
 };
@@ -194,11 +196,11 @@ async fn a_peer_gets_its_layers_and_no_more_and_passes_them_on() {
     let first = sharer(1, Some(shelf(owner.folder(), original.id))).await;
     let (second_node, second) = (node(2).await, Machine::empty());
     let layers = LayerRange::new(2, 4).unwrap();
-    let entry = noted(&second_node, &second, original.id, &[first.address.clone()]).await;
+    let entry = noted(&second_node, &second, original.id, from_ref(&first.address)).await;
     let tensors = of_layers(&entry, layers);
     let own: u64 = tensors.iter().map(|&t| entry.manifest.tensors[t].bytes).sum();
     let pulled =
-        pull(&second_node, &second.catalogue(), &entry, &tensors, &[first.address.clone()], &mut |_| {}).await.unwrap();
+        pull(&second_node, &second.catalogue(), &entry, &tensors, from_ref(&first.address), &mut |_| {}).await.unwrap();
     assert_eq!((pulled.wanted_bytes, pulled.entry.held_bytes()), (own, own));
     assert!(own < original.manifest.bytes() && pulled.received_bytes < own * 105 / 100);
     open_stage(&pulled.entry, &slice::plan(&entry.manifest, layers, false, true).unwrap()).unwrap();
@@ -206,10 +208,10 @@ async fn a_peer_gets_its_layers_and_no_more_and_passes_them_on() {
     // A third gets the same layers from the second, which has nothing else.
     let from = sharer(3, Some(shelf(second.folder(), original.id))).await;
     let (client, third) = (node(9).await, Machine::empty());
-    let entry = noted(&client, &third, original.id, &[from.address.clone()]).await;
-    let pulled = pull(&client, &third.catalogue(), &entry, &tensors, &[from.address.clone()], &mut |_| {}).await;
+    let entry = noted(&client, &third, original.id, from_ref(&from.address)).await;
+    let pulled = pull(&client, &third.catalogue(), &entry, &tensors, from_ref(&from.address), &mut |_| {}).await;
     verify(&pulled.unwrap().entry, None, &mut |_| {}).unwrap();
-    let rest = pull_all(&client, &third, &entry, &[from.address.clone()]).await;
+    let rest = pull_all(&client, &third, &entry, from_ref(&from.address)).await;
     assert!(matches!(rest, Err(PullError::Gone { .. })), "{rest:?}");
     assert!(third.catalogue().get("big").unwrap().held_bytes() >= own, "what has come is kept");
 }
@@ -233,7 +235,7 @@ async fn who_lies_is_asked_for_nothing_more() {
     let miser = sharer(2, Some(shortens)).await;
     let truthful = sharer(3, Some(shelf(honest.0, honest.1))).await;
     let (client, here) = (node(9).await, Machine::empty());
-    let entry = noted(&client, &here, original.id, &[liar.address.clone()]).await;
+    let entry = noted(&client, &here, original.id, from_ref(&liar.address)).await;
     let pulled =
         pull_all(&client, &here, &entry, &[&liar, &miser, &truthful].map(|peer| peer.address.clone())).await.unwrap();
     verify(&pulled.entry, None, &mut |_| {}).unwrap();
@@ -241,8 +243,8 @@ async fn who_lies_is_asked_for_nothing_more() {
     assert!(given.load(Ordering::Relaxed) <= 4, "it was found out by its first pieces: {given:?}");
 
     let alone = Machine::empty();
-    let entry = noted(&client, &alone, original.id, &[liar.address.clone()]).await;
-    let refused = pull_all(&client, &alone, &entry, &[liar.address.clone()]).await;
+    let entry = noted(&client, &alone, original.id, from_ref(&liar.address)).await;
+    let refused = pull_all(&client, &alone, &entry, from_ref(&liar.address)).await;
     assert!(
         matches!(&refused, Err(PullError::Gone { silent, .. }) if silent[0].contains("not the model's")),
         "{refused:?}"
@@ -271,7 +273,7 @@ async fn hashes_and_manifests_are_believed_nobody() {
     let entry =
         noted(&client, &here, original.id, &[&bad_manifest, &nothing, &bad_hashes].map(|peer| peer.address.clone()))
             .await;
-    let refused = pull_all(&client, &here, &entry, &[bad_hashes.address.clone()]).await;
+    let refused = pull_all(&client, &here, &entry, from_ref(&bad_hashes.address)).await;
     assert!(matches!(refused, Err(PullError::Gone { .. })), "{refused:?}");
     let other = ModelId::from_bytes([5; 32]);
     assert!(matches!(manifest(&client, &[], other).await, Err(PullError::Nobody { .. })));
@@ -282,21 +284,21 @@ async fn what_a_silent_peer_holds_up_another_brings() {
     let (owner, original) = Machine::with_model();
     let honest = (owner.folder(), original.id);
     // It answers two pieces, and then no more: neither an answer nor an end.
-    let (answered, never) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(())));
-    let held = never.clone();
+    let answered = AtomicUsize::new(0);
+    let (let_go, held) = mpsc::channel::<()>();
+    let held = Mutex::new(held);
     let silent = bad_shelf(honest.clone(), move |_, _, bytes| {
         if answered.fetch_add(1, Ordering::Relaxed) >= 2 {
-            drop(held.lock().unwrap());
+            assert!(held.lock().unwrap().recv().is_err(), "nothing is ever sent");
         }
         Ok(Frame::Part(bytes))
     });
-    let guard = never.lock().unwrap();
     let mute = sharer(1, Some(silent)).await;
     let other = sharer(2, Some(shelf(honest.0, honest.1))).await;
     let (client, here) = (node(9).await, Machine::empty());
-    let entry = noted(&client, &here, original.id, &[other.address.clone()]).await;
+    let entry = noted(&client, &here, original.id, from_ref(&other.address)).await;
     let pulled = pull_all(&client, &here, &entry, &[mute.address.clone(), other.address.clone()]).await.unwrap();
-    drop(guard);
+    drop(let_go);
     verify(&pulled.entry, None, &mut |_| {}).unwrap();
     assert!(pulled.received_bytes < original.manifest.bytes() * 105 / 100, "{}", pulled.received_bytes);
 }
@@ -312,14 +314,14 @@ async fn an_attempt_that_broke_off_is_gone_on_with() {
     });
     let quitter = sharer(1, Some(quits)).await;
     let (client, here) = (node(9).await, Machine::empty());
-    let entry = noted(&client, &here, original.id, &[quitter.address.clone()]).await;
-    let broken = pull_all(&client, &here, &entry, &[quitter.address.clone()]).await;
+    let entry = noted(&client, &here, original.id, from_ref(&quitter.address)).await;
+    let broken = pull_all(&client, &here, &entry, from_ref(&quitter.address)).await;
     let Err(PullError::Gone { left, .. }) = broken else { panic!("{broken:?}") };
     assert!(left < original.manifest.bytes());
 
     let other = sharer(2, Some(shelf(honest.0, honest.1))).await;
     let known = here.catalogue().get("big").unwrap();
-    let pulled = pull_all(&client, &here, &known, &[other.address.clone()]).await.unwrap();
+    let pulled = pull_all(&client, &here, &known, from_ref(&other.address)).await.unwrap();
     verify(&pulled.entry, None, &mut |_| {}).unwrap();
     let hashes = original.manifest.bytes() / PIECE_BYTES as u64 * 64;
     assert!(pulled.received_bytes <= left + hashes + 4_096, "{} of {left}", pulled.received_bytes);
@@ -330,7 +332,7 @@ async fn what_is_damaged_is_not_passed_on() {
     let (owner, original) = Machine::with_model();
     let sick = sharer(1, Some(shelf(owner.folder(), original.id))).await;
     let (client, here) = (node(9).await, Machine::empty());
-    let entry = noted(&client, &here, original.id, &[sick.address.clone()]).await;
+    let entry = noted(&client, &here, original.id, from_ref(&sick.address)).await;
     // The disk turns a bit, and the file's time stays what it was.
     let file = &original.place.files[0];
     let modified = fs::metadata(&file.path).unwrap().modified().unwrap();
@@ -339,7 +341,7 @@ async fn what_is_damaged_is_not_passed_on() {
     bytes[at] ^= 4;
     fs::write(&file.path, bytes).unwrap();
     fs::File::options().write(true).open(&file.path).unwrap().set_modified(modified).unwrap();
-    let refused = pull_all(&client, &here, &entry, &[sick.address.clone()]).await;
+    let refused = pull_all(&client, &here, &entry, from_ref(&sick.address)).await;
     let Err(PullError::Gone { tensor, .. }) = refused else { panic!("{refused:?}") };
     assert_eq!(tensor, "blk.1.ffn_up.weight");
 }

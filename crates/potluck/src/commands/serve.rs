@@ -12,8 +12,9 @@ use potluck_core::{LayerRange, StageSpec};
 use potluck_engine::EngineSettings;
 use potluck_grant::Gate;
 use potluck_net::{Bind, Identity as NetIdentity};
-use potluck_pull::shelf;
+use potluck_pull::{Pulled, shelf};
 use potluck_store::Entry;
+use serde_json::json;
 use tokio::time::sleep;
 
 use crate::{
@@ -21,7 +22,7 @@ use crate::{
     args::{EngineArgs, parse_bytes},
     commands::join::{join, read_line},
     embedded::{ORDER_BYTES_MAX, Order, Ready},
-    failure::Failure,
+    failure::{Failure, OrFail},
     home::{Home, Identity, Membership, Role},
     models::{Models, Sharers, all_layers, find_model, pull_stage},
     placement::{free_memory, model_facts},
@@ -99,9 +100,11 @@ impl Lend {
         let chosen = async {
             let entry = if auto { self.wait_for_model(home, screen).await } else { self.model(home, screen).await }?;
             let spec = self.choose(home, &entry, &settings, auto).await?;
-            Ok::<_, Failure>((pull_stage(home, screen, entry, spec).await?, spec))
+            let pulled = pull_stage(home, screen, &entry, spec).await?;
+            Ok::<_, Failure>((entry, spec, pulled))
         };
-        let (entry, spec) = interrupt.or(chosen).await??;
+        let (entry, spec, pulled) = interrupt.or(chosen).await??;
+        let entry = pulled.as_ref().map_or(entry, |pulled| pulled.entry.clone());
         let layers = spec.layers;
         let bar = screen.wait(format!("loading layers {layers} of {}", entry.name));
         let who = NetIdentity { key: identity.key.clone(), grant: grant.clone(), gate: membership.gate()? };
@@ -114,7 +117,7 @@ impl Lend {
         }
         membership.knows(peer.address());
         membership.save(home)?;
-        tell(screen, &peer, &membership.swarm, &entry.name)?;
+        tell(screen, &peer, &membership.swarm, &entry.name, pulled.as_ref())?;
         let announcer = Announcer::new(identity.key, grant, membership.contacts);
         tokio::select! {
             () = announcer.run(&peer) => {}
@@ -192,7 +195,7 @@ async fn serve_order(screen: Screen) -> Result<(), Failure> {
     let mut interrupt = Interrupt::listen()?;
     let started = ServingPeer::start(&entry, spec, &order.settings, identity, Bind::Loopback, LentTo::Command);
     let peer = interrupt.or(started).await??;
-    tell(screen, &peer, &order.swarm()?.to_string(), &entry.name)?;
+    tell(screen, &peer, &order.swarm()?.to_string(), &entry.name, None)?;
     tokio::select! {
         _ = apart(wait_for_end) => {}
         () = interrupt.wait() => {}
@@ -201,7 +204,7 @@ async fn serve_order(screen: Screen) -> Result<(), Failure> {
     Ok(())
 }
 
-fn tell(screen: Screen, peer: &ServingPeer, swarm: &str, model: &str) -> Result<(), Failure> {
+fn tell(screen: Screen, peer: &ServingPeer, swarm: &str, model: &str, pulled: Option<&Pulled>) -> Result<(), Failure> {
     let (layers, addresses) = (peer.shape.spec.layers, peer.address().addresses);
     let ready = Ready {
         id: peer.id().to_string(),
@@ -211,7 +214,11 @@ fn tell(screen: Screen, peer: &ServingPeer, swarm: &str, model: &str) -> Result<
         swarm: swarm.to_owned(),
     };
     if screen.json {
-        return screen.object(&ready);
+        let mut object = serde_json::to_value(&ready).or_fail("internal", "report this")?;
+        if let Some(pulled) = pulled {
+            object["pulled"] = json!({ "wanted_bytes": pulled.wanted_bytes, "received_bytes": pulled.received_bytes });
+        }
+        return screen.object(&object);
     }
     let speed = peer.speed.map_or(String::new(), |speed| format!(", {:.2} ms a token", speed.decode_us as f64 / 1e3));
     let lines = [

@@ -108,13 +108,18 @@ pub(crate) async fn find_model(home: &Home, screen: Screen, text: Option<&str>) 
     found
 }
 
-/// Makes sure that the tensors of a stage are here, and pulls those that are not.
-pub(crate) async fn pull_stage(home: &Home, screen: Screen, entry: Entry, spec: StageSpec) -> Result<Entry, Failure> {
-    let tensors = tensors_of(&entry, Some((spec.layers, spec.head, spec.tail)))?;
+/// Makes sure that the tensors of a stage are here, and pulls those that are not; none where nothing was missing.
+pub(crate) async fn pull_stage(
+    home: &Home,
+    screen: Screen,
+    entry: &Entry,
+    spec: StageSpec,
+) -> Result<Option<Pulled>, Failure> {
+    let tensors = tensors_of(entry, Some((spec.layers, spec.head, spec.tail)))?;
     if tensors.iter().all(|&tensor| entry.has(&entry.manifest.tensors[tensor])) {
-        return Ok(entry);
+        return Ok(None);
     }
-    Ok(pull(home, screen, &entry, &tensors).await?.entry)
+    pull(home, screen, entry, &tensors).await.map(Some)
 }
 
 /// Pulls a model, or the layers that are wanted of it.

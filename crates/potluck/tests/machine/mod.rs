@@ -18,6 +18,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
 /// A home directory, by which the processes of a test are told from others.
 pub(crate) struct Machine {
     dir: TempDir,
+    /// The network namespace that its commands run in; none: this machine's own.
+    namespace: Option<String>,
 }
 
 /// A `potluck` that runs, killed when dropped.
@@ -38,7 +40,12 @@ pub(crate) fn model() -> String {
 impl Machine {
     /// With nothing on it.
     pub(crate) fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+        Self { dir: tempfile::tempdir().unwrap(), namespace: None }
+    }
+
+    /// With nothing on it, in a network namespace of that name.
+    pub(crate) fn inside(namespace: String) -> Self {
+        Self { namespace: Some(namespace), ..Self::new() }
     }
 
     /// A path below its home.
@@ -48,7 +55,15 @@ impl Machine {
 
     /// The command, with these arguments.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_potluck"));
+        let program = env!("CARGO_BIN_EXE_potluck");
+        let mut command = match &self.namespace {
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace, program]);
+                command
+            }
+            None => Command::new(program),
+        };
         command.args(args).env("POTLUCK_HOME", self.path("home")).env_remove("RUST_LOG").stdin(Stdio::null());
         command
     }

@@ -1,0 +1,179 @@
+//! Machines that are machines to each other: each in a network namespace of its own, on a switch that the test made.
+//!
+//! Needs root and `ip netns`. Without them it says so and checks nothing; with `POTLUCK_SKIP_NOTHING`, as in CI, it fails.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says where")]
+#![cfg(target_os = "linux")]
+
+mod machine;
+
+use std::{
+    process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use machine::{Machine, Running, model, wait_until};
+use serde_json::Value;
+
+/// Machines on one switch.
+struct Network {
+    name: String,
+    machines: Vec<Machine>,
+}
+
+/// Runs `ip`; true if it did what it was asked for.
+fn ip(args: &str) -> bool {
+    let words: Vec<_> = args.split_whitespace().collect();
+    Command::new("ip").args(words).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+impl Network {
+    /// So many machines, at 10.77.0.1 and on; none where this one may not make namespaces.
+    fn new(machines: usize) -> Option<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("pl{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        if !ip(&format!("netns add {name}s")) {
+            assert!(
+                std::env::var_os("POTLUCK_SKIP_NOTHING").is_none(),
+                "no network namespaces here, and nothing may be skipped"
+            );
+            eprintln!("SKIPPED: this needs root and `ip netns`");
+            return None;
+        }
+        let mut network = Self { name, machines: Vec::new() };
+        let switch = format!("{}s", network.name);
+        assert!(ip(&format!("-n {switch} link add br0 type bridge")));
+        assert!(ip(&format!("-n {switch} link set br0 up")));
+        for number in 1..=machines {
+            let namespace = network.namespace(number - 1);
+            assert!(ip(&format!("netns add {namespace}")));
+            assert!(ip(&format!("-n {namespace} link set lo up")));
+            assert!(ip(&format!("-n {switch} link add p{number} type veth peer name eth0 netns {namespace}")));
+            assert!(ip(&format!("-n {switch} link set p{number} master br0 up")));
+            assert!(ip(&format!("-n {namespace} addr add 10.77.0.{number}/24 dev eth0")));
+            assert!(ip(&format!("-n {namespace} link set eth0 up")));
+            network.machines.push(Machine::inside(namespace));
+        }
+        Some(network)
+    }
+
+    fn namespace(&self, machine: usize) -> String {
+        format!("{}m{machine}", self.name)
+    }
+
+    /// Bytes that have arrived at a machine, headers included.
+    fn received(&self, machine: usize) -> u64 {
+        let counter = "/sys/class/net/eth0/statistics/rx_bytes";
+        let output =
+            Command::new("ip").args(["netns", "exec", &self.namespace(machine), "cat", counter]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
+    }
+
+    /// What a machine sends is held to that rate from now on.
+    fn slow_down(&self, machine: usize, rate: &str) {
+        let shaped = Command::new("ip")
+            .args(["netns", "exec", &self.namespace(machine), "tc", "qdisc", "add", "dev", "eth0", "root"])
+            .args(["tbf", "rate", rate, "burst", "256k", "latency", "50ms"])
+            .status();
+        assert!(shaped.unwrap().success(), "tc qdisc add ... tbf");
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for machine in 0..self.machines.len() {
+            ip(&format!("netns del {}", self.namespace(machine)));
+        }
+        ip(&format!("netns del {}s", self.name));
+    }
+}
+
+/// What peers of these tests are started with, as machine `number` of the network.
+fn lend(machine: &Machine, number: usize, what: &[&str]) -> Running {
+    let bind = format!("10.77.0.{}:7575", number + 1);
+    let fixed = ["--bind", &bind, "--threads", "1", "--exact", "--context", "512", "--json"];
+    machine.start(&[what, &fixed].concat())
+}
+
+fn invitation(owner: &Machine) -> String {
+    let (invited, code) = owner.json(&["swarm", "invite", "--address", "10.77.0.1:7575"]);
+    assert_eq!(code, 0, "{invited}");
+    invited["invitation"].as_str().unwrap().to_owned()
+}
+
+/// The answer of the swarm, as a machine asks it that cannot answer alone.
+fn pooled(machine: &Machine) -> Option<Value> {
+    let args = [
+        "run",
+        "Hello",
+        "--max-tokens",
+        "16",
+        "--temperature",
+        "0",
+        "--context",
+        "512",
+        "--exact",
+        "--prefer",
+        "swarm",
+    ];
+    let (answer, code) = machine.json(&args);
+    (code == 0).then(|| answer["tokens"].clone())
+}
+
+#[test]
+fn machines_join_by_a_line_fetch_their_layers_and_outlive_each_other() {
+    let Some(network) = Network::new(4) else { return };
+    let [first, second, third, fourth] = &network.machines[..] else { unreachable!() };
+    let alone = first.answer("Hello", 16, &["--local", "--context", "512", "--exact"])["tokens"].clone();
+    first.json(&["swarm", "create"]);
+    let serve_first = || {
+        let mut running = lend(first, 0, &["serve", "--model", &model(), "--layers", "0..15"]);
+        assert_eq!(running.object()["layers"].to_string(), "[0,15]");
+        running
+    };
+    let serving = serve_first();
+
+    // The second has no model: it takes the layers that nobody serves, and nothing else crosses the wire.
+    let before = network.received(1);
+    let mut lending = lend(second, 1, &["join", &invitation(first)]);
+    assert!(lending.object()["code"].is_string());
+    let ready = lending.object();
+    let arrived = network.received(1) - before;
+    assert_eq!(ready["layers"].to_string(), "[15,30]", "{ready}");
+    let [wanted, fetched] = ["wanted_bytes", "received_bytes"].map(|key| ready["pulled"][key].as_u64().unwrap());
+    assert_eq!(wanted, second.json(&["model", "list"]).0["models"][0]["held_bytes"].as_u64().unwrap());
+    assert!(fetched < wanted * 105 / 100, "{fetched} of {wanted}");
+    // The model's description, and the headers of packets, are in this.
+    assert!(arrived < wanted * 115 / 100, "{arrived} bytes arrived for {wanted}");
+    assert_eq!(pooled(second).as_ref(), Some(&alone));
+
+    // The first starts again, and the swarm is whole again without a hand.
+    serving.signal("TERM");
+    assert_eq!(serving.end().0, Some(0));
+    assert_eq!(pooled(second), None, "half of the model is nobody's");
+    let serving = serve_first();
+    wait_until("the swarm answers again", || pooled(second).as_ref() == Some(&alone));
+
+    // A third holds all of it. A fourth fetches from both, and the first stops in the middle of it.
+    let mut whole = lend(third, 2, &["join", &invitation(first), "--layers", "0..30"]);
+    whole.object();
+    assert_eq!(whole.object()["layers"].to_string(), "[0,30]");
+    [0, 1, 2].iter().for_each(|&machine| network.slow_down(machine, "40mbit"));
+    let before = network.received(3);
+    let mut last = lend(fourth, 3, &["join", &invitation(first), "--layers", "0..15"]);
+    last.object();
+    wait_until("a quarter has arrived", || network.received(3) - before > 8_000_000);
+    serving.signal("STOP");
+    let at_stop = network.received(3) - before;
+    let ready = last.object();
+    serving.signal("CONT");
+    assert_eq!(ready["layers"].to_string(), "[0,15]", "{ready}");
+    let [wanted, fetched] = ["wanted_bytes", "received_bytes"].map(|key| ready["pulled"][key].as_u64().unwrap());
+    assert!(at_stop < wanted, "all of it had arrived when the first stopped");
+    assert!(network.received(3) - before >= wanted && fetched < wanted * 105 / 100, "{fetched} of {wanted}");
+
+    for running in [serving, lending, whole, last] {
+        running.signal("TERM");
+        assert_eq!(running.end().0, Some(0));
+    }
+    network.machines.iter().for_each(|machine| machine.wait_until_empty(&[]));
+}
