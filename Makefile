@@ -24,10 +24,10 @@ TEST ?=
 TARGET ?= frame
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup model clients demo fmt lint test sim fuzz bench snapshots
+.PHONY: help setup model clients demo fmt lint test sim fuzz prove-streams bench snapshots
 
 help: ## What there is to make
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: ## Install what a fresh machine lacks
 	@scripts/setup
@@ -61,6 +61,9 @@ sim: ## The simulator: make sim [TEST=storms] [SEED=0x5eed] [SEEDS=10000]
 fuzz: ## Fuzz a decoder: make fuzz [TARGET=frame] [FUZZ_SECONDS=60]
 	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 	cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $(if $(filter engine_%,$(TARGET)),--features engine) $(TARGET) -- -max_total_time=$(FUZZ_SECONDS)
+
+prove-streams: model ## Two minutes of 16 streams beside clients that misbehave; writes bench/results/streams.json
+	@POTLUCK_PROVE_SECONDS=120 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --no-capture -E 'binary(streams)'
 
 bench: model ## Ratios against llama.cpp, side by side; writes bench/results/
 	@bench/run

@@ -3,6 +3,9 @@
 /// Positions in one step. A longer prefill is cut in chunks; a longer step is refused.
 pub const STEP_POSITIONS_MAX: usize = 512;
 
+/// Positions in one step whose mean is asked for: an engine computes their logits on the way. A longer one is refused.
+pub const MEAN_POSITIONS_MAX: usize = 64;
+
 /// Values in one hidden state. A model that is wider is refused when it is added.
 pub const HIDDEN_WIDTH_MAX: usize = 32_768;
 

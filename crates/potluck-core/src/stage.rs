@@ -92,6 +92,9 @@ pub enum Rows {
     Last,
     /// Every position: drafts to verify, or scoring a text.
     All,
+    /// No logits: one row of the model's width, the mean over the step's positions of the hidden states after the last norm.
+    /// An embedding is made of it. At most [`bounds::MEAN_POSITIONS_MAX`](crate::bounds::MEAN_POSITIONS_MAX) positions.
+    Mean,
 }
 
 /// One batch of consecutive positions of a session, sent down a route.

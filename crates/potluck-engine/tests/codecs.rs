@@ -16,6 +16,10 @@ const LENGTH: usize = 128;
 /// a logit of this model (the same 20 tokens one by one or at once: up to 0.4).
 const NEAR_TIE: f32 = 0.4;
 
+/// Positions of which one may differ. How many near-ties a text has depends on the machine, which also writes another text: 6 and
+/// 15 of 512 were seen, with AVX-512 and without. That a difference is a near-tie is what holds everywhere.
+const ONE_IN: usize = 20;
+
 /// How four texts begin; the whole model writes the rest.
 const BEGINNINGS: [[u32; 2]; 4] = [[504, 6376], [1550, 8118], [9732, 653], [13242, 5383]];
 
@@ -76,6 +80,6 @@ fn half_precision_between_stages_flips_near_ties_only() {
         compared - flipped.len()
     );
     flipped.iter().for_each(|(text, position, margin)| println!("  text {text:?}, position {position}: {margin:.4}"));
-    assert!(flipped.len() * 50 <= compared, "more than one in fifty positions differ");
+    assert!(flipped.len() * ONE_IN <= compared, "more than one in {ONE_IN} positions differ");
     assert!(flipped.iter().all(|(.., margin)| *margin < NEAR_TIE), "a difference is no near-tie");
 }

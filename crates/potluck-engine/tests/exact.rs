@@ -101,6 +101,26 @@ fn bounds_of_a_cache_are_typed_errors_and_leave_it_usable() {
 }
 
 #[test]
+fn the_mean_of_a_text_s_states_is_the_whole_model_s() {
+    let model = small_model();
+    let text = tokens(11, 60, 49_152);
+    let mean = |loads: &[potluck_engine::Load]| {
+        let mut chain = Chain::load(loads);
+        chain.open(CACHE, 512);
+        let before = chain.run(CACHE, 0, &text, Rows::Last).unwrap();
+        let mean = chain.run(CACHE, 0, &text, Rows::Mean).unwrap();
+        assert!(chain.run(CACHE, 0, &text, Rows::Last).unwrap() == before, "logits are what they were");
+        let too_many = chain.run(CACHE, 0, &tokens(11, 65, 49_152), Rows::Mean);
+        assert!(matches!(too_many, Err(StageError::BadInput(_))), "64 positions at most");
+        mean
+    };
+    let expected = mean(&[model.whole(&exact())]);
+    assert_eq!((expected.len(), expected[0].len()), (1, 576));
+    assert!(expected[0].iter().any(|value| value.abs() > 0.1), "{:?}", &expected[0][..8]);
+    assert!(mean(&model.chain(3, &exact())) == expected);
+}
+
+#[test]
 fn the_bare_loop_and_the_whole_model_say_the_same() {
     let model = small_model();
     let load = model.whole(&exact());

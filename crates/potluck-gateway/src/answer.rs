@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use crate::{
     Problem, Whose,
     access::Caller,
-    slots::{Event, Job},
+    slots::{Event, Job, Task},
 };
 
 /// Choices of one request at most. More are refused.
@@ -37,10 +37,33 @@ impl Answers {
         let (events, receiver) = mpsc::unbounded_channel();
         let open = requests.len();
         for (index, request) in requests.into_iter().enumerate() {
-            let job = Job { caller: caller.clone(), request, index, events: events.clone() };
+            let job = Job { caller: caller.clone(), task: Task::Generate(request), index, events: events.clone() };
             jobs.send(job).await.map_err(|_| leaving())?;
         }
         Ok(Self { events: receiver, open })
+    }
+
+    /// The embeddings of these texts, in their order.
+    pub(crate) async fn embed(
+        jobs: &mpsc::Sender<Job>,
+        caller: &Caller,
+        texts: Vec<Vec<u32>>,
+    ) -> Result<Vec<Vec<f32>>, Problem> {
+        let (events, mut receiver) = mpsc::unbounded_channel();
+        let mut embeddings: Vec<Option<Vec<f32>>> = texts.iter().map(|_| None).collect();
+        for (index, tokens) in texts.into_iter().enumerate() {
+            let job = Job { caller: caller.clone(), task: Task::Embed(tokens), index, events: events.clone() };
+            jobs.send(job).await.map_err(|_| leaving())?;
+        }
+        drop(events);
+        while let Some((index, event)) = receiver.recv().await {
+            match event {
+                Event::Embedded(embedding) => embeddings[index] = Some(embedding),
+                Event::Failed(problem) => return Err(problem),
+                _ => {}
+            }
+        }
+        embeddings.into_iter().map(|embedding| embedding.ok_or_else(leaving)).collect()
     }
 
     /// What happens next: to which choice, and what; none once all are done.
@@ -50,7 +73,7 @@ impl Answers {
         }
         let next = self.events.recv().await.unwrap_or_else(|| (0, Event::Failed(leaving())));
         self.open = match next.1 {
-            Event::Done(_) => self.open - 1,
+            Event::Done(_) | Event::Embedded(_) => self.open - 1,
             // One choice without an answer is a request without one.
             Event::Failed(_) => 0,
             _ => self.open,
@@ -64,7 +87,7 @@ impl Answers {
         let mut outcomes: Vec<Option<Outcome>> = (0..self.open).map(|_| None).collect();
         while let Some((index, event)) = self.next().await {
             match event {
-                Event::Started => {}
+                Event::Started | Event::Embedded(_) => {}
                 Event::Token(token) => tokens[index].push(token),
                 Event::Done(outcome) => outcomes[index] = Some(*outcome),
                 Event::Failed(problem) => return Err(problem),

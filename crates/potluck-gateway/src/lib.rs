@@ -17,12 +17,14 @@ mod http;
 mod metrics;
 mod model;
 mod ollama;
+mod ollama_embed;
 mod openai;
 mod problem;
 mod prompt;
 mod queue;
 mod slots;
 mod stream;
+mod tools;
 
 pub use access::{Access, KEY_BYTES_MIN};
 pub use http::{BODY_BYTES_MAX, Gateway, serve};

@@ -24,6 +24,7 @@ use crate::{
     openai::{OneOrMany, Params, for_template},
     prompt,
     stream::{Format, Framing, Writer, respond},
+    tools::{Call, Held, Said, Tools},
 };
 
 /// The version of Ollama whose API this is like: clients ask for a version and expect three numbers.
@@ -121,7 +122,7 @@ pub(crate) async fn show(State(shared): Site, Body(body): Body<Named>) -> Respon
         ]);
         let object = json!({
             "modelfile": "", "parameters": "", "template": "", "details": details(model),
-            "model_info": info, "capabilities": ["completion"], "modified_at": rfc3339(since(model)),
+            "model_info": info, "capabilities": ["completion", "tools"], "modified_at": rfc3339(since(model)),
         });
         Ok(Json(object).into_response())
     });
@@ -142,10 +143,15 @@ pub(crate) async fn chat(
         }
         // Asked for nothing, Ollama loads the model: it is loaded.
         if messages.is_empty() {
-            return Ok(loaded(known, Kind::Chat));
+            return Ok(loaded(known, &Kind::Chat(None)));
         }
-        let tokens = prompt::of_messages(known, for_template(messages)?, Map::new()).await?;
-        answer(&shared, &caller, known, tokens, rest, Kind::Chat).await
+        let tools = Tools::of(Some(&rest.tools), None)?.map(Arc::new);
+        let (mut messages, mut variables) = (for_template(messages)?, Map::new());
+        if let Some(tools) = &tools {
+            tools.tell(known, &mut messages, &mut variables);
+        }
+        let tokens = prompt::of_messages(known, messages, variables).await?;
+        answer(&shared, &caller, known, tokens, rest, Kind::Chat(tools)).await
     };
     either(result.await, Problem::ollama)
 }
@@ -158,12 +164,15 @@ pub(crate) async fn generate(
     let result = async {
         let GenerateRequest { model, prompt, suffix, system, raw, images, rest } = body?;
         let known = shared.named(model.as_deref())?;
+        if !rest.tools.is_empty() {
+            return Err(Problem::unsupported("tools", "a text calls no tools: ask at /api/chat"));
+        }
         if !suffix.is_empty() || !images.is_empty() {
             let param = if suffix.is_empty() { "images" } else { "suffix" };
             return Err(Problem::unsupported(param, "this model goes on with a text, and reads nothing else"));
         }
         if prompt.is_empty() {
-            return Ok(loaded(known, Kind::Generate));
+            return Ok(loaded(known, &Kind::Generate));
         }
         let tokens = if raw {
             prompt::of_text(known, &prompt).await?
@@ -185,24 +194,26 @@ async fn answer(
     rest: Rest,
     kind: Kind,
 ) -> Result<Response, Problem> {
-    if !rest.tools.is_empty() {
-        return Err(Problem::unsupported("tools", "this gateway does not call tools yet"));
-    }
     if let Some(wanted) = rest.options.num_ctx.filter(|&wanted| wanted as usize > model.context as usize) {
         tracing::info!(wanted, context = model.context, "num_ctx is more than the context that is served");
     }
     let params = rest.options.params(rest.format)?;
     let requests = shared.requests(&params, &tokens, None)?;
     let answers = Answers::ask(&shared.jobs, caller, requests).await?;
-    let format = Lines { model: model.name.clone(), kind, metrics: shared.metrics.clone(), begun: SystemTime::now() };
+    let (model, metrics) = (model.name.clone(), shared.metrics.clone());
+    let format = Lines { model, kind, metrics, begun: SystemTime::now(), held: Held::default() };
     if rest.stream != Some(false) {
         return respond(answers, Framing::Lines, format).await;
     }
     let whole = answers.whole().await?.pop();
     let outcome = whole.map(|whole| whole.outcome).ok_or_else(|| Problem::value("n", "no answer"))?;
     shared.answered(&outcome);
+    let said = match &format.kind {
+        Kind::Chat(Some(tools)) => tools.read(&outcome.text),
+        _ => Said { text: outcome.text.clone(), calls: Vec::new() },
+    };
     let mut line = format.last(&outcome);
-    format.put(&mut line, &outcome.text);
+    format.put(&mut line, &said);
     Ok(Json(line).into_response())
 }
 
@@ -234,9 +245,9 @@ impl Options {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Kind {
-    Chat,
+    Chat(Option<Arc<Tools>>),
     Generate,
 }
 
@@ -246,25 +257,37 @@ struct Lines {
     kind: Kind,
     metrics: Arc<Metrics>,
     begun: SystemTime,
+    held: Held,
 }
 
 impl Lines {
-    fn line(&self, text: &str, done: bool) -> Value {
+    fn line(&self, said: &Said, done: bool) -> Value {
         let mut line = json!({ "model": self.model, "created_at": rfc3339(SystemTime::now()), "done": done });
-        self.put(&mut line, text);
+        self.put(&mut line, said);
         line
     }
 
-    fn put(&self, line: &mut Value, text: &str) {
+    fn put(&self, line: &mut Value, said: &Said) {
         match self.kind {
-            Kind::Chat => line["message"] = json!({ "role": "assistant", "content": text }),
-            Kind::Generate => line["response"] = text.into(),
+            Kind::Chat(_) => {
+                line["message"] = json!({ "role": "assistant", "content": said.text });
+                if !said.calls.is_empty() {
+                    // Arguments are an object here, and calls have no id.
+                    let call = |call: &Call| json!({ "function": { "name": call.name, "arguments": call.input() } });
+                    line["message"]["tool_calls"] = said.calls.iter().map(call).collect();
+                }
+            }
+            Kind::Generate => line["response"] = said.text.clone().into(),
         }
+    }
+
+    fn tools(&self) -> Option<Arc<Tools>> {
+        if let Kind::Chat(tools) = &self.kind { tools.clone() } else { None }
     }
 
     /// The last line, with the figures in nanoseconds.
     fn last(&self, outcome: &Outcome) -> Value {
-        let mut line = self.line("", true);
+        let mut line = self.line(&said(String::new()), true);
         let ns = |tokens: usize, rate: f64| if rate > 0.0 { (tokens as f64 / rate * 1e9) as u64 } else { 0 };
         let evaluated = outcome.prompt_tokens - outcome.reused_tokens;
         let following = outcome.completion_tokens.saturating_sub(1);
@@ -283,13 +306,18 @@ impl Format for Lines {
     fn begin(&mut self, _: &mut Writer) {}
 
     async fn token(&mut self, _: usize, token: TokenEvent, writer: &mut Writer) {
-        if !token.text.is_empty() {
-            writer.data(&self.line(&token.text, false));
+        let text = self.held.hold(self.tools().as_deref(), &token.text);
+        if !text.is_empty() {
+            writer.data(&self.line(&said(text), false));
         }
     }
 
     fn done(&mut self, _: usize, outcome: &Outcome, writer: &mut Writer) {
         self.metrics.answered(outcome);
+        let rest = self.held.rest(self.tools().as_deref());
+        if !rest.text.is_empty() || !rest.calls.is_empty() {
+            writer.data(&self.line(&rest, false));
+        }
         writer.data(&self.last(outcome));
     }
 
@@ -311,11 +339,15 @@ impl Problem {
     }
 }
 
-fn loaded(model: &Model, kind: Kind) -> Response {
+fn said(text: String) -> Said {
+    Said { text, calls: Vec::new() }
+}
+
+fn loaded(model: &Model, kind: &Kind) -> Response {
     let mut line =
         json!({ "model": model.name, "created_at": rfc3339(SystemTime::now()), "done": true, "done_reason": "load" });
     match kind {
-        Kind::Chat => line["message"] = json!({ "role": "assistant", "content": "" }),
+        Kind::Chat(_) => line["message"] = json!({ "role": "assistant", "content": "" }),
         Kind::Generate => line["response"] = "".into(),
     }
     Json(line).into_response()

@@ -27,6 +27,13 @@ pub(crate) async fn of_text(model: &Model, text: &str) -> Result<Vec<u32>, Probl
     check(model, model.vocabulary.tokenize(text, true, false).await.map_err(potluck_client::GenerateError::from)?)
 }
 
+/// The same, cut to what the context holds.
+pub(crate) async fn of_cut_text(model: &Model, text: &str) -> Result<Vec<u32>, Problem> {
+    let tokens = model.vocabulary.tokenize(text, true, false).await.map_err(potluck_client::GenerateError::from)?;
+    let kept = tokens.len().min(model.context as usize);
+    check(model, tokens[..kept].to_vec())
+}
+
 /// Tokens that the caller made itself.
 pub(crate) fn of_tokens(model: &Model, tokens: Vec<u32>) -> Result<Vec<u32>, Problem> {
     let vocabulary = model.vocabulary.info().tokens;

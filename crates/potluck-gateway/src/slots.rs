@@ -37,15 +37,36 @@ pub(crate) enum Event {
     Token(TokenEvent),
     /// It is answered.
     Done(Box<Outcome>),
+    /// A text's embedding.
+    Embedded(Vec<f32>),
     /// It is not.
     Failed(Problem),
+}
+
+/// What a slot is to do.
+#[derive(Debug, Clone)]
+pub(crate) enum Task {
+    /// Answer.
+    Generate(Request),
+    /// Embed these tokens.
+    Embed(Vec<u32>),
+}
+
+impl Task {
+    fn prompt(&self) -> &[u32] {
+        match self {
+            Self::Generate(request) => &request.prompt,
+            // It evaluates all of it, and what a slot holds is of no use to it.
+            Self::Embed(_) => &[],
+        }
+    }
 }
 
 /// A request on its way to a slot.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) caller: Caller,
-    pub(crate) request: Request,
+    pub(crate) task: Task,
     /// Which choice of its request it is.
     pub(crate) index: usize,
     /// Bounded by the answer's length: one event a token.
@@ -125,7 +146,7 @@ impl<C: Chain> Pool<C> {
         let job = std::iter::from_fn(|| self.queue.pop()).find(|job| !job.events.is_closed())?;
         let worth = |slot: &Slot<C>| {
             let held = slot.session.as_ref().map_or(&[][..], Session::held);
-            Worth::of(held, &job.request.prompt, slot.used)
+            Worth::of(held, job.task.prompt(), slot.used)
         };
         let best = (0..self.idle.len()).min_by_key(|&at| worth(&self.idle[at]))?;
         self.age = self.age.max(worth(&self.idle[best]).price);
@@ -157,7 +178,7 @@ impl Worth {
 
 /// Answers a job in a session, opened first where there is none; the session, if it can go on.
 async fn work<O: Opener>(opener: &O, session: Option<Session<O::Chain>>, job: Job) -> Option<Session<O::Chain>> {
-    let Job { request, index, events, .. } = job;
+    let Job { task, index, events, .. } = job;
     let tell = |event| {
         // Whoever asked may be gone: that cancels the answer elsewhere.
         let _ = events.send((index, event));
@@ -176,9 +197,20 @@ async fn work<O: Opener>(opener: &O, session: Option<Session<O::Chain>>, job: Jo
             },
         };
         let mut told = false;
-        match answer(&mut session, request.clone(), index, &events, &mut told).await {
-            Ok(outcome) => {
-                tell(Event::Done(Box::new(outcome)));
+        let done = match &task {
+            Task::Generate(request) => {
+                let answered = answer(&mut session, request.clone(), index, &events, &mut told).await;
+                answered.map(|outcome| Event::Done(Box::new(outcome)))
+            }
+            Task::Embed(tokens) => tokio::select! {
+                embedding = session.embed(tokens) => embedding.map(Event::Embedded),
+                // Nobody waits for it any more; the step that is under way is let finish by whoever comes next.
+                () = events.closed() => return Some(session),
+            },
+        };
+        match done {
+            Ok(event) => {
+                tell(event);
                 return Some(session);
             }
             Err(error @ GenerateError::Session(_)) => {

@@ -148,7 +148,7 @@ async fn write(
             }
         };
         match next {
-            Some((_, Event::Started)) => {}
+            Some((_, Event::Started | Event::Embedded(_))) => {}
             Some((index, Event::Token(token))) => format.token(index, token, &mut writer).await,
             Some((index, Event::Done(outcome))) => format.done(index, &outcome, &mut writer),
             Some((_, Event::Failed(problem))) => {

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, time::Instant};
 
 use potluck_chain::{Credit, Receipts};
-use potluck_core::{CacheId, Input, Output, SessionKey, bounds};
+use potluck_core::{CacheId, Input, Output, Rows, SessionKey, bounds};
 use potluck_wire::{
     AnswerFrame, Codec, Failure, FailureCode, Frame, NextHop, OpenSession, PreviousHop, StepFrame,
     answer_frame_bytes_max,
@@ -141,12 +141,17 @@ impl Session {
             return Err(Failure::new(FailureCode::Protocol, format!("{} largest logits asked for", frame.top)));
         }
         let rows = match frame.rows {
-            potluck_core::Rows::None => 0,
-            potluck_core::Rows::Last => 1,
-            potluck_core::Rows::All => usize::from(frame.count),
+            Rows::None => 0,
+            Rows::Last | Rows::Mean => 1,
+            Rows::All => usize::from(frame.count),
         };
+        if frame.rows == Rows::Mean && usize::from(frame.count) > bounds::MEAN_POSITIONS_MAX {
+            let detail = format!("the mean of {} positions was asked for", frame.count);
+            return Err(Failure::new(FailureCode::OverBudget, detail));
+        }
         // Upper bounds of an answer's encoding: 10 bytes a largest logit, 4 a whole row's value, 16 a row.
-        let row = if frame.top == 0 { 4 * self.vocabulary as usize } else { 10 * usize::from(frame.top) };
+        let values = if frame.rows == Rows::Mean { self.width } else { self.vocabulary };
+        let row = if frame.top == 0 { 4 * values as usize } else { 10 * usize::from(frame.top) };
         let max = answer_frame_bytes_max(self.width, self.vocabulary);
         if self.open.stage.tail && potluck_wire::HEADER_BYTES + 16 + rows * (row + 16) > max {
             let detail = format!("{rows} rows of {row} bytes asked for; an answer holds {max} bytes");

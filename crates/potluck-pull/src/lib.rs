@@ -15,8 +15,10 @@ mod error;
 mod peers;
 mod schedule;
 mod shelf;
+mod web;
 
 pub use error::PullError;
 pub use peers::{Pulled, Shared, manifest, pull, shared};
 pub use schedule::{Ask, Item, Schedule, Setback, SourceId};
 pub use shelf::shelf;
+pub use web::{Address, Web};

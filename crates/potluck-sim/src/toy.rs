@@ -86,9 +86,13 @@ impl ToyStage {
         if !spec.tail {
             return Ok(Output::Hidden(Hidden(hidden)));
         }
+        if step.rows == Rows::Mean {
+            let mean = |at| hidden.iter().skip(at).step_by(WIDTH as usize).sum::<f32>() / count as f32;
+            return Ok(Output::Logits(vec![Logits::Whole(Hidden((0..WIDTH as usize).map(mean).collect()))]));
+        }
         cache.rows = hidden.chunks_exact(WIDTH as usize).map(logits).collect();
         let wanted = match step.rows {
-            Rows::None => &[][..],
+            Rows::None | Rows::Mean => &[][..],
             Rows::Last => &cache.rows[count - 1..],
             Rows::All => &cache.rows[..],
         };

@@ -403,6 +403,7 @@ impl StepFrame {
             Rows::None => 0,
             Rows::Last => 1,
             Rows::All => 2,
+            Rows::Mean => 3,
         };
         let Self { sequence, epoch, start, count, top, codec, .. } = *self;
         Header { codec: codec.number(), flags, sequence, epoch, start, count, top }.encode(out);
@@ -414,6 +415,7 @@ impl StepFrame {
             0 => Rows::None,
             1 => Rows::Last,
             2 => Rows::All,
+            3 => Rows::Mean,
             flags => return Err(malformed(STEP, format!("flags {flags:#x} were not agreed"))),
         };
         let Header { sequence, epoch, start, count, top, codec, .. } = header;

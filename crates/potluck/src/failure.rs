@@ -31,6 +31,11 @@ impl Failure {
         Self::new("io", format!("{what}: {error}"), "check that the path exists and that you may use it")
     }
 
+    /// What was wrong has been told already, in the command's own words.
+    pub(crate) fn told() -> Self {
+        Self::new("told", "", "")
+    }
+
     /// 2 for what the user can see by reading `--help`, 1 for the rest.
     pub(crate) fn exit_code(&self) -> u8 {
         if self.code == "usage" { 2 } else { 1 }
@@ -38,6 +43,9 @@ impl Failure {
 
     /// Prints it where the caller looks: one object on stdout for machines, two lines on stderr for people.
     pub(crate) fn print(&self, json: bool) {
+        if self.code == "told" {
+            return;
+        }
         if json {
             println!("{}", serde_json::json!({ "error": self }));
         } else {

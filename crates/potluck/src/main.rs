@@ -11,6 +11,8 @@ mod home;
 mod models;
 mod placement;
 mod prompt;
+#[cfg(test)]
+mod reference;
 mod screen;
 mod serving;
 mod signals;
@@ -59,6 +61,10 @@ enum Command {
     Model(c::model::Model),
     /// Who is there, and what they offer
     Peers(c::peers::Peers),
+    /// What works here, what does not, and what to do about it
+    Doctor(c::doctor::Doctor),
+    /// Print what another program needs to ask a gateway: an editor, an agent, a script
+    Use(c::tools::Use),
     /// Print what a shell needs to complete commands: source <(potluck completions bash)
     Completions(c::shell::Completions),
     /// Write the manual's pages
@@ -115,6 +121,8 @@ fn run(home: Option<PathBuf>, command: Command, screen: Screen) -> Result<(), Fa
             Command::Swarm(command) => command.run(&home, screen).await,
             Command::Model(command) => command.run(&home, screen).await,
             Command::Peers(command) => command.run(&home, screen).await,
+            Command::Doctor(command) => command.run(&home, screen).await,
+            Command::Use(command) => command.run(&home, screen),
             Command::Completions(_) | Command::Man(_) | Command::Engine => Ok(()),
         }
     })

@@ -6,9 +6,9 @@ mod http;
 mod machine;
 
 use std::{
-    io::{BufRead, Read},
+    io::{BufRead, Read, Write},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     thread,
 };
 
@@ -75,7 +75,9 @@ fn official_clients_work_as_they_are() {
     // Exact: a text that is streamed is the one that comes whole, whatever was asked before.
     let gateway = Gateway::start(&["--peers", "2", "--exact"]);
     let (clients, scripts) = (clients(), Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk"));
-    for script in ["openai_client.py", "anthropic_client.py", "ollama_client.py", "openai_client.mjs"] {
+    for script in
+        ["openai_client.py", "anthropic_client.py", "ollama_client.py", "langchain_client.py", "openai_client.mjs"]
+    {
         let mut command = Command::new(if script.ends_with(".py") { "python3" } else { "node" });
         command.arg(scripts.join(script)).env("PYTHONPATH", clients.join("python"));
         if script.ends_with(".mjs") {
@@ -148,6 +150,48 @@ fn who_hangs_up_is_not_computed_for() {
     let generated = metric(&gateway.url, "vllm:generation_tokens_total");
     assert!(generated < 900.0, "{generated} tokens for nobody");
     assert!(gateway.chat(&user("What is 2+2?"), &json!({}))["choices"][0]["message"]["content"].is_string());
+    gateway.ends();
+}
+
+#[test]
+fn what_use_prints_runs_as_it_is() {
+    let gateway = Gateway::start(&["--peers", "1"]);
+    let clients = clients();
+    for tool in ["python", "langchain", "js", "curl"] {
+        let printed = gateway.machine.run(&["use", tool, "--url", &gateway.url, "--model", NAME]);
+        let mut command = match tool {
+            "js" => Command::new("node"),
+            "curl" => Command::new("sh"),
+            _ => Command::new("python3"),
+        };
+        if tool == "js" {
+            command.arg("--input-type=module");
+        }
+        let mut running = command
+            .current_dir(clients.join("node"))
+            .env("PYTHONPATH", clients.join("python"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        running.stdin.take().unwrap().write_all(&printed.stdout).unwrap();
+        let output = running.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.trim().len() > 10, "{tool}: {said}");
+    }
+    let home = gateway.machine.path("user");
+    let write = |expected: Option<i32>| {
+        let mut command = gateway.machine.command(&["use", "claude-code", "--model", NAME, "--write", "--json"]);
+        let output = command.env("HOME", &home).output().unwrap();
+        assert_eq!(output.status.code(), expected, "{}", String::from_utf8_lossy(&output.stdout));
+    };
+    write(Some(0));
+    let file = home.join(".claude/settings.json");
+    let written: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(written["env"]["ANTHROPIC_MODEL"], NAME);
+    std::fs::write(&file, "mine").unwrap();
+    write(Some(1));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine", "a file that is there is the user's");
     gateway.ends();
 }
 

@@ -53,7 +53,8 @@ impl ClientSession {
             let text = format!("it answered step {} of epoch {}, which is not due", answer.sequence, answer.epoch);
             return Err(self.protocol(hop, text));
         };
-        check_rows(&due, &answer.rows, self.config.vocabulary).map_err(|reason| self.protocol(hop, reason))?;
+        check_rows(&due, &answer.rows, self.config.vocabulary, self.config.width)
+            .map_err(|reason| self.protocol(hop, reason))?;
         self.deliver(now, answer.rows);
         Ok(())
     }
@@ -131,16 +132,20 @@ fn is_reduced(largest: &[(u32, f32)], log_sum_exp: f32, vocabulary: u32) -> bool
 }
 
 /// Whether the rows are what the step asked for: a tail is not to be trusted.
-fn check_rows(due: &Pending, rows: &[Logits], vocabulary: u32) -> Result<(), String> {
+fn check_rows(due: &Pending, rows: &[Logits], vocabulary: u32, width: u32) -> Result<(), String> {
     let expected = match due.rows {
         Rows::None => 0,
-        Rows::Last => 1,
+        Rows::Last | Rows::Mean => 1,
         Rows::All => usize::from(due.count),
     };
     if rows.len() != expected {
         return Err(format!("it answered step {} with {} rows; {expected} were asked for", due.sequence, rows.len()));
     }
     let good = |row: &Logits| match row {
+        Logits::Whole(mean) if due.rows == Rows::Mean => {
+            mean.0.len() == width as usize && mean.0.iter().all(|value| value.is_finite())
+        }
+        Logits::Top { .. } if due.rows == Rows::Mean => false,
         Logits::Whole(hidden) => due.top == 0 && is_row(hidden, vocabulary),
         Logits::Top { largest, log_sum_exp } => {
             due.top > 0

@@ -258,6 +258,20 @@ impl Context {
         (!values.is_null()).then(|| unsafe { std::slice::from_raw_parts(values, self.model.vocabulary() as usize) })
     }
 
+    /// Whether batches keep the hidden states that the output matrix sees, from now on.
+    pub(crate) fn keep_states(&mut self, keep: bool) {
+        // SAFETY: the context is alive.
+        unsafe { sys::llama_set_embeddings(self.ptr.as_ptr(), keep) };
+    }
+
+    /// The hidden state of row `row` of the last batch, after the last norm; none if it was not kept.
+    pub(crate) fn state(&self, row: usize) -> Option<&[f32]> {
+        // SAFETY: the context is alive; llama.cpp checks the row.
+        let values = unsafe { sys::llama_get_embeddings_ith(self.ptr.as_ptr(), row as i32) };
+        // SAFETY: the row holds the model's width of values and lives until the next batch.
+        (!values.is_null()).then(|| unsafe { std::slice::from_raw_parts(values, self.model.width() as usize) })
+    }
+
     /// Forgets the positions of `sequence` from `start` on. False where its memory cannot be cut there.
     pub(crate) fn truncate(&mut self, sequence: u16, start: u32) -> bool {
         // SAFETY: the context is alive and has this sequence.

@@ -160,6 +160,9 @@ impl LlamaStage {
         if rows == 0 || rows > self.chunk {
             return bad(format!("a step of {rows} rows; 1 to {} run at once", self.chunk));
         }
+        if step.rows == Rows::Mean && (rows > bounds::MEAN_POSITIONS_MAX || step.top != 0) {
+            return bad(format!("the mean of {rows} positions; of {} at most", bounds::MEAN_POSITIONS_MAX));
+        }
         let whole_rows = if step.rows == Rows::All && step.top == 0 { rows } else { 1 };
         let bytes = whole_rows * self.shape.vocabulary as usize * size_of::<f32>();
         if self.shape.spec.tail && bytes > bounds::STEP_BYTES_MAX {
@@ -233,13 +236,22 @@ impl LlamaStage {
                     _ if !self.shape.spec.tail => true,
                     Rows::None => false,
                     Rows::Last => row + 1 == ready.rows,
-                    Rows::All => true,
+                    Rows::All | Rows::Mean => true,
                 };
                 self.batch.push(ready.slot, ready.start + row as u32, wanted);
             }
         }
+        // Only then does llama.cpp keep them.
+        let means = self.shape.spec.tail && group.iter().any(|ready| steps[ready.index].rows == Rows::Mean);
+        if means {
+            self.context.keep_states(true);
+        }
         let start = Instant::now();
-        self.context.decode(&mut self.batch)?;
+        let decoded = self.context.decode(&mut self.batch);
+        if means {
+            self.context.keep_states(false);
+        }
+        decoded?;
         if self.batch.len() == 1 && self.pace.took(start.elapsed().as_secs_f64()) {
             self.change_threads();
         }

@@ -39,6 +39,7 @@ impl LlamaStage {
     /// The output of a step whose rows begin at `first_row` of the batch that just ran.
     pub(super) fn finish(&mut self, step: &Step, ready: &Ready, first_row: usize) -> Result<Output, StageError> {
         let output = match self.shape.spec.tail {
+            true if step.rows == Rows::Mean => Output::Logits(vec![Logits::Whole(self.mean(ready, first_row)?)]),
             true => Output::Logits(self.logits(step, ready, first_row)?),
             false => Output::Hidden(self.hidden(ready, first_row)?),
         };
@@ -56,9 +57,23 @@ impl LlamaStage {
         }
     }
 
+    /// The mean of the step's hidden states as the output matrix sees them.
+    fn mean(&self, ready: &Ready, first_row: usize) -> Result<Hidden, StageError> {
+        let mut sum = vec![0f64; self.shape.width as usize];
+        for row in 0..ready.rows {
+            let state = self.context.state(first_row + row);
+            let state = state.ok_or_else(|| StageError::Engine("a row's state is missing".into()))?;
+            if !state.iter().all(|value| value.is_finite()) {
+                return Err(not_finite(ready, row));
+            }
+            sum.iter_mut().zip(state).for_each(|(sum, value)| *sum += f64::from(*value));
+        }
+        Ok(Hidden(sum.into_iter().map(|sum| (sum / ready.rows as f64) as f32).collect()))
+    }
+
     fn logits(&mut self, step: &Step, ready: &Ready, first_row: usize) -> Result<Vec<Logits>, StageError> {
         let asked = match step.rows {
-            Rows::None => 0..0,
+            Rows::None | Rows::Mean => 0..0,
             Rows::Last => ready.rows - 1..ready.rows,
             Rows::All => 0..ready.rows,
         };

@@ -20,7 +20,7 @@ use crate::{
     access::Caller,
     anthropic,
     metrics::Metrics,
-    ollama,
+    ollama, ollama_embed,
     openai::{self, Params},
     slots::{self, Job},
 };
@@ -95,7 +95,7 @@ fn routes(shared: Arc<Shared>) -> Router {
         .route("/v1/chat/completions", post(openai::chat::handle))
         .route("/v1/completions", post(openai::completions::handle))
         .route("/v1/responses", post(openai::responses::handle))
-        .route("/v1/embeddings", post(openai::embeddings))
+        .route("/v1/embeddings", post(openai::embeddings::handle))
         .route("/v1/models", get(openai::models::list))
         .route("/v1/models/{*id}", get(openai::models::show))
         .route("/v1/messages", post(anthropic::handle))
@@ -107,6 +107,8 @@ fn routes(shared: Arc<Shared>) -> Router {
         .route("/api/show", post(ollama::show))
         .route("/api/chat", post(ollama::chat))
         .route("/api/generate", post(ollama::generate))
+        .route("/api/embed", post(ollama_embed::embed))
+        .route("/api/embeddings", post(ollama_embed::embeddings))
         .route("/healthz", get(async || "ok"))
         .route("/readyz", get(async || "ok"))
         .route("/metrics", get(async |State(shared): Site| shared.metrics.text()))

@@ -1,5 +1,7 @@
 //! `/v1/chat/completions`.
 
+use std::sync::Arc;
+
 use axum::{
     Json,
     extract::{Extension, State},
@@ -12,9 +14,7 @@ use super::{
     chat_format::{ChatFormat, Head},
     finish_reason, logprobs, message,
     params::Params,
-    timings,
-    tools::{Call, Said, Tools},
-    usage,
+    timings, usage,
 };
 use crate::{
     Model, Problem,
@@ -23,6 +23,7 @@ use crate::{
     http::{Asker, Json as Body, Shared, Site, either},
     prompt,
     stream::{Framing, respond},
+    tools::{Call, Said, Tools},
 };
 
 /// Alternatives that one may ask to see of each token.
@@ -74,14 +75,14 @@ pub(crate) async fn handle(
 async fn answer(shared: &Shared, caller: &Caller, request: ChatRequest) -> Result<Response, Problem> {
     let model = shared.named(request.model.as_deref())?;
     let logprobs = request.logprobs()?;
-    let tools = Tools::of(request.tools.as_deref(), request.tool_choice.as_ref())?;
+    let tools = Tools::of(request.tools.as_deref(), request.tool_choice.as_ref())?.map(Arc::new);
     let (mut messages, mut variables) = (message::for_template(request.messages.clone())?, request.variables()?);
     if let Some(tools) = &tools {
         tools.tell(model, &mut messages, &mut variables);
     }
     let tokens = prompt::of_messages(model, messages, variables).await?;
     let mut requests = shared.requests(&request.params, &tokens, logprobs)?;
-    if let Some(grammar) = tools.as_ref().and_then(Tools::grammar) {
+    if let Some(grammar) = tools.as_deref().and_then(Tools::grammar) {
         requests.iter_mut().for_each(|request| request.grammar = Some(grammar.clone()));
     }
     let head = Head::new(request.model.as_deref().unwrap_or(&model.name), model);
@@ -95,7 +96,7 @@ async fn answer(shared: &Shared, caller: &Caller, request: ChatRequest) -> Resul
     whole.iter().for_each(|choice| shared.answered(&choice.outcome));
     let mut choices = Vec::with_capacity(whole.len());
     for (index, choice) in whole.iter().enumerate() {
-        choices.push(self::choice(model, index, choice, tools.as_ref()).await);
+        choices.push(self::choice(model, index, choice, tools.as_deref()).await);
     }
     let mut object = head.object("chat.completion");
     object["choices"] = choices.into();

@@ -6,16 +6,12 @@ use potluck_client::{Outcome, TokenEvent};
 use potluck_engine::VocabularyClient;
 use serde_json::{Value, json};
 
-use super::{
-    chat::finish_with,
-    finish_reason, logprobs, new_id, now, timings,
-    tools::{Said, Tools},
-    usage,
-};
+use super::{chat::finish_with, finish_reason, logprobs, new_id, now, timings, usage};
 use crate::{
     Model, Problem,
     metrics::Metrics,
     stream::{Format, Writer},
+    tools::{Held, Said, Tools},
 };
 
 /// What all parts of one response have in common.
@@ -48,29 +44,6 @@ impl Head {
     }
 }
 
-/// What a choice has said, where calls may come.
-#[derive(Debug, Default)]
-struct Held {
-    text: String,
-    /// Bytes of it that were shown.
-    shown: usize,
-}
-
-/// Bytes of a text that cannot belong to a call: none where it begins like JSON, else all before a tag or the beginning of one.
-fn may_show(text: &str) -> usize {
-    const TAG: &str = "<tool_call>";
-    if text.trim_start().starts_with('{') {
-        return 0;
-    }
-    if let Some(at) = text.find(TAG) {
-        return text[..at].trim_end().len();
-    }
-    let begins = |at: usize| TAG.starts_with(&text[at..]);
-    let end = text.char_indices().map(|(at, _)| at).find(|&at| begins(at)).unwrap_or(text.len());
-    // Space before a call is not said.
-    text[..end].trim_end().len()
-}
-
 /// The chunks of a chat.
 pub(super) struct ChatFormat {
     head: Head,
@@ -78,7 +51,7 @@ pub(super) struct ChatFormat {
     /// Whether the total was asked for: then every other chunk says `null`.
     usage: bool,
     /// Where calls may come: what an answer says is then known at its end.
-    tools: Option<Tools>,
+    tools: Option<Arc<Tools>>,
     metrics: Arc<Metrics>,
     /// Choices that have said their role.
     begun: Vec<bool>,
@@ -92,7 +65,7 @@ impl ChatFormat {
         head: Head,
         vocabulary: VocabularyClient,
         usage: bool,
-        tools: Option<Tools>,
+        tools: Option<Arc<Tools>>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self { head, vocabulary, usage, tools, metrics, begun: Vec::new(), held: Vec::new(), outcomes: Vec::new() }
@@ -111,31 +84,12 @@ impl ChatFormat {
         self.chunk(json!([{ "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish }]))
     }
 
-    /// Text that may be shown of an answer that may yet become a call.
-    fn hold(&mut self, index: usize, text: &str) -> String {
-        let Some(tools) = &self.tools else { return text.to_owned() };
+    /// What a choice has said so far.
+    fn held(&mut self, index: usize) -> &mut Held {
         if self.held.len() <= index {
             self.held.resize_with(index + 1, Held::default);
         }
-        let held = &mut self.held[index];
-        held.text += text;
-        let shown = if tools.is_auto() { may_show(&held.text) } else { 0 };
-        let from = held.shown.min(shown);
-        held.shown = shown.max(held.shown);
-        held.text[from..held.shown].to_owned()
-    }
-
-    /// What is left to say of a choice at its end, and what it calls.
-    fn rest(&mut self, index: usize) -> Said {
-        let held = self.held.get_mut(index).map(std::mem::take).unwrap_or_default();
-        match &self.tools {
-            Some(tools) => {
-                let Said { text, calls } = tools.read(&held.text);
-                // What was shown is the beginning of what is said.
-                Said { text: text.get(held.shown.min(text.len())..).unwrap_or_default().to_owned(), calls }
-            }
-            None => Said { text: String::new(), calls: Vec::new() },
-        }
+        &mut self.held[index]
     }
 
     /// The first chunk of a choice says who speaks.
@@ -158,7 +112,8 @@ impl Format for ChatFormat {
     async fn token(&mut self, index: usize, token: TokenEvent, writer: &mut Writer) {
         self.begin_choice(index, writer);
         let entry = logprobs::entries(&self.vocabulary, &token).await;
-        let text = self.hold(index, &token.text);
+        let tools = self.tools.clone();
+        let text = self.held(index).hold(tools.as_deref(), &token.text);
         if text.is_empty() && entry.is_none() {
             return;
         }
@@ -170,7 +125,8 @@ impl Format for ChatFormat {
     fn done(&mut self, index: usize, outcome: &Outcome, writer: &mut Writer) {
         self.begin_choice(index, writer);
         self.metrics.answered(outcome);
-        let Said { text, calls } = self.rest(index);
+        let tools = self.tools.clone();
+        let Said { text, calls } = self.held(index).rest(tools.as_deref());
         if !text.is_empty() {
             writer.data(&self.delta(index, json!({ "content": text }), Value::Null, Value::Null));
         }
@@ -181,7 +137,7 @@ impl Format for ChatFormat {
             writer.data(&self.delta(index, json!({ "tool_calls": [delta] }), Value::Null, Value::Null));
         }
         let finish = finish_reason(outcome);
-        let finish = self.tools.as_ref().map_or(finish, |tools| finish_with(finish, tools, &calls));
+        let finish = self.tools.as_deref().map_or(finish, |tools| finish_with(finish, tools, &calls));
         writer.data(&self.delta(index, json!({}), Value::Null, finish.into()));
         self.outcomes.push(outcome.clone());
     }
@@ -203,23 +159,5 @@ impl Format for ChatFormat {
 
     fn beat(&mut self, writer: &mut Writer) {
         writer.raw(": waiting\n\n");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nothing_is_shown_that_may_become_a_call() {
-        let shown = |text: &str| text[..may_show(text)].to_owned();
-        assert_eq!(shown("Hello"), "Hello");
-        assert_eq!(shown("Hello "), "Hello");
-        assert_eq!(shown("a < b"), "a < b");
-        assert_eq!(shown("Well <tool"), "Well");
-        assert_eq!(shown("Well\n<tool_call>{"), "Well");
-        assert_eq!(shown(" {\"name\""), "");
-        assert_eq!(shown("<"), "");
-        assert_eq!(shown("x<tool_cash>"), "x<tool_cash>");
     }
 }

@@ -32,7 +32,7 @@ const LOGPROBS_MAX: u16 = 5;
 /// What to go on with: a text, several, tokens, or several times tokens.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
-enum Prompt {
+pub(super) enum Prompt {
     Text(String),
     Texts(Vec<String>),
     Tokens(Vec<u32>),

@@ -3,18 +3,19 @@
 pub(crate) mod chat;
 mod chat_format;
 pub(crate) mod completions;
+pub(crate) mod embeddings;
 mod logprobs;
 mod message;
 pub(crate) mod models;
 mod params;
 pub(crate) mod responses;
-mod tools;
 
 use axum::{
     Json,
     http::{HeaderValue, StatusCode},
     response::{IntoResponse, Response},
 };
+pub(crate) use embeddings::TEXTS_MAX as EMBEDDED_TEXTS_MAX;
 pub(crate) use message::{for_template, text as text_of};
 pub(crate) use params::{OneOrMany, Params};
 
@@ -23,11 +24,6 @@ use potluck_client::Outcome;
 use serde_json::{Value, json};
 
 use crate::Problem;
-
-/// There is no path for embeddings yet: an error says so, where a made-up vector would be believed.
-pub(crate) async fn embeddings() -> Response {
-    Problem::unsupported("model", "this gateway's model generates text; it makes no embeddings").openai()
-}
 
 impl Problem {
     /// The error object that OpenAI's clients read.

@@ -39,7 +39,10 @@ fn pool(slots: usize) -> Pool<NoChain> {
 
 fn job(caller: u8, token: u32) -> (Job, UnboundedReceiver<(usize, Event)>) {
     let (events, receiver) = mpsc::unbounded_channel();
-    (Job { caller: Caller::Key([caller; 32]), request: Request::new(vec![token]), index: 0, events }, receiver)
+    (
+        Job { caller: Caller::Key([caller; 32]), task: Task::Generate(Request::new(vec![token])), index: 0, events },
+        receiver,
+    )
 }
 
 #[test]
@@ -84,7 +87,7 @@ fn jobs_go_to_slots_in_turn_and_those_of_nobody_to_none() {
     }
     // The first one has hung up.
     receivers.remove(0);
-    let given: Vec<u32> = std::iter::from_fn(|| pool.assign()).map(|(_, job)| job.request.prompt[0]).collect();
+    let given: Vec<u32> = std::iter::from_fn(|| pool.assign()).map(|(_, job)| job.task.prompt()[0]).collect();
     assert_eq!(given, [20, 11], "callers take turns, and who is gone has none");
     assert!(pool.idle.is_empty() && pool.queue.len() == 0);
 }

@@ -244,7 +244,7 @@ fn any_open() -> impl Strategy<Value = OpenSession> {
 }
 
 fn any_step() -> impl Strategy<Value = Frame> {
-    let rows = select(vec![Rows::None, Rows::Last, Rows::All]);
+    let rows = select(vec![Rows::None, Rows::Last, Rows::All, Rows::Mean]);
     let header = (any::<(u32, u32, u32)>(), 1u16..=512, rows, any::<u16>(), select(Codec::ALL.to_vec()));
     (header, vec(any::<u8>(), 0..200)).prop_map(|(((sequence, epoch, start), count, rows, top, codec), payload)| {
         Frame::Step(StepFrame { sequence, epoch, start, count, rows, top, codec, payload })

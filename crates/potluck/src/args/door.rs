@@ -32,9 +32,22 @@ pub(crate) struct DoorArgs {
     pub(crate) alias: Vec<String>,
 }
 
+/// Each connection is a handle, and most systems give a process few unless it asks for those that it may have.
+#[cfg(unix)]
+fn take_handles() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is refused, what there is has to do.
+    let _ = setrlimit(Resource::Nofile, rustix::process::Rlimit { current: limit.maximum, ..limit });
+}
+
+#[cfg(not(unix))]
+fn take_handles() {}
+
 impl DoorArgs {
     /// Listens, before anything loads: an address that is taken is told at once.
     pub(crate) async fn listen(&self) -> Result<TcpListener, Failure> {
+        take_handles();
         let at = self.address();
         TcpListener::bind(at).await.map_err(|error| {
             let hint = "choose another address: --listen 127.0.0.1:0 takes any free port";

@@ -1,6 +1,7 @@
 //! A module a command: its arguments, and what it does with them.
 
 pub(crate) mod chat;
+pub(crate) mod doctor;
 pub(crate) mod gateway;
 pub(crate) mod join;
 pub(crate) mod model;
@@ -10,4 +11,5 @@ pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod shell;
 pub(crate) mod swarm;
+pub(crate) mod tools;
 pub(crate) mod up;

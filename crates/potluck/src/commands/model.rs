@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use potluck_core::LayerRange;
 use potluck_model::{Admission, Facts, Family, slice};
-use potluck_pull::Pulled;
+use potluck_pull::{Address, Pulled};
 use potluck_store::Entry;
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ use super::{plan::Plan, serve::parse_layers};
 use crate::{
     failure::Failure,
     home::Home,
-    models::{Models, pull_model},
+    models::{Models, pull_from_web, pull_model},
     screen::{Screen, size, table},
 };
 
@@ -19,7 +19,7 @@ use crate::{
 pub(crate) enum Model {
     /// Add a model: a GGUF, one of its parts, a folder, a wheel, ollama:NAME, or hf:ORG/NAME
     Add(Add),
-    /// Get a model, or some layers of it, from the members of the swarm that have it
+    /// Get a model from the swarm, hf:ORG/NAME, ollama:NAME or https://...
     Pull(Pull),
     /// The models that this machine knows
     List,
@@ -42,9 +42,12 @@ pub(crate) struct Add {
 
 #[derive(Debug, Args)]
 pub(crate) struct Pull {
-    /// Its name in the swarm, or its id
+    /// Its name in the swarm, or its id; hf:ORG/NAME[:QUANTISATION], ollama:NAME[:TAG], or https://...
     model: String,
-    /// Only what a peer needs that serves these layers, half open [default: all of it]
+    /// What to call it, where it comes from the web [default: after its file]
+    #[arg(long)]
+    name: Option<String>,
+    /// From the swarm, only what a peer needs that serves these layers, half open [default: all of it]
     #[arg(long, value_name = "A..B", value_parser = parse_layers)]
     layers: Option<LayerRange>,
 }
@@ -60,7 +63,7 @@ impl Model {
         let models = Models::open(home)?;
         match self {
             Self::Add(Add { source, name }) => show_added(screen, &models.add(&source, name.as_deref(), screen)?),
-            Self::Pull(Pull { model, layers }) => show_pulled(screen, &pull_model(home, screen, &model, layers).await?),
+            Self::Pull(pull) => pull.run(home, screen).await,
             Self::List => list(screen, &models.catalogue.list()?),
             Self::Show(Named { model }) => show(screen, &models.find(&model, screen)?),
             Self::Rm(Named { model }) => rm(screen, &models, &model),
@@ -71,6 +74,19 @@ impl Model {
 
 fn show_added(screen: Screen, entry: &Entry) -> Result<(), Failure> {
     if screen.json { screen.object(&row(entry)) } else { screen.text(&format!("{}  {}\n", entry.name, entry.id)) }
+}
+
+impl Pull {
+    async fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
+        let Self { model, name, layers } = self;
+        let Some(address) = Address::of(&model) else {
+            return show_pulled(screen, &pull_model(home, screen, &model, layers).await?);
+        };
+        if layers.is_some() {
+            return Err(Failure::usage("a file comes as a whole", "leave --layers out, or pull from the swarm"));
+        }
+        show_added(screen, &pull_from_web(home, screen, &address, name.as_deref()).await?)
+    }
 }
 
 fn show_pulled(screen: Screen, pulled: &Pulled) -> Result<(), Failure> {

@@ -12,7 +12,7 @@ use crate::{
     models::find_model,
     placement::{here, model_facts},
     screen::{Screen, size, table},
-    talk::{Surveyed, Wanted, preview, split},
+    talk::{Surveyed, Wanted, preview, split, who_name},
 };
 
 #[derive(Debug, Args)]
@@ -82,7 +82,7 @@ fn show(plan: &Preview) -> String {
     let heading = ["", "LAYERS", "WEIGHTS", "CACHE", "MEMORY", "MS/TOKEN", "HOP MS", ""].map(str::to_owned).to_vec();
     let rows = plan.stages.iter().map(|stage| {
         vec![
-            name(stage.who),
+            who_name(stage.who),
             stage.layers.to_string(),
             size(stage.weight_bytes),
             size(stage.cache_bytes),
@@ -93,7 +93,7 @@ fn show(plan: &Preview) -> String {
         ]
     });
     let stages = table(&[heading].into_iter().chain(rows).collect::<Vec<_>>());
-    let left_out = plan.left_out.iter().map(|out| format!("left out: {}: {}\n", name(out.who), out.reason));
+    let left_out = plan.left_out.iter().map(|out| format!("left out: {}: {}\n", who_name(out.who), out.reason));
     format!(
         "{stages}\n{}\npredicted: {:.1} tokens/s, prompts at {:.0} tokens/s, {:.0} bytes a token on the wire\n{}",
         plan.verdict.reason,
@@ -102,14 +102,6 @@ fn show(plan: &Preview) -> String {
         plan.bytes_per_position,
         left_out.collect::<String>(),
     )
-}
-
-fn name(who: Who) -> String {
-    match who {
-        Who::Own => "this machine".into(),
-        Who::Peer(peer) => peer.short(),
-        Who::Started(number) => format!("peer {number}"),
-    }
 }
 
 fn doing(stage: &PlannedStage) -> &'static str {

@@ -49,6 +49,11 @@ impl Home {
         self.path("models")
     }
 
+    /// Where models are kept that no other program has a place for.
+    pub(crate) fn downloads(&self) -> PathBuf {
+        self.path("downloads")
+    }
+
     /// Replaces a file, readable by its owner only, as a whole or not at all.
     pub(crate) fn write(&self, name: &str, text: &str) -> Result<(), Failure> {
         let path = self.path(name);

@@ -6,7 +6,7 @@ mod travel;
 
 use std::path::Path;
 
-use potluck_store::{Catalogue, Entry, Locations, StoreError};
+use potluck_store::{Catalogue, Entry, Locations, Source, StoreError};
 
 use crate::{
     failure::{Failure, chain},
@@ -16,7 +16,7 @@ use crate::{
 
 pub(crate) use open::{all_layers, cache_bytes, load_stage, load_vocabulary, load_whole, stage_bytes};
 pub(crate) use probe::admit;
-pub(crate) use travel::{Sharers, find_model, pull_model, pull_stage};
+pub(crate) use travel::{Sharers, find_model, pull_from_web, pull_model, pull_stage};
 
 /// This machine's catalogue, and the places that other programs keep models in.
 #[derive(Debug)]
@@ -68,9 +68,13 @@ impl Models {
 
     /// Adds what lies there: reads all of it once.
     pub(crate) fn add(&self, text: &str, name: Option<&str>, screen: Screen) -> Result<Entry, Failure> {
-        let source = self.locations.find(text)?;
+        self.add_source(&self.locations.find(text)?, name, screen)
+    }
+
+    /// The same, once it was found.
+    pub(crate) fn add_source(&self, source: &Source, name: Option<&str>, screen: Screen) -> Result<Entry, Failure> {
         let bar = screen.bytes(format!("adding {}", source.name));
-        Ok(self.catalogue.add(&source, name, &mut |progress| bar.at(progress.done, progress.total))?.entry)
+        Ok(self.catalogue.add(source, name, &mut |progress| bar.at(progress.done, progress.total))?.entry)
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use potluck_core::{LayerRange, ModelId, PeerId, StageSpec};
 use potluck_model::slice;
 use potluck_net::Node;
-use potluck_pull::{PullError, Pulled, Shared};
+use potluck_pull::{Address, PullError, Pulled, Shared, Web};
 use potluck_store::{Entry, StoreError};
 use potluck_wire::{PeerAddress, SharedModel};
 
@@ -18,6 +18,9 @@ use crate::{
     serving::offers_of,
     talk::client_node,
 };
+
+/// Where it is set, nothing is fetched from the web: Hugging Face's own name for that.
+const OFFLINE: &str = "HF_HUB_OFFLINE";
 
 /// The members of this machine's swarm that may share models.
 #[derive(Debug)]
@@ -95,7 +98,13 @@ impl Sharers {
 pub(crate) async fn find_model(home: &Home, screen: Screen, text: Option<&str>) -> Result<Entry, Failure> {
     let here = Models::open(home)?.find_or_only(text, screen);
     let Err(missing) = here else { return here };
-    if missing.code != "no_model" || text.is_some_and(is_place) {
+    if missing.code != "no_model" {
+        return Err(missing);
+    }
+    if let Some(address) = text.and_then(Address::of) {
+        return pull_from_web(home, screen, &address, None).await;
+    }
+    if text.is_some_and(is_place) {
         return Err(missing);
     }
     let Some(sharers) = Sharers::find(home).await? else { return Err(missing) };
@@ -122,7 +131,26 @@ pub(crate) async fn pull_stage(
     pull(home, screen, entry, &tensors).await.map(Some)
 }
 
-/// Pulls a model, or the layers that are wanted of it.
+/// Gets a model from the web, unless it is here already, and adds it.
+pub(crate) async fn pull_from_web(
+    home: &Home,
+    screen: Screen,
+    address: &Address,
+    name: Option<&str>,
+) -> Result<Entry, Failure> {
+    if std::env::var_os(OFFLINE).is_some_and(|value| value != "0") {
+        let hint = "only what is here already can be added: potluck model add";
+        return Err(Failure::new("offline", format!("{OFFLINE} is set: nothing is fetched"), hint));
+    }
+    let web = Web::from_env(home.downloads())?;
+    let source = {
+        let bar = screen.bytes("fetching the model");
+        web.get(address, &mut |progress| bar.at(progress.done, progress.total)).await?
+    };
+    Models::open(home)?.add_source(&source, name, screen)
+}
+
+/// Pulls a model, or the layers that are wanted of it, from the swarm.
 pub(crate) async fn pull_model(
     home: &Home,
     screen: Screen,
@@ -173,6 +201,15 @@ impl From<PullError> for Failure {
             PullError::Store(error) => return error.into(),
             PullError::Net(error) => return error.into(),
             PullError::Nobody { .. } => ("no_model", "potluck peers says who is there; what they serve, they share"),
+            PullError::Web { .. } => ("unreachable", "try again: what has come is kept"),
+            PullError::Address { .. } => ("usage", "potluck model pull --help"),
+            PullError::Missing(_) => ("no_model", "look at the name again, where the model is published"),
+            PullError::NotAllowed(_) => {
+                ("not_allowed", "accept its licence there, and set HF_TOKEN to a token that may read it")
+            }
+            PullError::Several { .. } => ("ambiguous", "name one of them: hf:ORG/NAME:QUANTISATION"),
+            PullError::Digest(_) => ("bad_model", "try again; if it stays so, whoever publishes it must mend it"),
+            PullError::Answer { .. } => ("unreachable", "is that the address of a model?"),
             PullError::Gone { .. } => {
                 ("peer_lost", "what has come is kept: run it again once somebody who has it is back")
             }

@@ -21,7 +21,7 @@ use crate::{
 
 pub(crate) use door::door;
 pub(crate) use measure::measure;
-pub(crate) use offers::{Announcer, offers_of};
+pub(crate) use offers::{Announcer, OFFER_SECONDS, offers_of};
 
 /// Whom a stage is lent to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

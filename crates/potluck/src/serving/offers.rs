@@ -10,10 +10,10 @@ use super::ServingPeer;
 use crate::commands::swarm::utc_now;
 
 /// Seconds that an offer holds.
-const OFFER_SECONDS: u64 = 120;
+pub(crate) const OFFER_SECONDS: u64 = 120;
 
-/// How often an offer is renewed: well before it expires.
-const RENEW_EVERY: Duration = Duration::from_secs(OFFER_SECONDS / 3);
+/// How often an offer is renewed: well before it expires, and soon after a contact that was gone is back.
+const RENEW_EVERY: Duration = Duration::from_secs(OFFER_SECONDS / 8);
 
 const _: () = assert!(OFFER_SECONDS <= Offer::LIFETIME_SECONDS_MAX, "an offer holds no longer than offers may");
 

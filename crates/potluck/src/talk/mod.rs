@@ -31,7 +31,7 @@ pub(crate) use front::Front;
 pub(crate) use own_peers::split;
 pub(crate) use report::RouteStage;
 pub(crate) use start::Wanted;
-pub(crate) use swarm::{Surveyed, client_node, preview};
+pub(crate) use swarm::{Surveyed, client_node, preview, who_name};
 
 /// How an answer is to be made.
 #[derive(Debug, Clone)]

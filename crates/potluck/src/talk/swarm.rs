@@ -185,3 +185,12 @@ pub(crate) async fn preview(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Surve
     }
     Ok(surveyed)
 }
+
+/// Whose machine, in a word or two.
+pub(crate) fn who_name(who: Who) -> String {
+    match who {
+        Who::Own => "this machine".into(),
+        Who::Peer(peer) => peer.short(),
+        Who::Started(number) => format!("peer {number}"),
+    }
+}

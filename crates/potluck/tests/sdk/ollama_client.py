@@ -26,6 +26,30 @@ assert text.response and text.done_reason == "length", text
 schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
 assert client.chat(MODEL, ASK, format=schema, options={**OPTIONS, "num_predict": 32}).message.content.startswith("{")
 
+
+
+def weather(city: str) -> str:
+    """The weather of a city.
+
+    Args:
+        city: Its name.
+    """
+    return f"rain in {city}"
+
+
+assert "tools" in client.show(MODEL).capabilities
+told = client.chat(MODEL, ASK, tools=[weather], options=OPTIONS)
+assert told.message.content or told.message.tool_calls, told
+call = {"function": {"name": "weather", "arguments": {"city": "Rome"}}}
+turns = [*ASK, {"role": "assistant", "content": "", "tool_calls": [call]},
+         {"role": "tool", "tool_name": "weather", "content": "rain"}]
+*parts, last = client.chat(MODEL, turns, tools=[weather], options=OPTIONS, stream=True)
+assert last.done and parts, (parts, last)
+
+one, two = client.embed(MODEL, ["The cat sat on the mat.", "word " * 5000]).embeddings
+assert len(one) == len(two) and abs(sum(x * x for x in one) - 1) < 1e-3
+assert len(client.embeddings(MODEL, "The cat sat on the mat.").embedding) == len(one)
+
 for wrong in (lambda: client.chat("absent", ASK), lambda: list(client.chat("absent", ASK, stream=True))):
     try:
         wrong()

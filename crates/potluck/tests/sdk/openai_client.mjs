@@ -30,6 +30,9 @@ const answers = await Promise.all([1, 2, 3, 4, 5, 6].map((n) =>
   client.chat.completions.create({ ...ask, messages: [{ role: 'user', content: `Say ${n}` }] })));
 assert.ok(answers.every((answer) => answer.choices.length === 1));
 
+const embedded = await client.embeddings.create({ model, input: ['The cat sat on the mat.', 'x'] });
+assert.ok(embedded.data.every(({ embedding }) => Math.abs(embedding.reduce((sum, x) => sum + x * x, 0) - 1) < 1e-3));
+
 await assert.rejects(client.chat.completions.create({ ...ask, model: 'absent' }), (error) =>
   error instanceof OpenAI.NotFoundError && error.code === 'model_not_found' && error.requestID.length > 0);
 await assert.rejects(client.chat.completions.create({ ...ask, temperature: 9 }), (error) =>

@@ -139,6 +139,27 @@ def responses():
     assert text == answer.output_text == events[-1].response.output_text
 
 
+def responses_call_tools():
+    tool = {"type": "function", **TOOL["function"], "strict": True}
+    ask = {"model": MODEL, "temperature": 0, "max_output_tokens": 64, "tools": [tool], "tool_choice": "required"}
+    question = {"role": "user", "content": "What is the weather in Rome?"}
+    answer = client.responses.create(**ask, input=[question])
+    (call,) = answer.output
+    assert call.type == "function_call" and call.name == "weather" and list(json.loads(call.arguments)) == ["city"], call
+    events = list(client.responses.create(**ask, input=[question], stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    (done,) = [event for event in events if event.type == "response.function_call_arguments.done"]
+    assert done.arguments == call.arguments and events[-1].response.output[0].arguments == call.arguments, done
+    turns = [question, call.model_dump(exclude_none=True),
+             {"type": "function_call_output", "call_id": call.call_id, "output": "12 degrees, rain"}]
+    assert client.responses.create(**{**ask, "tool_choice": "auto"}, input=turns).status == "completed"
+    try:
+        client.responses.create(**{**ask, "tools": [{"type": "web_search"}], "tool_choice": "auto"}, input="Hi")
+        raise AssertionError("a tool that runs elsewhere was taken")
+    except openai.BadRequestError as error:
+        assert error.code == "unsupported_parameter" and error.param == "tools[0]", error
+
+
 def errors():
     refused(openai.NotFoundError, "model_not_found", "model", model="gpt-4o")
     refused(openai.BadRequestError, "context_length_exceeded", messages=[{"role": "user", "content": "word " * 3000}])
@@ -147,11 +168,28 @@ def errors():
     refused(openai.BadRequestError, "unsupported_parameter", "modalities", modalities=["audio"])
     image = [{"type": "image_url", "image_url": {"url": "data:,"}}]
     refused(openai.BadRequestError, "unsupported_parameter", messages=[{"role": "user", "content": image}])
-    try:
-        client.embeddings.create(model=MODEL, input="x")
-        raise AssertionError("vectors were made up")
-    except openai.BadRequestError as error:
-        assert error.code == "unsupported_parameter", error
+    for wrong in ({"input": []}, {"input": "x", "dimensions": 8}, {"input": "x", "encoding_format": "hex"}):
+        try:
+            client.embeddings.create(model=MODEL, **wrong)
+            raise AssertionError(f"{wrong} was not refused")
+        except openai.BadRequestError as error:
+            assert error.param in wrong, error
+
+
+def embeddings():
+    texts = ["The cat sat on the mat.", "A cat is sitting on a rug.", "Quarterly revenue fell by nine percent."]
+    # Without a word about it the client asks for base64, and decodes it.
+    answer = client.embeddings.create(model=MODEL, input=texts)
+    assert [entry.index for entry in answer.data] == [0, 1, 2] and answer.usage.prompt_tokens > 10, answer.usage
+    cat, other_cat, revenue = (entry.embedding for entry in answer.data)
+    dot = lambda a, b: sum(x * y for x, y in zip(a, b))
+    assert abs(dot(cat, cat) - 1) < 1e-3, "of length 1"
+    assert dot(cat, other_cat) > dot(cat, revenue), "what is alike is near"
+    floats = client.embeddings.create(model=MODEL, input=texts[0], encoding_format="float").data[0].embedding
+    assert max(abs(x - y) for x, y in zip(floats, cat)) < 1e-6
+    long = client.embeddings.create(model=MODEL, input="word " * 300).data[0].embedding
+    assert len(long) == len(cat)
+    assert len(client.embeddings.create(model=MODEL, input=[[504, 6376], [1]]).data) == 2
 
 
 def running():
@@ -187,6 +225,8 @@ schemas()
 tools()
 texts()
 responses()
+responses_call_tools()
+embeddings()
 errors()
 cancelled()
 asyncio.run(at_once())

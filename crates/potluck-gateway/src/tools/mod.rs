@@ -1,9 +1,13 @@
 //! Tools: told to the model through its template, or in words where the template knows none; and calls, found in its answer.
 
+mod held;
+
 use potluck_engine::GrammarSource;
 use serde_json::{Map, Value, json};
 
 use crate::{Model, Problem};
+
+pub(crate) use held::Held;
 
 /// Tools of one request. More are refused.
 const TOOLS_MAX: usize = 128;
@@ -25,30 +29,30 @@ enum Choice {
 
 /// The tools of a request that has some and lets them be called.
 #[derive(Debug, Clone)]
-pub(super) struct Tools {
+pub(crate) struct Tools {
     list: Vec<Value>,
     choice: Choice,
 }
 
 /// A call that the model made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Call {
-    pub(super) id: String,
-    pub(super) name: String,
+pub(crate) struct Call {
+    pub(crate) id: String,
+    pub(crate) name: String,
     /// JSON, as text.
-    pub(super) arguments: String,
+    pub(crate) arguments: String,
 }
 
 /// What an answer says, beside what it calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Said {
-    pub(super) text: String,
-    pub(super) calls: Vec<Call>,
+pub(crate) struct Said {
+    pub(crate) text: String,
+    pub(crate) calls: Vec<Call>,
 }
 
 impl Tools {
     /// What the request says of tools; none where the model is to call none.
-    pub(super) fn of(tools: Option<&[Value]>, choice: Option<&Value>) -> Result<Option<Self>, Problem> {
+    pub(crate) fn of(tools: Option<&[Value]>, choice: Option<&Value>) -> Result<Option<Self>, Problem> {
         let tools = tools.unwrap_or_default();
         if tools.len() > TOOLS_MAX {
             return Err(Problem::value("tools", format!("{} tools; the most is {TOOLS_MAX}", tools.len())));
@@ -88,17 +92,17 @@ impl Tools {
     }
 
     /// True where the model decides whether it calls one.
-    pub(super) fn is_auto(&self) -> bool {
+    pub(crate) fn is_auto(&self) -> bool {
         self.choice == Choice::Auto
     }
 
     /// True where one function was named: such a call ends with `stop`, as the reference has it.
-    pub(super) fn is_named(&self) -> bool {
+    pub(crate) fn is_named(&self) -> bool {
         matches!(self.choice, Choice::Named(_))
     }
 
     /// Tells the model of its tools: a variable for its template, or words before the conversation.
-    pub(super) fn tell(&self, model: &Model, messages: &mut Vec<Value>, variables: &mut Map<String, Value>) {
+    pub(crate) fn tell(&self, model: &Model, messages: &mut Vec<Value>, variables: &mut Map<String, Value>) {
         if model.template.reads("tools") {
             variables.insert("tools".into(), self.list.clone().into());
             return;
@@ -122,7 +126,7 @@ impl Tools {
     }
 
     /// What an answer must follow where a tool has to be called: one call, as JSON.
-    pub(super) fn grammar(&self) -> Option<GrammarSource> {
+    pub(crate) fn grammar(&self) -> Option<GrammarSource> {
         let call = |tool: &Value| {
             let function = &tool["function"];
             let arguments = match &function["parameters"] {
@@ -148,7 +152,7 @@ impl Tools {
     }
 
     /// What an answer says, and what it calls.
-    pub(super) fn read(&self, answer: &str) -> Said {
+    pub(crate) fn read(&self, answer: &str) -> Said {
         let (mut text, mut calls, mut rest) = (String::new(), Vec::new(), answer);
         while let Some((before, after)) = rest.split_once(OPEN) {
             // A call that was cut off, by a limit or a stop text, ends with the answer.
@@ -189,8 +193,13 @@ impl Tools {
 }
 
 impl Call {
-    /// As a whole reply has it.
-    pub(super) fn json(&self) -> Value {
+    /// The arguments as an object: what is none has no arguments.
+    pub(crate) fn input(&self) -> Value {
+        serde_json::from_str(&self.arguments).ok().filter(Value::is_object).unwrap_or_else(|| json!({}))
+    }
+
+    /// As a whole reply of OpenAI's has it.
+    pub(crate) fn json(&self) -> Value {
         let function = json!({ "name": self.name, "arguments": self.arguments });
         json!({ "id": self.id, "type": "function", "function": function })
     }

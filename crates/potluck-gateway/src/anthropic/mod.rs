@@ -1,0 +1,134 @@
+//! Anthropic's Messages API: what coding agents of that house speak.
+
+mod events;
+mod messages;
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Extension, State},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    Model, Problem,
+    access::Caller,
+    answer::Answers,
+    http::{Asker, Json as Body, Shared, Site, either},
+    openai::{OneOrMany, Params, for_template},
+    prompt,
+    stream::{Framing, respond},
+    tools::{Held, Tools},
+};
+use events::Events;
+use messages::{choice, conversation, functions};
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct MessagesRequest {
+    model: Option<String>,
+    #[serde(default)]
+    messages: Vec<Value>,
+    #[serde(default)]
+    system: Value,
+    #[serde(default)]
+    max_tokens: Option<u32>,
+    #[serde(default)]
+    stop_sequences: Vec<String>,
+    #[serde(default)]
+    temperature: Option<f32>,
+    #[serde(default)]
+    top_p: Option<f32>,
+    #[serde(default)]
+    top_k: Option<i64>,
+    #[serde(default)]
+    stream: Option<bool>,
+    #[serde(default)]
+    tools: Vec<Value>,
+    #[serde(default)]
+    tool_choice: Value,
+}
+
+pub(crate) async fn handle(
+    State(shared): Site,
+    Extension(Asker(caller)): Extension<Asker>,
+    Body(body): Body<MessagesRequest>,
+) -> Response {
+    let result = async { answer(&shared, &caller, body?).await };
+    either(result.await, problem)
+}
+
+pub(crate) async fn count_tokens(State(shared): Site, Body(body): Body<MessagesRequest>) -> Response {
+    let result = async {
+        let request = body?;
+        let model = shared.named(request.model.as_deref())?;
+        let tokens = request.tokens(model, request.tools()?.as_ref()).await?;
+        Ok(Json(json!({ "input_tokens": tokens.len() })).into_response())
+    };
+    either(result.await, problem)
+}
+
+/// The error object that Anthropic's clients read.
+pub(crate) fn problem(problem: Problem) -> Response {
+    problem.respond(object(&problem))
+}
+
+fn object(problem: &Problem) -> Value {
+    json!({ "type": "error", "error": { "type": problem.kind(), "message": problem.message } })
+}
+
+async fn answer(shared: &Shared, caller: &Caller, request: MessagesRequest) -> Result<Response, Problem> {
+    let model = shared.named(request.model.as_deref())?;
+    let limit = request.max_tokens.ok_or_else(|| Problem::value("max_tokens", "max_tokens: Field required"))?;
+    let tools = request.tools()?.map(Arc::new);
+    let tokens = request.tokens(model, tools.as_deref()).await?;
+    let params = Params {
+        temperature: request.temperature,
+        top_p: request.top_p,
+        top_k: request.top_k,
+        stop: Some(OneOrMany::Many(request.stop_sequences.clone())),
+        max_tokens: Some(limit),
+        ..Params::default()
+    };
+    let mut requests = shared.requests(&params, &tokens, None)?;
+    if let Some(grammar) = tools.as_deref().and_then(Tools::grammar) {
+        requests.iter_mut().for_each(|request| request.grammar = Some(grammar.clone()));
+    }
+    let answers = Answers::ask(&shared.jobs, caller, requests).await?;
+    let format = Events {
+        id: format!("msg_{:032x}", fastrand::u128(..)),
+        model: request.model.unwrap_or_else(|| model.name.clone()),
+        prompt_tokens: tokens.len(),
+        ends: model.vocabulary.info().ends.clone(),
+        stops: request.stop_sequences,
+        tools,
+        metrics: shared.metrics.clone(),
+        held: Held::default(),
+        blocks: 0,
+        text_open: false,
+    };
+    if request.stream == Some(true) {
+        return respond(answers, Framing::Events, format).await;
+    }
+    let whole = answers.whole().await?.pop();
+    let outcome = whole.map(|whole| whole.outcome).ok_or_else(|| Problem::value("messages", "no answer"))?;
+    shared.answered(&outcome);
+    Ok(Json(format.whole(&outcome)).into_response())
+}
+
+impl MessagesRequest {
+    fn tools(&self) -> Result<Option<Tools>, Problem> {
+        Tools::of(Some(&functions(&self.tools)?), choice(&self.tool_choice)?.as_ref())
+    }
+
+    async fn tokens(&self, model: &Model, tools: Option<&Tools>) -> Result<Vec<u32>, Problem> {
+        let mut messages = for_template(conversation(&self.system, &self.messages)?)?;
+        let mut variables = Map::new();
+        if let Some(tools) = tools {
+            tools.tell(model, &mut messages, &mut variables);
+        }
+        prompt::of_messages(model, messages, variables).await
+    }
+}

@@ -1,0 +1,95 @@
+//! Ollama's embeddings: `/api/embed`, and the older `/api/embeddings`.
+
+use std::time::Instant;
+
+use axum::{
+    Json,
+    extract::{Extension, State},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::{
+    Model, Problem,
+    answer::Answers,
+    http::{Asker, Json as Body, Site, either},
+    openai::{EMBEDDED_TEXTS_MAX, OneOrMany},
+    prompt,
+};
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct EmbedRequest {
+    model: Option<String>,
+    #[serde(default)]
+    input: Option<OneOrMany>,
+    /// Whether a text that is too long is cut; without it, it is an error.
+    #[serde(default = "yes")]
+    truncate: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+pub(crate) async fn embed(
+    State(shared): Site,
+    Extension(Asker(caller)): Extension<Asker>,
+    Body(body): Body<EmbedRequest>,
+) -> Response {
+    let result = async {
+        let (EmbedRequest { model, input, truncate }, begun) = (body?, Instant::now());
+        let known = shared.named(model.as_deref())?;
+        let texts = match input {
+            None => Vec::new(),
+            Some(OneOrMany::One(text)) => vec![text],
+            Some(OneOrMany::Many(texts)) => texts,
+        };
+        if texts.len() > EMBEDDED_TEXTS_MAX {
+            let message = format!("{} texts; the most is {EMBEDDED_TEXTS_MAX}", texts.len());
+            return Err(Problem::value("input", message));
+        }
+        let mut all = Vec::with_capacity(texts.len());
+        for text in &texts {
+            all.push(tokens(known, text, truncate).await?);
+        }
+        let count: usize = all.iter().map(Vec::len).sum();
+        let embeddings = Answers::embed(&shared.jobs, &caller, all).await?;
+        Ok(Json(json!({
+            "model": known.name, "embeddings": embeddings, "prompt_eval_count": count,
+            "total_duration": begun.elapsed().as_nanos() as u64, "load_duration": 0,
+        }))
+        .into_response())
+    };
+    either(result.await, Problem::ollama)
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct OldRequest {
+    model: Option<String>,
+    #[serde(default)]
+    prompt: String,
+}
+
+pub(crate) async fn embeddings(
+    State(shared): Site,
+    Extension(Asker(caller)): Extension<Asker>,
+    Body(body): Body<OldRequest>,
+) -> Response {
+    let result = async {
+        let OldRequest { model, prompt } = body?;
+        let known = shared.named(model.as_deref())?;
+        // Asked for nothing, Ollama loads the model: it is loaded.
+        if prompt.is_empty() {
+            return Ok(Json(json!({ "embedding": [] })).into_response());
+        }
+        let text = tokens(known, &prompt, true).await?;
+        let embedding = Answers::embed(&shared.jobs, &caller, vec![text]).await?.pop();
+        Ok(Json(json!({ "embedding": embedding.unwrap_or_default() })).into_response())
+    };
+    either(result.await, Problem::ollama)
+}
+
+async fn tokens(model: &Model, text: &str, truncate: bool) -> Result<Vec<u32>, Problem> {
+    if truncate { prompt::of_cut_text(model, text).await } else { prompt::of_text(model, text).await }
+}

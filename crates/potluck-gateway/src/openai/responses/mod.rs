@@ -1,0 +1,122 @@
+//! `/v1/responses`, without a memory: each request brings its whole conversation.
+
+mod events;
+mod input;
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Extension, State},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::params::Params;
+use crate::{
+    Problem,
+    access::Caller,
+    answer::Answers,
+    http::{Asker, Json as Body, Shared, Site, either},
+    prompt,
+    stream::{Framing, respond},
+    tools::Tools,
+};
+use events::Events;
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct ResponsesRequest {
+    model: Option<String>,
+    #[serde(default)]
+    input: Value,
+    #[serde(default)]
+    instructions: Option<String>,
+    #[serde(default)]
+    max_output_tokens: Option<u32>,
+    #[serde(default)]
+    temperature: Option<f32>,
+    #[serde(default)]
+    top_p: Option<f32>,
+    #[serde(default)]
+    text: Value,
+    #[serde(default)]
+    tools: Vec<Value>,
+    #[serde(default)]
+    tool_choice: Value,
+    #[serde(default)]
+    previous_response_id: Option<String>,
+    #[serde(default)]
+    background: Option<bool>,
+    #[serde(default)]
+    metadata: Value,
+    #[serde(default)]
+    stream: Option<bool>,
+}
+
+pub(crate) async fn handle(
+    State(shared): Site,
+    Extension(Asker(caller)): Extension<Asker>,
+    Body(body): Body<ResponsesRequest>,
+) -> Response {
+    let result = async { answer(&shared, &caller, body?).await };
+    either(result.await, Problem::openai)
+}
+
+async fn answer(shared: &Shared, caller: &Caller, request: ResponsesRequest) -> Result<Response, Problem> {
+    let model = shared.named(request.model.as_deref())?;
+    request.check()?;
+    let tools = Tools::of(Some(&input::functions(&request.tools)?), input::choice(&request.tool_choice).as_ref())?;
+    let tools = tools.map(Arc::new);
+    let mut messages = input::conversation(request.instructions.as_deref(), &request.input)?;
+    let mut variables = Map::new();
+    if let Some(tools) = &tools {
+        tools.tell(model, &mut messages, &mut variables);
+    }
+    let tokens = prompt::of_messages(model, messages, variables).await?;
+    let params = Params {
+        temperature: request.temperature,
+        top_p: request.top_p,
+        max_tokens: request.max_output_tokens,
+        response_format: request.format()?,
+        ..Params::default()
+    };
+    let mut requests = shared.requests(&params, &tokens, None)?;
+    if let Some(grammar) = tools.as_deref().and_then(Tools::grammar) {
+        requests.iter_mut().for_each(|request| request.grammar = Some(grammar.clone()));
+    }
+    let answers = Answers::ask(&shared.jobs, caller, requests).await?;
+    let mut format = Events::new(&request, &model.name, tools, shared.metrics.clone());
+    if request.stream == Some(true) {
+        return respond(answers, Framing::Events, format).await;
+    }
+    let whole = answers.whole().await?.pop();
+    let outcome = whole.map(|whole| whole.outcome).ok_or_else(|| Problem::value("input", "no answer"))?;
+    shared.answered(&outcome);
+    Ok(Json(format.whole(&outcome)).into_response())
+}
+
+impl ResponsesRequest {
+    fn check(&self) -> Result<(), Problem> {
+        if self.previous_response_id.is_some() {
+            let message = "nothing is kept here between requests: send the whole conversation as input";
+            return Err(Problem::unsupported("previous_response_id", message));
+        }
+        if self.background == Some(true) {
+            return Err(Problem::unsupported("background", "answers are made while you wait"));
+        }
+        Ok(())
+    }
+
+    /// A response format, as chats have it.
+    fn format(&self) -> Result<Option<Value>, Problem> {
+        let format = &self.text["format"];
+        Ok(match format["type"].as_str() {
+            None | Some("text") => None,
+            Some("json_schema") => {
+                Some(json!({ "type": "json_schema", "json_schema": { "schema": format["schema"] } }))
+            }
+            Some(_) => Some(format.clone()),
+        })
+    }
+}

@@ -1,0 +1,229 @@
+//! One file after another, each resumed where an earlier attempt broke off, checked, and named only then.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{Read as _, Seek as _, Write as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use potluck_store::{Progress, StoreError};
+use reqwest::{
+    Client, Response, StatusCode, Url,
+    header::{ACCEPT_ENCODING, CONTENT_RANGE, ETAG, IF_RANGE, RANGE},
+};
+use sha2::{Digest as _, Sha256};
+use tokio::{task::spawn_blocking, time::timeout};
+
+use super::check;
+use crate::PullError;
+
+/// How long nothing may come before the line counts as lost.
+const STALL: Duration = Duration::from_secs(30);
+
+/// How often a line that was lost is tried again without a byte in between, and after how long.
+const TRIES: u32 = 4;
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
+/// A file to get.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    pub(super) url: Url,
+    /// Shown to the host of `url` only: a redirect to another loses it.
+    pub(super) token: Option<String>,
+    /// As announced.
+    pub(super) bytes: Option<u64>,
+    pub(super) sha256: Option<[u8; 32]>,
+    pub(super) to: PathBuf,
+}
+
+/// Gets those that are not here yet.
+pub(super) async fn all(
+    client: &Client,
+    files: &[Wanted],
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), PullError> {
+    let total: u64 = files.iter().filter_map(|file| file.bytes).sum();
+    let mut before = 0;
+    for file in files {
+        let mut here = 0;
+        if file.to.is_file() {
+            here = file.bytes.unwrap_or(0);
+        } else {
+            one(client, file, &mut |done, bytes| {
+                here = done;
+                progress(Progress { done: before + done, total: if total == 0 { bytes } else { total } });
+            })
+            .await?;
+        }
+        before += here;
+        progress(Progress { done: before, total: total.max(before) });
+    }
+    Ok(())
+}
+
+async fn one(client: &Client, file: &Wanted, progress: &mut dyn FnMut(u64, u64)) -> Result<(), PullError> {
+    let partial = Partial::open(&file.to)?;
+    let (mut tries, mut last) = (0, partial.len()?);
+    loop {
+        match attempt(client, file, &partial, progress).await {
+            Ok(()) => break,
+            // What came in between was worth another try.
+            Err(error @ PullError::Web { .. }) => {
+                let now = partial.len()?;
+                tries = if now > last { 0 } else { tries + 1 };
+                last = now;
+                if tries >= TRIES {
+                    return Err(error);
+                }
+                tracing::info!(%error, "trying again");
+                tokio::time::sleep(TRY_AGAIN * (1 << tries)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    partial.keep(file).await
+}
+
+/// Asks for what is missing, and writes it.
+async fn attempt(
+    client: &Client,
+    file: &Wanted,
+    partial: &Partial,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(), PullError> {
+    let failed = |what: &str| PullError::web(&file.url, what);
+    let broken = |error| PullError::http(&file.url, error);
+    let (have, version) = (partial.len()?, partial.version());
+    if file.bytes.is_some_and(|bytes| have >= bytes && bytes > 0) && version.is_some() {
+        return Ok(());
+    }
+    let mut request = client.get(file.url.clone()).header(ACCEPT_ENCODING, "identity");
+    if let Some(token) = &file.token {
+        request = request.bearer_auth(token);
+    }
+    if let (1.., Some(version)) = (have, &version) {
+        // Where the file has changed since, all of it comes.
+        request = request.header(RANGE, format!("bytes={have}-")).header(IF_RANGE, version);
+    }
+    let response = timeout(STALL, request.send()).await.map_err(|_| failed("no answer"))?;
+    let response = response.map_err(broken)?;
+    let (mut done, total, mut response) = match response.status() {
+        StatusCode::PARTIAL_CONTENT if starts_at(&response) == Some(have) => {
+            (have, response.content_length().map(|rest| have + rest), response)
+        }
+        StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::PARTIAL_CONTENT => {
+            partial.restart(None)?;
+            return Err(failed("what is here of it is not what is there"));
+        }
+        status if status.is_server_error() => return Err(failed(&format!("it answers {status}"))),
+        _ => {
+            let response = check(&file.url, response)?;
+            partial.restart(response.headers().get(ETAG).and_then(|tag| tag.to_str().ok()))?;
+            (0, response.content_length(), response)
+        }
+    };
+    if let (Some(announced), Some(coming)) = (file.bytes, total)
+        && announced != coming
+    {
+        return Err(PullError::Digest(file.url.to_string()));
+    }
+    let mut out = partial.append()?;
+    while let Some(chunk) = timeout(STALL, response.chunk())
+        .await
+        .map_err(|_| failed(&format!("nothing came for {} s", STALL.as_secs())))?
+        .map_err(broken)?
+    {
+        out.write_all(&chunk).map_err(|source| StoreError::Io { path: partial.path.clone(), source })?;
+        done += chunk.len() as u64;
+        // One that sends more than it announced would fill the disk.
+        if total.is_some_and(|total| done > total) {
+            partial.restart(None)?;
+            return Err(PullError::Digest(file.url.to_string()));
+        }
+        progress(done, total.unwrap_or(done));
+    }
+    match total {
+        Some(total) if done < total => Err(failed("the line was lost")),
+        _ => Ok(()),
+    }
+}
+
+/// The first byte that a partial answer brings.
+fn starts_at(response: &Response) -> Option<u64> {
+    let range = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
+    range.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
+}
+
+/// What has come of a file, and of which version of it.
+struct Partial {
+    path: PathBuf,
+    tag: PathBuf,
+}
+
+impl Partial {
+    fn open(to: &Path) -> Result<Self, PullError> {
+        let beside = |suffix: &str| {
+            let mut name = to.file_name().unwrap_or_default().to_owned();
+            name.push(suffix);
+            to.with_file_name(name)
+        };
+        if let Some(folder) = to.parent() {
+            fs::create_dir_all(folder).map_err(|source| StoreError::Io { path: folder.into(), source })?;
+        }
+        Ok(Self { path: beside(".incomplete"), tag: beside(".incomplete.etag") })
+    }
+
+    fn len(&self) -> Result<u64, PullError> {
+        match fs::metadata(&self.path) {
+            Ok(metadata) => Ok(metadata.len()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+            Err(source) => Err(StoreError::Io { path: self.path.clone(), source }.into()),
+        }
+    }
+
+    /// Without one, what has come cannot be gone on with.
+    fn version(&self) -> Option<String> {
+        // A weak one promises nothing about bytes.
+        fs::read_to_string(&self.tag).ok().filter(|tag| tag.starts_with('"'))
+    }
+
+    fn restart(&self, version: Option<&str>) -> Result<(), PullError> {
+        let io = |source| StoreError::Io { path: self.path.clone(), source };
+        File::create(&self.path).map_err(io)?;
+        fs::write(&self.tag, version.unwrap_or_default()).map_err(io)?;
+        Ok(())
+    }
+
+    fn append(&self) -> Result<File, PullError> {
+        let opened = OpenOptions::new().append(true).create(true).open(&self.path);
+        opened.map_err(|source| StoreError::Io { path: self.path.clone(), source }.into())
+    }
+
+    /// Checks it and gives it its name.
+    async fn keep(&self, file: &Wanted) -> Result<(), PullError> {
+        let (path, wanted) = (self.path.clone(), file.sha256);
+        let checked = spawn_blocking(move || -> std::io::Result<bool> {
+            let mut file = File::options().read(true).write(true).open(&path)?;
+            file.sync_all()?;
+            let Some(wanted) = wanted else { return Ok(true) };
+            file.rewind()?;
+            let (mut hasher, mut chunk) = (Sha256::new(), vec![0; 1 << 20]);
+            loop {
+                match file.read(&mut chunk)? {
+                    0 => return Ok(hasher.finalize().as_slice() == wanted),
+                    n => hasher.update(&chunk[..n]),
+                }
+            }
+        });
+        let io = |source| StoreError::Io { path: self.path.clone(), source };
+        let checked = checked.await.map_err(|error| io(std::io::Error::other(error)))?;
+        if !checked.map_err(io)? {
+            self.restart(None)?;
+            return Err(PullError::Digest(file.url.to_string()));
+        }
+        fs::rename(&self.path, &file.to).map_err(io)?;
+        let _ = fs::remove_file(&self.tag);
+        Ok(())
+    }
+}

@@ -1,0 +1,302 @@
+//! `potluck doctor`: what works here, what does not, whose turn it is, and what to type.
+
+use clap::Args;
+use potluck_chain::plan::Preview;
+use potluck_net::Node;
+use potluck_store::Entry;
+use serde::Serialize;
+use serde_json::json;
+use sysinfo::{Disks, MemoryRefreshKind, RefreshKind, System};
+
+use crate::{
+    args::{EngineArgs, Prefer},
+    commands::{serve::PORT, swarm::utc_now},
+    engines::start_vocabulary,
+    failure::Failure,
+    home::{Home, Identity, Membership, Role, SwarmRoot},
+    models::{Models, load_vocabulary},
+    placement::address,
+    screen::{Screen, size},
+    serving::{OFFER_SECONDS, offers_of},
+    talk::{Surveyed, Wanted, client_node, preview, who_name},
+};
+
+/// Free memory and disk below which a model of any use will not fit.
+const LITTLE_MEMORY: u64 = 1 << 30;
+const LITTLE_DISK: u64 = 5 << 30;
+
+/// Days before its end from which a grant is worth a word.
+const GRANT_ENDS_SOON_SECONDS: u64 = 14 * 86_400;
+
+/// Seconds by which clocks may differ before offers are misjudged.
+const CLOCK_SECONDS: u64 = 5;
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// A model to plan for [default: the only model there is, if there is one]
+    #[arg(long, short, value_name = "M")]
+    model: Option<String>,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// How a thing is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum How {
+    Ok,
+    Warn,
+    Fail,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Finding {
+    /// A short word that scripts can rely on.
+    id: &'static str,
+    how: How,
+    text: String,
+    /// What to do about it.
+    hint: String,
+}
+
+/// What was found so far.
+#[derive(Debug, Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, id: &'static str, how: How, text: impl Into<String>, hint: impl Into<String>) {
+        self.0.push(Finding { id, how, text: text.into(), hint: hint.into() });
+    }
+
+    fn ok(&mut self, id: &'static str, text: impl Into<String>) {
+        self.add(id, How::Ok, text, "");
+    }
+
+    /// What a step came to.
+    fn failed(&mut self, id: &'static str, failure: Failure) {
+        self.add(id, How::Fail, failure.message, failure.hint);
+    }
+}
+
+impl Doctor {
+    pub(crate) async fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
+        let bar = screen.wait("looking");
+        let mut findings = Findings::default();
+        machine(&mut findings, home);
+        let entry = self.models(&mut findings, home).await;
+        if let Err(failure) = swarm(&mut findings, home).await {
+            findings.failed("swarm", failure);
+        }
+        if let Some(entry) = entry {
+            self.plan(&mut findings, home, &entry).await;
+        }
+        drop(bar);
+        tell(screen, findings.0)
+    }
+
+    /// The catalogue, and whether the engine starts with a model of it; the model to plan for.
+    async fn models(&self, findings: &mut Findings, home: &Home) -> Option<Entry> {
+        let entries = match Models::open(home).and_then(|models| Ok(models.catalogue.list()?)) {
+            Ok(entries) => entries,
+            Err(failure) => {
+                findings.failed("models", failure);
+                return None;
+            }
+        };
+        for entry in &entries {
+            match entry.check() {
+                Ok(()) if entry.is_whole() => {
+                    findings.ok("model", format!("{}, {}", entry.name, size(entry.held_bytes())))
+                }
+                Ok(()) => {
+                    let (held, all) = (size(entry.held_bytes()), size(entry.manifest.bytes()));
+                    findings.ok("model", format!("{}, {held} of {all} are here", entry.name));
+                }
+                Err(error) => findings.failed("model", error.into()),
+            }
+        }
+        if entries.is_empty() {
+            let hint = "potluck model add PATH, potluck model pull hf:ORG/NAME, or join a swarm that has one";
+            findings.add("model", How::Warn, "this machine knows no model yet", hint);
+        }
+        let wanted = match &self.model {
+            Some(text) => entries.into_iter().find(|e| e.name == *text || e.id.to_string().starts_with(text.as_str())),
+            None => entries.into_iter().next(),
+        }?;
+        let started = match load_vocabulary(&wanted, &self.engine.settings(1)) {
+            Ok(load) => start_vocabulary(load).await,
+            Err(failure) => Err(failure),
+        };
+        match started {
+            Ok(_) => findings.ok("engine", format!("starts, in its sandbox; {}", backends())),
+            Err(failure) => findings.failed("engine", failure),
+        }
+        Some(wanted)
+    }
+
+    /// Where the model would run, and why not elsewhere.
+    async fn plan(&self, findings: &mut Findings, home: &Home, entry: &Entry) {
+        let settings = self.engine.settings(1);
+        let wanted = Wanted { home, entry, settings: &settings, codec: self.engine.codec(), memory: None };
+        match preview(&wanted, Prefer::Private).await {
+            Ok(Surveyed { preview: Ok(preview), .. }) => planned(findings, entry, &preview),
+            Ok(Surveyed { preview: Err(failure), .. }) | Err(failure) => findings.failed("plan", failure),
+        }
+    }
+}
+
+fn planned(findings: &mut Findings, entry: &Entry, preview: &Preview) {
+    let text =
+        format!("{}: {}, {:.1} tokens/s predicted", entry.name, preview.verdict.reason, preview.decode_tokens_per_s);
+    findings.ok("plan", text);
+    for out in &preview.left_out {
+        findings.ok("left-out", format!("{}: {}", who_name(out.who), out.reason));
+    }
+}
+
+fn machine(findings: &mut Findings, home: &Home) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    findings.ok("cpu", format!("{cores} threads{}", cpu_features()));
+    let system =
+        System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()));
+    let (free, all) = (system.available_memory(), system.total_memory());
+    let text = format!("{} free of {}", size(free), size(all));
+    match free < LITTLE_MEMORY {
+        true => findings.add("memory", How::Warn, text, "close other programs, or lend fewer layers"),
+        false => findings.ok("memory", text),
+    }
+    let disks = Disks::new_with_refreshed_list();
+    let path = home.path("");
+    let disk = disks.iter().filter(|disk| path.starts_with(disk.mount_point()));
+    if let Some(disk) = disk.max_by_key(|disk| disk.mount_point().as_os_str().len()) {
+        let text = format!("{} free at {}", size(disk.available_space()), disk.mount_point().display());
+        match disk.available_space() < LITTLE_DISK {
+            true => findings.add("disk", How::Warn, text, "potluck model rm what you do not use"),
+            false => findings.ok("disk", text),
+        }
+    }
+    match std::net::UdpSocket::bind(("0.0.0.0", PORT)) {
+        Ok(_) => findings.ok("port", format!("UDP {PORT} is free for `potluck serve`")),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            findings.ok("port", format!("UDP {PORT} is in use: perhaps by `potluck serve`"));
+        }
+        Err(error) => findings.add(
+            "port",
+            How::Fail,
+            format!("UDP {PORT}: {error}"),
+            "choose another: potluck serve --bind IP:PORT",
+        ),
+    }
+}
+
+async fn swarm(findings: &mut Findings, home: &Home) -> Result<(), Failure> {
+    let Some(membership) = Membership::find(home)? else {
+        let hint = "potluck swarm create, or potluck join LINE; a machine alone needs neither";
+        findings.add("swarm", How::Ok, "this machine belongs to no swarm", hint);
+        return Ok(());
+    };
+    let root = if SwarmRoot::open(home).is_ok() { ", made here" } else { "" };
+    findings.ok("swarm", format!("{}{root}", membership.swarm));
+    let gate = membership.gate()?;
+    for role in [Role::Peer, Role::Client] {
+        let key = Identity::open(home, role)?.key.peer_id();
+        let grant = membership.grant(key)?;
+        let (now, soon) = (utc_now(), utc_now() + GRANT_ENDS_SOON_SECONDS);
+        let hint = format!("ask the swarm's owner for: potluck swarm grant {key}");
+        match (gate.check(&grant, key, now), gate.check(&grant, key, soon)) {
+            (Ok(_), Ok(_)) => {}
+            (Ok(_), Err(_)) => findings.add("grant", How::Warn, "a grant of this machine ends within 14 days", hint),
+            (Err(error), _) => findings.add("grant", How::Fail, error.to_string(), hint),
+        }
+    }
+    let node = client_node(home, &membership).await?;
+    reach(findings, &node, &membership).await;
+    node.close().await;
+    Ok(())
+}
+
+/// Asks every contact, and every peer that offers something, how far away it is.
+async fn reach(findings: &mut Findings, node: &Node, membership: &Membership) {
+    let (offers, _) = offers_of(node, &membership.contacts).await;
+    let mut peers: Vec<_> = offers.iter().map(address).collect();
+    peers.extend(membership.contacts.iter().cloned());
+    peers.sort_by_key(|peer| peer.peer);
+    peers.dedup_by_key(|peer| peer.peer);
+    for peer in &peers {
+        let name = peer.peer.short();
+        match node.connect(peer).await {
+            Ok(link) => {
+                let path = link
+                    .path()
+                    .map_or(String::new(), |path| format!(", {}, {:.1} ms", path.kind, path.rtt.as_secs_f64() * 1e3));
+                findings.ok("peer", format!("{name} answers{path}"));
+            }
+            Err(error) => {
+                let hint = format!(
+                    "its owner's turn: is `potluck serve` running there, and does its firewall let UDP in at {}?",
+                    peer.addresses.join(" or ")
+                );
+                findings.add("peer", How::Fail, error.to_string(), hint);
+            }
+        }
+    }
+    let now = utc_now();
+    for offer in offers.iter().filter(|offer| offer.expires > now + OFFER_SECONDS + CLOCK_SECONDS) {
+        let ahead = offer.expires - now - OFFER_SECONDS;
+        let text = format!("the clocks of {} and of this machine differ by {ahead} s or more", offer.peer.short());
+        findings.add("clock", How::Warn, text, "set both by the network: timedatectl set-ntp true");
+    }
+}
+
+fn tell(screen: Screen, findings: Vec<Finding>) -> Result<(), Failure> {
+    let count = |how| findings.iter().filter(|finding| finding.how == how).count();
+    let (warnings, failures) = (count(How::Warn), count(How::Fail));
+    if screen.json {
+        screen.object(&json!({ "findings": findings, "warnings": warnings, "failures": failures }))?;
+    } else {
+        for finding in &findings {
+            let word = match finding.how {
+                How::Ok => "ok",
+                How::Warn => "warn",
+                How::Fail => "fail",
+            };
+            screen.text(&format!("{word:<5} {:<9} {}\n", finding.id, finding.text))?;
+            if !finding.hint.is_empty() {
+                screen.text(&format!("{:16}{}\n", "", finding.hint))?;
+            }
+        }
+        screen.text(&format!("{} checks, {warnings} warnings, {failures} failures\n", findings.len()))?;
+    }
+    match failures {
+        0 => Ok(()),
+        _ => Err(Failure::told()),
+    }
+}
+
+/// What llama.cpp was built for.
+fn backends() -> &'static str {
+    match () {
+        () if cfg!(feature = "cuda") => "built for CUDA",
+        () if cfg!(feature = "metal") => "built for Metal",
+        () if cfg!(feature = "vulkan") => "built for Vulkan",
+        () => "built for the CPU: with a GPU, build with --features cuda, metal or vulkan",
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn cpu_features() -> String {
+    let known = [
+        ("AVX2", std::is_x86_feature_detected!("avx2")),
+        ("FMA", std::is_x86_feature_detected!("fma")),
+        ("F16C", std::is_x86_feature_detected!("f16c")),
+        ("AVX-512", std::is_x86_feature_detected!("avx512f")),
+    ];
+    let has: Vec<_> = known.iter().filter(|(_, has)| *has).map(|(name, _)| *name).collect();
+    if has.is_empty() { "; no AVX2: answers will be slow".into() } else { format!(", {}", has.join(", ")) }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn cpu_features() -> String {
+    format!(", {}", std::env::consts::ARCH)
+}
