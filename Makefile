@@ -24,7 +24,7 @@ TEST ?=
 TARGET ?= frame
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup model clients demo fmt lint test sim fuzz prove-streams bench snapshots
+.PHONY: help setup model clients demo fmt lint test sim fuzz prove-streams prove-pull bench snapshots
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -64,6 +64,9 @@ fuzz: ## Fuzz a decoder: make fuzz [TARGET=frame] [FUZZ_SECONDS=60]
 
 prove-streams: model ## Two minutes of 16 streams beside clients that misbehave; writes bench/results/streams.json
 	@POTLUCK_PROVE_SECONDS=120 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --no-capture -E 'binary(streams)'
+
+prove-pull: model ## How much of a link a pull from three peers fills (root); writes bench/results/pull.json
+	@POTLUCK_PROVE_PULL=1 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --no-capture -E 'test(fills_the_link)'
 
 bench: model ## Ratios against llama.cpp, side by side; writes bench/results/
 	@bench/run

@@ -15,8 +15,20 @@ use tokio::{
 use crate::{
     Outcome,
     peers::READY_TIMEOUT,
+    row::Row,
     work::{Contestant, DECODE, PREFILL, Timed, Work, prompt},
 };
+
+/// Positions that a conversation may have, and tokens of its two turns.
+const CONVERSATION: u32 = 2_048;
+const FIRST_TURN: u32 = 1_100;
+const SECOND_TURN: u32 = 40;
+
+/// A first token of the second turn takes a fifth of the first's, or less.
+const SECOND_TURN_GOAL: f64 = 5.0;
+
+/// Conversations, after one that is not measured.
+const ROUNDS: u32 = 5;
 
 /// Bytes of an answer that is read: far more than one has.
 const ANSWER_BYTES_MAX: u64 = 4 << 20;
@@ -79,6 +91,29 @@ impl Front {
         let done = answer.contains("data: [DONE]") && answer.contains(&format!("\"completion_tokens\":{count},"));
         if done { Ok(took) } else { Err(format!("the gateway answered {answer}").into()) }
     }
+}
+
+/// A conversation's second turn against its first: how much sooner its first token comes where the caches still hold the first.
+pub(crate) async fn second_turn(potluck: &Path, home: &Path, file: &Path, settings: &EngineSettings) -> Outcome<Row> {
+    let settings = EngineSettings { context: CONVERSATION, ..settings.clone() };
+    let front = Front::start(potluck, home, file, &settings).await?;
+    let (mut ratios, mut seconds) = (Vec::new(), Vec::new());
+    for round in 0..=ROUNDS {
+        // Each conversation is another one: tokens of the middle of the vocabulary, in an order of its own.
+        let token = |at: u32| 1_000 + (at * 7_919 + round * 104_729) % 40_000;
+        let first: Vec<u32> = (0..FIRST_TURN).map(token).collect();
+        let second: Vec<u32> = (0..FIRST_TURN + SECOND_TURN).map(token).collect();
+        let (first, second) = (front.ask(first, 1).await?, front.ask(second, 1).await?);
+        if round > 0 {
+            ratios.push(first / second);
+            seconds.push(second);
+        }
+    }
+    Ok(Row::of("second_turn_first_token", &ratios, &seconds, "s").goal(SECOND_TURN_GOAL).setting(format!(
+        "gateway, one peer, {} threads: a prompt of {FIRST_TURN} tokens, then the same and {SECOND_TURN} more, to the end of an \
+         answer of one token, {ROUNDS} rounds; ratio: first turn ÷ second",
+        settings.threads
+    )))
 }
 
 impl Contestant for Front {

@@ -59,7 +59,7 @@ struct Cli {
     /// Where the results go
     #[arg(long, default_value = "bench/results/chain.json")]
     out: PathBuf,
-    /// Only these parts: llama, one, gateway, three, rpc, hop, bytes, start
+    /// Only these parts: llama, one, gateway, three, rpc, hop, bytes, turns, start
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Only this kind of work: prefill or decode
@@ -153,6 +153,10 @@ impl Bench {
         }
         if self.wants("bytes") {
             self.report(noop::bytes(self.home.path()).await?);
+        }
+        if self.wants("turns") {
+            let (potluck, home) = (self.potluck.clone(), self.home.path().to_owned());
+            self.report(vec![gateway::second_turn(&potluck, &home, &self.file, &self.settings).await?]);
         }
         if self.wants("start") {
             self.report(start::first_token(&self.potluck, self.home.path(), &self.file).await?);

@@ -15,6 +15,7 @@ pub mod bounds;
 mod ids;
 mod manifest;
 mod offer;
+mod order;
 mod piece;
 mod range;
 mod reduce;
@@ -23,6 +24,7 @@ mod stage;
 pub use ids::{CacheId, IdError, ModelId, PeerId, SecretKey, SessionId, SessionKey};
 pub use manifest::{Manifest, ManifestError, MetaArray, MetaValue, TensorEntry, TensorType};
 pub use offer::{Offer, OfferError, SignedOffer, StageSpeed};
+pub use order::{Action, Order, OrderError, SignedOrder};
 pub use piece::{PIECE_BYTES, PieceHash, piece_hash, piece_range, pieces_of, tensor_hash};
 pub use range::{LayerRange, RangeError};
 pub use stage::{

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use biscuit_auth::{Algorithm, Biscuit, KeyPair, PrivateKey, PublicKey, macros::biscuit};
 use data_encoding::HEXLOWER_PERMISSIVE;
-use potluck_core::PeerId;
+use potluck_core::{PeerId, SecretKey};
 
 use crate::GrantError;
 
@@ -65,6 +65,11 @@ impl Root {
         .build(&self.pair()?)
         .map_err(unsigned)?;
         token.to_vec().map(Grant).map_err(unsigned)
+    }
+
+    /// The same key, to sign what is no grant: an order to a peer.
+    pub fn key(&self) -> SecretKey {
+        SecretKey::from_bytes(&self.0)
     }
 
     fn pair(&self) -> Result<KeyPair, GrantError> {

@@ -14,6 +14,9 @@ pub const SPLIT_PREFIX: &str = "split.";
 /// Layers that the engine's own tables have room for; a model with more would abort it.
 pub const ENGINE_LAYERS_MAX: u32 = 512;
 
+/// Bytes of one tensor; the largest of today's have some 10 GB. A model with a larger one is refused.
+pub const TENSOR_BYTES_MAX: u64 = 256 << 30;
+
 const _: () = assert!(ENGINE_LAYERS_MAX <= bounds::LAYERS_MAX, "what the engine loads has a layer range");
 
 /// The file: its parts are sound, but they make no model. Hint: download it again, or convert it again.
@@ -170,6 +173,9 @@ fn check_tensors(manifest: &Manifest) -> Result<(), ModelError> {
         let named = layer_of(&tensor.name) == tensor.layer.map(u64::from);
         let shaped = tensor.shape.len() <= DIMENSIONS_MAX as usize && !tensor.shape.contains(&0);
         let sized = types::tensor_bytes(tensor.kind, &tensor.shape) == Some(tensor.bytes);
+        if tensor.bytes > TENSOR_BYTES_MAX {
+            return Err(bound("the bytes of a tensor", tensor.bytes, TENSOR_BYTES_MAX));
+        }
         if !(named && shaped && sized && tensor.name.len() as u64 <= NAME_BYTES_MAX) {
             return Err(wrong());
         }

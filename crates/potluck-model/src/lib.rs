@@ -24,7 +24,7 @@ pub mod gguf;
 pub mod slice;
 pub mod types;
 
-pub use build::{ENGINE_LAYERS_MAX, ModelError, SPLIT_PREFIX, check, layer_of, manifest_of};
+pub use build::{ENGINE_LAYERS_MAX, ModelError, SPLIT_PREFIX, TENSOR_BYTES_MAX, check, layer_of, manifest_of};
 pub use facts::Facts;
 pub use family::{Admission, Cuts, EmbeddingScale, Family};
 pub use file::{Extent, VirtualFile};

@@ -48,7 +48,7 @@ impl Node {
     }
 
     /// One deadline around a question and its whole answer: a peer that takes no bytes holds nobody up.
-    async fn in_time<T>(
+    pub(crate) async fn in_time<T>(
         &self,
         peer: &PeerAddress,
         asking: impl Future<Output = Result<T, NetError>>,

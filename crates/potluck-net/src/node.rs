@@ -14,7 +14,7 @@ use potluck_core::{PeerId, SecretKey, bounds::STAGE_SESSIONS_MAX};
 use potluck_grant::Gate;
 use potluck_wire::{ADDRESSES_MAX, ALPN, CONTROL_BYTES_MAX, PeerAddress};
 
-use crate::{Door, NetDeadlines, NetError, Shelf, connect::Links};
+use crate::{Door, NetDeadlines, NetError, Orders, Shelf, connect::Links};
 
 /// Streams that one connection may have open from the other side: a client's or a neighbour's stream for each session
 /// that a stage can hold, and some to greet and to ask for offers. The next one waits, for as long as
@@ -81,6 +81,7 @@ pub struct Node {
     pub(crate) links: Links,
     pub(crate) door: Arc<OnceLock<Door>>,
     pub(crate) shelf: Arc<OnceLock<Shelf>>,
+    pub(crate) orders: Arc<OnceLock<Orders>>,
 }
 
 impl Node {
@@ -121,6 +122,7 @@ impl Node {
             links: Links::default(),
             door: Arc::default(),
             shelf: Arc::default(),
+            orders: Arc::default(),
         })
     }
 

@@ -54,8 +54,9 @@ pub struct Serving {
     pub status: StatusWatch,
     offers: mpsc::Sender<SignedOffer>,
     known: watch::Receiver<Directory>,
-    stop: mpsc::Sender<()>,
-    task: tokio::task::JoinHandle<()>,
+    stop: mpsc::Sender<Stop>,
+    /// None once it has ended.
+    task: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Serving {
@@ -70,14 +71,22 @@ impl Serving {
     }
 
     /// Ends every session, with `Leaving`, and returns when the loop has ended.
-    pub async fn stop(self) {
-        let _ = self.stop.send(()).await;
-        let _ = self.task.await;
+    pub async fn stop(mut self) {
+        let _ = self.stop.send(Stop::Now).await;
+        self.finished().await;
     }
 
-    /// Waits until the loop has ended by itself, which it does only if the node was closed.
+    /// Takes no new sessions from now on. [`finished`](Self::finished) returns once the last of those that are open has ended.
+    pub async fn drain(&self) {
+        let _ = self.stop.send(Stop::Drained).await;
+    }
+
+    /// Waits until the loop has ended by itself, which it does if it was drained, or the node was closed.
     pub async fn finished(&mut self) {
-        let _ = (&mut self.task).await;
+        if let Some(task) = &mut self.task {
+            let _ = task.await;
+            self.task = None;
+        }
     }
 }
 
@@ -109,7 +118,14 @@ pub fn serve(node: Node, machine: Peer, stages: Vec<StagePort>) -> Serving {
         tasks,
     };
     let task = tokio::spawn(driver.run(inbox, own_offers, stopped));
-    Serving { status: status_watch, offers, known, stop, task }
+    Serving { status: status_watch, offers, known, stop, task: Some(task) }
+}
+
+/// When the loop ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    Now,
+    Drained,
 }
 
 /// Something for the loop.
@@ -176,9 +192,13 @@ impl Driver {
         mut self,
         mut inbox: mpsc::Receiver<Happened>,
         mut own_offers: mpsc::Receiver<SignedOffer>,
-        mut stopped: mpsc::Receiver<()>,
+        mut stopped: mpsc::Receiver<Stop>,
     ) {
+        let mut draining = false;
         loop {
+            if draining && self.machine.status().sessions == 0 {
+                break;
+            }
             let deadline = self.machine.poll_timeout().map(tokio::time::Instant::from_std);
             let alarm = async {
                 match deadline {
@@ -188,7 +208,13 @@ impl Driver {
             };
             tokio::select! {
                 biased;
-                _ = stopped.recv() => break,
+                stop = stopped.recv() => match stop {
+                    Some(Stop::Drained) => {
+                        draining = true;
+                        self.machine.drain();
+                    }
+                    Some(Stop::Now) | None => break,
+                },
                 happened = inbox.recv() => {
                     let Some(happened) = happened else { break };
                     self.happen(happened);
@@ -267,6 +293,14 @@ impl Driver {
             Inbound::Frame(Frame::ListModels) if asked_by.is_some() => self.look(stream, asked_by, Question::Models),
             Inbound::Frame(Frame::Fetch(fetch)) if asked_by.is_some() => {
                 self.look(stream, asked_by, Question::Part(fetch));
+            }
+            Inbound::Frame(Frame::Order(order)) if asked_by.is_some() => {
+                let refused = || Failure::new(FailureCode::NotServed, "this peer takes no orders");
+                let answer = self.node.orders.get().map_or_else(refused, |orders| orders.answer(order));
+                if let Some(mut stream) = self.take(stream) {
+                    stream.push(&Frame::Failed(answer));
+                    stream.end(Failure::new(FailureCode::Done, ""));
+                }
             }
             Inbound::Frame(frame) => self.tell(Event::Frame { stream, frame }),
             Inbound::Closed(failure) => {

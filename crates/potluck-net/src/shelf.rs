@@ -7,6 +7,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use potluck_core::{ModelId, PeerId};
@@ -29,6 +30,9 @@ const MEMBER_UPLOADS_MAX: usize = 8;
 
 /// Questions of one member that may wait. A further one is refused with `Busy`.
 const MEMBER_QUESTIONS_MAX: usize = 64;
+
+/// Longest wait for a part of a model, all of it.
+const PART_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Says what a peer shares. It may read files: it is called on a thread that may wait.
 #[derive(Clone)]
@@ -82,8 +86,10 @@ struct Member {
 /// Held until an answer has been taken, or its stream is gone.
 #[derive(Debug)]
 pub(crate) struct Turn {
-    _member: OwnedSemaphorePermit,
+    _own: OwnedSemaphorePermit,
     _all: OwnedSemaphorePermit,
+    /// The member is remembered for as long as it has turns: its share is not given out anew.
+    _member: Member,
 }
 
 impl Default for Uploads {
@@ -103,7 +109,7 @@ impl Uploads {
         let gone = |_| Failure::new(FailureCode::Leaving, "the peer is shutting down");
         // First the member's own: whoever waits for itself holds up nobody else.
         let own = member.turns.clone().acquire_owned().await.map_err(gone)?;
-        let turn = Turn { _member: own, _all: self.all.acquire_owned().await.map_err(gone)? };
+        let turn = Turn { _own: own, _all: self.all.acquire_owned().await.map_err(gone)?, _member: member };
         let answered = tokio::task::spawn_blocking(move || shelf.ask(question)).await;
         let failed = |_| Failure::new(FailureCode::Busy, "the shelf did not answer");
         Ok((answered.map_err(failed)??, turn))
@@ -128,7 +134,7 @@ impl Node {
     /// # Errors
     /// As [`connect`](Self::connect); `Failed` where it refuses; `Lost` where it falls silent.
     pub async fn models(&self, from: &PeerAddress) -> Result<Vec<SharedModel>, NetError> {
-        match self.question(from, Frame::ListModels, CONTROL_BYTES_MAX, &mut |_| {}).await? {
+        match self.in_time(from, self.question(from, Frame::ListModels, CONTROL_BYTES_MAX, &mut |_| {})).await? {
             Frame::Models(models) => Ok(models),
             other => Err(unexpected(from, &other, "models")),
         }
@@ -140,7 +146,7 @@ impl Node {
     /// As [`models`](Self::models); `Failed` with `NotServed` where it has nothing of it.
     pub async fn held(&self, from: &PeerAddress, model: ModelId) -> Result<Held, NetError> {
         let fetch = Frame::Fetch(Fetch { model, part: Part::Held });
-        match self.question(from, fetch, CONTROL_BYTES_MAX, &mut |_| {}).await? {
+        match self.in_time(from, self.question(from, fetch, CONTROL_BYTES_MAX, &mut |_| {})).await? {
             Frame::Held(held) => Ok(held),
             other => Err(unexpected(from, &other, "held")),
         }
@@ -157,7 +163,11 @@ impl Node {
         fetch: Fetch,
         arrived: &mut (dyn FnMut(u64) + Send),
     ) -> Result<Vec<u8>, NetError> {
-        match self.question(from, Frame::Fetch(fetch), PART_FRAME_BYTES_MAX, arrived).await? {
+        let peer = from.peer;
+        let asked = self.question(from, Frame::Fetch(fetch), PART_FRAME_BYTES_MAX, arrived);
+        // Who sends a byte now and then is no better than who sends none.
+        let late = |_| NetError::Lost { peer, reason: format!("no part within {} s", PART_PATIENCE.as_secs()) };
+        match timeout(PART_PATIENCE, asked).await.map_err(late)?? {
             Frame::Part(bytes) => Ok(bytes),
             other => Err(unexpected(from, &other, "part")),
         }
@@ -171,6 +181,7 @@ impl Node {
         arrived: &mut (dyn FnMut(u64) + Send),
     ) -> Result<Frame, NetError> {
         let peer = to.peer;
+        let hashes = matches!(question, Frame::Fetch(Fetch { part: Part::Hashes(..), .. }));
         let mut recv = self.ask(to, question).await?;
         let mut reader = FrameReader::new(answer_bytes_max);
         loop {
@@ -180,9 +191,10 @@ impl Node {
                     frame => Ok(frame),
                 };
             }
-            // Silence ends it, not a slow line.
-            let seconds = self.deadlines.stall.as_secs_f32();
-            let chunk = timeout(self.deadlines.stall, recv.read_chunk(answer_bytes_max)).await;
+            // Silence ends it, not a slow line; a tensor that is hashed first may keep us waiting.
+            let stall = if hashes { PART_PATIENCE } else { self.deadlines.stall };
+            let seconds = stall.as_secs_f32();
+            let chunk = timeout(stall, recv.read_chunk(answer_bytes_max)).await;
             let lost = |reason: String| NetError::Lost { peer, reason };
             match chunk.map_err(|_| lost(format!("nothing came for {seconds} s")))? {
                 Ok(Some(bytes)) => {
@@ -198,4 +210,29 @@ impl Node {
 
 fn unexpected(from: &PeerAddress, got: &Frame, expected: &'static str) -> NetError {
     NetError::Unexpected { peer: from.peer, got: got.kind(), expected }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_member_that_does_not_read_holds_up_itself_alone() {
+        let (uploads, shelf) = (Uploads::default(), Shelf::new(|_| Ok(Frame::Part(vec![1]))));
+        let [slow, other] = [1, 2].map(|n| potluck_core::SecretKey::from_bytes(&[n; 32]).peer_id());
+        let ask = |by| uploads.clone().answer(shelf.clone(), by, Question::Models);
+        let mut unread = Vec::new();
+        for _ in 0..MEMBER_UPLOADS_MAX {
+            unread.push(ask(slow).await.unwrap());
+        }
+        // Its answers are made, but not taken: it gets no further turn, however often it asks.
+        tokio::select! {
+            biased;
+            _ = ask(slow) => panic!("a ninth turn"),
+            () = async { for _ in 0..100 { tokio::task::yield_now().await } } => {}
+        }
+        assert!(ask(other).await.is_ok(), "others are served");
+        unread.pop();
+        assert!(ask(slow).await.is_ok(), "a turn that is over comes back");
+    }
 }

@@ -81,6 +81,9 @@ impl Peer {
     /// What can be said of an opening without touching anything.
     fn check_open(&self, now: Now, key: SessionKey, open: &OpenSession) -> Result<(), Failure> {
         let refuse = |code, detail: &str| Err(Failure::new(code, detail));
+        if self.draining {
+            return refuse(FailureCode::NotServed, "this peer is about to serve something else");
+        }
         if let Some(session) = self.sessions.get(&key).filter(|session| open.epoch <= session.open.epoch) {
             let detail = format!("epoch {}; the session is at {}", open.epoch, session.open.epoch);
             return Err(Failure::new(FailureCode::Epoch, detail));

@@ -73,6 +73,7 @@ pub struct Peer {
     next_serial: u64,
     stale_frames: u64,
     failed_sessions: u64,
+    pub(crate) draining: bool,
 }
 
 /// How much of a peer is in use: what tests and metrics look at.
@@ -111,7 +112,13 @@ impl Peer {
             next_serial: 0,
             stale_frames: 0,
             failed_sessions: 0,
+            draining: false,
         }
+    }
+
+    /// Takes no new sessions from now on; those that are open go on to their end.
+    pub fn drain(&mut self) {
+        self.draining = true;
     }
 
     /// Adds a stage that is loaded and ready. Its slot is where the driver sends [`Effect::Stage`].

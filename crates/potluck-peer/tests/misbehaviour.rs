@@ -180,6 +180,19 @@ fn a_step_goes_to_the_stage_and_its_output_to_the_next_peer() {
 }
 
 #[test]
+fn a_peer_that_is_drained_takes_no_new_session_and_ends_none() {
+    let mut test = ready();
+    test.peer.drain();
+    let other = OpenSession { session: SessionId::from_bytes([7; 16]), ..open() };
+    let refused = test.stream(9, 8, Frame::Open(Box::new(other)));
+    assert_eq!(closes(&refused, 9).unwrap().code, FailureCode::NotServed);
+    assert_eq!(test.peer.status().sessions, 1);
+    assert_eq!(runs(&test.frame(2, Frame::Step(step(0, 0, 0, 2)))), 1, "who is here goes on");
+    test.tell(Event::Closed { stream: StreamId(1), failure: Failure::new(FailureCode::Done, "") });
+    assert_eq!(test.peer.status().sessions, 0);
+}
+
+#[test]
 fn a_newer_epoch_and_a_gap_end_the_session() {
     ends_with(ready(), step(0, 1, 0, 1), FailureCode::Epoch);
     ends_with(ready(), step(1, 0, 0, 1), FailureCode::Gap);

@@ -8,8 +8,8 @@
 //! ```
 //! Pieces come from several peers at once, and each is checked against the model's name before it is written: no peer is
 //! trusted with more than its time. What was written survives `kill -9`; another attempt goes on from there. Which piece is
-//! asked from whom is decided by the schedule, which knows no clock and no socket. The other side is [`shelf`]: what a peer
-//! that serves gives to others.
+//! asked from whom is decided by the schedule, which knows no clock and no socket. The other side is a
+//! [`Library`]: what a peer that serves gives to others.
 
 mod error;
 mod peers;
@@ -20,5 +20,5 @@ mod web;
 pub use error::PullError;
 pub use peers::{Pulled, Shared, manifest, pull, shared};
 pub use schedule::{Ask, Item, Schedule, Setback, SourceId};
-pub use shelf::shelf;
+pub use shelf::Library;
 pub use web::{Address, Web};

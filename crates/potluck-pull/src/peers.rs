@@ -14,10 +14,10 @@ use potluck_core::{
 };
 use potluck_net::{NetError, Node};
 use potluck_store::{Catalogue, Entry, Intake, Progress, StoreError};
-use potluck_wire::{FailureCode, Fetch, Held, PIECE_HASHES_MAX, Part, PeerAddress, SharedModel};
+use potluck_wire::{FailureCode, Fetch, Held, PART_BYTES_MAX, PIECE_HASHES_MAX, Part, PeerAddress, SharedModel};
 use tokio::{
     task::{AbortHandle, JoinSet, spawn_blocking},
-    time::{sleep_until, timeout},
+    time::sleep_until,
 };
 
 use crate::{Ask, Item, PullError, Schedule, Setback, SourceId};
@@ -91,13 +91,16 @@ pub async fn manifest(node: &Node, peers: &[PeerAddress], model: ModelId) -> Res
 
 async fn manifest_from(node: &Node, peer: &PeerAddress, model: ModelId) -> Result<Manifest, PullError> {
     let announced = node.held(peer, model).await?.manifest_bytes as usize;
+    if announced > MANIFEST_BYTES_MAX {
+        return Err(PullError::WrongManifest(peer.peer));
+    }
     let mut bytes = Vec::new();
-    while bytes.len() < announced.min(MANIFEST_BYTES_MAX) {
+    while bytes.len() < announced {
         let fetch = Fetch { model, part: Part::Manifest(bytes.len() as u32) };
         let part = node.part(peer, fetch, &mut |_| {}).await?;
-        // A peer that sends nothing would be asked without end.
-        if part.is_empty() {
-            break;
+        // A peer that sends a byte at a time would be asked without end.
+        if part.len() != PART_BYTES_MAX.min(announced - bytes.len()) {
+            return Err(PullError::WrongManifest(peer.peer));
         }
         bytes.extend(part);
     }
@@ -445,12 +448,7 @@ impl Context {
         let mut count = |bytes| {
             self.received.fetch_add(bytes, Ordering::Relaxed);
         };
-        let asked = self.node.part(from, fetch, &mut count);
-        // Silence is noticed sooner; this ends a peer that sends a byte now and then.
-        let came = timeout(GIVE_UP, asked).await;
-        let came =
-            came.map_err(|_| Fault::Source(Setback::Lost, format!("no piece within {} s", GIVE_UP.as_secs())))?;
-        came.map_err(|error| {
+        self.node.part(from, fetch, &mut count).await.map_err(|error| {
             let why = match &error {
                 NetError::Failed { failure, .. } if failure.code == FailureCode::NotServed => Setback::NotThere,
                 NetError::Protocol { .. } | NetError::Unexpected { .. } => Setback::Lied,

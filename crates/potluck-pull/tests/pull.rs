@@ -21,7 +21,7 @@ use potluck_model::{
 };
 use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig, Question, Serving, Shelf, serve};
 use potluck_peer::{Peer, PeerConfig};
-use potluck_pull::{PullError, Pulled, manifest, pull, shared, shelf};
+use potluck_pull::{Library, PullError, Pulled, manifest, pull, shared};
 use potluck_store::{Catalogue, Entry, Locations, Progress, StoreError, open_stage, open_whole, verify};
 use potluck_wire::{Failure, FailureCode, Fetch, Frame, Part, PeerAddress};
 use tempfile::TempDir;
@@ -116,6 +116,13 @@ async fn sharer(n: u8, shelf: Option<Shelf>) -> Sharer {
     let config = PeerConfig { id: node.id(), sessions_per_client: 1, idle_max: second, open_timeout: second };
     let machine = Peer::new(config, node.identity().gate.clone());
     Sharer { address: node.address(), _serving: serve(node, machine, Vec::new()) }
+}
+
+/// All that is in that catalogue of that model.
+fn shelf(folder: PathBuf, model: ModelId) -> Shelf {
+    let library = Library::new(folder);
+    library.share(model);
+    library.shelf()
 }
 
 /// The same answers, but what `change` makes of pieces.

@@ -21,7 +21,7 @@ use potluck_model::{
     types,
 };
 use potluck_pull::{Address, PullError, Web};
-use potluck_store::{Catalogue, Locations, Source};
+use potluck_store::{Catalogue, Locations, Source, StoreError};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
@@ -144,6 +144,12 @@ async fn blob(State(site): Here, Path(digest): Path<String>, headers: HeaderMap)
     if digest == format!("sha256:{}", site.digest) { site.file(&headers) } else { "MIT".into_response() }
 }
 
+/// Never ends, and does not say so.
+async fn endless() -> Response {
+    let more = n0_future::stream::repeat(Ok::<_, std::convert::Infallible>(Bytes::from_static(&[7; 4_096])));
+    Body::from_stream(more).into_response()
+}
+
 /// A server with a model, and a machine that asks it.
 struct Test {
     site: Arc<Site>,
@@ -163,6 +169,7 @@ impl Test {
             .route("/cdn", get(cdn))
             .route("/v2/library/tiny/manifests/latest", get(manifest))
             .route("/v2/library/tiny/blobs/{digest}", get(blob))
+            .route("/files/endless.gguf", get(endless))
             .route("/files/tiny.gguf", get(async |State(site): Here, headers: HeaderMap| site.file(&headers)))
             .with_state(site.clone());
         let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
@@ -249,4 +256,16 @@ async fn what_is_not_what_was_announced_is_not_kept() {
     assert!(matches!(refused, Err(PullError::Digest(_))), "{refused:?}");
     assert!(!test.dir.path().join("hub/models--org--tiny/blobs").join(&test.site.digest).exists());
     assert!(!test.dir.path().join("hub/models--org--tiny/snapshots").exists());
+}
+
+#[tokio::test]
+async fn a_file_without_an_end_is_refused_and_one_process_fetches_at_a_time() {
+    let test = Test::new(0, false).await;
+    let endless = test.get(&format!("{}/files/endless.gguf", test.url)).await;
+    assert!(matches!(endless, Err(PullError::Answer { .. })), "{endless:?}");
+    let address = format!("{}/files/tiny.gguf", test.url);
+    let (first, second) = tokio::join!(test.get(&address), test.get(&address));
+    let source = first.unwrap();
+    assert!(matches!(second, Err(PullError::Store(StoreError::Locked { .. }))), "{second:?}");
+    test.check(&source, &address);
 }

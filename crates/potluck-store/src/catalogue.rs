@@ -143,7 +143,8 @@ impl Catalogue {
         Ok(Added { entry, known: known.is_some() })
     }
 
-    /// Notes a model that is known by its manifest alone, or what is known of it already. `name`: what its holder calls it.
+    /// Notes a model that is known by its manifest alone, or what is known of it already. `name`: what its holder calls it; one
+    /// that reads as an id or as a place is not taken over from a stranger.
     ///
     /// # Errors
     /// `Manifest` where it is too large, `Model` where it is no model that the engine could load; `Locked`, `Io`.
@@ -158,7 +159,8 @@ impl Catalogue {
         if let Ok(known) = self.read(id) {
             return Ok(known);
         }
-        let name = self.choose_name(id, None, None, name)?;
+        let own = format!("model-{}", id.short());
+        let name = self.choose_name(id, None, None, if misleads(name) { &own } else { name })?;
         write(&self.path(id, "manifest"), &bytes)?;
         let place = Place { files: Vec::new(), ggufs: Vec::new(), tensors: BTreeMap::new() };
         let entry = Entry { id, name, manifest, place };
@@ -231,6 +233,13 @@ impl Catalogue {
     /// # Errors
     /// `Unknown`, `Ambiguous`; `Catalogue` where its entry is damaged; `Io`.
     pub fn get(&self, text: &str) -> Result<Entry, StoreError> {
+        if let Ok(id) = text.parse::<ModelId>() {
+            // A whole id is nobody's name.
+            return match self.read(id) {
+                Err(StoreError::NoModel { .. }) => Err(StoreError::Unknown(text.to_owned())),
+                read => read,
+            };
+        }
         let entries = self.list()?;
         if let Some(entry) = entries.iter().find(|entry| entry.name == text) {
             return Ok(entry.clone());
@@ -325,6 +334,16 @@ impl Catalogue {
 
 fn has_prefix(id: &ModelId, text: &str) -> bool {
     text.len() >= ID_PREFIX_MIN && id.to_string().starts_with(&text.to_ascii_lowercase())
+}
+
+/// True for what would be taken for an id or a place, or shows otherwise than it is.
+fn misleads(name: &str) -> bool {
+    let id = name.len() >= ID_PREFIX_MIN && name.chars().all(|c| c.is_ascii_hexdigit());
+    let place = name.contains(['/', '\\']) || ["hf:", "ollama:", "http:", "https:"].iter().any(|p| name.starts_with(p));
+    // What turns the direction of writing, and joins what is not seen.
+    let unseen =
+        |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
+    id || place || name.chars().any(unseen)
 }
 
 fn check_name(name: &str) -> Result<(), StoreError> {

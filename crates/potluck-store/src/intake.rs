@@ -47,6 +47,10 @@ impl Intake {
         });
         let offsets = offsets.collect();
         let fresh = !path.exists();
+        // What the catalogue says is here must not become holes of a file that is made anew.
+        for file in entry.place.files.iter().filter(|file| file.pulled) {
+            file.reopen()?;
+        }
         let opened = File::options().create(true).truncate(false).read(true).write(true).open(&path);
         let file = opened.map_err(StoreError::io(&path))?;
         file.set_len(size).map_err(StoreError::io(&path))?;

@@ -254,3 +254,53 @@ fn the_real_model_keeps_its_id() {
         gguf::parse(&read(&stage.files, &stage.source.model)).unwrap();
     }
 }
+
+#[test]
+fn a_stranger_s_name_is_no_id_and_no_place() {
+    let (home, original) = with_model();
+    let other = Home::new();
+    let there = catalogue(&other);
+    let manifest = || original.entry.manifest.clone();
+    let own = format!("model-{}", original.entry.id.short());
+    let id = original.entry.id.to_string();
+    for name in ["hf:org/x", "ollama:x", "../x", "a\\b", "beef", "9adfef30b5", &id, "a\u{202e}b", "-x", "", " a"] {
+        assert_eq!(there.note(manifest(), name).unwrap().name, own, "{name:?}");
+        there.rm(original.entry.id).unwrap();
+    }
+    assert_eq!(there.note(manifest(), "tiny").unwrap().name, "tiny");
+    assert_eq!(there.note(manifest(), "another").unwrap().name, "tiny", "it keeps the name that it has here");
+    // A whole id is an id, whatever somebody has called a model here.
+    let mut bytes = model();
+    *bytes.last_mut().unwrap() ^= 1;
+    home.write("second.gguf", &bytes);
+    let second = add(&home, &home.path("second.gguf"), Some(&id)).unwrap().entry;
+    assert_ne!(second.id, original.entry.id);
+    assert_eq!(catalogue(&home).get(&id).unwrap().id, original.entry.id);
+}
+
+#[test]
+fn what_was_pulled_and_is_gone_does_not_come_back_as_holes() {
+    let (_home, original) = with_model();
+    let other = Home::new();
+    let there = catalogue(&other);
+    let entry = there.note(original.entry.manifest.clone(), "tiny").unwrap();
+    let tensor = &entry.manifest.tensors[0];
+    let (hashes, piece) = (
+        potluck_store::read_piece_hashes(&original.entry, tensor).unwrap(),
+        potluck_store::read_piece(&original.entry, tensor, 0).unwrap(),
+    );
+    let mut intake = potluck_store::Intake::open(&there, &entry).unwrap();
+    assert!(!intake.has(0, tensor, 0, &hashes[0]).unwrap());
+    let wrong = intake.write(0, tensor, 0, &hashes[0], &piece[1..]);
+    assert!(matches!(wrong, Err(StoreError::WrongPiece { .. })));
+    intake.write(0, tensor, 0, &hashes[0], &piece).unwrap();
+    let saved = intake.save(&entry, &[0]).unwrap();
+    assert!(saved.has(tensor) && !saved.is_whole());
+    verify(&saved, None, &mut |_| {}).unwrap();
+    assert!(matches!(open_whole(&saved), Err(StoreError::NotHere { .. })));
+
+    fs::remove_file(&saved.place.files[0].path).unwrap();
+    let again = potluck_store::Intake::open(&there, &saved);
+    assert!(matches!(again, Err(StoreError::SourceMissing { .. })), "{again:?}");
+    assert!(matches!(saved.check(), Err(StoreError::SourceMissing { .. })));
+}

@@ -1,6 +1,6 @@
 //! Frames: a length, a kind, a body.
 
-use potluck_core::{Hidden, Logits, Rows, SignedOffer};
+use potluck_core::{Hidden, Logits, Rows, SignedOffer, SignedOrder};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -153,6 +153,8 @@ pub enum Frame {
     Held(Held),
     /// The answer to any other [`Fetch`]: the bytes, at most [`PART_BYTES_MAX`].
     Part(Vec<u8>),
+    /// The swarm's root to a peer; answered with `Failed`, `Done` where it is obeyed.
+    Order(SignedOrder),
 }
 
 const HELLO: u8 = 1;
@@ -178,6 +180,7 @@ const MODELS: u8 = 20;
 const FETCH: u8 = 21;
 const HELD: u8 = 22;
 const PART: u8 = 23;
+const ORDER: u8 = 24;
 
 impl Frame {
     /// Its kind in words, for errors and logs.
@@ -210,6 +213,7 @@ impl Frame {
             Self::Fetch(_) => FETCH,
             Self::Held(_) => HELD,
             Self::Part(_) => PART,
+            Self::Order(_) => ORDER,
         }
     }
 
@@ -232,6 +236,7 @@ impl Frame {
             Self::Fetch(body) => encode_body(body, out),
             Self::Held(body) => encode_body(body, out),
             Self::Part(bytes) => out.extend_from_slice(bytes),
+            Self::Order(body) => encode_body(body, out),
             Self::Credit { frames } => encode_body(frames, out),
             Self::RowRequest { sequence, row } => encode_body(&(sequence, row), out),
             Self::Row { sequence, row, logits } => encode_body(&(sequence, row, logits), out),
@@ -289,6 +294,7 @@ impl Frame {
                 return Err(WireError::Bound { what: "part", len: body.len(), max: PART_BYTES_MAX });
             }
             PART => Self::Part(body.to_vec()),
+            ORDER => Self::Order(decode_body(kind, body)?),
             other => return Err(WireError::Kind(other)),
         })
     }
@@ -319,6 +325,7 @@ fn kind_name(kind: u8) -> &'static str {
         FETCH => "fetch",
         HELD => "held",
         PART => "part",
+        ORDER => "order",
         _ => "unknown",
     }
 }

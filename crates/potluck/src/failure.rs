@@ -4,6 +4,8 @@ use std::{borrow::Cow, fmt::Display};
 
 use serde::Serialize;
 
+use crate::screen::printable;
+
 /// Why a command failed. With `--json` it is printed as `{"error": {"code", "message", "hint"}}` on stdout.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Failure {
@@ -49,9 +51,9 @@ impl Failure {
         if json {
             println!("{}", serde_json::json!({ "error": self }));
         } else {
-            eprintln!("error: {}", self.message);
+            eprintln!("error: {}", printable(&self.message));
             if !self.hint.is_empty() {
-                eprintln!("hint: {}", self.hint);
+                eprintln!("hint: {}", printable(&self.hint));
             }
         }
     }

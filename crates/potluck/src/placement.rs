@@ -1,6 +1,6 @@
 //! What the planner is told: the model, this machine, and who offers what.
 
-use std::{collections::BTreeSet, hint::black_box, net::SocketAddr, time::Instant};
+use std::{collections::BTreeSet, hint::black_box, net::SocketAddr, path::Path, time::Instant};
 
 use potluck_chain::plan::{Here, LayerFacts, Link, Machine, ModelFacts, Speed};
 use potluck_client::Outcome;
@@ -11,7 +11,7 @@ use potluck_net::{Node, PathKind};
 use potluck_store::Entry;
 use potluck_wire::PeerAddress;
 use serde::{Deserialize, Serialize};
-use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+use sysinfo::{Disks, MemoryRefreshKind, RefreshKind, System};
 
 use crate::{
     failure::Failure,
@@ -116,6 +116,13 @@ pub(crate) fn free_memory() -> u64 {
     let system =
         System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()));
     (system.available_memory() as f64 * MEMORY_SHARE) as u64
+}
+
+/// Bytes that are free on the disk that holds this folder, where the system says so.
+pub(crate) fn free_disk(folder: &Path) -> Option<u64> {
+    let disks = Disks::new_with_refreshed_list();
+    let disk = disks.iter().filter(|disk| folder.starts_with(disk.mount_point()));
+    disk.max_by_key(|disk| disk.mount_point().as_os_str().len()).map(|disk| disk.available_space())
 }
 
 /// Decoding reads every weight once a token: so the speed of reading memory is a first guess.

@@ -48,7 +48,7 @@ impl Screen {
     pub(crate) fn note(self, text: impl AsRef<str>) {
         if !self.json {
             // Whoever closed stderr does not want to know.
-            let _ = writeln!(stderr(), "{}", text.as_ref());
+            let _ = writeln!(stderr(), "{}", printable(text.as_ref()));
         }
     }
 
@@ -113,6 +113,12 @@ impl Drop for Progress {
     }
 }
 
+/// A text that may have come from a stranger, as a terminal may show it: without what moves its cursor or turns its writing.
+pub(crate) fn printable(text: &str) -> String {
+    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().filter(|&c| c == '\n' || !c.is_control() && !turns(c)).collect()
+}
+
 /// A size as people read it: `98.4 MB`.
 pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
@@ -145,6 +151,11 @@ mod tests {
         assert_eq!(size(999), "999 B");
         assert_eq!(size(98_362_432), "98.4 MB");
         assert_eq!(size(u64::MAX), "18446744.1 TB");
+    }
+
+    #[test]
+    fn a_stranger_s_text_moves_no_cursor() {
+        assert_eq!(printable("a\x1b]52;c;x\x07b\u{202e}c\nd\r"), "a]52;c;xbc\nd");
     }
 
     #[test]

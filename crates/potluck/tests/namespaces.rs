@@ -78,6 +78,18 @@ impl Network {
     }
 }
 
+impl Network {
+    /// What arrives at a machine is held to that rate from now on.
+    fn narrow(&self, machine: usize, rate: &str) {
+        let (switch, port) = (format!("{}s", self.name), format!("p{}", machine + 1));
+        let shaped = Command::new("ip")
+            .args(["netns", "exec", &switch, "tc", "qdisc", "add", "dev", &port, "root"])
+            .args(["tbf", "rate", rate, "burst", "256k", "latency", "50ms"])
+            .status();
+        assert!(shaped.unwrap().success(), "tc qdisc add ... tbf");
+    }
+}
+
 impl Drop for Network {
     fn drop(&mut self) {
         for machine in 0..self.machines.len() {
@@ -176,4 +188,71 @@ fn machines_join_by_a_line_fetch_their_layers_and_outlive_each_other() {
         assert_eq!(running.end().0, Some(0));
     }
     network.machines.iter().for_each(|machine| machine.wait_until_empty(&[]));
+}
+
+/// `make prove-pull`: how much of a link a pull from three peers fills, beside one plain HTTP transfer over the same link.
+#[test]
+fn a_pull_from_three_peers_fills_the_link() {
+    if std::env::var_os("POTLUCK_PROVE_PULL").is_none() {
+        return eprintln!("SKIPPED: a measurement, which takes its time: make prove-pull");
+    }
+    const MEGABITS: f64 = 100.0;
+    const ROUNDS: usize = 3;
+    let Some(network) = Network::new(4) else { return };
+    let [first, second, third, newcomer] = &network.machines[..] else { unreachable!() };
+    first.json(&["swarm", "create"]);
+    let mut peers = vec![lend(first, 0, &["serve", "--model", &model(), "--layers", "0..30"])];
+    peers[0].object();
+    for (number, machine) in [(1, second), (2, third)] {
+        let mut running = lend(machine, number, &["join", &invitation(first), "--layers", "0..30"]);
+        running.object();
+        running.object();
+        peers.push(running);
+    }
+    newcomer.json(&["swarm", "join", &invitation(first)]);
+    wait_until("three peers are known", || {
+        newcomer.json(&["peers"]).0["peers"].as_array().is_some_and(|peers| peers.len() == 3)
+    });
+    network.narrow(3, &format!("{MEGABITS}mbit"));
+    let folder = std::path::Path::new(&model()).parent().unwrap().display().to_string();
+    let name = first.json(&["model", "list"]).0["models"][0]["name"].as_str().unwrap().to_owned();
+    let serve =
+        ["netns", "exec", &network.namespace(0), "python3", "-m", "http.server", "8000", "--directory", &folder];
+    let mut server = Command::new("ip").args(serve).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let url = format!("http://10.77.0.1:8000/{}", std::path::Path::new(&model()).file_name().unwrap().display());
+    let curl = |args: &[&str]| {
+        let inside = ["netns", "exec", &network.namespace(3), "curl", "-sf", "-o", "/dev/null"];
+        Command::new("ip").args(inside).args(args).arg(&url).status().unwrap().success()
+    };
+    wait_until("the web server answers", || curl(&["-I"]));
+    let (mut pulls, mut plain) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let begun = std::time::Instant::now();
+        let (pulled, code) = newcomer.json(&["model", "pull", &name]);
+        let seconds = begun.elapsed().as_secs_f64();
+        assert_eq!(code, 0, "{pulled}");
+        pulls.push(pulled["wanted_bytes"].as_f64().unwrap() * 8e-6 / seconds / MEGABITS);
+        assert_eq!(newcomer.json(&["model", "rm", &name]).1, 0);
+        let begun = std::time::Instant::now();
+        assert!(curl(&[]));
+        let bytes = std::fs::metadata(model()).unwrap().len() as f64;
+        plain.push(bytes * 8e-6 / begun.elapsed().as_secs_f64() / MEGABITS);
+    }
+    server.kill().unwrap();
+    server.wait().unwrap();
+    let median = |values: &[f64]| {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        sorted[sorted.len() / 2]
+    };
+    let result = serde_json::json!({
+        "what": "share of a 100 Mbit/s link (tbf, network namespaces of one machine) that a pull of 96.6 MB from three peers fills, the command's start included; and one curl of the same file",
+        "pull": pulls, "curl": plain, "pull_of_link": median(&pulls), "curl_of_link": median(&plain),
+        "commit": std::env::var("POTLUCK_COMMIT").unwrap_or_default(),
+    });
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bench/results/pull.json");
+    std::fs::write(path, format!("{result:#}\n")).unwrap();
+    println!("{result:#}");
+    peers.iter().for_each(|peer| peer.signal("TERM"));
+    peers.into_iter().for_each(|peer| assert_eq!(peer.end().0, Some(0)));
 }

@@ -1,7 +1,11 @@
 //! What a shell and a reader of manuals get. The shell is bash, where there is one.
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
-use std::process::Command;
+mod machine;
+
+use std::{fs, process::Command};
+
+use machine::Machine;
 
 fn potluck() -> Command {
     Command::new(env!("CARGO_BIN_EXE_potluck"))
@@ -13,7 +17,7 @@ fn bash_completes_commands_and_options() {
     assert!(script.status.success() && script.stderr.is_empty());
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("potluck.bash");
-    std::fs::write(&path, script.stdout).unwrap();
+    fs::write(&path, script.stdout).unwrap();
     // As an interactive bash would ask: the words so far, and which of them is being typed.
     let complete = |words: &[&str]| {
         let last = words.len() - 1;
@@ -36,4 +40,35 @@ fn each_command_has_a_page() {
     assert!(page("potluck.1").unwrap().contains("One private AI"));
     assert!(page("potluck-swarm-invite.1").unwrap().contains("How many machines"));
     assert!(page("potluck-engine.1").is_err(), "a hidden command has none");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_service_is_installed_and_taken_away() {
+    use std::os::unix::fs::PermissionsExt;
+    // No systemd runs here: what would be asked of it is written down.
+    let machine = Machine::new();
+    let (bin, config, log) = (machine.path("bin"), machine.path("config"), machine.path("asked"));
+    fs::create_dir_all(&bin).unwrap();
+    let script = bin.join("systemctl");
+    fs::write(&script, format!("#!/bin/sh\necho \"$@\" >> {}\n", log.display())).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let run = |args: &[&str]| {
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+        let output = machine.command(args).env("PATH", path).env("XDG_CONFIG_HOME", &config).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    assert_eq!(run(&["serve", "--install", "--json"]).0, Some(1), "who belongs to no swarm has nothing to serve");
+    machine.json(&["swarm", "create"]);
+    let (code, said) = run(&["serve", "--auto", "--memory", "4GB", "--install", "--json"]);
+    assert_eq!((code, said.trim()), (Some(0), r#"{"installed":"potluck"}"#));
+    let file = config.join("systemd/user/potluck.service");
+    let unit = fs::read_to_string(&file).unwrap();
+    assert!(unit.contains(r#"potluck" "serve" "--auto" "--memory" "4GB""#), "{unit}");
+    assert!(unit.contains(&format!("POTLUCK_HOME={}", machine.path("home").display())), "{unit}");
+    assert_eq!(run(&["serve", "--uninstall", "--json"]).0, Some(0));
+    assert!(!file.exists());
+    let asked = fs::read_to_string(&log).unwrap();
+    let words: Vec<_> = asked.lines().map(|line| line.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(words, ["--user enable", "--user start", "--user stop", "--user disable"], "{asked}");
 }

@@ -5,7 +5,7 @@
 mod http;
 mod machine;
 
-use machine::{Machine, Running, model};
+use machine::{Machine, Running, model, wait_until};
 
 /// Lends layers of the small model; returns once they are served.
 fn serve(machine: &Machine, layers: &str) -> Running {
@@ -157,6 +157,70 @@ fn one_line_is_all_that_a_machine_without_a_model_takes() {
     let (local, code) = third.json(&[&args[..], &["--local"]].concat());
     assert_eq!((&local["tokens"], code), (&alone["tokens"], 0), "it is the same model: {local}");
 
+    for serving in [first, lending] {
+        serving.signal("TERM");
+        assert_eq!(serving.end().0, Some(0));
+    }
+    [&owner, &second, &third].iter().for_each(|machine| machine.wait_until_empty(&[]));
+}
+
+#[test]
+fn an_operator_moves_layers_and_waits_for_the_sessions_that_are_open() {
+    let (owner, second, third) = (Machine::new(), Machine::new(), Machine::new());
+    owner.json(&["swarm", "create"]);
+    let first = serve(&owner, "0..15");
+    let invite = || owner.json(&["swarm", "invite"]).0["invitation"].as_str().unwrap().to_owned();
+    let fixed = ["--bind", "127.0.0.1:0", "--threads", "1", "--exact", "--context", "512", "--json"];
+    let mut lending = second.start(&[&["join", &invite(), "--layers", "15..30"], &fixed[..]].concat());
+    lending.object();
+    let ready = lending.object();
+    assert_eq!(ready["layers"].to_string(), "[15,30]", "{ready}");
+    let peer = ready["id"].as_str().unwrap().to_owned();
+    let name = owner.json(&["model", "list"]).0["models"][0]["name"].as_str().unwrap().to_owned();
+    third.json(&["swarm", "join", &invite()]);
+    wait_for_peers(&third, 2);
+
+    // Only where the swarm was made, and only what can be served.
+    let load = |machine: &Machine, layers: &str| {
+        machine.json(&["model", "load", &name, "--layers", layers, "--peer", &peer[..8]])
+    };
+    assert_eq!(load(&second, "0..15").0["error"]["code"], "no_root");
+    assert_eq!(load(&owner, "20..40").0["error"]["code"], "illegal_cut");
+    let nobody = owner.json(&["model", "unload", "--peer", "ffffffff"]);
+    assert_eq!(nobody.0["error"]["code"], "no_peer", "{}", nobody.0);
+
+    // A conversation over the owner's peer and the second's: it is let finish.
+    let routed = |machine: &Machine| {
+        let (peers, _) = machine.json(&["peers"]);
+        let layers = peers["peers"].as_array().unwrap().iter().map(|peer| peer["layers"].to_string());
+        layers.collect::<std::collections::BTreeSet<_>>()
+    };
+    wait_until("both halves are known", || routed(&third).is_superset(&["[0,15]", "[15,30]"].map(String::from).into()));
+    let long = ["run", "Tell me a long story.", "--model", &name, "--max-tokens", "160", "--ignore-eos"];
+    let rest = ["--context", "512", "--exact", "--prefer", "swarm", "--threads", "1"];
+    let mut talking = third.start(&[&long[..], &rest].concat());
+    let mut begun = [0; 1];
+    std::io::Read::read_exact(&mut talking.stdout, &mut begun).unwrap();
+    let (ordered, code) = load(&owner, "0..15");
+    assert_eq!(code, 0, "{ordered}");
+    assert!(ordered["answer"].as_str().unwrap().contains("0..15"), "{ordered}");
+    let mut story = String::new();
+    std::io::Read::read_to_string(&mut talking.stdout, &mut story).unwrap();
+    assert_eq!(talking.end().0, Some(0), "the conversation was let finish: {story}");
+    assert!(story.len() > 200, "{story}");
+    let moved = lending.object();
+    assert_eq!(moved["layers"].to_string(), "[0,15]", "{moved}");
+    assert_eq!(moved["id"].as_str(), Some(&*peer), "the same peer");
+    assert!(moved["pulled"]["wanted_bytes"].as_u64().unwrap() > 0, "it fetched what it lacked: {moved}");
+
+    let (unloaded, code) = owner.json(&["model", "unload", "--peer", &peer[..8]]);
+    assert_eq!(code, 0, "{unloaded}");
+    assert_eq!(lending.object()["unloaded"], true);
+    wait_until("its offer is withdrawn", || routed(&third) == ["[0,15]".to_owned()].into());
+    let at = moved["addresses"][0].as_str().unwrap();
+    let (again, code) = owner.json(&["model", "load", &name, "--layers", "15..30", "--peer", &format!("{peer}@{at}")]);
+    assert_eq!(code, 0, "{again}");
+    assert_eq!(lending.object()["layers"].to_string(), "[15,30]");
     for serving in [first, lending] {
         serving.signal("TERM");
         assert_eq!(serving.end().0, Some(0));

@@ -34,13 +34,16 @@ pub fn lend(model: &ModelFacts, offered: &[LayerRange], positions: u64, memory: 
 
 fn bytes(model: &ModelFacts, start: u32, end: u32, positions: u64) -> u64 {
     let layers = &model.layers[start as usize..end as usize];
-    let layer_bytes = layers.iter().map(|layer| layer.weight_bytes + layer.cache_bytes_per_position * positions);
+    // A stranger's model may say anything of itself.
+    let layer_bytes = layers
+        .iter()
+        .map(|layer| layer.weight_bytes.saturating_add(layer.cache_bytes_per_position.saturating_mul(positions)));
     let (head, tail) = (start == 0, end as usize == model.layers.len());
     let ends = match (head, tail) {
         (true, true) if model.tied => model.head_bytes.max(model.tail_bytes),
-        _ => u64::from(head) * model.head_bytes + u64::from(tail) * model.tail_bytes,
+        _ => (u64::from(head) * model.head_bytes).saturating_add(u64::from(tail) * model.tail_bytes),
     };
-    layer_bytes.sum::<u64>() + ends
+    layer_bytes.fold(ends, u64::saturating_add)
 }
 
 #[cfg(test)]

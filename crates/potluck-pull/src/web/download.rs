@@ -1,7 +1,7 @@
 //! One file after another, each resumed where an earlier attempt broke off, checked, and named only then.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{Read as _, Seek as _, Write as _},
     path::{Path, PathBuf},
     time::Duration,
@@ -43,8 +43,8 @@ pub(super) async fn all(
     files: &[Wanted],
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), PullError> {
-    let total: u64 = files.iter().filter_map(|file| file.bytes).sum();
-    let mut before = 0;
+    let total = files.iter().filter_map(|file| file.bytes).fold(0, u64::saturating_add);
+    let mut before = 0u64;
     for file in files {
         let mut here = 0;
         if file.to.is_file() {
@@ -52,11 +52,11 @@ pub(super) async fn all(
         } else {
             one(client, file, &mut |done, bytes| {
                 here = done;
-                progress(Progress { done: before + done, total: if total == 0 { bytes } else { total } });
+                progress(Progress { done: before.saturating_add(done), total: if total == 0 { bytes } else { total } });
             })
             .await?;
         }
-        before += here;
+        before = before.saturating_add(here);
         progress(Progress { done: before, total: total.max(before) });
     }
     Ok(())
@@ -64,6 +64,10 @@ pub(super) async fn all(
 
 async fn one(client: &Client, file: &Wanted, progress: &mut dyn FnMut(u64, u64)) -> Result<(), PullError> {
     let partial = Partial::open(&file.to)?;
+    // Another process may have got it while we waited.
+    if file.to.is_file() {
+        return Ok(());
+    }
     let (mut tries, mut last) = (0, partial.len()?);
     loop {
         match attempt(client, file, &partial, progress).await {
@@ -95,8 +99,12 @@ async fn attempt(
     let failed = |what: &str| PullError::web(&file.url, what);
     let broken = |error| PullError::http(&file.url, error);
     let (have, version) = (partial.len()?, partial.version());
-    if file.bytes.is_some_and(|bytes| have >= bytes && bytes > 0) && version.is_some() {
+    if file.bytes.is_some_and(|bytes| have == bytes && bytes > 0) && version.is_some() {
         return Ok(());
+    }
+    if file.bytes.is_some_and(|bytes| have > bytes) {
+        partial.restart(None)?;
+        return Err(failed("more of it is here than there is"));
     }
     let mut request = client.get(file.url.clone()).header(ACCEPT_ENCODING, "identity");
     if let Some(token) = &file.token {
@@ -110,7 +118,7 @@ async fn attempt(
     let response = response.map_err(broken)?;
     let (mut done, total, mut response) = match response.status() {
         StatusCode::PARTIAL_CONTENT if starts_at(&response) == Some(have) => {
-            (have, response.content_length().map(|rest| have + rest), response)
+            (have, response.content_length().and_then(|rest| have.checked_add(rest)), response)
         }
         StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::PARTIAL_CONTENT => {
             partial.restart(None)?;
@@ -128,6 +136,11 @@ async fn attempt(
     {
         return Err(PullError::Digest(file.url.to_string()));
     }
+    // Without an end it could fill the disk.
+    let Some(total) = total.or(file.bytes) else {
+        let what = "it does not say how long the file is".into();
+        return Err(PullError::Answer { address: file.url.to_string(), what });
+    };
     let mut out = partial.append()?;
     while let Some(chunk) = timeout(STALL, response.chunk())
         .await
@@ -137,16 +150,13 @@ async fn attempt(
         out.write_all(&chunk).map_err(|source| StoreError::Io { path: partial.path.clone(), source })?;
         done += chunk.len() as u64;
         // One that sends more than it announced would fill the disk.
-        if total.is_some_and(|total| done > total) {
+        if done > total {
             partial.restart(None)?;
             return Err(PullError::Digest(file.url.to_string()));
         }
-        progress(done, total.unwrap_or(done));
+        progress(done, total);
     }
-    match total {
-        Some(total) if done < total => Err(failed("the line was lost")),
-        _ => Ok(()),
-    }
+    if done < total { Err(failed("the line was lost")) } else { Ok(()) }
 }
 
 /// The first byte that a partial answer brings.
@@ -155,10 +165,11 @@ fn starts_at(response: &Response) -> Option<u64> {
     range.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
 }
 
-/// What has come of a file, and of which version of it.
+/// What has come of a file, and of which version of it. One process at a time works at it.
 struct Partial {
     path: PathBuf,
     tag: PathBuf,
+    _lock: File,
 }
 
 impl Partial {
@@ -171,7 +182,15 @@ impl Partial {
         if let Some(folder) = to.parent() {
             fs::create_dir_all(folder).map_err(|source| StoreError::Io { path: folder.into(), source })?;
         }
-        Ok(Self { path: beside(".incomplete"), tag: beside(".incomplete.etag") })
+        let lock_path = beside(".incomplete.lock");
+        let io = |source| StoreError::Io { path: lock_path.clone(), source };
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(io)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StoreError::Locked { path: lock_path }.into()),
+            Err(TryLockError::Error(source)) => return Err(io(source).into()),
+        }
+        Ok(Self { path: beside(".incomplete"), tag: beside(".incomplete.etag"), _lock: lock })
     }
 
     fn len(&self) -> Result<u64, PullError> {

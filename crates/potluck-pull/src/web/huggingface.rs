@@ -56,7 +56,9 @@ pub(super) async fn get(web: &Web, text: &str, progress: &mut dyn FnMut(Progress
             }
             None => None,
         };
-        let blob = file.sha256.clone().unwrap_or_else(|| blake3::hash(file.name.as_bytes()).to_hex().to_string());
+        // What Git itself holds is named by its commit, too: the next one may hold another file of that name.
+        let own = || blake3::hash(format!("{commit} {}", file.name).as_bytes()).to_hex().to_string();
+        let blob = file.sha256.clone().unwrap_or_else(own);
         wanted.push(download::Wanted {
             url: at(format!("{organisation}/{name}/resolve/{commit}/{}", file.name))?,
             token: web.token.clone(),
@@ -135,10 +137,10 @@ fn choose(files: &[Listed], which: Option<&str>) -> Result<Vec<Listed>, Vec<Stri
 /// A file's name without what says which part of a model it is.
 fn whole_name(name: &str) -> &str {
     let stem = name.strip_suffix(".gguf").unwrap_or(name);
-    match stem.rsplit_once("-of-") {
-        Some((rest, _)) => rest.rsplit_once('-').map_or(stem, |(base, _)| base),
-        None => stem,
-    }
+    let digits = |text: &str| text.len() == 5 && text.chars().all(|c| c.is_ascii_digit());
+    let part = stem.rsplit_once("-of-").filter(|(_, count)| digits(count));
+    let base = part.and_then(|(rest, _)| rest.rsplit_once('-')).filter(|(_, number)| digits(number));
+    base.map_or(stem, |(base, _)| base)
 }
 
 /// The name of a file in a snapshot, which leads to the blob.
@@ -150,6 +152,10 @@ fn link(folder: &Path, commit: &str, name: &str, blob: &Path) -> Result<(), Pull
     let io = |source| StoreError::Io { path: path.clone(), source };
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(io)?;
+    }
+    // A link that leads nowhere any more.
+    if path.is_symlink() {
+        fs::remove_file(&path).map_err(io)?;
     }
     let up = "../".repeat(name.split('/').count() + 1);
     let target = format!("{up}blobs/{}", blob.file_name().unwrap_or_default().to_string_lossy());
@@ -192,6 +198,8 @@ mod tests {
         assert_eq!(chosen(&many, Some("F16")).unwrap(), parts, "all parts, in order");
         assert_eq!(chosen(&many, Some(parts[1])).unwrap(), parts, "whichever was named");
         assert_eq!(chosen(&["only.gguf"], None).unwrap(), ["only.gguf"]);
+        let named = ["X-Mixture-of-Thoughts-Q4_K_M.gguf", "X-Mixture-of-Thoughts-Q8_0.gguf"];
+        assert_eq!(chosen(&named, None).unwrap(), named[..1], "a name is not a part's");
         assert_eq!(chosen(&many, Some("Q2")).unwrap_err().len(), 3);
         assert_eq!(chosen(&["a-Q4_K_M.gguf", "b-Q4_K_M.gguf"], None).unwrap_err().len(), 2);
         assert!(chosen(&[], None).unwrap_err().is_empty());

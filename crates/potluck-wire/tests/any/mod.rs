@@ -1,8 +1,8 @@
 //! One frame of each kind, and any frame at all.
 
 use potluck_core::{
-    Hidden, LayerRange, Logits, ModelId, Offer, PeerId, Rows, SecretKey, SessionId, SessionKey, SignedOffer,
-    StageShape, StageSpec, StageSpeed,
+    Action, Hidden, LayerRange, Logits, ModelId, Offer, Order, PeerId, Rows, SecretKey, SessionId, SessionKey,
+    SignedOffer, SignedOrder, StageShape, StageSpec, StageSpeed,
 };
 use potluck_wire::{
     AnswerFrame, Bounds, Codec, CodecSet, Failure, FailureCode, Fetch, Frame, Held, Hello, HopOpen, Join, Joined,
@@ -114,7 +114,15 @@ pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
         ("fetch-piece", Frame::Fetch(Fetch { model: spec.model, part: Part::Piece(271, 300) })),
         ("held", Frame::Held(Held { manifest_bytes: 1_500_000, tensors: vec![0xff, 0x01] })),
         ("part", Frame::Part(vec![1, 2, 3])),
+        ("order", Frame::Order(signed_order(5, true))),
     ]
+}
+
+fn signed_order(n: u8, load: bool) -> SignedOrder {
+    let action = Action::Load { model: ModelId::from_bytes([0x11; 32]), layers: LayerRange::new(4, 14).unwrap() };
+    let action = if load { action } else { Action::Unload };
+    let peer = PeerId::from_bytes([n; 32]);
+    Order { peer, sequence: 7, expires: 1_800_000_060, action }.sign(&SecretKey::from_bytes(&[n; 32]))
 }
 
 fn shared(n: u8) -> SharedModel {
@@ -196,6 +204,7 @@ fn any_sharing() -> impl Strategy<Value = Frame> {
         (any::<u32>(), vec(any::<u8>(), 0..40))
             .prop_map(|(manifest_bytes, tensors)| Frame::Held(Held { manifest_bytes, tensors })),
         vec(any::<u8>(), 0..200).prop_map(Frame::Part),
+        any::<(u8, bool)>().prop_map(|(n, load)| Frame::Order(signed_order(n, load))),
     ]
 }
 

@@ -6,7 +6,7 @@ use potluck_net::Node;
 use potluck_store::Entry;
 use serde::Serialize;
 use serde_json::json;
-use sysinfo::{Disks, MemoryRefreshKind, RefreshKind, System};
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 use crate::{
     args::{EngineArgs, Prefer},
@@ -15,8 +15,8 @@ use crate::{
     failure::Failure,
     home::{Home, Identity, Membership, Role, SwarmRoot},
     models::{Models, load_vocabulary},
-    placement::address,
-    screen::{Screen, size},
+    placement::{address, free_disk},
+    screen::{Screen, printable, size},
     serving::{OFFER_SECONDS, offers_of},
     talk::{Surveyed, Wanted, client_node, preview, who_name},
 };
@@ -166,12 +166,9 @@ fn machine(findings: &mut Findings, home: &Home) {
         true => findings.add("memory", How::Warn, text, "close other programs, or lend fewer layers"),
         false => findings.ok("memory", text),
     }
-    let disks = Disks::new_with_refreshed_list();
-    let path = home.path("");
-    let disk = disks.iter().filter(|disk| path.starts_with(disk.mount_point()));
-    if let Some(disk) = disk.max_by_key(|disk| disk.mount_point().as_os_str().len()) {
-        let text = format!("{} free at {}", size(disk.available_space()), disk.mount_point().display());
-        match disk.available_space() < LITTLE_DISK {
+    if let Some(free) = free_disk(&home.models()) {
+        let text = format!("{} free where models are kept", size(free));
+        match free < LITTLE_DISK {
             true => findings.add("disk", How::Warn, text, "potluck model rm what you do not use"),
             false => findings.ok("disk", text),
         }
@@ -261,9 +258,9 @@ fn tell(screen: Screen, findings: Vec<Finding>) -> Result<(), Failure> {
                 How::Warn => "warn",
                 How::Fail => "fail",
             };
-            screen.text(&format!("{word:<5} {:<9} {}\n", finding.id, finding.text))?;
+            screen.text(&format!("{word:<5} {:<9} {}\n", finding.id, printable(&finding.text)))?;
             if !finding.hint.is_empty() {
-                screen.text(&format!("{:16}{}\n", "", finding.hint))?;
+                screen.text(&format!("{:16}{}\n", "", printable(&finding.hint)))?;
             }
         }
         screen.text(&format!("{} checks, {warnings} warnings, {failures} failures\n", findings.len()))?;

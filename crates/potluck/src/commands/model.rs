@@ -7,7 +7,11 @@ use potluck_pull::{Address, Pulled};
 use potluck_store::Entry;
 use serde_json::{Value, json};
 
-use super::{plan::Plan, serve::parse_layers};
+use super::{
+    order::{Load, Unload},
+    plan::Plan,
+    serve::parse_layers,
+};
 use crate::{
     failure::Failure,
     home::Home,
@@ -27,6 +31,10 @@ pub(crate) enum Model {
     Show(Named),
     /// Forget a model; its files stay, what was pulled from peers goes
     Rm(Named),
+    /// Have a peer serve these layers: where the swarm was made
+    Load(Load),
+    /// Have a peer serve nothing
+    Unload(Unload),
     /// Preview a placement: who would hold what, and how fast it would be
     Plan(Plan),
 }
@@ -67,6 +75,8 @@ impl Model {
             Self::List => list(screen, &models.catalogue.list()?),
             Self::Show(Named { model }) => show(screen, &models.find(&model, screen)?),
             Self::Rm(Named { model }) => rm(screen, &models, &model),
+            Self::Load(load) => load.run(home, screen).await,
+            Self::Unload(unload) => unload.run(home, screen).await,
             Self::Plan(plan) => plan.run(home, screen).await,
         }
     }

@@ -8,26 +8,29 @@ use std::{
 
 use clap::Args;
 use potluck_chain::plan::lend;
-use potluck_core::{LayerRange, StageSpec};
+use potluck_core::{Action, LayerRange, ModelId, SignedOffer, StageSpec};
 use potluck_engine::EngineSettings;
 use potluck_grant::Gate;
-use potluck_net::{Bind, Identity as NetIdentity};
-use potluck_pull::{Pulled, shelf};
+use potluck_net::{Bind, Identity as NetIdentity, Node};
+use potluck_pull::{Library, Pulled};
 use potluck_store::Entry;
 use serde_json::json;
-use tokio::time::sleep;
+use tokio::{sync::mpsc, time::sleep};
 
 use crate::{
     apart::apart,
     args::{EngineArgs, parse_bytes},
-    commands::join::{join, read_line},
+    commands::{
+        join::{join, read_line},
+        service::{Level, install, own_arguments, uninstall},
+    },
     embedded::{ORDER_BYTES_MAX, Order, Ready},
     failure::{Failure, OrFail},
     home::{Home, Identity, Membership, Role},
     models::{Models, Sharers, all_layers, find_model, pull_stage},
     placement::{free_memory, model_facts},
     screen::{Screen, size},
-    serving::{Announcer, LentTo, ServingPeer, door},
+    serving::{Announcer, LentTo, LoadedStage, ServingPeer, bind_node, door, orders, serve_nothing},
     signals::Interrupt,
 };
 
@@ -48,6 +51,14 @@ pub(crate) struct Serve {
     /// Let the swarm decide which layers are needed most, as far as --memory goes
     #[arg(long, conflicts_with_all = ["layers", "embedded"])]
     auto: bool,
+    /// Have the system's service manager run it from now on, with the other arguments given here
+    #[arg(long, value_enum, value_name = "WHOSE", num_args = 0..=1, require_equals = true, default_missing_value = "user",
+        conflicts_with = "embedded")]
+    install: Option<Level>,
+    /// Take that service away
+    #[arg(long, value_enum, value_name = "WHOSE", num_args = 0..=1, require_equals = true, default_missing_value = "user",
+        conflicts_with_all = ["embedded", "install"])]
+    uninstall: Option<Level>,
     /// Take the order from stdin, and end with it: for the peers that another command starts
     #[arg(long, hide = true)]
     embedded: bool,
@@ -79,51 +90,78 @@ impl Serve {
         if self.embedded {
             return serve_order(screen).await;
         }
+        if let Some(level) = self.uninstall {
+            return uninstall(screen, level);
+        }
         if let Some(line) = self.join {
             join(home, screen, read_line(line).await?, false).await?;
+        }
+        if let Some(level) = self.install {
+            return install(home, screen, level, own_arguments(std::env::args_os()));
         }
         self.lend.serve(home, screen, self.auto).await
     }
 }
 
 impl Lend {
-    /// Serves what it says. `auto`: layers that are not named are chosen, and a model is waited for.
+    /// Serves what it says, and what the swarm's root orders after that. `auto`: layers that are not named are chosen, and a
+    /// model is waited for.
     pub(crate) async fn serve(self, home: &Home, screen: Screen, auto: bool) -> Result<(), Failure> {
         let mut interrupt = Interrupt::listen()?;
         let mut membership = Membership::open(home)?;
         let identity = Identity::open(home, Role::Peer)?;
         let _lock = identity.lock(home)?;
         let grant = membership.grant(identity.key.peer_id())?;
-        let door = door(home, screen)?;
         let settings = self.engine.settings(CACHES);
         settings.check()?;
-        let chosen = async {
-            let entry = if auto { self.wait_for_model(home, screen).await } else { self.model(home, screen).await }?;
-            let spec = self.choose(home, &entry, &settings, auto).await?;
-            let pulled = pull_stage(home, screen, &entry, spec).await?;
-            Ok::<_, Failure>((entry, spec, pulled))
-        };
-        let (entry, spec, pulled) = interrupt.or(chosen).await??;
-        let entry = pulled.as_ref().map_or(entry, |pulled| pulled.entry.clone());
-        let layers = spec.layers;
-        let bar = screen.wait(format!("loading layers {layers} of {}", entry.name));
         let who = NetIdentity { key: identity.key.clone(), grant: grant.clone(), gate: membership.gate()? };
-        let started = ServingPeer::start(&entry, spec, &settings, who, Bind::Address(self.bind), LentTo::Members);
-        let peer = interrupt.or(started).await??;
-        drop(bar);
-        peer.node.open_shelf(shelf(home.models(), entry.id));
-        if let Some(door) = door {
-            peer.node.open_door(door);
-        }
-        membership.knows(peer.address());
+        let node = bind_node(who, Bind::Address(self.bind)).await?;
+        membership.knows(node.address());
         membership.save(home)?;
-        tell(screen, &peer, &membership.swarm, &entry.name, pulled.as_ref())?;
-        let announcer = Announcer::new(identity.key, grant, membership.contacts);
-        tokio::select! {
-            () = announcer.run(&peer) => {}
-            () = interrupt.wait() => {}
+        let library = Library::new(home.models());
+        node.open_shelf(library.shelf());
+        if let Some(door) = door(home, screen)? {
+            node.open_door(door);
         }
-        peer.stop().await;
+        let (taken, mut orders) = orders(membership.root()?, node.id());
+        node.take_orders(taken);
+        let announcer = Announcer::new(identity.key, grant, membership.contacts.clone());
+        let mut place = Place { node, library, announcer, settings, swarm: membership.swarm, heard: Vec::new() };
+
+        // What was asked for must work; what is ordered later may not, and then it goes on as before.
+        let first = async {
+            let entry = if auto { self.wait_for_model(home, screen).await } else { self.model(home, screen).await }?;
+            let spec = self.choose(home, &entry, &place.settings, auto).await?;
+            Ok::<_, Failure>((entry, spec))
+        };
+        let idle = serve_nothing(&place.node);
+        let chosen = interrupt.or(first).await;
+        let loaded = match chosen {
+            Ok(Ok((entry, spec))) => interrupt.or(place.load(home, screen, entry, spec)).await,
+            Ok(Err(failure)) | Err(failure) => Ok(Err(failure)),
+        };
+        idle.stop().await;
+        let mut now = match loaded.and_then(|loaded| loaded) {
+            Ok(loaded) => Some(loaded),
+            Err(failure) => {
+                place.node.close().await;
+                return Err(failure);
+            }
+        };
+        loop {
+            let order = match now.take() {
+                Some(loaded) => place.serve(screen, loaded, &mut orders, &mut interrupt).await?,
+                None => place.rest(&mut orders, &mut interrupt).await,
+            };
+            let (before, Some(action)) = order else { break };
+            now = match action {
+                Action::Unload => place.tell_unloaded(screen).map(|()| None)?,
+                Action::Load { model, layers } => {
+                    place.obey(home, screen, (model, layers), before, &mut interrupt).await?
+                }
+            };
+        }
+        place.node.close().await;
         Ok(())
     }
 
@@ -181,6 +219,126 @@ impl Lend {
             let message = format!("no layers of {} that are needed fit into {}", entry.name, size(memory));
             Failure::new("no_memory", message, "give more with --memory, or a shorter --context, or fewer --caches")
         })
+    }
+}
+
+/// What is loaded, of what, and how it came.
+struct Loaded {
+    entry: Entry,
+    stage: LoadedStage,
+    spec: StageSpec,
+    pulled: Option<Pulled>,
+}
+
+/// A peer's place in the swarm, whatever it serves there.
+struct Place {
+    node: Node,
+    library: Library,
+    announcer: Announcer,
+    settings: EngineSettings,
+    swarm: String,
+    /// What it has heard of others.
+    heard: Vec<SignedOffer>,
+}
+
+/// What was served until an order came, and the order; none: the user has had enough.
+type Ordered = (Option<(Entry, StageSpec)>, Option<Action>);
+
+impl Place {
+    /// Pulls what is missing of a stage, and loads it.
+    async fn load(&self, home: &Home, screen: Screen, entry: Entry, spec: StageSpec) -> Result<Loaded, Failure> {
+        let pulled = pull_stage(home, screen, &entry, spec).await?;
+        let entry = pulled.as_ref().map_or(entry, |pulled| pulled.entry.clone());
+        let _bar = screen.wait(format!("loading layers {} of {}", spec.layers, entry.name));
+        let stage = LoadedStage::load(&entry, spec, &self.settings, LentTo::Members).await?;
+        Ok(Loaded { entry, stage, spec, pulled })
+    }
+
+    /// Serves a stage until an order comes or the user interrupts. An order waits for the sessions that are open.
+    async fn serve(
+        &mut self,
+        screen: Screen,
+        loaded: Loaded,
+        orders: &mut mpsc::Receiver<Action>,
+        interrupt: &mut Interrupt,
+    ) -> Result<Ordered, Failure> {
+        let Loaded { entry, stage, spec, pulled } = loaded;
+        self.library.share(entry.id);
+        let mut peer = stage.serve(self.node.clone());
+        for offer in std::mem::take(&mut self.heard) {
+            peer.announce(offer).await;
+        }
+        tell(screen, &peer, &self.swarm, &entry.name, pulled.as_ref())?;
+        let ordered = tokio::select! {
+            () = self.announcer.run(&peer) => None,
+            ordered = orders.recv() => ordered,
+            () = interrupt.wait() => None,
+        };
+        if ordered.is_some() {
+            self.announcer.withdraw(&peer).await;
+            let bar = screen.wait("waiting for the sessions that are open to end");
+            tokio::select! {
+                () = peer.drained() => {}
+                // Who cannot wait may interrupt it.
+                () = interrupt.wait() => {
+                    peer.unload().await;
+                    return Ok((None, None));
+                }
+            }
+            drop(bar);
+        }
+        self.heard = peer.unload().await;
+        Ok((Some((entry, spec)), ordered))
+    }
+
+    /// Serves nothing, until an order comes or the user interrupts.
+    async fn rest(&mut self, orders: &mut mpsc::Receiver<Action>, interrupt: &mut Interrupt) -> Ordered {
+        let idle = serve_nothing(&self.node);
+        let ordered = tokio::select! {
+            ordered = orders.recv() => ordered,
+            () = interrupt.wait() => None,
+        };
+        idle.stop().await;
+        (None, ordered)
+    }
+
+    /// Loads what was ordered; what was served before, where that fails.
+    async fn obey(
+        &mut self,
+        home: &Home,
+        screen: Screen,
+        (model, layers): (ModelId, LayerRange),
+        before: Option<(Entry, StageSpec)>,
+        interrupt: &mut Interrupt,
+    ) -> Result<Option<Loaded>, Failure> {
+        let idle = serve_nothing(&self.node);
+        let ordered = async {
+            let entry = find_model(home, screen, Some(&model.to_string())).await?;
+            let all = all_layers(&entry.manifest)?;
+            let spec = StageSpec { model, layers, head: layers.start() == 0, tail: layers.end() == all.end() };
+            self.load(home, screen, entry, spec).await
+        };
+        let loaded = match interrupt.or(ordered).await {
+            Ok(Err(failure)) => {
+                screen.note(format!("an order could not be carried out: {}", failure.message));
+                tracing::warn!(code = %failure.code, "an order could not be carried out");
+                match before {
+                    Some((entry, spec)) => interrupt.or(self.load(home, screen, entry, spec)).await,
+                    None => Ok(Err(failure)),
+                }
+            }
+            loaded => loaded,
+        };
+        idle.stop().await;
+        // With nothing to go back to, it waits for a better order.
+        Ok(loaded?.ok())
+    }
+
+    fn tell_unloaded(&self, screen: Screen) -> Result<(), Failure> {
+        if screen.json {
+            return screen.object(&json!({ "unloaded": true, "id": self.node.id().to_string() }));
+        }
+        screen.text("serving nothing, as ordered\n")
     }
 }
 

@@ -251,7 +251,7 @@ pub(crate) fn utc_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
 }
 
-fn parse_contact(text: &str) -> Result<PeerAddress, String> {
+pub(crate) fn parse_contact(text: &str) -> Result<PeerAddress, String> {
     let (key, address) = text.split_once('@').ok_or("expected KEY@IP:PORT")?;
     let peer = key.parse().map_err(|error: potluck_core::IdError| error.to_string())?;
     let address: std::net::SocketAddr = address.parse().map_err(|_| format!("`{address}` is no IP:PORT"))?;

@@ -1,7 +1,7 @@
 //! The swarm that a machine belongs to, and the root key where it is the one that made the swarm.
 
 use data_encoding::HEXLOWER;
-use potluck_core::PeerId;
+use potluck_core::{Order, PeerId, SignedOrder};
 use potluck_grant::{Gate, Root, SwarmId};
 use potluck_wire::PeerAddress;
 use serde::{Deserialize, Serialize};
@@ -89,6 +89,11 @@ impl Membership {
         })
     }
 
+    /// The swarm's root, by its public key: what it signs is obeyed.
+    pub(crate) fn root(&self) -> Result<PeerId, Failure> {
+        self.swarm.parse().or_fail("membership", "join again: potluck swarm join --replace INVITATION")
+    }
+
     /// What checks the grants of this swarm's members.
     pub(crate) fn gate(&self) -> Result<Gate, Failure> {
         let swarm = self.swarm.parse().or_fail("membership", "join again: potluck swarm join --replace INVITATION")?;
@@ -137,6 +142,11 @@ impl SwarmRoot {
     /// A root that nobody keeps: for the peers that one command starts and ends.
     pub(crate) fn ephemeral() -> Result<Self, Failure> {
         Ok(Self(Root::from_bytes(&new_key()?.to_bytes())))
+    }
+
+    /// An order, signed.
+    pub(crate) fn order(&self, order: &Order) -> SignedOrder {
+        order.sign(&self.0.key())
     }
 
     /// A grant that makes this key a member until `expires` (UTC seconds).

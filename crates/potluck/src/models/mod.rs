@@ -55,7 +55,7 @@ impl Models {
             return self.find(text, screen);
         }
         match <[Entry; 1]>::try_from(self.catalogue.list()?) {
-            Ok([entry]) => Ok(entry),
+            Ok([entry]) => Ok(entry.check().map(|()| entry)?),
             Err(entries) if entries.is_empty() => {
                 Err(Failure::new("no_model", "this machine knows no model yet", "potluck model add PATH"))
             }

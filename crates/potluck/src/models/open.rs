@@ -14,6 +14,10 @@ use crate::failure::{Failure, OrFail};
 
 /// A stage of the model, over its bytes where they lie.
 pub(crate) fn load_stage(entry: &Entry, spec: StageSpec, settings: &EngineSettings) -> Result<Load, Failure> {
+    if entry.id != spec.model {
+        let message = format!("{} is another model than the one that was asked for", entry.name);
+        return Err(Failure::new("bad_model", message, "name it by its id: potluck model list"));
+    }
     let plan = slice::plan(&entry.manifest, spec.layers, spec.head, spec.tail)?;
     let opened = open_stage(entry, &plan)?;
     let cache_bytes_per_position = cache_bytes(&entry.manifest, spec.layers, settings.kv);

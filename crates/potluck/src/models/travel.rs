@@ -13,14 +13,17 @@ use super::{Models, all_layers, is_place};
 use crate::{
     failure::{Failure, chain},
     home::{Home, Membership},
-    placement::address,
-    screen::Screen,
+    placement::{address, free_disk},
+    screen::{Screen, printable, size},
     serving::offers_of,
     talk::client_node,
 };
 
 /// Where it is set, nothing is fetched from the web: Hugging Face's own name for that.
 const OFFLINE: &str = "HF_HUB_OFFLINE";
+
+/// Bytes of the disk that a pull leaves to others.
+const DISK_RESERVE: u64 = 256 << 20;
 
 /// The members of this machine's swarm that may share models.
 #[derive(Debug)]
@@ -55,8 +58,17 @@ impl Sharers {
             names.into_iter().collect::<Vec<_>>().join(", ")
         };
         let models: Vec<_> = models.into_iter().map(|(_, model)| model).collect();
-        let fits = |model: &&SharedModel| text.is_none_or(|text| model.name == text || is_id(&model.model, text));
-        let found: Vec<_> = models.iter().filter(fits).cloned().collect();
+        // A whole id is nobody's name; and a name counts before the first digits of an id.
+        let whole = text.and_then(|text| text.parse::<ModelId>().ok());
+        let named = |model: &&SharedModel| match (text, whole) {
+            (None, _) => true,
+            (Some(_), Some(id)) => model.model == id,
+            (Some(text), None) => model.name == text,
+        };
+        let mut found: Vec<_> = models.iter().filter(named).cloned().collect();
+        if let (true, Some(text)) = (found.is_empty(), text) {
+            found = models.iter().filter(|model| is_id(&model.model, text)).cloned().collect();
+        }
         let ids: BTreeSet<_> = found.iter().map(|model| model.model).collect();
         match (ids.len(), found.into_iter().next()) {
             (1, Some(model)) => Ok(model),
@@ -165,6 +177,17 @@ pub(crate) async fn pull_model(
 }
 
 async fn pull(home: &Home, screen: Screen, entry: &Entry, tensors: &[usize]) -> Result<Pulled, Failure> {
+    let missing = tensors.iter().map(|&tensor| &entry.manifest.tensors[tensor]).filter(|tensor| !entry.has(tensor));
+    let (needed, free) = (missing.map(|tensor| tensor.bytes).sum::<u64>(), free_disk(&home.models()));
+    if free.is_some_and(|free| needed.saturating_add(DISK_RESERVE) > free) {
+        let message =
+            format!("{} are missing of {}, {} are free on the disk", size(needed), entry.name, size(free.unwrap_or(0)));
+        return Err(Failure::new(
+            "disk_full",
+            message,
+            "potluck model rm what you do not use, or ask for fewer layers",
+        ));
+    }
     let sharers = Sharers::find(home).await?.ok_or_else(|| {
         let message = format!("of {} only a part is here, and this machine belongs to no swarm", entry.name);
         Failure::new("no_swarm", message, "join the swarm that has it: potluck join LINE")
@@ -185,11 +208,6 @@ fn tensors_of(entry: &Entry, part: Option<(LayerRange, bool, bool)>) -> Result<V
 
 fn is_id(model: &ModelId, text: &str) -> bool {
     text.len() >= 4 && model.to_string().starts_with(&text.to_ascii_lowercase())
-}
-
-/// A stranger's text, as a terminal may show it.
-fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 impl From<PullError> for Failure {

@@ -3,10 +3,11 @@
 mod door;
 mod measure;
 mod offers;
+mod orders;
 
 use std::time::Duration;
 
-use potluck_core::{PeerId, StageShape, StageSpec, StageSpeed};
+use potluck_core::{PeerId, SignedOffer, StageShape, StageSpec, StageSpeed};
 use potluck_engine::EngineSettings;
 use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig, Serving, StagePort, serve};
 use potluck_peer::{Peer, PeerConfig};
@@ -14,6 +15,7 @@ use potluck_store::Entry;
 use potluck_wire::PeerAddress;
 
 use crate::{
+    commands::swarm::utc_now,
     engines::{EnginePipe, RunningEngine},
     failure::Failure,
     models::{admit, load_stage},
@@ -22,6 +24,7 @@ use crate::{
 pub(crate) use door::door;
 pub(crate) use measure::measure;
 pub(crate) use offers::{Announcer, OFFER_SECONDS, offers_of};
+pub(crate) use orders::orders;
 
 /// Whom a stage is lent to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +65,7 @@ pub(crate) struct ServingPeer {
 }
 
 impl ServingPeer {
-    /// Loads the stage and serves it from then on; first it runs once, where members want to know how fast it is.
+    /// Loads the stage and serves it on a new endpoint from then on.
     pub(crate) async fn start(
         entry: &Entry,
         spec: StageSpec,
@@ -71,22 +74,8 @@ impl ServingPeer {
         bind: Bind,
         lent_to: LentTo,
     ) -> Result<Self, Failure> {
-        admit(entry, spec).await?;
-        let (engine, mut pipe) = RunningEngine::start(load_stage(entry, spec, settings)?).await?;
-        let shape = engine.shape.clone();
-        let speed = if lent_to == LentTo::Members { Some(measure(&shape, settings, &mut pipe).await?) } else { None };
-        let config = PeerConfig {
-            id: identity.key.peer_id(),
-            sessions_per_client: lent_to.sessions_per_client(shape.caches),
-            idle_max: IDLE_MAX,
-            open_timeout: OPEN_TIMEOUT,
-        };
-        let mut machine = Peer::new(config, identity.gate.clone());
-        machine.add_stage(shape.clone());
-        let node = Node::bind(NodeConfig { identity, bind, relay: None, deadlines: NetDeadlines::default() }).await?;
-        let EnginePipe { commands, replies } = pipe;
-        let serving = serve(node.clone(), machine, vec![StagePort { commands, replies }]);
-        Ok(Self { node, shape, speed, serving, engine })
+        let stage = LoadedStage::load(entry, spec, settings, lent_to).await?;
+        Ok(stage.serve(bind_node(identity, bind).await?))
     }
 
     /// Its id.
@@ -101,8 +90,78 @@ impl ServingPeer {
 
     /// Ends every session, the endpoint and the engine.
     pub(crate) async fn stop(self) {
-        self.serving.stop().await;
-        self.node.close().await;
-        self.engine.stop().await;
+        let node = self.node.clone();
+        self.unload().await;
+        node.close().await;
     }
+
+    /// Tells it of an offer of another.
+    pub(crate) async fn announce(&self, offer: SignedOffer) {
+        self.serving.announce(offer).await;
+    }
+
+    /// Takes no new sessions, and returns when those that are open have ended.
+    pub(crate) async fn drained(&mut self) {
+        self.serving.drain().await;
+        self.serving.finished().await;
+    }
+
+    /// Ends every session and the engine; the endpoint stays. What this peer has heard of others is passed on.
+    pub(crate) async fn unload(self) -> Vec<SignedOffer> {
+        let offers = self.serving.directory().signed(utc_now());
+        self.serving.stop().await;
+        self.engine.stop().await;
+        offers.into_iter().filter(|offer| offer.verify(utc_now()).is_ok_and(|o| o.peer != self.node.id())).collect()
+    }
+}
+
+/// A stage that is loaded, and not served yet.
+#[derive(Debug)]
+pub(crate) struct LoadedStage {
+    shape: StageShape,
+    speed: Option<StageSpeed>,
+    lent_to: LentTo,
+    pipe: EnginePipe,
+    engine: RunningEngine,
+}
+
+impl LoadedStage {
+    /// Loads it; first it runs once, where members want to know how fast it is.
+    pub(crate) async fn load(
+        entry: &Entry,
+        spec: StageSpec,
+        settings: &EngineSettings,
+        lent_to: LentTo,
+    ) -> Result<Self, Failure> {
+        admit(entry, spec).await?;
+        let (engine, mut pipe) = RunningEngine::start(load_stage(entry, spec, settings)?).await?;
+        let shape = engine.shape.clone();
+        let speed = if lent_to == LentTo::Members { Some(measure(&shape, settings, &mut pipe).await?) } else { None };
+        Ok(Self { shape, speed, lent_to, pipe, engine })
+    }
+
+    /// Serves it on that endpoint from then on.
+    pub(crate) fn serve(self, node: Node) -> ServingPeer {
+        let Self { shape, speed, lent_to, pipe: EnginePipe { commands, replies }, engine } = self;
+        let mut machine = empty(&node, lent_to.sessions_per_client(shape.caches));
+        machine.add_stage(shape.clone());
+        let serving = serve(node.clone(), machine, vec![StagePort { commands, replies }]);
+        ServingPeer { node, shape, speed, serving, engine }
+    }
+}
+
+/// An endpoint with the deadlines of peers.
+pub(crate) async fn bind_node(identity: Identity, bind: Bind) -> Result<Node, Failure> {
+    Ok(Node::bind(NodeConfig { identity, bind, relay: None, deadlines: NetDeadlines::default() }).await?)
+}
+
+/// Serves no stage: newcomers are answered, models are shared, orders are taken, offers are passed on.
+pub(crate) fn serve_nothing(node: &Node) -> Serving {
+    serve(node.clone(), empty(node, 1), Vec::new())
+}
+
+fn empty(node: &Node, sessions_per_client: u16) -> Peer {
+    let (idle_max, open_timeout) = (IDLE_MAX, OPEN_TIMEOUT);
+    let config = PeerConfig { id: node.id(), sessions_per_client, idle_max, open_timeout };
+    Peer::new(config, node.identity().gate.clone())
 }

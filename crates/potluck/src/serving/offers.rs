@@ -35,15 +35,25 @@ impl Announcer {
     }
 
     /// Announces now, and again before each offer expires; never returns.
-    pub(crate) async fn run(mut self, peer: &ServingPeer) {
+    pub(crate) async fn run(&mut self, peer: &ServingPeer) {
         loop {
             self.announce(peer).await;
             tokio::time::sleep(RENEW_EVERY).await;
         }
     }
 
+    /// Tells everybody that what was offered is no longer: an offer that ends now takes the place of the last one.
+    pub(crate) async fn withdraw(&mut self, peer: &ServingPeer) {
+        let Some(offer) = self.offer(peer, 0) else { return };
+        for contact in &self.contacts {
+            if let Err(error) = peer.node.announce(contact, offer.clone()).await {
+                tracing::info!(peer = %contact.peer.short(), %error, "a contact was not told of the end of an offer");
+            }
+        }
+    }
+
     async fn announce(&mut self, peer: &ServingPeer) {
-        let Some(offer) = self.offer(peer) else { return };
+        let Some(offer) = self.offer(peer, OFFER_SECONDS) else { return };
         peer.serving.announce(offer.clone()).await;
         for contact in &self.contacts {
             let told = peer.node.announce(contact, offer.clone()).await;
@@ -64,7 +74,7 @@ impl Announcer {
         }
     }
 
-    fn offer(&mut self, peer: &ServingPeer) -> Option<SignedOffer> {
+    fn offer(&mut self, peer: &ServingPeer, seconds: u64) -> Option<SignedOffer> {
         self.sequence += 1;
         let mut addresses = peer.address().addresses;
         addresses.retain(|address| address.len() <= Offer::ADDRESS_CHARS_MAX);
@@ -72,7 +82,7 @@ impl Announcer {
         let offer = Offer {
             peer: peer.id(),
             sequence: self.sequence,
-            expires: utc_now() + OFFER_SECONDS,
+            expires: utc_now() + seconds,
             addresses,
             shape: peer.shape.clone(),
             speed: peer.speed?,

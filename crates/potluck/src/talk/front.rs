@@ -1,6 +1,10 @@
 //! What stands behind a gateway: the model's tokenizer, and sessions over peers, as many as there are slots.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use potluck_chain::{Hop, SessionConfig};
 use potluck_client::{ChatTemplate, Session, SpecialTokens};
@@ -32,6 +36,9 @@ use crate::{
 /// Seconds after which a session that could not be opened may be tried again: an engine is back by then.
 const RETRY_SECONDS: u32 = 2;
 
+/// How old a plan may be when a session is opened.
+const PLAN_AGAIN: Duration = Duration::from_secs(30);
+
 /// Everything that a gateway is put in front of.
 #[derive(Debug)]
 pub(crate) struct Front {
@@ -54,6 +61,8 @@ pub(crate) struct Sessions {
     vocabulary: VocabularyClient,
     /// How to plan again; none where the peers are the command's own.
     swarm: Option<Rc<Swarm>>,
+    /// When it was planned last.
+    planned: Rc<Cell<Instant>>,
 }
 
 /// What a plan through the swarm is made for.
@@ -86,7 +95,8 @@ impl Front {
         let config = Rc::new(RefCell::new(session_config(&wanted, node.id(), hops)?));
         let swarm = || Rc::new(Swarm { home: home.clone(), entry: entry.clone(), settings: settings.clone(), codec });
         let swarm = embedded.is_none().then(swarm);
-        let sessions = Sessions { node: node.clone(), config, vocabulary: vocabulary.clone(), swarm };
+        let planned = Rc::new(Cell::new(Instant::now()));
+        let sessions = Sessions { node: node.clone(), config, vocabulary: vocabulary.clone(), swarm, planned };
         let model = model(&entry, &settings, vocabulary)?;
         Ok(Self { model, sessions, exact: settings.exact, node, embedded })
     }
@@ -99,7 +109,8 @@ impl Front {
         let node = own_peers::client_node(embedded).await?;
         let config = Rc::new(RefCell::new(session_config(&wanted, node.id(), hops(embedded)?)?));
         let vocabulary = talk.session.vocabulary().clone();
-        let sessions = Sessions { node: node.clone(), config, vocabulary: vocabulary.clone(), swarm: None };
+        let planned = Rc::new(Cell::new(Instant::now()));
+        let sessions = Sessions { node: node.clone(), config, vocabulary: vocabulary.clone(), swarm: None, planned };
         let model = model(entry, settings, vocabulary)?;
         Ok(Some(Self { model, sessions, exact: settings.exact, node, embedded: None }))
     }
@@ -155,13 +166,17 @@ impl Opener for Sessions {
 
     /// Over the route that was planned last; where that fails, over one that is planned by who is there now.
     async fn open(&self) -> Result<Session<RouteChain>, Problem> {
+        // Peers come and go: a session that is opened later may find a better way than the first one did.
+        if self.planned.get().elapsed() >= PLAN_AGAIN
+            && let Some(swarm) = &self.swarm
+            && let Err(failure) = self.plan(swarm).await
+        {
+            tracing::info!(code = %failure.code, "the last plan stands");
+        }
         let chain = match (self.try_open().await, &self.swarm) {
             (Err(failure), Some(swarm)) => {
                 tracing::info!(code = %failure.code, "the route is planned again");
-                match swarm.route(&self.node).await {
-                    Ok(route) => self.config.borrow_mut().route = route,
-                    Err(failure) => return Err(problem(failure)),
-                }
+                self.plan(swarm).await.map_err(problem)?;
                 self.try_open().await
             }
             (opened, _) => opened,
@@ -171,6 +186,13 @@ impl Opener for Sessions {
 }
 
 impl Sessions {
+    async fn plan(&self, swarm: &Swarm) -> Result<(), Failure> {
+        self.planned.set(Instant::now());
+        let route = swarm.route(&self.node).await?;
+        self.config.borrow_mut().route = route;
+        Ok(())
+    }
+
     async fn try_open(&self) -> Result<RouteChain, Failure> {
         let mut config = self.config.borrow().clone();
         config.key.id = session_id()?;
