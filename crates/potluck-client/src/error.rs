@@ -36,6 +36,9 @@ pub enum GenerateError {
         /// Positions of the session.
         positions: u32,
     },
+    /// The model: its states say nothing about the text.
+    #[error("the model gave no embedding: all its values are zero")]
+    NoEmbedding,
     /// The tail: it answered with fewer rows than were asked for.
     #[error("step {sequence} was answered without a row")]
     NoRow {
@@ -54,6 +57,7 @@ impl GenerateError {
             Self::Vocabulary(VocabularyError::Ended(_) | VocabularyError::TimedOut(_)) => "vocabulary_failed",
             Self::Vocabulary(_) => "bad_grammar",
             Self::PromptTooLong { .. } => "context_full",
+            Self::NoEmbedding => "no_embedding",
             Self::NoRow { .. } => "protocol",
         }
     }
@@ -69,6 +73,7 @@ impl GenerateError {
             Self::Vocabulary(_) => "check the grammar or the schema: llama.cpp's GBNF and JSON schema subset",
             Self::EmptyPrompt => "say something",
             Self::PromptTooLong { .. } => "shorten the conversation, or ask for a larger context with --context",
+            Self::NoEmbedding => "use another model for embeddings",
             Self::NoRow { .. } => "run it again: another peer may serve the same layers",
         }
     }

@@ -107,17 +107,17 @@ impl<C: Chain> Session<C> {
         Ok(self.vocabulary.tokenize(prompt, true, false).await?)
     }
 
-    /// The embedding of a text: the mean of its positions' hidden states after the last norm, of length 1. The caches hold the
-    /// text afterwards.
+    /// The embedding of a text: the mean of its positions' hidden states after the last norm, of length 1. `chunk`: positions of a
+    /// step. The caches hold the text afterwards.
     ///
     /// # Errors
     /// See [`GenerateError`].
-    pub async fn embed(&mut self, tokens: &[u32]) -> Result<Vec<f32>, GenerateError> {
+    pub async fn embed(&mut self, tokens: &[u32], chunk: u16) -> Result<Vec<f32>, GenerateError> {
         self.drain().await?;
         self.held.clear();
         let mut sum: Vec<f64> = Vec::new();
         // One after the other: a mean is of no use to the step that follows.
-        for chunk in tokens.chunks(bounds::MEAN_POSITIONS_MAX) {
+        for chunk in tokens.chunks(usize::from(chunk).clamp(1, bounds::MEAN_POSITIONS_MAX)) {
             self.submit(chunk, Rows::Mean, 0).await?;
             let Answer { sequence, rows, .. } = self.chain.answer().await?;
             self.unanswered -= 1;
@@ -129,7 +129,11 @@ impl<C: Chain> Session<C> {
             sum.iter_mut().zip(mean.0).for_each(|(sum, value)| *sum += weight * f64::from(value));
         }
         let length = sum.iter().map(|value| value * value).sum::<f64>().sqrt();
-        Ok(sum.into_iter().map(|value| if length > 0.0 { (value / length) as f32 } else { 0.0 }).collect())
+        if length == 0.0 {
+            // Zeros are near everything and mean nothing.
+            return Err(GenerateError::NoEmbedding);
+        }
+        Ok(sum.into_iter().map(|value| (value / length) as f32).collect())
     }
 
     /// Answers `request`. `on_token` sees each token as it comes; `cancel` ends the answer within a step, with what

@@ -9,6 +9,9 @@ use crate::{
     slots::{Event, Job, Task},
 };
 
+/// Texts of one request that wait for slots, or are in them, at a time.
+const EMBEDDINGS_ASKED: usize = 8;
+
 /// Choices of one request at most. More are refused.
 pub(crate) const CHOICES_MAX: usize = 16;
 
@@ -48,19 +51,33 @@ impl Answers {
         jobs: &mpsc::Sender<Job>,
         caller: &Caller,
         texts: Vec<Vec<u32>>,
+        chunk: u16,
     ) -> Result<Vec<Vec<f32>>, Problem> {
         let (events, mut receiver) = mpsc::unbounded_channel();
         let mut embeddings: Vec<Option<Vec<f32>>> = texts.iter().map(|_| None).collect();
-        for (index, tokens) in texts.into_iter().enumerate() {
-            let job = Job { caller: caller.clone(), task: Task::Embed(tokens), index, events: events.clone() };
-            jobs.send(job).await.map_err(|_| leaving())?;
-        }
-        drop(events);
-        while let Some((index, event)) = receiver.recv().await {
-            match event {
-                Event::Embedded(embedding) => embeddings[index] = Some(embedding),
-                Event::Failed(problem) => return Err(problem),
-                _ => {}
+        let mut waiting = texts.into_iter().enumerate();
+        let mut asked = 0;
+        loop {
+            // A few at a time: a long list takes no more of the queue than a short one.
+            while asked < EMBEDDINGS_ASKED
+                && let Some((index, tokens)) = waiting.next()
+            {
+                let task = Task::Embed { tokens, chunk };
+                let job = Job { caller: caller.clone(), task, index, events: events.clone() };
+                jobs.send(job).await.map_err(|_| leaving())?;
+                asked += 1;
+            }
+            if asked == 0 {
+                break;
+            }
+            match receiver.recv().await {
+                Some((index, Event::Embedded(embedding))) => {
+                    embeddings[index] = Some(embedding);
+                    asked -= 1;
+                }
+                Some((_, Event::Failed(problem))) => return Err(problem),
+                Some(_) => {}
+                None => return Err(leaving()),
             }
         }
         embeddings.into_iter().map(|embedding| embedding.ok_or_else(leaving)).collect()

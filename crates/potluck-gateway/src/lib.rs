@@ -13,6 +13,7 @@
 mod access;
 mod answer;
 mod anthropic;
+mod document;
 mod http;
 mod metrics;
 mod model;

@@ -14,12 +14,13 @@ use potluck_chain::sample::FinishReason;
 use potluck_client::{Outcome, TokenEvent};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
 use crate::{
     Model, Problem,
     access::Caller,
     answer::Answers,
-    http::{Asker, Json as Body, Shared, Site, either},
+    http::{Asker, Json as Body, Shared, Site, either, or_default},
     metrics::Metrics,
     openai::{OneOrMany, Params, for_template},
     prompt,
@@ -31,7 +32,7 @@ use crate::{
 const VERSION: &str = "0.12.0";
 
 /// How a request's tokens are chosen.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(default)]
 struct Options {
     temperature: Option<f32>,
@@ -48,16 +49,17 @@ struct Options {
     num_ctx: Option<u32>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = OllamaChatRequest)]
 pub(crate) struct ChatRequest {
     model: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     messages: Vec<Value>,
     #[serde(flatten)]
     rest: Rest,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct GenerateRequest {
     model: Option<String>,
     #[serde(default)]
@@ -68,21 +70,21 @@ pub(crate) struct GenerateRequest {
     system: String,
     #[serde(default)]
     raw: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     images: Vec<Value>,
     #[serde(flatten)]
     rest: Rest,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 struct Rest {
     #[serde(default)]
     stream: Option<bool>,
     #[serde(default)]
     format: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     options: Options,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     tools: Vec<Value>,
 }
 
@@ -90,14 +92,17 @@ pub(crate) async fn hello() -> &'static str {
     "Ollama is running"
 }
 
+#[utoipa::path(get, path = "/api/version", tag = "Ollama", responses((status = 200, description = "The version of Ollama whose API this is like")))]
 pub(crate) async fn version() -> Json<Value> {
     Json(json!({ "version": VERSION }))
 }
 
+#[utoipa::path(get, path = "/api/tags", tag = "Ollama", responses((status = 200, description = "The models")))]
 pub(crate) async fn tags(State(shared): Site) -> Json<Value> {
     Json(json!({ "models": [entry(&shared.model)] }))
 }
 
+#[utoipa::path(get, path = "/api/ps", tag = "Ollama", responses((status = 200, description = "The models that are loaded")))]
 pub(crate) async fn ps(State(shared): Site) -> Json<Value> {
     let mut entry = entry(&shared.model);
     entry["size_vram"] = 0.into();
@@ -106,15 +111,19 @@ pub(crate) async fn ps(State(shared): Site) -> Json<Value> {
     Json(json!({ "models": [entry] }))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct Named {
-    #[serde(alias = "name")]
+    #[serde(default)]
     model: Option<String>,
+    /// The older name of the same; Ollama's own client sends both, one of them empty.
+    #[serde(default)]
+    name: Option<String>,
 }
 
+#[utoipa::path(post, path = "/api/show", tag = "Ollama", request_body = Named, responses((status = 200, description = "What a model is")))]
 pub(crate) async fn show(State(shared): Site, Body(body): Body<Named>) -> Response {
-    let answer = body.and_then(|Named { model }| {
-        let model = shared.named(model.as_deref())?;
+    let answer = body.and_then(|Named { model, name }| {
+        let model = shared.named(model.filter(|model| !model.is_empty()).or(name).as_deref())?;
         let family = &model.family;
         let info = Map::from_iter([
             ("general.architecture".to_owned(), json!(family)),
@@ -129,6 +138,7 @@ pub(crate) async fn show(State(shared): Site, Body(body): Body<Named>) -> Respon
     either(answer, Problem::ollama)
 }
 
+#[utoipa::path(post, path = "/api/chat", tag = "Ollama", request_body = ChatRequest, responses((status = 200, description = "An answer, as lines of JSON unless `stream` is false")))]
 pub(crate) async fn chat(
     State(shared): Site,
     Extension(Asker(caller)): Extension<Asker>,
@@ -156,6 +166,7 @@ pub(crate) async fn chat(
     either(result.await, Problem::ollama)
 }
 
+#[utoipa::path(post, path = "/api/generate", tag = "Ollama", request_body = GenerateRequest, responses((status = 200, description = "A text, as lines of JSON unless `stream` is false")))]
 pub(crate) async fn generate(
     State(shared): Site,
     Extension(Asker(caller)): Extension<Asker>,

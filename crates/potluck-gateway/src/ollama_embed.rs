@@ -9,6 +9,7 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::json;
+use utoipa::ToSchema;
 
 use crate::{
     Model, Problem,
@@ -18,7 +19,7 @@ use crate::{
     prompt,
 };
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct EmbedRequest {
     model: Option<String>,
     #[serde(default)]
@@ -32,6 +33,7 @@ fn yes() -> bool {
     true
 }
 
+#[utoipa::path(post, path = "/api/embed", tag = "Ollama", request_body = EmbedRequest, responses((status = 200, description = "Embeddings")))]
 pub(crate) async fn embed(
     State(shared): Site,
     Extension(Asker(caller)): Extension<Asker>,
@@ -54,7 +56,7 @@ pub(crate) async fn embed(
             all.push(tokens(known, text, truncate).await?);
         }
         let count: usize = all.iter().map(Vec::len).sum();
-        let embeddings = Answers::embed(&shared.jobs, &caller, all).await?;
+        let embeddings = Answers::embed(&shared.jobs, &caller, all, shared.chunk()).await?;
         Ok(Json(json!({
             "model": known.name, "embeddings": embeddings, "prompt_eval_count": count,
             "total_duration": begun.elapsed().as_nanos() as u64, "load_duration": 0,
@@ -64,13 +66,14 @@ pub(crate) async fn embed(
     either(result.await, Problem::ollama)
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct OldRequest {
     model: Option<String>,
     #[serde(default)]
     prompt: String,
 }
 
+#[utoipa::path(post, path = "/api/embeddings", tag = "Ollama", request_body = OldRequest, responses((status = 200, description = "One embedding: the older form")))]
 pub(crate) async fn embeddings(
     State(shared): Site,
     Extension(Asker(caller)): Extension<Asker>,
@@ -84,7 +87,7 @@ pub(crate) async fn embeddings(
             return Ok(Json(json!({ "embedding": [] })).into_response());
         }
         let text = tokens(known, &prompt, true).await?;
-        let embedding = Answers::embed(&shared.jobs, &caller, vec![text]).await?.pop();
+        let embedding = Answers::embed(&shared.jobs, &caller, vec![text], shared.chunk()).await?.pop();
         Ok(Json(json!({ "embedding": embedding.unwrap_or_default() })).into_response())
     };
     either(result.await, Problem::ollama)

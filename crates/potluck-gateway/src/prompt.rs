@@ -3,7 +3,7 @@
 use potluck_client::{RenderOptions, TemplateError, prompt_tokens};
 use serde_json::{Map, Value};
 
-use crate::{Model, Problem, Whose};
+use crate::{Model, Problem, Whose, tools::in_words};
 
 /// Tokens of messages, through the model's chat template. `variables`: more for the template, such as `tools`.
 pub(crate) async fn of_messages(
@@ -15,6 +15,7 @@ pub(crate) async fn of_messages(
         return Err(Problem::value("messages", "there is no message"));
     }
     let (template, special) = (model.template.clone(), model.special.clone());
+    let messages = if template.reads("tools") { messages } else { in_words(messages) };
     let options = RenderOptions { variables, ..RenderOptions::now() };
     // A stranger's template may take its time: not on the thread that all answers share.
     let rendering = tokio::task::spawn_blocking(move || template.render_all(&messages, &special, &options));

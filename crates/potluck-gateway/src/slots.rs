@@ -49,7 +49,12 @@ pub(crate) enum Task {
     /// Answer.
     Generate(Request),
     /// Embed these tokens.
-    Embed(Vec<u32>),
+    Embed {
+        /// The text.
+        tokens: Vec<u32>,
+        /// Positions of a step.
+        chunk: u16,
+    },
 }
 
 impl Task {
@@ -57,7 +62,7 @@ impl Task {
         match self {
             Self::Generate(request) => &request.prompt,
             // It evaluates all of it, and what a slot holds is of no use to it.
-            Self::Embed(_) => &[],
+            Self::Embed { .. } => &[],
         }
     }
 }
@@ -202,8 +207,8 @@ async fn work<O: Opener>(opener: &O, session: Option<Session<O::Chain>>, job: Jo
                 let answered = answer(&mut session, request.clone(), index, &events, &mut told).await;
                 answered.map(|outcome| Event::Done(Box::new(outcome)))
             }
-            Task::Embed(tokens) => tokio::select! {
-                embedding = session.embed(tokens) => embedding.map(Event::Embedded),
+            Task::Embed { tokens, chunk } => tokio::select! {
+                embedding = session.embed(tokens, *chunk) => embedding.map(Event::Embedded),
                 // Nobody waits for it any more; the step that is under way is let finish by whoever comes next.
                 () = events.closed() => return Some(session),
             },

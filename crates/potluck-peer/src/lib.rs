@@ -21,4 +21,4 @@ mod session;
 mod steps;
 
 pub use event::{DialId, Effect, Event, Now, PeerConfig, StageSlot, StreamId};
-pub use peer::{Peer, PeerStatus};
+pub use peer::{DRAIN_REST, Peer, PeerStatus};

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use potluck_core::{PeerId, SessionKey, StageCommand, StageReply, StageShape};
@@ -29,6 +29,10 @@ pub(crate) const DIALS_PER_CLIENT_MAX: usize = 32;
 
 /// Bytes of steps that wait for one stage, over all sessions. Beyond it the session whose step came ends with `OverBudget`.
 const WAITING_BYTES_MAX: usize = 512 << 20;
+
+/// How long a session may be at rest in a stage that is drained. A gateway's slots are open for as long as it runs: without it,
+/// they would hold a stage for ever.
+pub const DRAIN_REST: Duration = Duration::from_secs(60);
 
 /// What a stream is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -329,8 +333,10 @@ impl Peer {
 
     fn session_deadline(&self, session: &Session) -> Instant {
         if session.ready_sent {
-            let idle = std::time::Duration::from_millis(session.open.idle_ms.into()).min(self.config.idle_max);
-            session.last_step + idle
+            let idle = Duration::from_millis(session.open.idle_ms.into()).min(self.config.idle_max);
+            // Who is at rest while a stage is drained opens its session elsewhere when it goes on.
+            let rests = self.draining && session.in_flight.is_empty();
+            session.last_step + if rests { idle.min(DRAIN_REST) } else { idle }
         } else {
             session.opened + self.config.open_timeout
         }
@@ -354,6 +360,9 @@ impl Peer {
     fn lateness(&self, key: SessionKey) -> Failure {
         let Some(session) = self.sessions.get(&key) else { return Failure::new(FailureCode::Deadline, "") };
         match (&session.open.next, session.open.previous) {
+            _ if session.ready_sent && self.draining => {
+                Failure::new(FailureCode::NotServed, "this peer is about to serve something else")
+            }
             _ if session.ready_sent => Failure::new(FailureCode::Idle, "no step came"),
             _ if !session.cache_open => Failure::new(FailureCode::Deadline, "the engine did not open a cache"),
             (NextHop::Peer { address, .. }, _) if !session.next_confirmed => {

@@ -9,7 +9,7 @@ use potluck_core::{
     StageReply, StageShape, StageSpec,
 };
 use potluck_grant::{Gate, Member, Root};
-use potluck_peer::{DialId, Effect, Event, Now, Peer, PeerConfig, StageSlot, StreamId};
+use potluck_peer::{DRAIN_REST, DialId, Effect, Event, Now, Peer, PeerConfig, StageSlot, StreamId};
 use potluck_wire::{
     Codec, Failure, FailureCode, Frame, HOP_FRAMES_MAX, HopOpen, NextHop, OpenSession, PeerAddress, PreviousHop,
     StepFrame,
@@ -188,7 +188,13 @@ fn a_peer_that_is_drained_takes_no_new_session_and_ends_none() {
     assert_eq!(closes(&refused, 9).unwrap().code, FailureCode::NotServed);
     assert_eq!(test.peer.status().sessions, 1);
     assert_eq!(runs(&test.frame(2, Frame::Step(step(0, 0, 0, 2)))), 1, "who is here goes on");
-    test.tell(Event::Closed { stream: StreamId(1), failure: Failure::new(FailureCode::Done, "") });
+    test.seconds = DRAIN_REST.as_secs() + 1;
+    test.tell(Event::Timeout);
+    assert_eq!(test.peer.status().sessions, 1, "a step is under way: it is waited for");
+    let results = vec![Ok(Output::Hidden(Hidden(vec![2.0; 8])))];
+    test.tell(Event::Stage { stage: StageSlot(0), reply: StageReply::Forwarded { batch: 1, results, compute_us: 1 } });
+    let ended = test.tell(Event::Timeout);
+    assert_eq!(closes(&ended, 1).unwrap().code, FailureCode::NotServed, "who rests opens its session elsewhere");
     assert_eq!(test.peer.status().sessions, 0);
 }
 

@@ -128,10 +128,11 @@ fn run(home: Option<PathBuf>, command: Command, screen: Screen) -> Result<(), Fa
     })
 }
 
-/// Logs go to stderr, and say nothing unless `RUST_LOG` asks.
+/// Logs go to stderr, and say nothing unless `RUST_LOG` asks; `POTLUCK_LOG=json` makes an object of each line.
 fn trace() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::env::var_os("POTLUCK_LOG").is_some_and(|form| form == "json") { logs.json().init() } else { logs.init() }
 }
 
 fn usage(error: &clap::Error, json: bool) -> ExitCode {

@@ -14,6 +14,7 @@ const HEAD: &str = "# Configuration\n\n\
     | `POTLUCK_INVITATION` | the line of `potluck join`, where no list of processes shows it |\n\
     | `POTLUCK_API_KEY` | the key that `potluck use` writes for other programs |\n\
     | `RUST_LOG` | what is logged, to stderr: `info`, `debug`, `potluck_net=debug` |\n\
+    | `POTLUCK_LOG` | `json`: an object a line |\n\
     | `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_HOME` | Hugging Face's own: a token, another host, fetch nothing, where its cache is |\n\
     | `OLLAMA_MODELS` | Ollama's own: where its store is |\n";
 

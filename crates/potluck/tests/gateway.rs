@@ -196,6 +196,28 @@ fn what_use_prints_runs_as_it_is() {
 }
 
 #[test]
+fn ollama_s_client_in_go_sends_both_names_and_nulls() {
+    let gateway = Gateway::start(&["--peers", "1", "--chunk", "32"]);
+    let post = |path: &str, body: Value| ask(&gateway.url, "POST", path, &[], &body.to_string());
+    let shown = post("/api/show", json!({ "model": NAME, "name": "", "verbose": false }));
+    assert_eq!(shown.status, 200, "{}", shown.body);
+    assert_eq!(post("/api/show", json!({ "name": NAME })).status, 200);
+    let body = json!({ "model": NAME, "messages": user("Hi"), "options": null, "tools": null, "format": null, "stream": false });
+    let answer = post("/api/chat", body);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let body = json!({ "model": NAME, "prompt": "Hi", "options": null, "images": null, "stream": false });
+    assert_eq!(post("/api/generate", body).status, 200);
+    // Longer than a step here, and one caller's share of the queue twice over.
+    let texts: Vec<_> = (0..130).map(|n| format!("{n}: {}", "word ".repeat(n % 60))).collect();
+    let many = post("/api/embed", json!({ "model": NAME, "input": texts }));
+    assert_eq!(many.status, 200, "{}", many.body);
+    assert_eq!(many.json()["embeddings"].as_array().unwrap().len(), 130);
+    let document = ask(&gateway.url, "GET", "/openapi.json", &[], "");
+    assert!(document.json()["paths"]["/v1/embeddings"]["post"].is_object(), "{}", document.body);
+    gateway.ends();
+}
+
+#[test]
 fn sixteen_at_once_are_all_answered_and_a_stream_outlives_the_signal() {
     let gateway = Gateway::start(&["--peers", "2", "--slots", "4"]);
     thread::scope(|scope| {

@@ -165,6 +165,39 @@ fn one_line_is_all_that_a_machine_without_a_model_takes() {
 }
 
 #[test]
+fn a_peer_that_moves_is_found_again() {
+    let (owner, second, third) = (Machine::new(), Machine::new(), Machine::new());
+    owner.json(&["swarm", "create"]);
+    let first = serve(&owner, "0..15");
+    let invite = || owner.json(&["swarm", "invite"]).0["invitation"].as_str().unwrap().to_owned();
+    let fixed = ["--bind", "127.0.0.1:0", "--threads", "1", "--exact", "--context", "512", "--json"];
+    let mut lending = second.start(&[&["join", &invite(), "--layers", "15..30"], &fixed[..]].concat());
+    let _joined = lending.object();
+    assert_eq!(lending.object()["layers"].to_string(), "[15,30]");
+    let known = |machine: &Machine| {
+        std::fs::read_to_string(machine.path("home/swarm.json")).unwrap().matches("\"peer\"").count()
+    };
+    wait_until("the owner remembers where the second is", || known(&owner) == 2);
+    third.json(&["swarm", "join", &invite()]);
+    assert_eq!(known(&third), 2, "a newcomer is told of both");
+
+    // The owner comes back at another port: nobody tells the others, and they find it.
+    first.signal("TERM");
+    assert_eq!(first.end().0, Some(0));
+    let again = serve(&owner, "0..15");
+    let run =
+        ["run", "Hello", "--max-tokens", "4", "--context", "512", "--exact", "--threads", "1", "--prefer", "swarm"];
+    for machine in [&third, &second] {
+        wait_until("the swarm answers again", || machine.json(&run).1 == 0);
+    }
+    for serving in [again, lending] {
+        serving.signal("TERM");
+        assert_eq!(serving.end().0, Some(0));
+    }
+    [&owner, &second, &third].iter().for_each(|machine| machine.wait_until_empty(&[]));
+}
+
+#[test]
 fn an_operator_moves_layers_and_waits_for_the_sessions_that_are_open() {
     let (owner, second, third) = (Machine::new(), Machine::new(), Machine::new());
     owner.json(&["swarm", "create"]);

@@ -323,6 +323,8 @@ fn raw_params(settings: &EngineSettings, capture: Option<NonNull<Capture>>) -> s
     };
     (raw.type_k, raw.type_v) = (kind, kind);
     raw.no_perf = true;
+    // A model that pools by itself would keep no state of a position: the mean is ours.
+    raw.pooling_type = sys::LLAMA_POOLING_TYPE_NONE;
     // Sliding windows keep every position: a step may be sent again from any start.
     raw.swa_full = true;
     raw.kv_unified = false;

@@ -16,6 +16,8 @@ pub(super) struct Ready {
     pub(super) slot: u16,
     pub(super) start: u32,
     pub(super) rows: usize,
+    /// It shares no batch: what it takes would be multiplied.
+    pub(super) alone: bool,
 }
 
 /// Splits `ready` into batches of at most `rows_max` rows; each step alone where results must not depend on company.
@@ -28,7 +30,14 @@ pub(super) fn groups(mut ready: Vec<Ready>, rows_max: usize, exact: bool) -> Vec
     let mut groups: Vec<Vec<Ready>> = Vec::new();
     for step in ready {
         match groups.last_mut() {
-            Some(group) if group[0].rows == step.rows && (group.len() + 1) * step.rows <= rows_max => group.push(step),
+            Some(group)
+                if !step.alone
+                    && !group[0].alone
+                    && group[0].rows == step.rows
+                    && (group.len() + 1) * step.rows <= rows_max =>
+            {
+                group.push(step)
+            }
             _ => groups.push(vec![step]),
         }
     }
@@ -46,6 +55,7 @@ mod tests {
             slot,
             start: 0,
             rows,
+            alone: false,
         };
         lengths.iter().enumerate().map(step).collect()
     }
@@ -59,6 +69,9 @@ mod tests {
         let steps = ready(&[(3, 1), (0, 6), (2, 1), (1, 6), (4, 1)]);
         let batches = groups(steps.clone(), 512, false);
         assert_eq!(shape(&batches), [vec![(2, 1), (3, 1), (4, 1)], vec![(0, 6), (1, 6)]]);
+        let mut apart = steps.clone();
+        apart[1].alone = true;
+        assert_eq!(groups(apart, 512, false).len(), 3, "one that asks for itself");
         assert_eq!(groups(steps, 512, true).len(), 5, "exact: each alone");
     }
 

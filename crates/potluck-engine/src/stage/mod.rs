@@ -139,7 +139,8 @@ impl LlamaStage {
         self.truncate(step.cache, step.start)?;
         let cache = self.caches.get_mut(step.cache)?;
         cache.kept.clear();
-        Ok(Ready { index, cache: step.cache, slot: cache.slot, start: step.start, rows })
+        let alone = step.rows == Rows::Mean;
+        Ok(Ready { index, cache: step.cache, slot: cache.slot, start: step.start, rows, alone })
     }
 
     /// The rows of `step`, if its input is what this stage takes.

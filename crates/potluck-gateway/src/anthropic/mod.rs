@@ -12,12 +12,13 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
 use crate::{
     Model, Problem,
     access::Caller,
     answer::Answers,
-    http::{Asker, Json as Body, Shared, Site, either},
+    http::{Asker, Json as Body, Shared, Site, either, or_default},
     openai::{OneOrMany, Params, for_template},
     prompt,
     stream::{Framing, respond},
@@ -26,7 +27,7 @@ use crate::{
 use events::Events;
 use messages::{choice, conversation, functions};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct MessagesRequest {
     model: Option<String>,
     #[serde(default)]
@@ -35,7 +36,7 @@ pub(crate) struct MessagesRequest {
     system: Value,
     #[serde(default)]
     max_tokens: Option<u32>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     stop_sequences: Vec<String>,
     #[serde(default)]
     temperature: Option<f32>,
@@ -45,12 +46,13 @@ pub(crate) struct MessagesRequest {
     top_k: Option<i64>,
     #[serde(default)]
     stream: Option<bool>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     tools: Vec<Value>,
     #[serde(default)]
     tool_choice: Value,
 }
 
+#[utoipa::path(post, path = "/v1/messages", tag = "Anthropic", request_body = MessagesRequest, responses((status = 200, description = "A message; with `stream`, server-sent events")))]
 pub(crate) async fn handle(
     State(shared): Site,
     Extension(Asker(caller)): Extension<Asker>,
@@ -60,6 +62,7 @@ pub(crate) async fn handle(
     either(result.await, problem)
 }
 
+#[utoipa::path(post, path = "/v1/messages/count_tokens", tag = "Anthropic", request_body = MessagesRequest, responses((status = 200, description = "How many tokens a message would have")))]
 pub(crate) async fn count_tokens(State(shared): Site, Body(body): Body<MessagesRequest>) -> Response {
     let result = async {
         let request = body?;

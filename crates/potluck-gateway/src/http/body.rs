@@ -41,3 +41,10 @@ fn unreadable(error: BytesRejection) -> Problem {
     }
     Problem::new(Whose::Request, "invalid_body", "the body could not be read")
 }
+
+/// A field that clients of some languages send as `null` where they have nothing to say.
+pub(crate) fn or_default<'de, D: serde::Deserializer<'de>, T: Default + serde::Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(<Option<T> as serde::Deserialize>::deserialize(deserializer)?.unwrap_or_default())
+}

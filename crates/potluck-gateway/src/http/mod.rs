@@ -8,7 +8,7 @@ use std::{future::Future, net::SocketAddr, sync::Arc};
 use axum::{
     Router,
     extract::{DefaultBodyLimit, State},
-    http::StatusCode,
+    http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -19,13 +19,17 @@ use crate::{
     Access, Model, Opener, Problem, Whose,
     access::Caller,
     anthropic,
+    document::document,
     metrics::Metrics,
     ollama, ollama_embed,
     openai::{self, Params},
     slots::{self, Job},
 };
 
-pub(crate) use body::Json;
+pub(crate) use body::{Json, or_default};
+
+/// What the metrics are written in.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Bytes of a request's body. A longer one is refused with 413.
 pub const BODY_BYTES_MAX: usize = 20 << 20;
@@ -109,9 +113,10 @@ fn routes(shared: Arc<Shared>) -> Router {
         .route("/api/generate", post(ollama::generate))
         .route("/api/embed", post(ollama_embed::embed))
         .route("/api/embeddings", post(ollama_embed::embeddings))
+        .route("/openapi.json", get(document))
         .route("/healthz", get(async || "ok"))
         .route("/readyz", get(async || "ok"))
-        .route("/metrics", get(async |State(shared): Site| shared.metrics.text()))
+        .route("/metrics", get(async |State(shared): Site| ([(CONTENT_TYPE, OPEN_METRICS)], shared.metrics.text())))
         .fallback(async || {
             Problem::new(Whose::Missing, "not_found", "there is nothing at this address: see docs/api.md").openai()
         })
@@ -146,6 +151,11 @@ impl Shared {
     ) -> Result<Vec<Request>, Problem> {
         let template = Request { chunk: self.chunk, reuse: !self.exact, ..Request::new(prompt.to_vec()) };
         params.requests(&template, logprobs, self.model.vocabulary.info().tokens)
+    }
+
+    /// Positions of a step.
+    pub(crate) fn chunk(&self) -> u16 {
+        self.chunk
     }
 
     /// Counts an answer.

@@ -9,6 +9,7 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
 use super::{
     chat_format::{ChatFormat, Head},
@@ -30,7 +31,7 @@ use crate::{
 const TOP_LOGPROBS_MAX: u16 = 20;
 
 /// A request, as OpenAI's clients send it. What is not known is ignored.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct ChatRequest {
     model: Option<String>,
     #[serde(default)]
@@ -57,12 +58,13 @@ pub(crate) struct ChatRequest {
     params: Params,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct StreamOptions {
     #[serde(default)]
     pub(super) include_usage: bool,
 }
 
+#[utoipa::path(post, path = "/v1/chat/completions", tag = "OpenAI", request_body = ChatRequest, responses((status = 200, description = "An answer; with `stream`, server-sent events")))]
 pub(crate) async fn handle(
     State(shared): Site,
     Extension(Asker(caller)): Extension<Asker>,

@@ -11,6 +11,7 @@ use potluck_client::{Outcome, Request, TokenEvent};
 use potluck_engine::VocabularyClient;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::{chat::StreamOptions, chat_format::Head, finish_reason, logprobs, new_id, params::Params, timings, usage};
 use crate::{
@@ -30,7 +31,7 @@ const MAX_TOKENS: u32 = 16;
 const LOGPROBS_MAX: u16 = 5;
 
 /// What to go on with: a text, several, tokens, or several times tokens.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub(super) enum Prompt {
     Text(String),
@@ -39,7 +40,7 @@ pub(super) enum Prompt {
     ManyTokens(Vec<Vec<u32>>),
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct CompletionRequest {
     model: Option<String>,
     prompt: Option<Prompt>,
@@ -59,6 +60,7 @@ pub(crate) struct CompletionRequest {
     params: Params,
 }
 
+#[utoipa::path(post, path = "/v1/completions", tag = "OpenAI", request_body = CompletionRequest, responses((status = 200, description = "A text goes on")))]
 pub(crate) async fn handle(
     State(shared): Site,
     Extension(Asker(caller)): Extension<Asker>,

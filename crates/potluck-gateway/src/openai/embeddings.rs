@@ -8,6 +8,7 @@ use axum::{
 use data_encoding::BASE64;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::completions::Prompt;
 use crate::{
@@ -21,7 +22,7 @@ use crate::{
 /// Texts of one request: the reference's own bound.
 pub(crate) const TEXTS_MAX: usize = 2_048;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct EmbeddingsRequest {
     model: Option<String>,
     input: Option<Prompt>,
@@ -31,6 +32,7 @@ pub(crate) struct EmbeddingsRequest {
     dimensions: Option<usize>,
 }
 
+#[utoipa::path(post, path = "/v1/embeddings", tag = "OpenAI", request_body = EmbeddingsRequest, responses((status = 200, description = "Embeddings")))]
 pub(crate) async fn handle(
     State(shared): Site,
     Extension(Asker(caller)): Extension<Asker>,
@@ -49,7 +51,7 @@ async fn answer(shared: &Shared, caller: &Caller, request: EmbeddingsRequest) ->
     };
     let texts = texts(model, request.input).await?;
     let tokens: usize = texts.iter().map(Vec::len).sum();
-    let embeddings = Answers::embed(&shared.jobs, caller, texts).await?;
+    let embeddings = Answers::embed(&shared.jobs, caller, texts, shared.chunk()).await?;
     let width = embeddings.first().map_or(0, Vec::len);
     if request.dimensions.is_some_and(|dimensions| dimensions != width) {
         let message = format!("this model's embeddings have {width} dimensions; cut shorter they mean nothing");

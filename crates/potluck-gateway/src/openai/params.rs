@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use potluck_chain::sample::SamplingParams;
 use potluck_client::Request;
 use potluck_engine::GrammarSource;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use crate::{Problem, answer::CHOICES_MAX};
 
@@ -14,7 +15,7 @@ use crate::{Problem, answer::CHOICES_MAX};
 const BAN: f32 = -100.0;
 
 /// One text or several.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum OneOrMany {
     One(String),
@@ -22,7 +23,7 @@ pub(crate) enum OneOrMany {
 }
 
 /// How tokens are chosen and where the answer ends. What is not known is ignored, as the reference does.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(default)]
 pub(crate) struct Params {
     pub(crate) temperature: Option<f32>,

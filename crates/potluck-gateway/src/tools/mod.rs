@@ -120,19 +120,18 @@ impl Tools {
             }
             _ => messages.insert(0, json!({ "role": "system", "content": words })),
         }
-        for message in messages {
-            in_words(message);
-        }
     }
 
     /// What an answer must follow where a tool has to be called: one call, as JSON.
     pub(crate) fn grammar(&self) -> Option<GrammarSource> {
-        let call = |tool: &Value| {
+        let call = |tool: &Value, above: &str| {
             let function = &tool["function"];
-            let arguments = match &function["parameters"] {
+            let mut arguments = match &function["parameters"] {
                 parameters @ Value::Object(fields) if !fields.is_empty() => parameters.clone(),
                 _ => json!({ "type": "object" }),
             };
+            // What refers to the root of its own schema is further down now.
+            point_below(&mut arguments, &format!("#{above}/properties/arguments"));
             json!({
                 "type": "object",
                 "properties": { "name": { "const": function["name"] }, "arguments": arguments },
@@ -142,10 +141,13 @@ impl Tools {
         };
         let schema = match &self.choice {
             Choice::Auto => return None,
-            Choice::Named(name) => call(self.find(name)?),
+            Choice::Named(name) => call(self.find(name)?, ""),
             Choice::Required => match &self.list[..] {
-                [only] => call(only),
-                all => json!({ "anyOf": all.iter().map(call).collect::<Vec<_>>() }),
+                [only] => call(only, ""),
+                all => {
+                    let calls = all.iter().enumerate().map(|(at, tool)| call(tool, &format!("/anyOf/{at}")));
+                    json!({ "anyOf": calls.collect::<Vec<_>>() })
+                }
             },
         };
         Some(GrammarSource::JsonSchema(schema.to_string()))
@@ -170,8 +172,8 @@ impl Tools {
         {
             return Said { text: String::new(), calls: vec![call] };
         }
-        // What is between calls is not said to anybody.
-        let text = if calls.is_empty() { text } else { text.trim().to_owned() };
+        // Space around calls is not said to anybody. What comes before all else stays: it may have been shown already.
+        let text = if calls.is_empty() { text } else { text.trim_end().to_owned() };
         Said { text, calls }
     }
 
@@ -205,8 +207,46 @@ impl Call {
     }
 }
 
-/// A message with calls, or a tool's result, for a template that knows neither.
-fn in_words(message: &mut Value) {
+/// References within a schema, once it is a part of another.
+fn point_below(schema: &mut Value, place: &str) {
+    match schema {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match value {
+                    Value::String(to) if name == "$ref" => {
+                        if let Some(rest) = to.strip_prefix('#') {
+                            *to = format!("{place}{rest}");
+                        }
+                    }
+                    value => point_below(value, place),
+                }
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(|value| point_below(value, place)),
+        _ => {}
+    }
+}
+
+/// A conversation with calls and their results, for a template that knows neither: in words, and each speaker in turn.
+pub(crate) fn in_words(messages: Vec<Value>) -> Vec<Value> {
+    if !messages.iter().any(|message| message["role"] == "tool" || message["tool_calls"].is_array()) {
+        return messages;
+    }
+    let mut said: Vec<Value> = Vec::new();
+    for mut message in messages {
+        one_in_words(&mut message);
+        match said.last_mut() {
+            Some(last) if last["role"] == message["role"] => {
+                let texts = [&*last, &message].map(|message| message["content"].as_str().unwrap_or_default());
+                last["content"] = texts.join("\n").into();
+            }
+            _ => said.push(message),
+        }
+    }
+    said
+}
+
+fn one_in_words(message: &mut Value) {
     if let Some(calls) = message["tool_calls"].as_array() {
         let call = |call: &Value| {
             let function = &call["function"];
@@ -249,6 +289,48 @@ mod tests {
         }
         assert!(Tools::of(None, Some(&json!("required"))).is_err());
         assert!(Tools::of(Some(&[json!({ "type": "retrieval" })]), None).is_err());
+    }
+
+    #[test]
+    fn references_of_a_schema_find_their_place_in_the_grammar_s() {
+        let parameters = json!({ "type": "object", "properties": { "at": { "$ref": "#/$defs/Place" } },
+            "$defs": { "Place": { "type": "string", "enum": ["Rome"] } } });
+        let tool = json!({ "type": "function", "function": { "name": "go", "parameters": parameters } });
+        let grammar = |list: &[Value]| {
+            let Some(GrammarSource::JsonSchema(schema)) =
+                Tools::of(Some(list), Some(&json!("required"))).unwrap().unwrap().grammar()
+            else {
+                panic!("a tool has to be called")
+            };
+            serde_json::from_str::<Value>(&schema).unwrap()
+        };
+        let (one, two) = (grammar(std::slice::from_ref(&tool)), grammar(&[weather()[1].clone(), tool]));
+        for (schema, above) in [(one, ""), (two, "/anyOf/1")] {
+            let at = schema.pointer(&format!("{above}/properties/arguments/properties/at/$ref")).unwrap().as_str();
+            let place = at.unwrap().strip_prefix('#').unwrap();
+            assert_eq!(schema.pointer(place).unwrap()["enum"][0], "Rome", "{schema}");
+        }
+    }
+
+    #[test]
+    fn a_template_that_knows_no_tools_hears_of_them_in_words_and_in_turn() {
+        let call = json!({ "id": "1", "type": "function", "function": { "name": "time", "arguments": {} } });
+        let said = in_words(vec![
+            json!({ "role": "user", "content": "When?" }),
+            json!({ "role": "assistant", "content": "", "tool_calls": [call.clone(), call] }),
+            json!({ "role": "tool", "content": "noon" }),
+            json!({ "role": "tool", "content": "twelve" }),
+            json!({ "role": "user", "content": "So?" }),
+        ]);
+        let roles: Vec<_> = said.iter().map(|message| message["role"].as_str().unwrap()).collect();
+        assert_eq!(roles, ["user", "assistant", "user"]);
+        assert_eq!(said[1]["content"].as_str().unwrap().matches(OPEN).count(), 2);
+        assert!(
+            said[2]["content"].as_str().unwrap().contains("twelve")
+                && said[2]["content"].as_str().unwrap().ends_with("So?")
+        );
+        let plain = vec![json!({ "role": "user", "content": "a" }), json!({ "role": "user", "content": "b" })];
+        assert_eq!(in_words(plain.clone()), plain, "what calls nothing is left as it is");
     }
 
     #[test]

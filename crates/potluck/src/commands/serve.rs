@@ -125,7 +125,7 @@ impl Lend {
         }
         let (taken, mut orders) = orders(membership.root()?, node.id());
         node.take_orders(taken);
-        let announcer = Announcer::new(identity.key, grant, membership.contacts.clone());
+        let announcer = Announcer::new(home, identity.key, grant, membership.contacts.clone());
         let mut place = Place { node, library, announcer, settings, swarm: membership.swarm, heard: Vec::new() };
 
         // What was asked for must work; what is ordered later may not, and then it goes on as before.

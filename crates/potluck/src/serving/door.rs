@@ -8,7 +8,7 @@ use tracing::error;
 use crate::{
     commands::swarm::{GRANT_DAYS, days_from, utc_now},
     failure::Failure,
-    home::{Home, Invitations, Membership, SwarmRoot},
+    home::{Home, Identity, Invitations, Membership, Role, SwarmRoot},
     screen::Screen,
 };
 
@@ -48,6 +48,9 @@ fn let_in(home: &Home, peer: PeerId, join: &Join) -> Result<Result<(Joined, Stri
     let expires = days_from(now, GRANT_DAYS);
     let grants = join.keys.iter().map(|&key| root.admit(key, expires)).collect::<Result<_, _>>()?;
     let mut contacts = Membership::open(home)?.contacts;
+    // Whoever lets a newcomer in is the one that it certainly reaches.
+    let own = Identity::open(home, Role::Peer)?.key.peer_id();
+    contacts.sort_by_key(|contact| contact.peer != own);
     contacts.truncate(CONTACTS_MAX);
     Ok(Ok((Joined { grants, contacts }, used.code)))
 }

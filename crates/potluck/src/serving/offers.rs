@@ -5,9 +5,15 @@ use std::time::Duration;
 use potluck_core::{Offer, SecretKey, SignedOffer};
 use potluck_net::{Directory, Node};
 use potluck_wire::PeerAddress;
+use tokio::task::JoinSet;
 
 use super::ServingPeer;
-use crate::commands::swarm::utc_now;
+use crate::{
+    commands::swarm::utc_now,
+    failure::Failure,
+    home::{Home, Membership},
+    placement::address,
+};
 
 /// Seconds that an offer holds.
 pub(crate) const OFFER_SECONDS: u64 = 120;
@@ -17,9 +23,17 @@ const RENEW_EVERY: Duration = Duration::from_secs(OFFER_SECONDS / 8);
 
 const _: () = assert!(OFFER_SECONDS <= Offer::LIFETIME_SECONDS_MAX, "an offer holds no longer than offers may");
 
-/// Tells a peer's offer to its own directory and to others.
+/// Seconds that the last offer of a stage holds which is served no longer: clocks differ a little.
+const WITHDRAWN_SECONDS: u64 = 2;
+
+/// Members whose addresses a machine remembers.
+const CONTACTS_KEPT: usize = 16;
+
+/// Tells a peer's offer to its own directory and to others, and remembers where they are: a peer that moves finds the others
+/// again, as long as not all have moved.
 #[derive(Debug)]
 pub(crate) struct Announcer {
+    home: Home,
     key: SecretKey,
     grant: Vec<u8>,
     contacts: Vec<PeerAddress>,
@@ -28,10 +42,10 @@ pub(crate) struct Announcer {
 
 impl Announcer {
     /// For a peer with this key and this grant that knows these members.
-    pub(crate) fn new(key: SecretKey, grant: Vec<u8>, contacts: Vec<PeerAddress>) -> Self {
+    pub(crate) fn new(home: &Home, key: SecretKey, grant: Vec<u8>, contacts: Vec<PeerAddress>) -> Self {
         let contacts = contacts.into_iter().filter(|contact| contact.peer != key.peer_id()).collect();
         // A peer that starts again must not be older than it was.
-        Self { key, grant, contacts, sequence: utc_now() << 16 }
+        Self { home: home.clone(), key, grant, contacts, sequence: utc_now() << 16 }
     }
 
     /// Announces now, and again before each offer expires; never returns.
@@ -44,34 +58,72 @@ impl Announcer {
 
     /// Tells everybody that what was offered is no longer: an offer that ends now takes the place of the last one.
     pub(crate) async fn withdraw(&mut self, peer: &ServingPeer) {
-        let Some(offer) = self.offer(peer, 0) else { return };
-        for contact in &self.contacts {
-            if let Err(error) = peer.node.announce(contact, offer.clone()).await {
-                tracing::info!(peer = %contact.peer.short(), %error, "a contact was not told of the end of an offer");
-            }
-        }
+        let Some(offer) = self.offer(peer, WITHDRAWN_SECONDS) else { return };
+        self.tell(peer, &offer).await;
     }
 
     async fn announce(&mut self, peer: &ServingPeer) {
         let Some(offer) = self.offer(peer, OFFER_SECONDS) else { return };
         peer.serving.announce(offer.clone()).await;
-        for contact in &self.contacts {
-            let told = peer.node.announce(contact, offer.clone()).await;
-            let known = match told {
-                Ok(()) => peer.node.offers(contact).await,
-                Err(error) => Err(error),
-            };
+        for offer in self.tell(peer, &offer).await {
+            peer.serving.announce(offer).await;
+        }
+        let known: Vec<_> = peer.serving.directory().offers(utc_now()).map(address).collect();
+        if self.learn(known)
+            && let Err(failure) = self.remember()
+        {
+            tracing::warn!(code = %failure.code, "where the others are was not kept: {}", failure.message);
+        }
+    }
+
+    /// Tells all contacts at once: one that is away holds nobody up. What they know of others.
+    async fn tell(&self, peer: &ServingPeer, offer: &SignedOffer) -> Vec<SignedOffer> {
+        let mut asked = JoinSet::new();
+        for contact in self.contacts.clone() {
+            let (node, offer) = (peer.node.clone(), offer.clone());
+            asked.spawn(async move {
+                let known = async {
+                    node.announce(&contact, offer).await?;
+                    node.offers(&contact).await
+                };
+                known.await.unwrap_or_else(|error| {
+                    tracing::info!(peer = %contact.peer.short(), %error, "a contact was not told of the offer");
+                    Vec::new()
+                })
+            });
+        }
+        asked.join_all().await.into_iter().flatten().collect()
+    }
+
+    /// Where members are now, as their own offers say; true if that was not known.
+    fn learn(&mut self, known: Vec<PeerAddress>) -> bool {
+        let mut new = false;
+        let present: Vec<_> = known.iter().map(|member| member.peer).collect();
+        for member in known.into_iter().filter(|member| member.peer != self.key.peer_id()) {
+            let known = self.contacts.iter().position(|contact| contact.peer == member.peer);
+            // Who offers nothing now makes room.
+            let absent = || self.contacts.iter().position(|contact| !present.contains(&contact.peer));
             match known {
-                Ok(offers) => {
-                    for offer in offers {
-                        peer.serving.announce(offer).await;
-                    }
+                Some(at) if self.contacts[at] == member => {}
+                Some(at) => (self.contacts[at], new) = (member, true),
+                None if self.contacts.len() < CONTACTS_KEPT => {
+                    self.contacts.push(member);
+                    new = true;
                 }
-                Err(error) => {
-                    tracing::info!(peer = %contact.peer.short(), %error, "a contact was not told of the offer")
+                None => {
+                    if let Some(at) = absent() {
+                        (self.contacts[at], new) = (member, true);
+                    }
                 }
             }
         }
+        new
+    }
+
+    fn remember(&self) -> Result<(), Failure> {
+        let mut membership = Membership::open(&self.home)?;
+        self.contacts.iter().rev().for_each(|contact| membership.knows(contact.clone()));
+        membership.save(&self.home)
     }
 
     fn offer(&mut self, peer: &ServingPeer, seconds: u64) -> Option<SignedOffer> {
@@ -97,8 +149,16 @@ impl Announcer {
 pub(crate) async fn offers_of(node: &Node, contacts: &[PeerAddress]) -> (Vec<Offer>, Vec<String>) {
     let mut directory = Directory::default();
     let mut silent = Vec::new();
-    for contact in contacts {
-        match node.offers(contact).await {
+    let mut asked = JoinSet::new();
+    for contact in contacts.iter().cloned() {
+        let node = node.clone();
+        asked.spawn(async move {
+            let offers = node.offers(&contact).await;
+            (contact, offers)
+        });
+    }
+    for (contact, offers) in asked.join_all().await {
+        match offers {
             Ok(signed) => signed.into_iter().for_each(|offer| {
                 if let Err(refused) = directory.announce(offer, &node.identity().gate, utc_now()) {
                     tracing::info!(peer = %contact.peer.short(), %refused, "a contact passed an offer on that is none");

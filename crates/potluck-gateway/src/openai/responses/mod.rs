@@ -12,20 +12,21 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
 use super::params::Params;
 use crate::{
     Problem,
     access::Caller,
     answer::Answers,
-    http::{Asker, Json as Body, Shared, Site, either},
+    http::{Asker, Json as Body, Shared, Site, either, or_default},
     prompt,
     stream::{Framing, respond},
     tools::Tools,
 };
 use events::Events;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct ResponsesRequest {
     model: Option<String>,
     #[serde(default)]
@@ -40,7 +41,7 @@ pub(crate) struct ResponsesRequest {
     top_p: Option<f32>,
     #[serde(default)]
     text: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     tools: Vec<Value>,
     #[serde(default)]
     tool_choice: Value,
@@ -54,6 +55,7 @@ pub(crate) struct ResponsesRequest {
     stream: Option<bool>,
 }
 
+#[utoipa::path(post, path = "/v1/responses", tag = "OpenAI", request_body = ResponsesRequest, responses((status = 200, description = "A response; nothing is kept between requests")))]
 pub(crate) async fn handle(
     State(shared): Site,
     Extension(Asker(caller)): Extension<Asker>,
