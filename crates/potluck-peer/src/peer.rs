@@ -32,7 +32,7 @@ const WAITING_BYTES_MAX: usize = 512 << 20;
 
 /// How long a session may be at rest in a stage that is drained. A gateway's slots are open for as long as it runs: without it,
 /// they would hold a stage for ever.
-pub const DRAIN_REST: Duration = Duration::from_secs(60);
+pub const DRAIN_REST: Duration = Duration::from_secs(20);
 
 /// What a stream is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

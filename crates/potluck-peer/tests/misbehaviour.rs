@@ -193,6 +193,7 @@ fn a_peer_that_is_drained_takes_no_new_session_and_ends_none() {
     assert_eq!(test.peer.status().sessions, 1, "a step is under way: it is waited for");
     let results = vec![Ok(Output::Hidden(Hidden(vec![2.0; 8])))];
     test.tell(Event::Stage { stage: StageSlot(0), reply: StageReply::Forwarded { batch: 1, results, compute_us: 1 } });
+    test.seconds += DRAIN_REST.as_secs() + 1;
     let ended = test.tell(Event::Timeout);
     assert_eq!(closes(&ended, 1).unwrap().code, FailureCode::NotServed, "who rests opens its session elsewhere");
     assert_eq!(test.peer.status().sessions, 0);

@@ -72,3 +72,25 @@ fn a_service_is_installed_and_taken_away() {
     let words: Vec<_> = asked.lines().map(|line| line.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect();
     assert_eq!(words, ["--user enable", "--user start", "--user stop", "--user disable"], "{asked}");
 }
+
+#[test]
+fn a_doctor_says_what_is_wrong_and_whose_turn_it_is() {
+    let machine = Machine::new();
+    let finding = |report: &serde_json::Value, id: &str| {
+        let found = report["findings"].as_array().unwrap().iter().find(|finding| finding["id"] == id).cloned();
+        found.unwrap_or_else(|| panic!("no {id} in {report}"))
+    };
+    let (fresh, code) = machine.json(&["doctor"]);
+    assert_eq!((fresh["failures"].as_u64(), code), (Some(0), 0), "{fresh}");
+    assert_eq!(finding(&fresh, "model")["how"], "warn");
+    let file = machine.path("model.gguf");
+    fs::copy(machine::model(), &file).unwrap();
+    machine.json(&["model", "add", file.to_str().unwrap()]);
+    let (well, code) = machine.json(&["doctor"]);
+    assert_eq!((finding(&well, "engine")["how"].as_str(), code), (Some("ok"), 0), "{well}");
+    assert!(finding(&well, "plan")["text"].as_str().unwrap().contains("fit this machine"), "{well}");
+    fs::write(&file, "cut short").unwrap();
+    let (sick, code) = machine.json(&["doctor"]);
+    assert_eq!((finding(&sick, "model")["how"].as_str(), code), (Some("fail"), 1), "{sick}");
+    assert!(finding(&sick, "model")["hint"].as_str().unwrap().contains("potluck model add"), "{sick}");
+}

@@ -147,8 +147,7 @@ impl Doctor {
 }
 
 fn planned(findings: &mut Findings, entry: &Entry, preview: &Preview) {
-    let text =
-        format!("{}: {}, {:.1} tokens/s predicted", entry.name, preview.verdict.reason, preview.decode_tokens_per_s);
+    let text = format!("{}: {}", entry.name, preview.verdict.reason);
     findings.ok("plan", text);
     for out in &preview.left_out {
         findings.ok("left-out", format!("{}: {}", who_name(out.who), out.reason));
@@ -263,7 +262,10 @@ fn tell(screen: Screen, findings: Vec<Finding>) -> Result<(), Failure> {
                 screen.text(&format!("{:16}{}\n", "", printable(&finding.hint)))?;
             }
         }
-        screen.text(&format!("{} checks, {warnings} warnings, {failures} failures\n", findings.len()))?;
+        let many = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let counts =
+            [(findings.len(), "check"), (warnings, "warning"), (failures, "failure")].map(|(n, what)| many(n, what));
+        screen.text(&(counts.join(", ") + "\n"))?;
     }
     match failures {
         0 => Ok(()),

@@ -56,9 +56,11 @@ impl Models {
         }
         match <[Entry; 1]>::try_from(self.catalogue.list()?) {
             Ok([entry]) => Ok(entry.check().map(|()| entry)?),
-            Err(entries) if entries.is_empty() => {
-                Err(Failure::new("no_model", "this machine knows no model yet", "potluck model add PATH"))
-            }
+            Err(entries) if entries.is_empty() => Err(Failure::new(
+                "no_model",
+                "this machine knows no model yet",
+                "potluck model add PATH, or potluck model pull hf:ORG/NAME",
+            )),
             Err(entries) => {
                 let names: Vec<_> = entries.iter().map(|entry| entry.name.as_str()).collect();
                 Err(Failure::usage(format!("which model? There are {}", names.join(", ")), "say --model NAME"))
