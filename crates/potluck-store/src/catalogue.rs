@@ -244,7 +244,7 @@ impl Catalogue {
         if let Some(entry) = entries.iter().find(|entry| entry.name == text) {
             return Ok(entry.clone());
         }
-        let ids: Vec<ModelId> = self.ids()?.into_iter().filter(|id| has_prefix(id, text)).collect();
+        let ids: Vec<ModelId> = self.ids()?.into_iter().filter(|id| begins_with(id, text)).collect();
         if let [id] = *ids.as_slice() {
             return self.read(id);
         }
@@ -332,7 +332,8 @@ impl Catalogue {
     }
 }
 
-fn has_prefix(id: &ModelId, text: &str) -> bool {
+/// Whether text is long enough to name an id by its first digits, and does.
+pub fn begins_with(id: &ModelId, text: &str) -> bool {
     text.len() >= ID_PREFIX_MIN && id.to_string().starts_with(&text.to_ascii_lowercase())
 }
 

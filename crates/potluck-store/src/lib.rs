@@ -25,7 +25,7 @@ mod share;
 mod source;
 mod stage;
 
-pub use catalogue::{Added, Catalogue, Entry};
+pub use catalogue::{Added, Catalogue, Entry, begins_with};
 pub use error::StoreError;
 pub use import::{Imported, Progress, import};
 pub use intake::Intake;

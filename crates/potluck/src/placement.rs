@@ -1,10 +1,16 @@
 //! What the planner is told: the model, this machine, and who offers what.
 
-use std::{collections::BTreeSet, hint::black_box, net::SocketAddr, path::Path, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hint::black_box,
+    net::SocketAddr,
+    path::Path,
+    time::Instant,
+};
 
 use potluck_chain::plan::{Here, LayerFacts, Link, Machine, ModelFacts, Speed};
 use potluck_client::Outcome;
-use potluck_core::{LayerRange, Offer, StageSpec};
+use potluck_core::{LayerRange, Offer, PeerId, StageSpec};
 use potluck_engine::KvType;
 use potluck_model::{facts, slice};
 use potluck_net::{Node, PathKind};
@@ -170,4 +176,66 @@ pub(crate) fn address(offer: &Offer) -> PeerAddress {
     // Of a peer on this machine, loopback is the shortest way.
     addresses.sort_by_key(|text| !text.parse::<SocketAddr>().is_ok_and(|at| at.ip().is_loopback()));
     PeerAddress { peer: offer.peer, addresses, relay: None }
+}
+
+/// Every member that offers something, where the latest of its offers says; then the contacts that offer nothing.
+pub(crate) fn members<'a>(offers: impl IntoIterator<Item = &'a Offer>, contacts: &[PeerAddress]) -> Vec<PeerAddress> {
+    let mut latest = BTreeMap::<PeerId, &Offer>::new();
+    for offer in offers {
+        // A peer that has moved is still offering at its old place, until that offer expires.
+        let known = latest.entry(offer.peer).or_insert(offer);
+        if offer.sequence > known.sequence {
+            *known = offer;
+        }
+    }
+    let silent = contacts.iter().filter(|contact| !latest.contains_key(&contact.peer)).cloned();
+    latest.values().copied().map(address).chain(silent).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use potluck_core::{ModelId, SecretKey, StageShape, StageSpeed};
+
+    use super::*;
+
+    fn member(n: u8, port: u16) -> PeerAddress {
+        let peer = SecretKey::from_bytes(&[n; 32]).peer_id();
+        PeerAddress { peer, addresses: vec![format!("10.0.0.{n}:{port}")], relay: None }
+    }
+
+    fn offer(start: u32, sequence: u64, from: PeerAddress) -> Offer {
+        let layers = LayerRange::new(start, start + 1).unwrap();
+        let spec = StageSpec { model: ModelId::from_bytes([7; 32]), layers, head: false, tail: false };
+        let shape = StageShape {
+            spec,
+            width: 1,
+            vocabulary: 1,
+            caches: 1,
+            context: 1,
+            cache_bytes_per_position: 1,
+            weight_bytes: 1,
+            exact: true,
+        };
+        Offer {
+            peer: from.peer,
+            sequence,
+            expires: 0,
+            addresses: from.addresses,
+            shape,
+            speed: StageSpeed { decode_us: 1, prefill_position_us: 1 },
+            free_caches: 1,
+            free_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn a_member_that_has_moved_is_where_its_latest_offer_says() {
+        let (old, new, other) = (member(1, 1), member(1, 2), member(2, 1));
+        // Whichever of its stages comes first.
+        for (first, then) in [((2, &new), (1, &old)), ((1, &old), (2, &new))] {
+            let offers = [offer(0, first.0, first.1.clone()), offer(5, then.0, then.1.clone())];
+            let found = members(&offers, &[old.clone(), other.clone()]);
+            assert_eq!(found, [new.clone(), other.clone()], "once, and then who offers nothing");
+        }
+    }
 }

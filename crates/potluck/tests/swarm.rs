@@ -26,6 +26,19 @@ fn invitation(owner: &Machine, guest: &Machine) -> String {
     granted["invitation"].as_str().unwrap().to_owned()
 }
 
+/// A line that lets one machine in.
+fn invite(owner: &Machine, more: &[&str]) -> String {
+    let (invited, code) = owner.json(&[&["swarm", "invite"], more].concat());
+    assert_eq!(code, 0, "{invited}");
+    invited["invitation"].as_str().unwrap().to_owned()
+}
+
+/// Joins by such a line and lends; what it says of joining comes first, then what it serves.
+fn join(machine: &Machine, line: &str, more: &[&str]) -> Running {
+    let fixed = ["--bind", "127.0.0.1:0", "--threads", "1", "--exact", "--context", "512", "--json"];
+    machine.start(&[&["join", line], more, &fixed[..]].concat())
+}
+
 #[test]
 fn two_machines_answer_a_third() {
     let (owner, second, third) = (Machine::new(), Machine::new(), Machine::new());
@@ -72,12 +85,7 @@ fn one_line_lets_one_machine_in() {
     let (created, code) = owner.json(&["swarm", "create"]);
     assert_eq!(code, 0, "{created}");
     let first = serve(&owner, "0..30");
-    let invite = |more: &[&str]| {
-        let (invited, code) = owner.json(&[&["swarm", "invite"], more].concat());
-        assert_eq!(code, 0, "{invited}");
-        invited["invitation"].as_str().unwrap().to_owned()
-    };
-    let line = invite(&[]);
+    let line = invite(&owner, &[]);
     let (joined, code) = second.json(&["swarm", "join", &line]);
     assert_eq!((joined["swarm"].as_str(), code), (created["swarm"].as_str(), 0), "{joined}");
     let (again, code) = second.json(&["swarm", "join", &line]);
@@ -89,7 +97,7 @@ fn one_line_lets_one_machine_in() {
     let listed = listed["invitations"].as_array().unwrap();
     assert_eq!(listed.len(), 2, "the one of `swarm create` is open still: {listed:?}");
     assert_eq!(listed[1]["used_by"][0]["code"], joined["code"], "both sides see the same six digits");
-    let second_line = invite(&["--uses", "2"]);
+    let second_line = invite(&owner, &["--uses", "2"]);
     let id = owner.json(&["swarm", "invitations"]).0["invitations"][2]["id"].as_str().unwrap().to_owned();
     assert_eq!(owner.json(&["swarm", "invitations", "--revoke", &id]).1, 0);
     let (revoked, _) = third.json(&["swarm", "join", &second_line]);
@@ -102,11 +110,11 @@ fn one_line_lets_one_machine_in() {
     assert_eq!(answer["route"].as_array().unwrap().len(), 1, "{answer}");
     first.signal("TERM");
     assert_eq!(first.end().0, Some(0));
-    let (alone, _) = third.json(&["swarm", "join", &invite(&[])]);
+    let (alone, _) = third.json(&["swarm", "join", &invite(&owner, &[])]);
     assert_eq!(alone["error"]["code"], "peer_lost", "nobody answers it: {alone}");
     assert!(alone["error"]["hint"].as_str().unwrap().contains("potluck serve"), "{alone}");
     let again = serve(&owner, "0..30");
-    assert_eq!(third.json(&["swarm", "join", &invite(&[])]).1, 0);
+    assert_eq!(third.json(&["swarm", "join", &invite(&owner, &[])]).1, 0);
     wait_for_peers(&third, 1);
     again.signal("TERM");
     assert_eq!(again.end().0, Some(0));
@@ -118,13 +126,7 @@ fn one_line_is_all_that_a_machine_without_a_model_takes() {
     let (owner, second, third) = (Machine::new(), Machine::new(), Machine::new());
     owner.json(&["swarm", "create"]);
     let first = serve(&owner, "0..15");
-    let line = |guest: &str| {
-        let (invited, code) = owner.json(&["swarm", "invite"]);
-        assert_eq!(code, 0, "{guest}: {invited}");
-        invited["invitation"].as_str().unwrap().to_owned()
-    };
-    let fixed = ["--bind", "127.0.0.1:0", "--threads", "1", "--exact", "--context", "512", "--json"];
-    let mut lending = second.start(&[&["join", &line("second")], &fixed[..]].concat());
+    let mut lending = join(&second, &invite(&owner, &[]), &[]);
     let joined = lending.object();
     assert!(joined["code"].is_string(), "{joined}");
     let ready = lending.object();
@@ -135,7 +137,7 @@ fn one_line_is_all_that_a_machine_without_a_model_takes() {
     assert!(held.as_u64().unwrap() < bytes.as_u64().unwrap() * 7 / 10, "its layers and the output, no more: {listed}");
 
     // A third asks, and has nothing of the model but its description.
-    third.json(&["swarm", "join", &line("third")]);
+    third.json(&["swarm", "join", &invite(&owner, &[])]);
     wait_for_peers(&third, 2);
     let args = ["run", "Hello", "--max-tokens", "24", "--temperature", "0", "--context", "512", "--exact"];
     let (pooled, code) = third.json(&args);
@@ -169,16 +171,14 @@ fn a_peer_that_moves_is_found_again() {
     let (owner, second, third) = (Machine::new(), Machine::new(), Machine::new());
     owner.json(&["swarm", "create"]);
     let first = serve(&owner, "0..15");
-    let invite = || owner.json(&["swarm", "invite"]).0["invitation"].as_str().unwrap().to_owned();
-    let fixed = ["--bind", "127.0.0.1:0", "--threads", "1", "--exact", "--context", "512", "--json"];
-    let mut lending = second.start(&[&["join", &invite(), "--layers", "15..30"], &fixed[..]].concat());
+    let mut lending = join(&second, &invite(&owner, &[]), &["--layers", "15..30"]);
     let _joined = lending.object();
     assert_eq!(lending.object()["layers"].to_string(), "[15,30]");
     let known = |machine: &Machine| {
         std::fs::read_to_string(machine.path("home/swarm.json")).unwrap().matches("\"peer\"").count()
     };
     wait_until("the owner remembers where the second is", || known(&owner) == 2);
-    third.json(&["swarm", "join", &invite()]);
+    third.json(&["swarm", "join", &invite(&owner, &[])]);
     assert_eq!(known(&third), 2, "a newcomer is told of both");
 
     // The owner comes back at another port: nobody tells the others, and they find it.
@@ -202,15 +202,13 @@ fn an_operator_moves_layers_and_waits_for_the_sessions_that_are_open() {
     let (owner, second, third) = (Machine::new(), Machine::new(), Machine::new());
     owner.json(&["swarm", "create"]);
     let first = serve(&owner, "0..15");
-    let invite = || owner.json(&["swarm", "invite"]).0["invitation"].as_str().unwrap().to_owned();
-    let fixed = ["--bind", "127.0.0.1:0", "--threads", "1", "--exact", "--context", "512", "--json"];
-    let mut lending = second.start(&[&["join", &invite(), "--layers", "15..30"], &fixed[..]].concat());
+    let mut lending = join(&second, &invite(&owner, &[]), &["--layers", "15..30"]);
     lending.object();
     let ready = lending.object();
     assert_eq!(ready["layers"].to_string(), "[15,30]", "{ready}");
     let peer = ready["id"].as_str().unwrap().to_owned();
     let name = owner.json(&["model", "list"]).0["models"][0]["name"].as_str().unwrap().to_owned();
-    third.json(&["swarm", "join", &invite()]);
+    third.json(&["swarm", "join", &invite(&owner, &[])]);
     wait_for_peers(&third, 2);
 
     // Only where the swarm was made, and only what can be served.

@@ -15,9 +15,11 @@ impl Held {
     pub(crate) fn hold(&mut self, tools: Option<&Tools>, text: &str) -> String {
         let Some(tools) = tools else { return text.to_owned() };
         self.text += text;
-        let shown = if tools.is_auto() { may_show(&self.text) } else { 0 };
-        let from = self.shown.min(shown);
-        self.shown = shown.max(self.shown);
+        if !tools.is_auto() {
+            return String::new();
+        }
+        let from = self.shown;
+        self.shown = may_show(&self.text, from);
         self.text[from..self.shown].to_owned()
     }
 
@@ -36,17 +38,17 @@ impl Held {
 }
 
 /// Bytes of a text that cannot belong to a call: none where it begins like JSON, else all before a tag or the beginning of one.
-fn may_show(text: &str) -> usize {
-    if text.trim_start().starts_with('{') {
+/// `shown`: so many were found before, and are not looked at again.
+fn may_show(text: &str, shown: usize) -> usize {
+    if shown == 0 && text.trim_start().starts_with('{') {
         return 0;
     }
-    if let Some(at) = text.find(OPEN) {
-        return text[..at].trim_end().len();
-    }
-    let begins = |at: usize| OPEN.starts_with(&text[at..]);
-    let end = text.char_indices().map(|(at, _)| at).find(|&at| begins(at)).unwrap_or(text.len());
+    let rest = &text[shown..];
+    let begins = |&at: &usize| OPEN.starts_with(&rest[at..]);
+    let begun = || rest.char_indices().map(|(at, _)| at).find(begins);
+    let end = rest.find(OPEN).or_else(begun).unwrap_or(rest.len());
     // Space before a call is not said.
-    text[..end].trim_end().len()
+    shown + rest[..end].trim_end().len()
 }
 
 #[cfg(test)]
@@ -55,7 +57,7 @@ mod tests {
 
     #[test]
     fn nothing_is_shown_that_may_become_a_call() {
-        let shown = |text: &str| text[..may_show(text)].to_owned();
+        let shown = |text: &str| text[..may_show(text, 0)].to_owned();
         assert_eq!(shown("Hello"), "Hello");
         assert_eq!(shown("Hello "), "Hello");
         assert_eq!(shown("a < b"), "a < b");
@@ -64,5 +66,19 @@ mod tests {
         assert_eq!(shown(" {\"name\""), "");
         assert_eq!(shown("<"), "");
         assert_eq!(shown("x<tool_cash>"), "x<tool_cash>");
+        // Wherever the tokens end.
+        let text = "Well, a < b {\"x\"} é <tool_cash> and\n <tool_call>{";
+        for size in 1..text.len() {
+            let (mut said, mut at) = (0, 0);
+            while at < text.len() {
+                at =
+                    (at + size..).find(|&end| end >= text.len() || text.is_char_boundary(end)).unwrap().min(text.len());
+                let now = may_show(&text[..at], said);
+                assert!(now >= said, "what was shown stays");
+                assert_eq!(now, may_show(&text[..at], 0), "as if looked at anew: {:?}", &text[..at]);
+                said = now;
+            }
+            assert_eq!(&text[..said], "Well, a < b {\"x\"} é <tool_cash> and");
+        }
     }
 }

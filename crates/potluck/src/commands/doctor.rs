@@ -15,7 +15,7 @@ use crate::{
     failure::Failure,
     home::{Home, Identity, Membership, Role, SwarmRoot},
     models::{Models, load_vocabulary},
-    placement::{address, free_disk},
+    placement::{free_disk, members},
     screen::{Screen, printable, size},
     serving::{OFFER_SECONDS, offers_of},
     talk::{Surveyed, Wanted, client_node, preview, who_name},
@@ -97,8 +97,9 @@ impl Doctor {
 
     /// The catalogue, and whether the engine starts with a model of it; the model to plan for.
     async fn models(&self, findings: &mut Findings, home: &Home) -> Option<Entry> {
-        let entries = match Models::open(home).and_then(|models| Ok(models.catalogue.list()?)) {
-            Ok(entries) => entries,
+        let listed = Models::open(home).and_then(|models| Ok((models.catalogue.list()?, models.catalogue)));
+        let (entries, catalogue) = match listed {
+            Ok(listed) => listed,
             Err(failure) => {
                 findings.failed("models", failure);
                 return None;
@@ -120,10 +121,18 @@ impl Doctor {
             let hint = "potluck model add PATH, potluck model pull hf:ORG/NAME, or join a swarm that has one";
             findings.add("model", How::Warn, "this machine knows no model yet", hint);
         }
-        let wanted = match &self.model {
-            Some(text) => entries.into_iter().find(|e| e.name == *text || e.id.to_string().starts_with(text.as_str())),
-            None => entries.into_iter().next(),
-        }?;
+        let wanted = match (&self.model, <[Entry; 1]>::try_from(entries)) {
+            (Some(text), _) => catalogue.get(text),
+            (None, Ok([only])) => Ok(only),
+            (None, Err(_)) => return None,
+        };
+        let wanted = match wanted {
+            Ok(wanted) => wanted,
+            Err(error) => {
+                findings.failed("model", error.into());
+                return None;
+            }
+        };
         let started = match load_vocabulary(&wanted, &self.engine.settings(1)) {
             Ok(load) => start_vocabulary(load).await,
             Err(failure) => Err(failure),
@@ -215,11 +224,7 @@ async fn swarm(findings: &mut Findings, home: &Home) -> Result<(), Failure> {
 /// Asks every contact, and every peer that offers something, how far away it is.
 async fn reach(findings: &mut Findings, node: &Node, membership: &Membership) {
     let (offers, _) = offers_of(node, &membership.contacts).await;
-    let mut peers: Vec<_> = offers.iter().map(address).collect();
-    peers.extend(membership.contacts.iter().cloned());
-    peers.sort_by_key(|peer| peer.peer);
-    peers.dedup_by_key(|peer| peer.peer);
-    for peer in &peers {
+    for peer in &members(&offers, &membership.contacts) {
         let name = peer.peer.short();
         match node.connect(peer).await {
             Ok(link) => {

@@ -13,7 +13,7 @@ use crate::{
     failure::Failure,
     home::{Home, Membership, SwarmRoot},
     models::find_model,
-    placement::address,
+    placement::members,
     screen::{Screen, printable},
     serving::offers_of,
     talk::client_node,
@@ -70,8 +70,7 @@ async fn give(home: &Home, screen: Screen, peer: &str, action: Action) -> Result
             Ok(address) => address,
             Err(_) => {
                 let (offers, _) = offers_of(&node, &membership.contacts).await;
-                let known = offers.iter().map(address).chain(membership.contacts.iter().cloned());
-                named(known, peer)?
+                named(members(&offers, &membership.contacts), peer)?
             }
         };
         let now = utc_now();
@@ -90,11 +89,8 @@ async fn give(home: &Home, screen: Screen, peer: &str, action: Action) -> Result
     screen.text(&format!("{} will serve {}\n", to.peer.short(), printable(&said)))
 }
 
-fn named(known: impl Iterator<Item = PeerAddress>, text: &str) -> Result<PeerAddress, Failure> {
-    let mut found: Vec<_> =
-        known.filter(|peer| peer.peer.to_string().starts_with(&text.to_ascii_lowercase())).collect();
-    found.sort();
-    found.dedup_by_key(|peer| peer.peer);
+fn named(mut found: Vec<PeerAddress>, text: &str) -> Result<PeerAddress, Failure> {
+    found.retain(|peer| peer.peer.to_string().starts_with(&text.to_ascii_lowercase()));
     match <[PeerAddress; 1]>::try_from(found) {
         Ok([peer]) => Ok(peer),
         Err(found) if found.is_empty() => {

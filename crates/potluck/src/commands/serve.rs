@@ -125,7 +125,7 @@ impl Lend {
         }
         let (taken, mut orders) = orders(membership.root()?, node.id());
         node.take_orders(taken);
-        let announcer = Announcer::new(home, identity.key, grant, membership.contacts.clone());
+        let announcer = Announcer::new(home, identity.key, grant, &membership);
         let mut place = Place { node, library, announcer, settings, swarm: membership.swarm, heard: Vec::new() };
 
         // What was asked for must work; what is ordered later may not, and then it goes on as before.
@@ -318,17 +318,18 @@ impl Place {
             let spec = StageSpec { model, layers, head: layers.start() == 0, tail: layers.end() == all.end() };
             self.load(home, screen, entry, spec).await
         };
-        let loaded = match interrupt.or(ordered).await {
-            Ok(Err(failure)) => {
-                screen.note(format!("an order could not be carried out: {}", failure.message));
-                tracing::warn!(code = %failure.code, "an order could not be carried out");
-                match before {
-                    Some((entry, spec)) => interrupt.or(self.load(home, screen, entry, spec)).await,
-                    None => Ok(Err(failure)),
-                }
+        let mut loaded = interrupt.or(ordered).await;
+        if let Ok(Err(failure)) = &loaded {
+            screen.note(format!("an order could not be carried out: {}", failure.message));
+            tracing::warn!(code = %failure.code, "an order could not be carried out");
+            if let Some((entry, spec)) = before {
+                loaded = interrupt.or(self.load(home, screen, entry, spec)).await;
             }
-            loaded => loaded,
-        };
+        }
+        if let Ok(Err(failure)) = &loaded {
+            screen.note(format!("serving nothing until the next order: {}", failure.message));
+            tracing::warn!(code = %failure.code, "serving nothing until the next order");
+        }
         idle.stop().await;
         // With nothing to go back to, it waits for a better order.
         Ok(loaded?.ok())

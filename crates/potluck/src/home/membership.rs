@@ -15,6 +15,9 @@ use crate::failure::{Failure, OrFail};
 const MEMBERSHIP: &str = "swarm.json";
 const ROOT: &str = "root.key";
 
+/// Members whose addresses a machine remembers.
+pub(crate) const CONTACTS_KEPT: usize = 16;
+
 /// What a machine knows of its swarm.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Membership {
@@ -76,6 +79,17 @@ impl Membership {
     pub(crate) fn knows(&mut self, member: PeerAddress) {
         self.contacts.retain(|contact| contact.peer != member.peer);
         self.contacts.push(member);
+    }
+
+    /// Notes where the others are: these first, and of those that were known before as many as there is room for.
+    pub(crate) fn keep_contacts(&mut self, own: PeerId, others: &[PeerAddress]) {
+        let before = std::mem::take(&mut self.contacts);
+        self.contacts = before.iter().filter(|contact| contact.peer == own).chain(others).cloned().collect();
+        for contact in before {
+            if self.contacts.len() < CONTACTS_KEPT && self.contacts.iter().all(|known| known.peer != contact.peer) {
+                self.contacts.push(contact);
+            }
+        }
     }
 
     /// The grant of one of this machine's keys.
@@ -152,5 +166,34 @@ impl SwarmRoot {
     /// A grant that makes this key a member until `expires` (UTC seconds).
     pub(crate) fn admit(&self, holder: PeerId, expires: u64) -> Result<Vec<u8>, Failure> {
         Ok(self.0.grant(holder, expires).or_fail("internal", "report this")?.into_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use potluck_core::SecretKey;
+
+    use super::*;
+
+    fn member(n: u8, port: u16) -> PeerAddress {
+        let peer = SecretKey::from_bytes(&[n; 32]).peer_id();
+        PeerAddress { peer, addresses: vec![format!("127.0.0.1:{port}")], relay: None }
+    }
+
+    #[test]
+    fn contacts_are_renewed_and_never_pile_up() {
+        let own = member(0, 1);
+        let contacts = vec![member(1, 1), own.clone(), member(2, 1), member(3, 1)];
+        let mut membership = Membership { swarm: "07".into(), grants: Vec::new(), contacts };
+        membership.keep_contacts(own.peer, &[member(2, 2), member(4, 2)]);
+        let kept = [own.clone(), member(2, 2), member(4, 2), member(1, 1), member(3, 1)];
+        assert_eq!(membership.contacts, kept, "own, what is known now, and who was known before");
+        for first in (10..=200).step_by(10) {
+            let others: Vec<_> = (first..first + 10).map(|n| member(n, 3)).collect();
+            membership.keep_contacts(own.peer, &others);
+            assert_eq!(membership.contacts[0], own);
+            assert_eq!(membership.contacts[1..=10], others);
+            assert!(membership.contacts.len() <= CONTACTS_KEPT);
+        }
     }
 }

@@ -19,7 +19,7 @@ use crate::failure::Failure;
 pub(crate) use identity::{Identity, Role, new_key};
 pub(crate) use invitation::{Admission, Invitation, Line};
 pub(crate) use invitations::Invitations;
-pub(crate) use membership::{Membership, SwarmRoot};
+pub(crate) use membership::{CONTACTS_KEPT, Membership, SwarmRoot};
 
 /// The directory of one machine's keys, swarm and models.
 #[derive(Debug, Clone)]

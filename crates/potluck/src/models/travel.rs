@@ -6,14 +6,14 @@ use potluck_core::{LayerRange, ModelId, PeerId, StageSpec};
 use potluck_model::slice;
 use potluck_net::Node;
 use potluck_pull::{Address, PullError, Pulled, Shared, Web};
-use potluck_store::{Entry, StoreError};
+use potluck_store::{Entry, StoreError, begins_with};
 use potluck_wire::{PeerAddress, SharedModel};
 
 use super::{Models, all_layers, is_place};
 use crate::{
     failure::{Failure, chain},
     home::{Home, Membership},
-    placement::{address, free_disk},
+    placement::{free_disk, members},
     screen::{Screen, printable, size},
     serving::offers_of,
     talk::client_node,
@@ -42,9 +42,7 @@ impl Sharers {
         let (offers, silent) = offers_of(&node, &membership.contacts).await;
         silent.iter().for_each(|why| tracing::info!("{why}"));
         // Those that offer something now come first, at the addresses that they have now.
-        let mut seen = BTreeSet::new();
-        let known = offers.iter().map(address).chain(membership.contacts);
-        let peers = known.filter(|peer| seen.insert(peer.peer)).collect();
+        let peers = members(&offers, &membership.contacts);
         Ok(Some(Self { node, peers, offered: offers.iter().map(|offer| (offer.peer, offer.shape.spec)).collect() }))
     }
 
@@ -67,7 +65,7 @@ impl Sharers {
         };
         let mut found: Vec<_> = models.iter().filter(named).cloned().collect();
         if let (true, Some(text)) = (found.is_empty(), text) {
-            found = models.iter().filter(|model| is_id(&model.model, text)).cloned().collect();
+            found = models.iter().filter(|model| begins_with(&model.model, text)).cloned().collect();
         }
         let ids: BTreeSet<_> = found.iter().map(|model| model.model).collect();
         match (ids.len(), found.into_iter().next()) {
@@ -204,10 +202,6 @@ fn tensors_of(entry: &Entry, part: Option<(LayerRange, bool, bool)>) -> Result<V
     let plan = slice::plan(&entry.manifest, layers, head, tail)?;
     let names: BTreeSet<_> = plan.tensors().into_iter().collect();
     Ok(all.filter(|&tensor| names.contains(entry.manifest.tensors[tensor].name.as_str())).collect())
-}
-
-fn is_id(model: &ModelId, text: &str) -> bool {
-    text.len() >= 4 && model.to_string().starts_with(&text.to_ascii_lowercase())
 }
 
 impl From<PullError> for Failure {

@@ -11,8 +11,8 @@ use super::ServingPeer;
 use crate::{
     commands::swarm::utc_now,
     failure::Failure,
-    home::{Home, Membership},
-    placement::address,
+    home::{CONTACTS_KEPT, Home, Membership},
+    placement::members,
 };
 
 /// Seconds that an offer holds.
@@ -26,9 +26,6 @@ const _: () = assert!(OFFER_SECONDS <= Offer::LIFETIME_SECONDS_MAX, "an offer ho
 /// Seconds that the last offer of a stage holds which is served no longer: clocks differ a little.
 const WITHDRAWN_SECONDS: u64 = 2;
 
-/// Members whose addresses a machine remembers.
-const CONTACTS_KEPT: usize = 16;
-
 /// Tells a peer's offer to its own directory and to others, and remembers where they are: a peer that moves finds the others
 /// again, as long as not all have moved.
 #[derive(Debug)]
@@ -36,16 +33,18 @@ pub(crate) struct Announcer {
     home: Home,
     key: SecretKey,
     grant: Vec<u8>,
+    swarm: String,
     contacts: Vec<PeerAddress>,
     sequence: u64,
 }
 
 impl Announcer {
-    /// For a peer with this key and this grant that knows these members.
-    pub(crate) fn new(home: &Home, key: SecretKey, grant: Vec<u8>, contacts: Vec<PeerAddress>) -> Self {
-        let contacts = contacts.into_iter().filter(|contact| contact.peer != key.peer_id()).collect();
+    /// For a peer with this key and this grant in that swarm.
+    pub(crate) fn new(home: &Home, key: SecretKey, grant: Vec<u8>, membership: &Membership) -> Self {
+        let others = membership.contacts.iter().filter(|contact| contact.peer != key.peer_id());
+        let (swarm, contacts) = (membership.swarm.clone(), others.cloned().collect());
         // A peer that starts again must not be older than it was.
-        Self { home: home.clone(), key, grant, contacts, sequence: utc_now() << 16 }
+        Self { home: home.clone(), key, grant, swarm, contacts, sequence: utc_now() << 16 }
     }
 
     /// Announces now, and again before each offer expires; never returns.
@@ -68,7 +67,7 @@ impl Announcer {
         for offer in self.tell(peer, &offer).await {
             peer.serving.announce(offer).await;
         }
-        let known: Vec<_> = peer.serving.directory().offers(utc_now()).map(address).collect();
+        let known = members(peer.serving.directory().offers(utc_now()), &[]);
         if self.learn(known)
             && let Err(failure) = self.remember()
         {
@@ -122,7 +121,11 @@ impl Announcer {
 
     fn remember(&self) -> Result<(), Failure> {
         let mut membership = Membership::open(&self.home)?;
-        self.contacts.iter().rev().for_each(|contact| membership.knows(contact.clone()));
+        // The machine may have joined another swarm since.
+        if membership.swarm != self.swarm {
+            return Ok(());
+        }
+        membership.keep_contacts(self.key.peer_id(), &self.contacts);
         membership.save(&self.home)
     }
 
