@@ -18,13 +18,14 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 POTLUCK := $(CARGO_TARGET_DIR)/debug/potluck
 PROMPT ?= Explain in two sentences why the sky is blue.
 PEERS ?= 3
+PREFIX ?= $(HOME)/.local
 SEED ?=
 SEEDS ?= 10000
 TEST ?=
 TARGET ?= frame
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup model clients demo fmt lint test sim fuzz prove-streams prove-pull bench snapshots
+.PHONY: help setup model clients demo install fmt lint test sim fuzz prove-streams prove-pull bench snapshots
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,6 +44,12 @@ demo: ## A streamed answer through three peer processes, the route shown
 	scripts/fetch-model
 	cargo build --locked --package potluck
 	"$(POTLUCK)" run --model "$(POTLUCK_TEST_MODEL)" --peers $(PEERS) --max-tokens 128 --route "$(PROMPT)"
+
+install: ## Put `potluck` into PREFIX/bin (default: ~/.local)
+	@scripts/setup --without-tests
+	cargo build --locked --package potluck
+	install -D -m 755 "$(POTLUCK)" "$(PREFIX)/bin/potluck"
+	echo "$(PREFIX)/bin/potluck"
 
 fmt: ## Format the code
 	@cargo fmt --all

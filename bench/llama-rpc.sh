@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Builds llama.cpp's own `llama-bench` and `ggml-rpc-server` (some 5 minutes on two cores), once, out of the source package
-# of llama-cpp-python. Prints the folder that holds them. They go to bench/work, or to $POTLUCK_BENCH_WORK.
+# Builds llama.cpp's own `llama-bench`, `ggml-rpc-server` and `llama-server` (some 10 minutes on two cores), once, out of the
+# source package of llama-cpp-python. Prints the folder that holds them. They go to bench/work, or to $POTLUCK_BENCH_WORK.
 set -euo pipefail
 
 version=0.3.36
 work="${POTLUCK_BENCH_WORK:-$(cd "$(dirname "$0")" && pwd)/work}"
 bin="$work/build-$version/bin"
 
-if [ -x "$bin/llama-bench" ] && [ -x "$bin/ggml-rpc-server" ]; then
+if [ -x "$bin/llama-bench" ] && [ -x "$bin/ggml-rpc-server" ] && [ -x "$bin/llama-server" ]; then
   echo "$bin"
   exit
 fi
@@ -23,7 +23,8 @@ tar xzf "$work/llama_cpp_python-$version.tar.gz" -C "$work/src-$version" --strip
 echo "llama-rpc: building" >&2
 cmake -S "$work/src-$version/vendor/llama.cpp" -B "$work/build-$version" -DCMAKE_BUILD_TYPE=Release \
   -DGGML_RPC=ON -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF \
-  -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF >"$work/build.log" 2>&1
+  -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=ON \
+  -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF >"$work/build.log" 2>&1
 cmake --build "$work/build-$version" --parallel "${POTLUCK_BENCH_JOBS:-$(nproc)}" \
-  --target ggml-rpc-server llama-bench >>"$work/build.log" 2>&1
+  --target ggml-rpc-server llama-bench llama-server >>"$work/build.log" 2>&1
 echo "$bin"

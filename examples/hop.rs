@@ -18,7 +18,7 @@ use potluck_core::{
     StageCommand, StageError, StageShape, StageSpec, Step,
 };
 use potluck_grant::{Gate, Root};
-use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig, Session, SessionEvent, StagePort, serve};
+use potluck_net::{Bind, Identity, Lan, NetDeadlines, Node, NodeConfig, Session, SessionEvent, StagePort, serve};
 use potluck_peer::{Peer, PeerConfig};
 use potluck_wire::{Codec, PeerAddress};
 use tokio::sync::{mpsc, oneshot};
@@ -88,8 +88,14 @@ async fn node(n: u8) -> Result<Node, Error> {
     let key = SecretKey::from_bytes(&[n; 32]);
     let grant = root.grant(key.peer_id(), FAR)?.into_bytes();
     let identity = Identity { key, grant, gate: Gate::new(root.public()) };
-    Ok(Node::bind(NodeConfig { identity, bind: Bind::Loopback, relay: None, deadlines: NetDeadlines::default() })
-        .await?)
+    Ok(Node::bind(NodeConfig {
+        identity,
+        bind: Bind::Loopback,
+        lan: Lan::Off,
+        relay: None,
+        deadlines: NetDeadlines::default(),
+    })
+    .await?)
 }
 
 /// A peer on a thread of its own, as a process would be. It stops when the sender is dropped.

@@ -47,7 +47,7 @@ impl Baseline {
             for (poll, rate) in POLLS.iter().zip(&medians) {
                 eprintln!("  bare loop, {:7}, {}: {rate:.1} tokens/s", work.name(), describe(*poll));
             }
-            baseline.best[work as usize] =
+            baseline.best[kind(work)] =
                 (0..medians.len()).max_by(|&a, &b| medians[a].total_cmp(&medians[b])).unwrap_or(0);
         }
         Ok(baseline)
@@ -90,16 +90,21 @@ fn run(bare: &mut Bare, work: Work) -> Result<Timed, potluck_engine::EngineError
     Ok(Timed::of(steps, 1))
 }
 
+/// Which of the two kinds of work that a pool is chosen for.
+fn kind(work: Work) -> usize {
+    usize::from(work != Work::Prefill)
+}
+
 fn describe(poll: Option<u8>) -> String {
     poll.map_or("threads made for each graph".into(), |poll| format!("standing threads, poll {poll}"))
 }
 
 impl Contestant for Baseline {
     fn name(&self, work: Work) -> String {
-        format!("the bare loop ({})", describe(POLLS[self.best[work as usize]]))
+        format!("the bare loop ({})", describe(POLLS[self.best[kind(work)]]))
     }
 
     async fn run(&mut self, work: Work) -> Outcome<Timed> {
-        self.measure(self.best[work as usize], work).await
+        self.measure(self.best[kind(work)], work).await
     }
 }

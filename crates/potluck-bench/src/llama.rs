@@ -1,4 +1,4 @@
-//! llama.cpp's own tools: `llama-bench`, and its RPC servers.
+//! llama.cpp's own tools: `llama-bench`, its RPC servers, and `llama-server`.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use potluck_engine::EngineSettings;
 use serde_json::Value;
 use tokio::{
     net::TcpStream,
@@ -16,7 +17,8 @@ use tokio::{
 
 use crate::{
     Outcome,
-    work::{Contestant, DECODE, PREFILL, Timed, Work},
+    http::{complete, complete_all},
+    work::{Contestant, DECODE, PREFILL, Timed, Work, stream_prompts},
 };
 
 /// Servers of llama.cpp's RPC: as many as we have peers.
@@ -80,6 +82,7 @@ impl Contestant for LlamaBench {
         let (prompt, generated) = match work {
             Work::Prefill => (PREFILL, 0),
             Work::Decode => (0, DECODE),
+            Work::Streams(_) => return Err("llama-bench answers one at a time".into()),
         };
         let mut command = Command::new(&self.program);
         command.arg("-m").arg(&self.model);
@@ -99,6 +102,59 @@ impl Contestant for LlamaBench {
     }
 }
 
+/// `llama-server` on the model, with a slot for each stream.
+#[derive(Debug)]
+pub(crate) struct LlamaServer {
+    _child: Child,
+    address: String,
+    rounds: u32,
+}
+
+impl LlamaServer {
+    /// With as many slots as the settings have caches, and the settings' context for each.
+    pub(crate) async fn start(folder: &Path, model: &Path, settings: &EngineSettings) -> Outcome<Self> {
+        let EngineSettings { threads, context, caches, .. } = settings;
+        let address = free_port()?;
+        let all = u32::from(*caches) * context;
+        let [threads, all, slots] = [threads.to_string(), all.to_string(), caches.to_string()];
+        let mut command = Command::new(folder.join("llama-server"));
+        command.arg("-m").arg(model).args(["--host", "127.0.0.1", "--port", &address.port().to_string()]);
+        command
+            .args(["-t", &threads, "-tb", &threads, "-c", &all, "-np", &slots, "-b", "512", "-ub", "512", "-fa", "on"]);
+        let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = quiet.kill_on_drop(true).spawn()?;
+        wait_for(address).await?;
+        let mut server = Self { _child: child, address: address.to_string(), rounds: 0 };
+        server.wait_until_loaded().await?;
+        Ok(server)
+    }
+
+    /// It listens before the model is loaded, and refuses until then.
+    async fn wait_until_loaded(&mut self) -> Outcome<()> {
+        let deadline = Instant::now() + LISTEN_TIMEOUT;
+        loop {
+            match complete(&self.address, "", vec![1], 1).await {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(_) => sleep(Duration::from_millis(200)).await,
+            }
+        }
+    }
+}
+
+impl Contestant for LlamaServer {
+    fn name(&self, _: Work) -> String {
+        "llama-server".into()
+    }
+
+    async fn run(&mut self, work: Work) -> Outcome<Timed> {
+        let Work::Streams(streams) = work else { return Err("llama-server is measured with streams".into()) };
+        self.rounds += 1;
+        let rate = complete_all(&self.address, "", stream_prompts(streams, self.rounds), DECODE).await?;
+        Ok(Timed { rate, steps: Vec::new() })
+    }
+}
+
 /// An address that nobody listened on a moment ago.
 fn free_port() -> Outcome<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
@@ -112,5 +168,5 @@ async fn wait_for(address: SocketAddr) -> Outcome<()> {
         }
         sleep(Duration::from_millis(50)).await;
     }
-    Err(format!("ggml-rpc-server does not listen at {address}").into())
+    Err(format!("nobody listens at {address}").into())
 }

@@ -8,6 +8,7 @@
 mod bare;
 mod counters;
 mod gateway;
+mod http;
 mod llama;
 mod model;
 mod noop;
@@ -16,7 +17,11 @@ mod row;
 mod start;
 mod work;
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 use potluck_engine::{EngineSettings, FlashAttention};
@@ -25,11 +30,11 @@ use crate::{
     bare::Baseline,
     counters::{Counters, family},
     gateway::Front,
-    llama::LlamaBench,
+    llama::{LlamaBench, LlamaServer},
     model::Model,
     peers::PeerChain,
     row::{Row, quantile},
-    work::{Contestant, DECODE, Duel, PREFILL, Work},
+    work::{Contestant, DECODE, Duel, PREFILL, STREAM_PROMPT, Work},
 };
 
 /// What a step of a measurement gives. A bench is read by people: its errors are sentences.
@@ -40,6 +45,10 @@ const BARE_GOAL: f64 = 0.97;
 const ONE_PEER_GOAL: f64 = 0.97;
 const THREE_PEERS_GOAL: f64 = 0.95;
 const GATEWAY_GOAL: f64 = 0.97;
+const STREAMS_GOAL: f64 = 0.9;
+
+/// How many answers are made at once, where several are.
+const STREAMS: [u16; 2] = [8, 16];
 
 /// Positions that a session has room for.
 const CONTEXT: u32 = 1_024;
@@ -59,7 +68,7 @@ struct Cli {
     /// Where the results go
     #[arg(long, default_value = "bench/results/chain.json")]
     out: PathBuf,
-    /// Only these parts: llama, one, gateway, three, rpc, hop, bytes, turns, start
+    /// Only these parts: llama, one, gateway, three, rpc, streams, hop, bytes, turns, stall, start
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Only this kind of work: prefill or decode
@@ -148,6 +157,12 @@ impl Bench {
         if ["llama", "one", "gateway", "three", "rpc"].iter().any(|part| self.wants(part)) {
             self.engines(&model).await?;
         }
+        if self.wants("streams") {
+            match self.cli.llama.clone() {
+                Some(folder) => self.streams(&folder).await?,
+                None => skip("streams against llama-server"),
+            }
+        }
         if self.wants("hop") {
             self.report(noop::time(self.home.path()).await?);
         }
@@ -157,6 +172,12 @@ impl Bench {
         if self.wants("turns") {
             let (potluck, home) = (self.potluck.clone(), self.home.path().to_owned());
             self.report(vec![gateway::second_turn(&potluck, &home, &self.file, &self.settings).await?]);
+        }
+        if self.wants("stall") {
+            let (potluck, home) = (self.potluck.clone(), self.home.path().to_owned());
+            for peers in [1, 3] {
+                self.report(vec![gateway::stall(&potluck, &home, &self.file, &self.settings, peers).await?]);
+            }
         }
         if self.wants("start") {
             self.report(start::first_token(&self.potluck, self.home.path(), &self.file).await?);
@@ -207,6 +228,30 @@ impl Bench {
                     self.duel("three_peers_over_llama_rpc", Some(1.0), &mut rpc, three, &[]).await?;
                 }
                 None => skip("llama.cpp RPC with three servers"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Several answers at once, against llama-server with as many slots.
+    async fn streams(&mut self, folder: &Path) -> Outcome<()> {
+        for streams in STREAMS {
+            let settings = EngineSettings { caches: streams, ..self.settings.clone() };
+            let mut server = LlamaServer::start(folder, &self.file, &settings).await?;
+            for (name, peers) in [("one_peer", None), ("three_peers", Some(3))] {
+                let mut front = Front::with(&self.potluck, self.home.path(), &self.file, &settings, peers).await?;
+                let work = Work::Streams(streams);
+                let duel = Duel::fight(&mut server, &mut front, work, work.rounds(self.cli.quick)).await?;
+                let setting = format!(
+                    "{} against llama-server at {:.1} tokens/s; {streams} answers at once, each of {DECODE} tokens after {STREAM_PROMPT}, \
+                     {streams} slots of {CONTEXT} positions, {} threads an engine, flash attention, f16 cache; load {}",
+                    front.name(work),
+                    quantile(&duel.base, 0.5),
+                    settings.threads,
+                    load()
+                );
+                let row = Row::of(&format!("{streams}_streams_{name}"), &duel.ratios(), &duel.other, "tokens/s");
+                self.report(vec![row.goal(STREAMS_GOAL).setting(setting)]);
             }
         }
         Ok(())

@@ -14,7 +14,9 @@ use potluck_core::{
 };
 use potluck_engine::EngineSettings;
 use potluck_grant::Gate;
-use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig, OwnPort, Session, SessionEvent, StagePort, serve};
+use potluck_net::{
+    Bind, Identity, Lan, NetDeadlines, Node, NodeConfig, OwnPort, Session, SessionEvent, StagePort, serve,
+};
 use potluck_peer::{Peer, PeerConfig};
 use potluck_wire::Codec;
 use serde_json::json;
@@ -138,7 +140,7 @@ pub(crate) async fn peer() -> Outcome<()> {
     machine.add_stage(stage.shape().clone());
     let identity = Identity { key, grant: HEXLOWER.decode(order.grant.as_bytes())?, gate };
     let deadlines = NetDeadlines::default();
-    let node = Node::bind(NodeConfig { identity, bind: Bind::Loopback, relay: None, deadlines }).await?;
+    let node = Node::bind(NodeConfig { identity, bind: Bind::Loopback, lan: Lan::Off, relay: None, deadlines }).await?;
     let address = node.address();
     println!("{}", json!({ "id": address.peer.to_string(), "addresses": address.addresses }));
     let serving = serve(node, machine, vec![run_as_task(stage)]);

@@ -11,7 +11,7 @@ use potluck_chain::{Deadlines, Hop, RemoteStage, SessionConfig};
 use potluck_core::{Logits, Rows, SecretKey, SessionId, SessionKey, StageSpec};
 use potluck_engine::EngineSettings;
 use potluck_grant::{Gate, Root};
-use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig, OwnPort, Session, SessionEvent};
+use potluck_net::{Bind, Identity, Lan, NetDeadlines, Node, NodeConfig, OwnPort, Session, SessionEvent};
 use potluck_wire::{Codec, PeerAddress};
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -133,7 +133,8 @@ impl Swarm {
         };
         let identity = Identity { grant: self.grant(&key)?, key, gate: Gate::new(self.root.public()) };
         let deadlines = NetDeadlines::default();
-        let node = Node::bind(NodeConfig { identity, bind: Bind::Loopback, relay: None, deadlines }).await?;
+        let node =
+            Node::bind(NodeConfig { identity, bind: Bind::Loopback, lan: Lan::Off, relay: None, deadlines }).await?;
         let mut session = node.open(session, own).await?;
         while !matches!(session.next().await?, SessionEvent::Ready) {}
         Ok((node, session))

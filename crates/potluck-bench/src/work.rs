@@ -11,6 +11,9 @@ pub(crate) const PREFILL: u32 = 512;
 /// weighs most.
 pub(crate) const DECODE: u32 = 64;
 
+/// Tokens of the prompt of each of several answers.
+pub(crate) const STREAM_PROMPT: u32 = 32;
+
 /// How long is waited before a measurement: the threads of whoever ran before may still spin.
 const SETTLE: Duration = Duration::from_millis(250);
 
@@ -21,6 +24,8 @@ pub(crate) enum Work {
     Prefill,
     /// [`DECODE`] tokens, one after the other, greedily.
     Decode,
+    /// So many answers at once, of [`DECODE`] tokens after [`STREAM_PROMPT`] each, all of them counted together.
+    Streams(u16),
 }
 
 impl Work {
@@ -30,13 +35,14 @@ impl Work {
         match self {
             Self::Prefill => "prefill",
             Self::Decode => "decode",
+            Self::Streams(_) => "streams",
         }
     }
 
     /// How often it is repeated: short work more often.
     pub(crate) fn rounds(self, quick: bool) -> usize {
         match (self, quick) {
-            (Self::Prefill, false) => 5,
+            (Self::Prefill | Self::Streams(_), false) => 5,
             (Self::Decode, false) => 9,
             (_, true) => 3,
         }
@@ -46,6 +52,12 @@ impl Work {
 /// The tokens of the prefill: no particular text; the time does not depend on it.
 pub(crate) fn prompt() -> Vec<u32> {
     (0..PREFILL).map(|at| 1_000 + at * 37 % 20_000).collect()
+}
+
+/// Prompts of answers that are made at once: no two begin alike, in this round or another.
+pub(crate) fn stream_prompts(streams: u16, round: u32) -> Vec<Vec<u32>> {
+    let token = |stream: u32, at: u32| 1_000 + (stream * 131 + round * 2_003 + at * 7_919) % 40_000;
+    (0..streams).map(|stream| (0..STREAM_PROMPT).map(|at| token(stream.into(), at)).collect()).collect()
 }
 
 /// How long a round took.

@@ -9,7 +9,7 @@ use potluck_chain::{
     SessionError,
 };
 use potluck_core::{
-    CacheId, Hidden, LayerRange, Logits, ModelId, Output, PeerId, Rows, SessionId, SessionKey, StageCommand,
+    Account, CacheId, Hidden, LayerRange, Logits, ModelId, Output, PeerId, Rows, SessionId, SessionKey, StageCommand,
     StageError, StageReply, StageSpec,
 };
 use potluck_wire::{
@@ -265,6 +265,34 @@ fn nobody_answers_for_the_own_tail() {
     test.drain();
     let error = test.error(Event::Frame { hop: 1, frame: Frame::Answer(good()) });
     assert!(matches!(error, SessionError::Protocol { peer: p, .. } if p == peer(2)), "{error}");
+}
+
+#[test]
+fn accounts_come_where_they_were_asked_for_and_once() {
+    let mut test = Test::own_ends();
+    test.submit(0, 2).unwrap();
+    test.drain();
+    let results = vec![Ok(Output::Hidden(Hidden(vec![0.5; 4])))];
+    test.tell(Event::Own { hop: 0, reply: StageReply::Forwarded { batch: 0, results, compute_us: 40 } });
+    test.session.ask_accounts(test.now).unwrap();
+    let effects = test.drain();
+    assert!(matches!(effects[..], [Effect::Send { hop: 1, frame: Frame::AskAccount }]), "{effects:?}");
+    assert!(matches!(test.session.ask_accounts(test.now), Err(SessionError::BadStep(_))), "one question at a time");
+    let theirs = Account { steps: 7, positions: 70, ..Account::default() };
+    let effects = test.tell(Event::Frame { hop: 1, frame: Frame::Account(theirs) });
+    let [Effect::Accounts(accounts)] = &effects[..] else { panic!("{effects:?}") };
+    let mine = Account { steps: 1, positions: 2, compute_us: 40, ..Account::default() };
+    assert_eq!(accounts[..], [mine, theirs, Account::default()]);
+    let error = test.error(Event::Frame { hop: 1, frame: Frame::Account(theirs) });
+    assert!(matches!(error, SessionError::Protocol { .. }), "nobody asked: {error:?}");
+
+    let mut test = Test::remote();
+    test.session.ask_accounts(test.now).unwrap();
+    test.drain();
+    test.tell(Event::Frame { hop: 0, frame: Frame::Account(theirs) });
+    test.now += Duration::from_secs(10);
+    let SessionError::Deadline { waiting, .. } = test.error(Event::Timeout) else { panic!("no deadline") };
+    assert_eq!(waiting, "the account of layers 3..6 was asked for");
 }
 
 #[test]

@@ -6,6 +6,8 @@ use potluck_chain::{Answer, SessionError};
 use potluck_core::{Hidden, Rows};
 use tokio::sync::watch;
 
+use crate::StageAccount;
+
 /// What a chain can take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChainShape {
@@ -40,6 +42,12 @@ pub trait Chain {
     /// # Errors
     /// See [`SessionError`]; there is a deadline.
     async fn row(&mut self, sequence: u32, row: u16) -> Result<Hidden, SessionError>;
+
+    /// What each stage has done for the session so far, in the route's order.
+    ///
+    /// # Errors
+    /// See [`SessionError`]; there is a deadline.
+    async fn accounts(&mut self) -> Result<Vec<StageAccount>, SessionError>;
 
     /// Bytes written on all hops of the route so far, headers included: for `bytes_per_position`.
     fn bytes_written(&self) -> u64;

@@ -1,6 +1,6 @@
 //! The loop: prefill in chunks, then one token after the other until something ends it.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Instant};
 
 use potluck_chain::{
     Answer, STEPS_IN_FLIGHT_MAX,
@@ -9,7 +9,7 @@ use potluck_chain::{
 use potluck_core::{Logits, Rows, bounds};
 use potluck_engine::{GrammarSource, VocabularyClient};
 
-use crate::{Cancel, Chain, GenerateError, Outcome, TokenEvent, run::Run};
+use crate::{Cancel, Chain, GenerateError, Outcome, TokenEvent, run::Run, trace::Tracing};
 
 /// Prefill chunks in flight, unless the request says otherwise: enough to keep a few stages busy at once.
 pub const PREFILL_IN_FLIGHT: usize = 4;
@@ -39,6 +39,8 @@ pub struct Request {
     /// Keep what the caches hold of the prompt. False evaluates it anew: an answer that depends on the prompt alone, for
     /// results also depend on how positions were cut into steps.
     pub reuse: bool,
+    /// Ask each stage where the time went: a question to all of them before the prompt, after it, and at the end.
+    pub trace: bool,
 }
 
 impl Request {
@@ -54,6 +56,7 @@ impl Request {
             chunk: bounds::STEP_POSITIONS_MAX as u16,
             in_flight: PREFILL_IN_FLIGHT,
             reuse: true,
+            trace: false,
         }
     }
 }
@@ -154,7 +157,10 @@ impl<C: Chain> Session<C> {
             let _ = self.vocabulary.close_grammar(grammar).await;
         }
         let finish = result?;
-        Ok(run.finish(finish))
+        let ended = Instant::now();
+        // An answer that is complete is not lost for want of its trace.
+        let accounts = if run.tracing.is_some() { self.chain.accounts().await.ok() } else { None };
+        Ok(run.finish(finish, accounts.map(|accounts| (accounts, ended))))
     }
 
     /// Ends the session everywhere.
@@ -200,8 +206,9 @@ impl<C: Chain> Session<C> {
         }
         let Some(mut answer) = self.prefill(request, run, cancel).await? else { return Ok(FinishReason::Cancel) };
         loop {
+            let answered = Instant::now();
             let (token, logprobs) = self.choose(run, answer).await?;
-            run.took(token);
+            run.took(token, answered);
             // The next step is on its way while the text of this token is looked up and shown.
             if !run.is_last(token) && !cancel.is_cancelled() {
                 self.submit(&[token], Rows::Last, run.top).await?;
@@ -237,6 +244,9 @@ impl<C: Chain> Session<C> {
         // The last token is evaluated in any case: its logits are wanted.
         let known = if request.reuse { known.min(request.prompt.len() - 1) } else { 0 };
         self.held.truncate(known);
+        if request.trace {
+            run.tracing = Some(Tracing::new(self.chain.accounts().await?));
+        }
         run.started(known);
         let chunk = usize::from(request.chunk).clamp(1, bounds::STEP_POSITIONS_MAX);
         let in_flight = request.in_flight.clamp(1, STEPS_IN_FLIGHT_MAX);
@@ -256,6 +266,9 @@ impl<C: Chain> Session<C> {
             self.unanswered -= 1;
             if self.unanswered == 0 && chunks.peek().is_none() {
                 run.prefilled(self.chain.bytes_written());
+                if let Some(tracing) = &mut run.tracing {
+                    tracing.prefilled(run.clock.prefill_seconds(), self.chain.accounts().await?);
+                }
                 return Ok(Some(answer));
             }
         }

@@ -25,6 +25,7 @@ mod local;
 mod outcome;
 mod run;
 mod template;
+mod trace;
 
 pub use chain::{Cancel, Chain, ChainShape};
 pub use conversation::{Conversation, MESSAGES_MAX};
@@ -36,3 +37,4 @@ pub use template::{
     ChatTemplate, Message, PROMPT_BYTES_MAX, RenderOptions, Role, SpecialTokens, TEMPLATE_BYTES_MAX, TEMPLATE_FUEL,
     TEMPLATE_TIMEOUT, TemplateError,
 };
+pub use trace::{Phase, StageAccount, Trace};

@@ -3,11 +3,13 @@
 use std::{collections::VecDeque, time::Duration};
 
 use potluck_chain::{Answer, Deadlines, SessionError};
-use potluck_core::{CacheId, Hidden, Input, LayerRange, Output, Rows, StageCommand, StageError, StageReply, Step};
+use potluck_core::{
+    Account, CacheId, Hidden, Input, LayerRange, Output, Rows, StageCommand, StageError, StageReply, Step,
+};
 use potluck_engine::EngineProcess;
 use tokio::sync::mpsc;
 
-use crate::{Chain, ChainShape};
+use crate::{Chain, ChainShape, StageAccount};
 
 /// Commands, and replies, that may wait for the other side.
 const QUEUE: usize = 64;
@@ -22,6 +24,7 @@ pub struct LocalChain {
     deadlines: Deadlines,
     sequence: u32,
     pending: VecDeque<(u32, u32, u16)>,
+    account: Account,
 }
 
 const CACHE: CacheId = CacheId(0);
@@ -43,7 +46,8 @@ impl LocalChain {
             }
         });
         let shape = ChainShape { vocabulary, positions };
-        let mut chain = Self { commands, replies, shape, layers, deadlines, sequence: 0, pending: VecDeque::new() };
+        let (pending, account) = (VecDeque::new(), Account::default());
+        let mut chain = Self { commands, replies, shape, layers, deadlines, sequence: 0, pending, account };
         chain.send(StageCommand::Open { cache: CACHE, positions }).await?;
         loop {
             match chain.receive("the engine was opening a cache", "open_timeout", deadlines.open).await? {
@@ -108,13 +112,17 @@ impl Chain for LocalChain {
     async fn answer(&mut self) -> Result<Answer, SessionError> {
         let layers = self.layers;
         let failed = |error| own(layers, error);
-        let (batch, results) = match self.receive("a step was under way", "step_timeout", self.deadlines.step).await? {
-            StageReply::Forwarded { batch, results, .. } => (batch, results),
-            other => return Err(self.unexpected(&other)),
-        };
+        let (batch, results, compute_us) =
+            match self.receive("a step was under way", "step_timeout", self.deadlines.step).await? {
+                StageReply::Forwarded { batch, results, compute_us } => (batch, results, compute_us),
+                other => return Err(self.unexpected(&other)),
+            };
         let result = results.into_iter().next().unwrap_or_else(|| Err(StageError::Engine("no result".into())));
         match (self.pending.pop_front(), result.map_err(failed)?) {
             (Some((sequence, start, count)), Output::Logits(rows)) if u64::from(sequence) == batch => {
+                self.account.steps += 1;
+                self.account.positions += u64::from(count);
+                self.account.compute_us += compute_us;
                 Ok(Answer { sequence, start, count, rows })
             }
             _ => Err(failed(StageError::Engine(format!("batch {batch} was not due, or gave no logits")))),
@@ -128,6 +136,10 @@ impl Chain for LocalChain {
             StageReply::Row { result, .. } => result.map_err(|error| own(self.layers, error)),
             other => Err(self.unexpected(&other)),
         }
+    }
+
+    async fn accounts(&mut self) -> Result<Vec<StageAccount>, SessionError> {
+        Ok(vec![StageAccount::new(None, self.layers, self.account)])
     }
 
     fn bytes_written(&self) -> u64 {

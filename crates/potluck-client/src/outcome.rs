@@ -3,6 +3,8 @@
 use potluck_chain::sample::{FinishReason, TokenLogprobs};
 use serde::Serialize;
 
+use crate::Trace;
+
 /// One token of an answer, as it comes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenEvent {
@@ -40,4 +42,7 @@ pub struct Outcome {
     /// One entry a token, where they were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Vec<TokenLogprobs>>,
+    /// Where the time went, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Trace>,
 }

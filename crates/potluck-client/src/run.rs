@@ -5,7 +5,7 @@ use std::time::Instant;
 use potluck_chain::sample::{FinishReason, Sampler, Stopper, TokenLogprobs};
 use potluck_engine::GrammarId;
 
-use crate::{Outcome, TokenEvent};
+use crate::{Outcome, StageAccount, TokenEvent, trace::Tracing};
 
 /// One answer under way.
 pub(crate) struct Run {
@@ -20,11 +20,13 @@ pub(crate) struct Run {
     text: String,
     tokens: Vec<u32>,
     logprobs: Vec<TokenLogprobs>,
-    clock: Clock,
+    pub(crate) clock: Clock,
+    /// Where the request asked for it.
+    pub(crate) tracing: Option<Tracing>,
 }
 
 /// When things happened, and how many bytes had been written then.
-struct Clock {
+pub(crate) struct Clock {
     prompt_tokens: usize,
     reused: usize,
     started: Instant,
@@ -67,6 +69,7 @@ impl Run {
             tokens: Vec::new(),
             logprobs: Vec::new(),
             clock,
+            tracing: None,
         }
     }
 
@@ -88,9 +91,12 @@ impl Run {
         self.clock.decoded += 1;
     }
 
-    /// A token was chosen.
-    pub(crate) fn took(&mut self, token: u32) {
+    /// A token was chosen, of an answer that had come at `answered`.
+    pub(crate) fn took(&mut self, token: u32, answered: Instant) {
         let now = Instant::now();
+        if let Some(tracing) = &mut self.tracing {
+            tracing.chose(now - answered);
+        }
         self.clock.first_token.get_or_insert(now);
         self.clock.last_token = Some(now);
         self.tokens.push(token);
@@ -117,8 +123,13 @@ impl Run {
         FinishReason::Cancel
     }
 
-    pub(crate) fn finish(self, finish_reason: FinishReason) -> Outcome {
-        let Self { text, tokens, logprobs, clock, sampler, .. } = self;
+    /// `accounts`: those of the stages at the end, and when that was, where a trace was asked for.
+    pub(crate) fn finish(self, finish_reason: FinishReason, accounts: Option<(Vec<StageAccount>, Instant)>) -> Outcome {
+        let Self { text, tokens, logprobs, clock, sampler, tracing, .. } = self;
+        let trace = accounts.zip(tracing).and_then(|((accounts, ended), tracing)| {
+            let seconds = tracing.decoding_since().map_or(0.0, |since| seconds(since, ended));
+            tracing.finish(seconds, &accounts)
+        });
         Outcome {
             text,
             finish_reason,
@@ -131,6 +142,7 @@ impl Run {
             bytes_per_position: clock.bytes_per_position(),
             logprobs: sampler.params().logprobs.map(|_| logprobs),
             tokens,
+            trace,
         }
     }
 }
@@ -138,7 +150,12 @@ impl Run {
 impl Clock {
     fn prefill_rate(&self) -> f64 {
         let evaluated = (self.prompt_tokens - self.reused) as f64;
-        self.prefilled.map_or(0.0, |at| rate(evaluated, seconds(self.started, at)))
+        rate(evaluated, self.prefill_seconds())
+    }
+
+    /// Seconds until the last prefill step was answered.
+    pub(crate) fn prefill_seconds(&self) -> f64 {
+        self.prefilled.map_or(0.0, |at| seconds(self.started, at))
     }
 
     fn decode_rate(&self, tokens: usize) -> f64 {

@@ -10,7 +10,7 @@ use potluck_chain::{
     Answer, Deadlines, SessionError,
     sample::{FinishReason, SamplingParams},
 };
-use potluck_client::{Cancel, Chain, ChainShape, GenerateError, LocalChain, Outcome, Request, Session};
+use potluck_client::{Cancel, Chain, ChainShape, GenerateError, LocalChain, Outcome, Request, Session, StageAccount};
 use potluck_core::{Hidden, Logits, Rows};
 use potluck_engine::{EngineProcess, GrammarSource};
 
@@ -87,6 +87,10 @@ impl Chain for Asked {
     async fn row(&mut self, sequence: u32, row: u16) -> Result<Hidden, SessionError> {
         self.rows += 1;
         self.chain.row(sequence, row).await
+    }
+
+    async fn accounts(&mut self) -> Result<Vec<StageAccount>, SessionError> {
+        self.chain.accounts().await
     }
 
     fn bytes_written(&self) -> u64 {

@@ -11,7 +11,9 @@
 //! ```
 //! No IO, no clock, no engine: the network, the simulator and the engines all build on this crate.
 
+mod account;
 pub mod bounds;
+mod endpoint;
 mod ids;
 mod manifest;
 mod offer;
@@ -21,6 +23,8 @@ mod range;
 mod reduce;
 mod stage;
 
+pub use account::Account;
+pub use endpoint::{Endpoint, PASSED_ON};
 pub use ids::{CacheId, IdError, ModelId, PeerId, SecretKey, SessionId, SessionKey};
 pub use manifest::{Manifest, ManifestError, MetaArray, MetaValue, TensorEntry, TensorType};
 pub use offer::{Offer, OfferError, SignedOffer, StageSpeed};

@@ -54,6 +54,20 @@ impl Access {
         }
     }
 
+    /// Whether who asks may change what is on this machine, and not only ask the model: with a key, or from this machine itself; and
+    /// not through a page of another origin, whose requests a browser sends without asking its user.
+    pub(crate) fn check_change(&self, headers: &HeaderMap, caller: &Caller) -> Result<(), Problem> {
+        check_origin(headers)?;
+        match caller {
+            Caller::Key(_) => Ok(()),
+            Caller::Address(from) if self.loopback && from.to_canonical().is_loopback() => Ok(()),
+            Caller::Address(_) => {
+                let message = "models are pulled and deleted by who has an API key, or from this machine itself";
+                Err(Problem::new(Whose::Origin, "forbidden", message))
+            }
+        }
+    }
+
     /// A page of somebody else's that has its name resolve to this machine is told by the name.
     fn check_host(&self, headers: &HeaderMap) -> Result<(), Problem> {
         let host = headers.get("host").and_then(|value| value.to_str().ok()).unwrap_or("");
@@ -62,6 +76,21 @@ impl Access {
             false => Err(Problem::new(Whose::Origin, "forbidden_host", format!("`{host}` is no name of this machine"))),
         }
     }
+}
+
+/// A browser names the page that asks; other programs name none.
+fn check_origin(headers: &HeaderMap) -> Result<(), Problem> {
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    let own = |origin: &str| {
+        let page = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+        page.is_some() && page == text("host")
+    };
+    let foreign = text("origin").is_some_and(|origin| !own(origin)) || text("sec-fetch-site") == Some("cross-site");
+    if !foreign {
+        return Ok(());
+    }
+    let origin = text("origin").unwrap_or("another site");
+    Err(Problem::new(Whose::Origin, "forbidden_origin", format!("a page of {origin} may not change models here")))
 }
 
 fn is_ours(host: &str) -> bool {
@@ -101,6 +130,31 @@ mod tests {
         assert_eq!(code(&[("x-api-key", "a-key-of-some-length")]).unwrap(), bearer);
         let open = Access::new([""; 0], false);
         assert_eq!(open.check(&headers(&[]), FROM).unwrap(), Caller::Address(FROM));
+    }
+
+    #[test]
+    fn a_page_of_another_origin_and_another_machine_change_nothing() {
+        let with = |access: &Access, from: &str, pairs: &[(&'static str, &str)]| {
+            let caller = access.check(&headers(pairs), from.parse().unwrap()).unwrap();
+            access.check_change(&headers(pairs), &caller).map_err(|problem| problem.code)
+        };
+        let open = Access::new([""; 0], true);
+        let host = ("host", "localhost:7575");
+        for own in [&[host][..], &[host, ("origin", "http://localhost:7575")]] {
+            assert_eq!(with(&open, "127.0.0.1", own), Ok(()), "{own:?}");
+            assert_eq!(with(&open, "::ffff:127.0.0.1", own), Ok(()), "{own:?}");
+            assert_eq!(with(&open, "192.168.1.9", own), Err("forbidden".into()), "{own:?}");
+        }
+        for origin in ["http://evil.example", "null", "", "http://localhost:8080", "file://localhost:7575"] {
+            let refused = with(&open, "127.0.0.1", &[host, ("origin", origin)]);
+            assert_eq!(refused, Err("forbidden_origin".into()), "{origin}");
+        }
+        assert!(with(&open, "127.0.0.1", &[host, ("sec-fetch-site", "cross-site")]).is_err());
+        let keyed = Access::new(["a-key-of-some-length"], false);
+        let key = ("x-api-key", "a-key-of-some-length");
+        assert_eq!(with(&keyed, "192.168.1.9", &[key]), Ok(()));
+        assert!(with(&keyed, "192.168.1.9", &[key, ("origin", "http://evil.example")]).is_err(), "a key that leaked");
+        assert!(with(&Access::new([""; 0], false), "127.0.0.1", &[]).is_err(), "others reach it, without a key");
     }
 
     #[test]

@@ -40,7 +40,7 @@ impl Answers {
         let (events, receiver) = mpsc::unbounded_channel();
         let open = requests.len();
         for (index, request) in requests.into_iter().enumerate() {
-            let job = Job { caller: caller.clone(), task: Task::Generate(request), index, events: events.clone() };
+            let job = Job::new(caller.clone(), Task::Generate(request), index, events.clone());
             jobs.send(job).await.map_err(|_| leaving())?;
         }
         Ok(Self { events: receiver, open })
@@ -63,7 +63,7 @@ impl Answers {
                 && let Some((index, tokens)) = waiting.next()
             {
                 let task = Task::Embed { tokens, chunk };
-                let job = Job { caller: caller.clone(), task, index, events: events.clone() };
+                let job = Job::new(caller.clone(), task, index, events.clone());
                 jobs.send(job).await.map_err(|_| leaving())?;
                 asked += 1;
             }

@@ -3,7 +3,7 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use crate::{anthropic, ollama, ollama_embed, openai};
+use crate::{anthropic, ollama, ollama_embed, ollama_models, openai};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -28,6 +28,8 @@ use crate::{anthropic, ollama, ollama_embed, openai};
         ollama::generate,
         ollama_embed::embed,
         ollama_embed::embeddings,
+        ollama_models::pull,
+        ollama_models::delete,
     )
 )]
 struct Document;
@@ -43,7 +45,7 @@ mod tests {
     #[test]
     fn every_address_and_its_parameters_are_in_it() {
         let document = serde_json::to_value(Document::openapi()).unwrap();
-        assert_eq!(document["paths"].as_object().unwrap().len(), 16, "{document:#}");
+        assert_eq!(document["paths"].as_object().unwrap().len(), 18, "{document:#}");
         let chat = &document["components"]["schemas"]["ChatRequest"].to_string();
         for field in ["messages", "tools", "response_format", "temperature", "logit_bias"] {
             assert!(

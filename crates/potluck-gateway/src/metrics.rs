@@ -35,6 +35,8 @@ pub(crate) struct Metrics {
     finished: Family<Finish, Counter>,
     first_token: Histogram,
     requests: Family<Http, Counter>,
+    lent_running: Gauge,
+    lent_waiting: Gauge,
 }
 
 impl Default for Metrics {
@@ -63,6 +65,11 @@ impl Default for Metrics {
             "From the first step to the first token",
             first_token.clone(),
         );
+        let (lent_running, lent_waiting) = (Gauge::default(), Gauge::default());
+        let what = "Requests under way for models that others lend";
+        registry.register("potluck_lent_requests_running", what, lent_running.clone());
+        let what = "Requests that wait their turn for models that others lend";
+        registry.register("potluck_lent_requests_waiting", what, lent_waiting.clone());
         registry.register("http_requests", "Responses, by handler and status", requests.clone());
         Self {
             registry,
@@ -74,6 +81,8 @@ impl Default for Metrics {
             finished,
             first_token,
             requests,
+            lent_running,
+            lent_waiting,
         }
     }
 }
@@ -85,6 +94,11 @@ impl Metrics {
 
     pub(crate) fn waiting(&self, requests: usize) {
         self.waiting.set(requests as i64);
+    }
+
+    pub(crate) fn lent(&self, running: usize, waiting: usize) {
+        self.lent_running.set(running as i64);
+        self.lent_waiting.set(waiting as i64);
     }
 
     pub(crate) fn answered(&self, outcome: &Outcome) {

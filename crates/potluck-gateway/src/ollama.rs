@@ -17,12 +17,13 @@ use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use crate::{
-    Model, Problem,
+    LentModel, Model, Problem,
     access::Caller,
     answer::Answers,
     http::{Asker, Json as Body, Shared, Site, either, or_default},
     metrics::Metrics,
     openai::{OneOrMany, Params, for_template},
+    overflow::Fitted,
     prompt,
     stream::{Format, Framing, Writer, respond},
     tools::{Call, Held, Said, Tools},
@@ -84,6 +85,8 @@ struct Rest {
     format: Value,
     #[serde(default, deserialize_with = "or_default")]
     options: Options,
+    #[serde(default)]
+    truncate: Option<bool>,
     #[serde(default, deserialize_with = "or_default")]
     tools: Vec<Value>,
 }
@@ -99,16 +102,22 @@ pub(crate) async fn version() -> Json<Value> {
 
 #[utoipa::path(get, path = "/api/tags", tag = "Ollama", responses((status = 200, description = "The models")))]
 pub(crate) async fn tags(State(shared): Site) -> Json<Value> {
-    Json(json!({ "models": [entry(&shared.model)] }))
+    let lent = shared.all_lent();
+    let lent = lent.iter().map(|model| lent_entry(model, shared.lent_since()));
+    Json(json!({ "models": shared.model.iter().map(entry).chain(lent).collect::<Vec<_>>() }))
 }
 
 #[utoipa::path(get, path = "/api/ps", tag = "Ollama", responses((status = 200, description = "The models that are loaded")))]
 pub(crate) async fn ps(State(shared): Site) -> Json<Value> {
-    let mut entry = entry(&shared.model);
-    entry["size_vram"] = 0.into();
-    entry["context_length"] = shared.model.context.into();
-    entry["expires_at"] = rfc3339(SystemTime::now() + Duration::from_secs(365 * 24 * 3_600)).into();
-    Json(json!({ "models": [entry] }))
+    let until = rfc3339(SystemTime::now() + Duration::from_secs(365 * 24 * 3_600));
+    let running = |model: &Model| {
+        let mut entry = entry(model);
+        entry["size_vram"] = 0.into();
+        entry["context_length"] = model.context.into();
+        entry["expires_at"] = until.clone().into();
+        entry
+    };
+    Json(json!({ "models": shared.model.iter().map(running).collect::<Vec<_>>() }))
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -123,7 +132,11 @@ pub(crate) struct Named {
 #[utoipa::path(post, path = "/api/show", tag = "Ollama", request_body = Named, responses((status = 200, description = "What a model is")))]
 pub(crate) async fn show(State(shared): Site, Body(body): Body<Named>) -> Response {
     let answer = body.and_then(|Named { model, name }| {
-        let model = shared.named(model.filter(|model| !model.is_empty()).or(name).as_deref())?;
+        let name = model.filter(|model| !model.is_empty()).or(name);
+        if let Some(lent) = name.as_deref().and_then(|name| shared.lent(name)) {
+            return Ok(Json(lent_details(&lent, shared.lent_since())).into_response());
+        }
+        let model = shared.named(name.as_deref())?;
         let family = &model.family;
         let info = Map::from_iter([
             ("general.architecture".to_owned(), json!(family)),
@@ -160,8 +173,10 @@ pub(crate) async fn chat(
         if let Some(tools) = &tools {
             tools.tell(known, &mut messages, &mut variables);
         }
-        let tokens = prompt::of_messages(known, messages, variables).await?;
-        answer(&shared, &caller, known, tokens, rest, Kind::Chat(tools)).await
+        // Ollama's server leaves out the oldest messages, unless it is told otherwise.
+        let fit = shared.fit(rest.truncate.or(Some(true)), rest.options.max_tokens());
+        let prompt = prompt::of_messages(known, messages, variables, fit).await?;
+        answer(&shared, &caller, known, prompt, rest, Kind::Chat(tools)).await
     };
     either(result.await, Problem::ollama)
 }
@@ -185,14 +200,15 @@ pub(crate) async fn generate(
         if prompt.is_empty() {
             return Ok(loaded(known, &Kind::Generate));
         }
-        let tokens = if raw {
-            prompt::of_text(known, &prompt).await?
+        let fit = shared.fit(rest.truncate, rest.options.max_tokens());
+        let prompt = if raw {
+            prompt::of_end_of_text(known, &prompt, fit).await?
         } else {
             let system = (!system.is_empty()).then(|| json!({ "role": "system", "content": system }));
             let user = json!({ "role": "user", "content": prompt });
-            prompt::of_messages(known, system.into_iter().chain([user]).collect(), Map::new()).await?
+            prompt::of_messages(known, system.into_iter().chain([user]).collect(), Map::new(), fit).await?
         };
-        answer(&shared, &caller, known, tokens, rest, Kind::Generate).await
+        answer(&shared, &caller, known, prompt, rest, Kind::Generate).await
     };
     either(result.await, Problem::ollama)
 }
@@ -201,20 +217,21 @@ async fn answer(
     shared: &Shared,
     caller: &Caller,
     model: &Model,
-    tokens: Vec<u32>,
+    prompt: Fitted,
     rest: Rest,
     kind: Kind,
 ) -> Result<Response, Problem> {
     if let Some(wanted) = rest.options.num_ctx.filter(|&wanted| wanted as usize > model.context as usize) {
         tracing::info!(wanted, context = model.context, "num_ctx is more than the context that is served");
     }
+    let Fitted { tokens, dropped } = prompt;
     let params = rest.options.params(rest.format)?;
-    let requests = shared.requests(&params, &tokens, None)?;
+    let requests = shared.requests(model, &params, &tokens, None)?;
     let answers = Answers::ask(&shared.jobs, caller, requests).await?;
     let (model, metrics) = (model.name.clone(), shared.metrics.clone());
     let format = Lines { model, kind, metrics, begun: SystemTime::now(), held: Held::default() };
     if rest.stream != Some(false) {
-        return respond(answers, Framing::Lines, format).await;
+        return Ok(dropped.mark(respond(answers, Framing::Lines, format).await?));
     }
     let whole = answers.whole().await?.pop();
     let outcome = whole.map(|whole| whole.outcome).ok_or_else(|| Problem::value("n", "no answer"))?;
@@ -225,10 +242,15 @@ async fn answer(
     };
     let mut line = format.last(&outcome);
     format.put(&mut line, &said);
-    Ok(Json(line).into_response())
+    Ok(dropped.mark(Json(line).into_response()))
 }
 
 impl Options {
+    /// Tokens of the answer, where it says so. Negative: as many as the context holds.
+    fn max_tokens(&self) -> Option<u32> {
+        self.num_predict.and_then(|n| u32::try_from(n).ok()).filter(|&n| n > 0)
+    }
+
     fn params(self, format: Value) -> Result<Params, Problem> {
         let response_format = match format {
             Value::Null => None,
@@ -237,6 +259,7 @@ impl Options {
             schema @ Value::Object(_) => Some(json!({ "type": "json_object", "schema": schema })),
             _ => return Err(Problem::value("format", "a format is `json` or a JSON schema")),
         };
+        let max_tokens = self.max_tokens();
         Ok(Params {
             temperature: self.temperature,
             top_k: self.top_k,
@@ -248,8 +271,7 @@ impl Options {
             frequency_penalty: self.frequency_penalty,
             seed: self.seed,
             stop: self.stop,
-            // Negative: as many as the context holds.
-            max_tokens: self.num_predict.and_then(|n| u32::try_from(n).ok()).filter(|&n| n > 0),
+            max_tokens,
             response_format,
             ..Params::default()
         })
@@ -368,6 +390,31 @@ fn entry(model: &Model) -> Value {
     json!({
         "name": model.name, "model": model.name, "modified_at": rfc3339(since(model)),
         "size": model.bytes, "digest": model.id, "details": details(model),
+    })
+}
+
+/// A model that others lend: what its files are is known to its lenders.
+fn lent_entry(model: &LentModel, since: SystemTime) -> Value {
+    let digest = blake3::hash(model.name.as_bytes()).to_string();
+    json!({
+        "name": model.name, "model": model.name, "modified_at": rfc3339(since), "size": 0, "digest": digest,
+        "details": unknown_details(),
+    })
+}
+
+fn lent_details(model: &LentModel, since: SystemTime) -> Value {
+    let info: Map<_, _> =
+        model.context.map(|context| ("unknown.context_length".to_owned(), json!(context))).into_iter().collect();
+    json!({
+        "modelfile": "", "parameters": "", "template": "", "details": unknown_details(), "model_info": info,
+        "capabilities": ["completion"], "modified_at": rfc3339(since),
+    })
+}
+
+fn unknown_details() -> Value {
+    json!({
+        "parent_model": "", "format": "", "family": "unknown", "families": [], "parameter_size": "",
+        "quantization_level": "",
     })
 }
 

@@ -4,6 +4,8 @@ use std::{borrow::Cow, fmt::Display};
 
 use potluck_client::GenerateError;
 
+use crate::prompt::TOO_LONG;
+
 /// Whose turn it is: the status follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whose {
@@ -15,6 +17,8 @@ pub enum Whose {
     Origin,
     /// The caller: there is no such thing. 404.
     Missing,
+    /// The caller: not while it is as it is. 409.
+    Conflict,
     /// The caller: too large. 413.
     Size,
     /// Nobody: all places are taken; again after so many seconds. 429.
@@ -65,7 +69,7 @@ impl Problem {
         let message = format!(
             "This model's maximum context length is {positions} tokens. However, your messages resulted in {tokens} tokens."
         );
-        Self::of("messages", "context_length_exceeded", message)
+        Self::of("messages", TOO_LONG, message)
     }
 
     /// The HTTP status.
@@ -75,6 +79,7 @@ impl Problem {
             Whose::Key => 401,
             Whose::Origin => 403,
             Whose::Missing => 404,
+            Whose::Conflict => 409,
             Whose::Size => 413,
             Whose::Busy(_) => 429,
             Whose::Lenders(_) => 503,
@@ -85,7 +90,7 @@ impl Problem {
     /// OpenAI's and Anthropic's word for this status.
     pub(crate) fn kind(&self) -> &'static str {
         match self.whose {
-            Whose::Request | Whose::Size => "invalid_request_error",
+            Whose::Request | Whose::Conflict | Whose::Size => "invalid_request_error",
             Whose::Key => "authentication_error",
             Whose::Origin => "permission_error",
             Whose::Missing => "not_found_error",

@@ -3,24 +3,68 @@
 use potluck_client::{RenderOptions, TemplateError, prompt_tokens};
 use serde_json::{Map, Value};
 
-use crate::{Model, Problem, Whose, tools::in_words};
+use crate::{
+    Model, Problem, Whose,
+    overflow::{Dropped, Fit, Fitted, Halving, end_of, groups, without},
+    tools::in_words,
+};
 
-/// Tokens of messages, through the model's chat template. `variables`: more for the template, such as `tools`.
+/// The code of a prompt that is too long.
+pub(crate) const TOO_LONG: &str = "context_length_exceeded";
+
+/// Tokens of messages, through the model's chat template. `variables`: more for the template, such as `tools`. Of those that are
+/// too many, the oldest messages are left out where that was asked for.
 pub(crate) async fn of_messages(
     model: &Model,
     messages: Vec<Value>,
     variables: Map<String, Value>,
-) -> Result<Vec<u32>, Problem> {
+    fit: Fit,
+) -> Result<Fitted, Problem> {
     if messages.is_empty() {
         return Err(Problem::value("messages", "there is no message"));
     }
+    let all = render(model, messages.clone(), variables.clone()).await.and_then(|tokens| check(model, tokens));
+    let too_long = match all {
+        Err(problem) if fit.truncates() && problem.code == TOO_LONG => problem,
+        all => return Ok(Fitted { tokens: all?, dropped: Dropped::default() }),
+    };
+    let groups = groups(&messages);
+    let (mut halving, mut found) = (Halving::up_to(groups.len()), None);
+    while let Some(count) = halving.next() {
+        let left = rendered(model, without(&messages, &groups[..count]), &variables).await?;
+        let fits = left.as_ref().is_some_and(|tokens| tokens.len() <= fit.room(model.context));
+        halving.tried(count, fits);
+        // Where all that may go has gone, less room is left to the answer.
+        if fits || count == groups.len() {
+            found = left.map(|tokens| (count, tokens));
+        }
+    }
+    let (count, tokens) = found.ok_or(too_long)?;
+    let messages = groups[..count].iter().map(Vec::len).sum();
+    Ok(Fitted { tokens: check(model, tokens)?, dropped: Dropped { messages, tokens: 0 } })
+}
+
+/// The same; none where the template has had too much of them.
+async fn rendered(
+    model: &Model,
+    messages: Vec<Value>,
+    variables: &Map<String, Value>,
+) -> Result<Option<Vec<u32>>, Problem> {
+    match render(model, messages, variables.clone()).await {
+        Err(problem) if problem.code == TOO_LONG => Ok(None),
+        rendered => rendered.map(Some),
+    }
+}
+
+/// Tokens of messages, however many they are.
+async fn render(model: &Model, messages: Vec<Value>, variables: Map<String, Value>) -> Result<Vec<u32>, Problem> {
     let (template, special) = (model.template.clone(), model.special.clone());
     let messages = if template.reads("tools") { messages } else { in_words(messages) };
     let options = RenderOptions { variables, ..RenderOptions::now() };
     // A stranger's template may take its time: not on the thread that all answers share.
     let rendering = tokio::task::spawn_blocking(move || template.render_all(&messages, &special, &options));
     let text = rendering.await.map_err(|error| Problem::new(Whose::Ours, "internal", error))??;
-    check(model, prompt_tokens(&model.vocabulary, &text).await?)
+    Ok(prompt_tokens(&model.vocabulary, &text).await?)
 }
 
 /// Tokens of a text as it is.
@@ -28,7 +72,14 @@ pub(crate) async fn of_text(model: &Model, text: &str) -> Result<Vec<u32>, Probl
     check(model, model.vocabulary.tokenize(text, true, false).await.map_err(potluck_client::GenerateError::from)?)
 }
 
-/// The same, cut to what the context holds.
+/// The same; of too long a text, its end where that was asked for.
+pub(crate) async fn of_end_of_text(model: &Model, text: &str, fit: Fit) -> Result<Fitted, Problem> {
+    let tokens = model.vocabulary.tokenize(text, true, false).await.map_err(potluck_client::GenerateError::from)?;
+    let Fitted { tokens, dropped } = end_of(tokens, model.context, fit);
+    Ok(Fitted { tokens: check(model, tokens)?, dropped })
+}
+
+/// A text as it is, cut to what the context holds.
 pub(crate) async fn of_cut_text(model: &Model, text: &str) -> Result<Vec<u32>, Problem> {
     let tokens = model.vocabulary.tokenize(text, true, false).await.map_err(potluck_client::GenerateError::from)?;
     let kept = tokens.len().min(model.context as usize);
@@ -44,6 +95,12 @@ pub(crate) fn of_tokens(model: &Model, tokens: Vec<u32>) -> Result<Vec<u32>, Pro
     }
 }
 
+/// Tokens that the caller made itself; of too many, the last ones where that was asked for.
+pub(crate) fn of_last_tokens(model: &Model, tokens: Vec<u32>, fit: Fit) -> Result<Fitted, Problem> {
+    let Fitted { tokens, dropped } = end_of(tokens, model.context, fit);
+    Ok(Fitted { tokens: of_tokens(model, tokens)?, dropped })
+}
+
 /// Refused here, a prompt that is too long never waits for a slot.
 fn check(model: &Model, tokens: Vec<u32>) -> Result<Vec<u32>, Problem> {
     match tokens.len() {
@@ -57,9 +114,7 @@ impl From<TemplateError> for Problem {
     fn from(error: TemplateError) -> Self {
         match &error {
             TemplateError::Refused(_) => Self::value("messages", error),
-            TemplateError::PromptTooLong | TemplateError::TooMany(_) => {
-                Self::of("messages", "context_length_exceeded", error)
-            }
+            TemplateError::PromptTooLong | TemplateError::TooMany(_) => Self::of("messages", TOO_LONG, error),
             _ => Self::new(Whose::Ours, error.code(), error),
         }
     }

@@ -1,9 +1,10 @@
 //! The slots: open sessions, each with what its caches hold, and who gets which.
 
-use std::{rc::Rc, sync::Arc};
+use std::{rc::Rc, sync::Arc, time::Instant};
 
 use potluck_client::{Cancel, Chain, GenerateError, Outcome, Request, Session, TokenEvent};
 use tokio::sync::mpsc;
+use tracing::{Instrument as _, Span, field::Empty, info_span};
 
 use crate::{
     Problem, Whose,
@@ -76,6 +77,59 @@ pub(crate) struct Job {
     pub(crate) index: usize,
     /// Bounded by the answer's length: one event a token.
     pub(crate) events: Events,
+    /// From its place in the queue to its answer.
+    pub(crate) span: Span,
+    asked: Instant,
+}
+
+impl Job {
+    /// Its span belongs to the request that is being handled.
+    pub(crate) fn new(caller: Caller, task: Task, index: usize, events: Events) -> Self {
+        let span = match &task {
+            Task::Generate(request) => info_span!(
+                "answer",
+                otel.kind = "internal",
+                gen_ai.operation.name = "generate",
+                gen_ai.usage.input_tokens = request.prompt.len(),
+                gen_ai.usage.output_tokens = Empty,
+                potluck.reused_tokens = Empty,
+                potluck.queue_s = Empty,
+                potluck.ttft_s = Empty,
+                potluck.prefill_tokens_per_s = Empty,
+                potluck.decode_tokens_per_s = Empty,
+                potluck.trace = Empty,
+                error.type = Empty,
+            ),
+            Task::Embed { tokens, .. } => info_span!(
+                "embedding",
+                gen_ai.operation.name = "embeddings",
+                gen_ai.usage.input_tokens = tokens.len(),
+                potluck.queue_s = Empty,
+                error.type = Empty,
+            ),
+        };
+        Self { caller, task, index, events, span, asked: Instant::now() }
+    }
+}
+
+/// What a trace says of an answer: counts and times, never a word of it.
+fn record(span: &Span, event: &Event) {
+    match event {
+        Event::Done(outcome) => {
+            span.record("gen_ai.usage.output_tokens", outcome.completion_tokens);
+            span.record("potluck.reused_tokens", outcome.reused_tokens);
+            span.record("potluck.ttft_s", outcome.ttft_s);
+            span.record("potluck.prefill_tokens_per_s", outcome.prefill_tokens_per_s);
+            span.record("potluck.decode_tokens_per_s", outcome.decode_tokens_per_s);
+            if let Some(trace) = outcome.trace.as_ref().and_then(|trace| serde_json::to_string(trace).ok()) {
+                span.record("potluck.trace", trace);
+            }
+        }
+        Event::Failed(problem) => {
+            span.record("error.type", problem.code.as_ref());
+        }
+        Event::Started | Event::Token(_) | Event::Embedded(_) => {}
+    }
 }
 
 /// Seconds that a caller should wait where the queue is full.
@@ -117,7 +171,9 @@ pub(crate) async fn run<O: Opener>(opener: O, slots: usize, mut jobs: mpsc::Rece
             let (opener, free, metrics) = (opener.clone(), free.clone(), metrics.clone());
             tokio::task::spawn_local(async move {
                 metrics.running(1);
-                let session = work(&*opener, slot.session, job).await;
+                let span = job.span.clone();
+                span.record("potluck.queue_s", job.asked.elapsed().as_secs_f64());
+                let session = work(&*opener, slot.session, job).instrument(span).await;
                 metrics.running(-1);
                 // The pool outlives its slots.
                 let _ = free.send(Slot { session, ..slot });
@@ -183,8 +239,9 @@ impl Worth {
 
 /// Answers a job in a session, opened first where there is none; the session, if it can go on.
 async fn work<O: Opener>(opener: &O, session: Option<Session<O::Chain>>, job: Job) -> Option<Session<O::Chain>> {
-    let Job { task, index, events, .. } = job;
+    let Job { task, index, events, span, .. } = job;
     let tell = |event| {
+        record(&span, &event);
         // Whoever asked may be gone: that cancels the answer elsewhere.
         let _ = events.send((index, event));
     };

@@ -1,11 +1,10 @@
 //! Letting connections in: as many as there are places for, greeted within their deadline, checked again for each stream.
 
 use std::{
-    collections::HashMap,
     future::IntoFuture as _,
     net::IpAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -21,6 +20,7 @@ use crate::{
     Node,
     greet::{Greeted, admit, close, utc_now},
     node::{lift_limits, peer_id},
+    places::{Place, Places},
     serve::Happened,
 };
 
@@ -138,69 +138,5 @@ async fn take_streams(
         if events.send(Happened::Opened { stream, from, halves }).await.is_err() {
             return;
         }
-    }
-}
-
-/// How many places are taken, by whom.
-#[derive(Debug)]
-struct Places<K>(Arc<Mutex<HashMap<K, usize>>>);
-
-impl<K> Clone for Places<K> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<K> Default for Places<K> {
-    fn default() -> Self {
-        Self(Arc::default())
-    }
-}
-
-impl<K: Eq + std::hash::Hash + Clone> Places<K> {
-    /// Taken by everybody, and by this one.
-    fn taken(&self, by: &K) -> (usize, usize) {
-        let taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        (taken.values().sum(), taken.get(by).copied().unwrap_or(0))
-    }
-
-    fn take(&self, by: K) -> Place<K> {
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *taken.entry(by.clone()).or_default() += 1;
-        Place { places: self.clone(), by }
-    }
-}
-
-/// One place, given back when dropped.
-#[derive(Debug)]
-struct Place<K: Eq + std::hash::Hash + Clone> {
-    places: Places<K>,
-    by: K,
-}
-
-impl<K: Eq + std::hash::Hash + Clone> Drop for Place<K> {
-    fn drop(&mut self) {
-        let mut taken = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = taken.get_mut(&self.by) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(&self.by);
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_come_back() {
-        let places = Places::default();
-        let kept = places.take("a");
-        drop((places.take("a"), places.take("b")));
-        assert_eq!((places.taken(&"a"), places.taken(&"b")), ((1, 1), (1, 0)));
-        drop(kept);
-        assert!(places.0.lock().unwrap().is_empty(), "nothing is kept of those who have left");
     }
 }

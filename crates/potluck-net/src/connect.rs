@@ -2,17 +2,26 @@
 
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
-use iroh::endpoint::{Connection, RecvStream, SendStream};
+use iroh::{
+    EndpointAddr,
+    endpoint::{Connection, RecvStream, SendStream},
+};
 use potluck_core::PeerId;
 use potluck_wire::{ALPN, FailureCode, PeerAddress, Welcome};
-use tokio::{sync::OnceCell, time::timeout};
+use tokio::{
+    sync::OnceCell,
+    time::{sleep, timeout},
+};
 
 use crate::{
     NetError, Node, PathInfo,
     greet::{close, greet},
+    lan::HEAD_START,
     node::{endpoint_addr, lift_limits},
 };
 
@@ -24,6 +33,17 @@ pub struct Link {
     pub peer: PeerId,
     /// What it allows, and its grant.
     pub welcome: Welcome,
+    /// Where its address came from.
+    pub found: Found,
+}
+
+/// Where the address came from at which a peer answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// It was told: by a contact, an offer, an invitation.
+    Told,
+    /// Looked up on the local network by the peer's key: what was told did not answer.
+    Lan,
 }
 
 /// One attempt or connection for each peer: whoever comes second waits for the first.
@@ -41,9 +61,19 @@ impl Links {
         });
         links.entry(peer).or_default().clone()
     }
+
+    fn standing(&self, peer: PeerId) -> Option<Link> {
+        let links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        links.get(&peer)?.get().cloned()
+    }
 }
 
 impl Node {
+    /// How the connection to that peer runs at present; none where no connection to it stands.
+    pub fn path_to(&self, peer: PeerId) -> Option<PathInfo> {
+        self.links.standing(peer)?.path()
+    }
+
     /// A greeted connection to that peer: the one that stands, or a new one.
     ///
     /// # Errors
@@ -61,21 +91,54 @@ impl Node {
             .cloned()
     }
 
-    /// A connection to whoever holds that key, before any word.
-    pub(crate) async fn shake_hands(&self, to: &PeerAddress) -> Result<Connection, NetError> {
+    /// A connection to whoever holds that key, before any word. Where the addresses do not answer at once, the peer is looked
+    /// up on the local network as well, and whichever leads to it first counts.
+    pub(crate) async fn shake_hands(&self, to: &PeerAddress) -> Result<(Connection, Found), NetError> {
         let unreachable = |reason: String| NetError::Unreachable { peer: to.peer, reason };
         let address = endpoint_addr(to)?;
+        if address.is_empty() && self.finder.is_none() {
+            return Err(NetError::Address(to.addresses.join(", ")));
+        }
         let seconds = self.deadlines.connect.as_secs_f32();
-        timeout(self.deadlines.connect, self.endpoint.connect(address, ALPN))
+        timeout(self.deadlines.connect, self.reach(address))
             .await
             .map_err(|_| unreachable(format!("no answer within {seconds} s")))?
-            .map_err(|error| unreachable(chain_of(&error)))
+            .map_err(unreachable)
+    }
+
+    async fn reach(&self, address: EndpointAddr) -> Result<(Connection, Found), String> {
+        let told = async {
+            if address.is_empty() {
+                return Err("none of its addresses is known, and nobody on this network says where it is".to_owned());
+            }
+            let connected = self.endpoint.connect(address.clone(), ALPN).await;
+            connected.map(|connection| (connection, Found::Told)).map_err(|error| chain_of(&error))
+        };
+        let found = async {
+            let finder = self.finder.as_ref()?;
+            sleep(if address.is_empty() { Duration::ZERO } else { HEAD_START }).await;
+            let place = finder.find(address.id, &address).await?;
+            let connected = self.endpoint.connect(place, ALPN).await;
+            connected.ok().map(|connection| (connection, Found::Lan))
+        };
+        let (mut told, mut found) = (pin!(told), pin!(found));
+        tokio::select! {
+            biased;
+            reached = &mut told => match reached {
+                Ok(reached) => Ok(reached),
+                Err(reason) => found.await.ok_or(reason),
+            },
+            reached = &mut found => match reached {
+                Some(reached) => Ok(reached),
+                None => told.await,
+            },
+        }
     }
 
     async fn dial(&self, to: &PeerAddress) -> Result<Link, NetError> {
         let peer = to.peer;
         let unreachable = |reason: String| NetError::Unreachable { peer, reason };
-        let connection = self.shake_hands(to).await?;
+        let (connection, found) = self.shake_hands(to).await?;
         let greeted = timeout(self.deadlines.greet, greet(&connection, &self.identity)).await;
         let greeted = greeted.unwrap_or_else(|_| {
             Err(unreachable(format!("no welcome within {} s", self.deadlines.greet.as_secs_f32())))
@@ -83,7 +146,7 @@ impl Node {
         match greeted {
             Ok(welcome) => {
                 lift_limits(&connection);
-                Ok(Link { connection, peer, welcome })
+                Ok(Link { connection, peer, welcome, found })
             }
             Err(error) => {
                 close(&connection, error.failure().code);

@@ -14,7 +14,7 @@ use potluck_core::{PeerId, SecretKey, bounds::STAGE_SESSIONS_MAX};
 use potluck_grant::Gate;
 use potluck_wire::{ADDRESSES_MAX, ALPN, CONTROL_BYTES_MAX, PeerAddress};
 
-use crate::{Door, NetDeadlines, NetError, Orders, Shelf, connect::Links};
+use crate::{Door, Lan, Lending, NetDeadlines, NetError, Orders, Shelf, connect::Links, lan::Finder};
 
 /// Streams that one connection may have open from the other side: a client's or a neighbour's stream for each session
 /// that a stage can hold, and some to greet and to ask for offers. The next one waits, for as long as
@@ -59,6 +59,16 @@ pub enum Bind {
     Address(SocketAddr),
 }
 
+impl Bind {
+    fn is_loopback(self) -> bool {
+        match self {
+            Self::Loopback => true,
+            Self::Any => false,
+            Self::Address(at) => at.ip().is_loopback(),
+        }
+    }
+}
+
 /// What a node is made of.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
@@ -66,6 +76,8 @@ pub struct NodeConfig {
     pub identity: Identity,
     /// Where it listens.
     pub bind: Bind,
+    /// What it does with the local network that it is on.
+    pub lan: Lan,
     /// URL of a relay of one's own, for networks that reach nothing else.
     pub relay: Option<String>,
     /// How long each wait may last.
@@ -79,9 +91,11 @@ pub struct Node {
     pub(crate) identity: Arc<Identity>,
     pub(crate) deadlines: NetDeadlines,
     pub(crate) links: Links,
+    pub(crate) finder: Option<Arc<Finder>>,
     pub(crate) door: Arc<OnceLock<Door>>,
     pub(crate) shelf: Arc<OnceLock<Shelf>>,
     pub(crate) orders: Arc<OnceLock<Orders>>,
+    pub(crate) lending: Arc<OnceLock<Lending>>,
 }
 
 impl Node {
@@ -90,7 +104,7 @@ impl Node {
     /// # Errors
     /// `Bind`; `Address` where the relay's URL is none.
     pub async fn bind(config: NodeConfig) -> Result<Self, NetError> {
-        let NodeConfig { identity, bind, relay, deadlines } = config;
+        let NodeConfig { identity, bind, lan, relay, deadlines } = config;
         let relay_mode = match relay {
             None => RelayMode::Disabled,
             Some(url) => RelayMode::custom([url.parse::<RelayUrl>().map_err(|_| NetError::Address(url))?]),
@@ -114,15 +128,19 @@ impl Node {
             }
         };
         let endpoint = builder.bind().await.map_err(|error| refused(&error))?;
+        let finder = (lan != Lan::Off && !bind.is_loopback())
+            .then(|| Arc::new(Finder::start(&endpoint, identity.gate.swarm(), lan == Lan::Announce)));
         tokio::time::sleep(SOCKET_SETTLES).await;
         Ok(Self {
             endpoint,
             identity: Arc::new(identity),
             deadlines,
             links: Links::default(),
+            finder,
             door: Arc::default(),
             shelf: Arc::default(),
             orders: Arc::default(),
+            lending: Arc::default(),
         })
     }
 
@@ -183,23 +201,24 @@ pub(crate) fn peer_id(id: EndpointId) -> PeerId {
     PeerId::from_bytes(*id.as_bytes())
 }
 
-/// The transport's form of an address, which may come from anybody: what cannot be dialled is left out.
+/// The transport's form of an address, which may come from anybody: what cannot be dialled is left out, which may be all.
 ///
 /// # Errors
-/// `Unreachable` where the id is no key; `Address` where nothing is left.
+/// `Unreachable` where the id is no key.
 pub(crate) fn endpoint_addr(address: &PeerAddress) -> Result<EndpointAddr, NetError> {
     let id = EndpointId::from_bytes(address.peer.as_bytes())
         .map_err(|error| NetError::Unreachable { peer: address.peer, reason: error.to_string() })?;
     let ips = address.addresses.iter().take(ADDRESSES_MAX).filter_map(|text| text.parse::<SocketAddr>().ok());
-    let ips = ips.filter(|at| at.port() != 0 && is_unicast(at.ip())).map(TransportAddr::Ip);
+    let ips = ips.filter(is_dialled).map(TransportAddr::Ip);
     let relays = address.relay.iter().filter_map(|text| text.parse::<RelayUrl>().ok()).map(TransportAddr::Relay);
-    let found = EndpointAddr::from_parts(id, ips.chain(relays));
-    if found.is_empty() { Err(NetError::Address(address.addresses.join(", "))) } else { Ok(found) }
+    Ok(EndpointAddr::from_parts(id, ips.chain(relays)))
 }
 
-fn is_unicast(ip: IpAddr) -> bool {
+/// One machine's, as far as an address can tell.
+pub(crate) fn is_dialled(at: &SocketAddr) -> bool {
+    let ip = at.ip();
     let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
-    !ip.is_unspecified() && !ip.is_multicast() && !broadcast
+    at.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() && !broadcast
 }
 
 #[cfg(test)]
@@ -221,7 +240,7 @@ mod tests {
         found.sort_unstable();
         assert_eq!(found, ["127.0.0.1:7", "[::1]:9"]);
         for hopeless in [address(&[], None), address(&["[ff02::1]:1"], Some("no url"))] {
-            assert!(matches!(endpoint_addr(&hopeless), Err(NetError::Address(_))));
+            assert!(endpoint_addr(&hopeless).unwrap().is_empty());
         }
         let no_key = PeerAddress { peer: PeerId::from_bytes([2; 32]), ..address(&["127.0.0.1:7"], None) };
         assert!(matches!(endpoint_addr(&no_key), Err(NetError::Unreachable { .. })));

@@ -13,18 +13,20 @@ use iroh::endpoint::{RecvStream, SendStream};
 use potluck_core::{PeerId, SignedOffer, StageCommand, StageReply};
 use potluck_grant::Member;
 use potluck_peer::{DialId, Effect, Event, Now, Peer, PeerStatus, StageSlot, StreamId};
-use potluck_wire::{Failure, FailureCode, Frame};
+use potluck_wire::{Failure, FailureCode, Frame, Upstreams};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
     time::sleep_until,
 };
-use tracing::{debug, warn};
+use tracing::{debug, info_span, warn};
 
 use crate::{
     Directory, NetError, Node,
     accept::accept,
     greet::utc_now,
+    lenders::Lenders,
+    lending::{Asks, answer},
     shelf::{Question, Turn, Uploads},
     stream::{Inbound, Stream},
 };
@@ -93,7 +95,8 @@ impl Serving {
 /// Serves `machine` on `node` from now on; `stages` are the machine's, in the order of their slots.
 ///
 /// Must be called within a tokio runtime; a current-thread one keeps a hop free of wake-ups between threads.
-pub fn serve(node: Node, machine: Peer, stages: Vec<StagePort>) -> Serving {
+pub fn serve(node: Node, mut machine: Peer, stages: Vec<StagePort>) -> Serving {
+    machine.set_stopwatch(Instant::now);
     let (events, inbox) = mpsc::channel(EVENTS_MAX);
     let (status, status_watch) = watch::channel(machine.status());
     let (directory, known) = watch::channel(Directory::default());
@@ -112,6 +115,8 @@ pub fn serve(node: Node, machine: Peer, stages: Vec<StagePort>) -> Serving {
         fresh: HashMap::new(),
         asked: HashMap::new(),
         uploads: Uploads::default(),
+        asks: Asks::default(),
+        lenders: Lenders::default(),
         streams,
         status,
         directory,
@@ -181,6 +186,10 @@ struct Driver {
     /// Streams that wait for an answer from the shelf.
     asked: HashMap<StreamId, Stream>,
     uploads: Uploads,
+    /// Requests to the upstream that are under way.
+    asks: Asks,
+    /// Members that lend by an upstream, as they have said.
+    lenders: Lenders,
     streams: Arc<AtomicU64>,
     status: watch::Sender<PeerStatus>,
     directory: watch::Sender<Directory>,
@@ -302,6 +311,49 @@ impl Driver {
                     stream.end(Failure::new(FailureCode::Done, ""));
                 }
             }
+            Inbound::Frame(Frame::Open(open)) if asked_by.is_some() => {
+                let span = info_span!(
+                    "session",
+                    otel.kind = "server",
+                    potluck.session = %open.session,
+                    potluck.layers = %open.stage.layers,
+                    potluck.model = %open.stage.model.short(),
+                );
+                if let Some(stream) = self.open.get_mut(&stream) {
+                    stream.carries(span);
+                }
+                self.tell(Event::Frame { stream, frame: Frame::Open(open) });
+            }
+            Inbound::Frame(Frame::ListUpstreams) if asked_by.is_some() => {
+                let own = self.node.lending.get().map(|lending| self.asks.describe(lending));
+                let pages = self.lenders.pages(own, Instant::now());
+                self.answer_with(stream, pages.into_iter().map(Frame::Upstreams));
+            }
+            Inbound::Frame(Frame::Lend(lender)) if asked_by.is_some() => {
+                let gate = &self.node.identity.gate;
+                if let Err(error) = self.lenders.note(asked_by, lender, gate, (Instant::now(), utc_now())) {
+                    debug!(%error, "a lender was not noted");
+                }
+                self.answer_with(stream, [Frame::Upstreams(Upstreams::default())]);
+            }
+            Inbound::Asked(asking) => {
+                let Some(by) = asked_by else {
+                    // On a stream of our own nobody asks for anything: the machine says so.
+                    return self.tell(Event::Frame { stream, frame: Frame::Ask(asking.ask) });
+                };
+                let Some(stream) = self.take(stream) else { return };
+                let none = || Failure::new(FailureCode::NotServed, "this peer lends by no upstream");
+                let lending = self.node.lending.get().cloned().ok_or_else(none);
+                match lending
+                    .and_then(|lending| self.asks.room(by, asking.ask, lending.places).map(|room| (lending, room)))
+                {
+                    Ok((lending, room)) => {
+                        let stall = self.node.deadlines.stall;
+                        self.tasks.spawn(answer(lending, room, *asking, stream, stall));
+                    }
+                    Err(failure) => stream.end(failure),
+                }
+            }
             Inbound::Frame(frame) => self.tell(Event::Frame { stream, frame }),
             Inbound::Closed(failure) => {
                 if let Some(stream) = self.open.remove(&stream) {
@@ -315,8 +367,12 @@ impl Driver {
 
     /// Answers a question that is no session's business, and ends its stream.
     fn answer(&mut self, stream: StreamId, pages: Vec<Vec<SignedOffer>>) {
+        self.answer_with(stream, pages.into_iter().map(Frame::Offers));
+    }
+
+    fn answer_with(&mut self, stream: StreamId, frames: impl IntoIterator<Item = Frame>) {
         if let Some(mut stream) = self.take(stream) {
-            pages.into_iter().for_each(|page| stream.push(&Frame::Offers(page)));
+            frames.into_iter().for_each(|frame| stream.push(&frame));
             stream.end(Failure::new(FailureCode::Done, ""));
         }
     }
@@ -379,6 +435,11 @@ impl Driver {
                 if let Some(stream) = self.open.get_mut(&stream) {
                     stream.push(&frame);
                 }
+            }
+            Effect::Account { stream, mut account, next } => {
+                let rtt = next.and_then(|peer| self.node.path_to(peer)).map(|path| path.rtt.as_micros());
+                account.next_rtt_us = rtt.map(|us| u32::try_from(us).unwrap_or(u32::MAX));
+                self.perform(Effect::Send { stream, frame: Frame::Account(account) });
             }
             Effect::Limit { stream, frame_bytes_max } => {
                 if let Some(stream) = self.open.get(&stream) {

@@ -3,9 +3,10 @@
 use std::{collections::HashMap, time::Instant};
 
 use potluck_chain::{Answer, ClientSession, Effect, Event, Hop, SessionConfig, SessionError};
-use potluck_core::{Hidden, Rows, StageCommand, StageReply};
-use potluck_wire::{Failure, FailureCode};
+use potluck_core::{Account, Hidden, Rows, StageCommand, StageReply};
+use potluck_wire::{Failure, FailureCode, Frame};
 use tokio::{sync::mpsc, task::JoinSet, time::sleep_until};
+use tracing::{Span, info_span};
 
 use crate::{
     Link, NetError, Node, PathInfo,
@@ -42,6 +43,8 @@ pub enum SessionEvent {
         /// All logits, in order of token id.
         logits: Hidden,
     },
+    /// What each stage of the route has done for the session, in the route's order.
+    Accounts(Vec<Account>),
 }
 
 #[derive(Debug)]
@@ -61,6 +64,8 @@ pub struct Session {
     told: std::collections::VecDeque<Result<SessionEvent, SessionError>>,
     _tasks: JoinSet<()>,
     closed_bytes: (u64, u64),
+    /// As long as the session is open. Each peer of the route has one with the same session's id.
+    _span: Span,
 }
 
 impl Node {
@@ -87,9 +92,12 @@ impl Node {
             streams.insert(hop, Stream::start(&mut tasks, halves, events.clone(), label));
         }
         let own = own.into_iter().map(|port| connect_own(port, &events, &mut tasks)).collect();
+        let span =
+            info_span!("session", otel.kind = "client", potluck.session = %config.key.id, stages = config.route.len());
         let machine = ClientSession::new(Instant::now(), config)?;
         let told = Default::default();
-        let mut session = Session { machine, links, streams, own, inbox, told, _tasks: tasks, closed_bytes: (0, 0) };
+        let mut session =
+            Session { machine, links, streams, own, inbox, told, _tasks: tasks, closed_bytes: (0, 0), _span: span };
         session.perform_all();
         Ok(session)
     }
@@ -171,6 +179,16 @@ impl Session {
         Ok(())
     }
 
+    /// Asks each stage what it has done so far. See [`ClientSession::ask_accounts`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn ask_accounts(&mut self) -> Result<(), SessionError> {
+        self.machine.ask_accounts(Instant::now())?;
+        self.perform_all();
+        Ok(())
+    }
+
     /// What the session has to tell next. Safe to cancel: nothing is lost.
     ///
     /// # Errors
@@ -233,6 +251,9 @@ impl Session {
     fn happen(&mut self, happened: Happened) {
         match happened {
             Happened::Came { hop, what: Inbound::Frame(frame) } => self.tell(Event::Frame { hop, frame }),
+            Happened::Came { hop, what: Inbound::Asked(asking) } => {
+                self.tell(Event::Frame { hop, frame: Frame::Ask(asking.ask) });
+            }
             Happened::Came { hop, what: Inbound::Closed(failure) } => self.tell(Event::Closed { hop, failure }),
             Happened::Own { hop, reply } => self.tell(Event::Own { hop, reply }),
         }
@@ -283,6 +304,7 @@ impl Session {
             Effect::Row { sequence, row, logits } => {
                 self.told.push_back(Ok(SessionEvent::Row { sequence, row, logits }));
             }
+            Effect::Accounts(accounts) => self.told.push_back(Ok(SessionEvent::Accounts(accounts))),
             Effect::Failed(error) => self.told.push_back(Err(error)),
         }
     }

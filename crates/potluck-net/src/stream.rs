@@ -10,11 +10,13 @@ use std::{
 
 use bytes::Bytes;
 use iroh::endpoint::{ConnectionError, ReadError, RecvStream, SendStream, VarInt};
-use potluck_wire::{CONTROL_BYTES_MAX, Failure, FailureCode, Frame, FrameReader};
+use potluck_wire::{Ask, CONTROL_BYTES_MAX, Failure, FailureCode, Frame, FrameReader};
 use tokio::{
     sync::{mpsc, oneshot},
     task::{AbortHandle, JoinSet},
 };
+
+use tracing::Span;
 
 use crate::shelf::Turn;
 
@@ -38,8 +40,19 @@ const READ_BYTES: usize = 256 << 10;
 #[derive(Debug)]
 pub(crate) enum Inbound {
     Frame(Frame),
+    /// The stream's first frame is an ask: what follows is for whoever answers it, at its own pace.
+    Asked(Box<Asking>),
     /// Nothing more comes.
     Closed(Failure),
+}
+
+/// An ask, and where its body comes from.
+#[derive(Debug)]
+pub(crate) struct Asking {
+    pub(crate) ask: Ask,
+    pub(crate) recv: RecvStream,
+    /// With what has come already of the frames after it.
+    pub(crate) reader: FrameReader,
 }
 
 /// Our side of a stream. Dropped, it stops reading; what was given to it is still written.
@@ -52,7 +65,18 @@ pub(crate) struct Stream {
     written_bytes: u64,
     pending: Vec<u8>,
     _reader: Reading,
-    open: oneshot::Sender<Turn>,
+    open: oneshot::Sender<Ending>,
+    /// Of the session that it carries: it ends with the stream.
+    span: Option<Span>,
+}
+
+/// How a stream's owner lets go of it, where it does not just drop it.
+#[derive(Debug)]
+enum Ending {
+    /// What is left is a part of a model. The turn is over once it has been taken.
+    Part(Turn),
+    /// Somebody else writes from now on.
+    Given(oneshot::Sender<SendStream>),
 }
 
 /// A reader's task, which ends when this is dropped.
@@ -80,7 +104,22 @@ impl Stream {
         let reader = Reading(tasks.spawn(read(recv, limit.clone(), read_bytes.clone(), inbound, label)));
         let (open, closed) = oneshot::channel();
         tokio::spawn(write(send, queue, waiting_bytes.clone(), closed));
-        Self { writes, waiting_bytes, limit, read_bytes, written_bytes: 0, pending: Vec::new(), _reader: reader, open }
+        Self {
+            writes,
+            waiting_bytes,
+            limit,
+            read_bytes,
+            written_bytes: 0,
+            pending: Vec::new(),
+            _reader: reader,
+            open,
+            span: None,
+        }
+    }
+
+    /// A session is carried on it: the session's span ends with it.
+    pub(crate) fn carries(&mut self, span: Span) {
+        self.span = Some(span);
     }
 
     /// Frames that arrive may be so long from now on.
@@ -137,8 +176,17 @@ impl Stream {
         if self.flush().is_ok() {
             let Self { open, .. } = self;
             // A writer that is gone needs no time.
-            let _ = open.send(turn);
+            let _ = open.send(Ending::Part(turn));
         }
+    }
+
+    /// Gives the writing half to somebody else. Nothing may have been pushed.
+    pub(crate) async fn give(self) -> Option<SendStream> {
+        // What writes ends when its queue does: that stays open until it has let go.
+        let Self { open, writes: _queue, .. } = self;
+        let (to, given) = oneshot::channel();
+        open.send(Ending::Given(to)).ok()?;
+        given.await.ok()
     }
 }
 
@@ -147,7 +195,7 @@ async fn write(
     mut send: SendStream,
     mut queue: mpsc::Receiver<Bytes>,
     waiting_bytes: Arc<AtomicUsize>,
-    closed: oneshot::Receiver<Turn>,
+    closed: oneshot::Receiver<Ending>,
 ) {
     let drained = async {
         while let Some(bytes) = queue.recv().await {
@@ -162,16 +210,23 @@ async fn write(
         }
     };
     let overdue = async {
-        // The owner drops its half, or hands on its turn.
-        let turn = closed.await.ok();
-        tokio::time::sleep(if turn.is_some() { PART_DEADLINE } else { DRAIN_DEADLINE }).await;
+        // The owner drops its half, hands on its turn, or the stream itself.
+        let (patience, _turn) = match closed.await {
+            Ok(Ending::Given(to)) => return Some(to),
+            Ok(Ending::Part(turn)) => (PART_DEADLINE, Some(turn)),
+            Err(_) => (DRAIN_DEADLINE, None),
+        };
+        tokio::time::sleep(patience).await;
+        None
     };
     let late = tokio::select! {
-        () = drained => false,
-        () = overdue => true,
+        () = drained => return,
+        late = overdue => late,
     };
-    if late {
-        let _ = send.reset(VarInt::from_u32(FailureCode::OverBudget.number()));
+    match late {
+        // Whoever is gone gets a stream that is dropped, and so finished.
+        Some(to) => drop(to.send(send)),
+        None => drop(send.reset(VarInt::from_u32(FailureCode::OverBudget.number()))),
     }
 }
 
@@ -183,6 +238,7 @@ async fn read<T: Send + 'static>(
     label: impl Fn(Inbound) -> T + Send + 'static,
 ) {
     let mut reader = FrameReader::new(CONTROL_BYTES_MAX);
+    let mut first = true;
     let failure = loop {
         let chunk = recv.read_chunk(READ_BYTES).await;
         match chunk {
@@ -197,7 +253,13 @@ async fn read<T: Send + 'static>(
         let bad = loop {
             match reader.next() {
                 Ok(None) => break None,
+                Ok(Some(Frame::Ask(ask))) if first => {
+                    let asking = Box::new(Asking { ask, recv, reader });
+                    let _ = inbound.send(label(Inbound::Asked(asking))).await;
+                    return;
+                }
                 Ok(Some(frame)) => {
+                    first = false;
                     if inbound.send(label(Inbound::Frame(frame))).await.is_err() {
                         return;
                     }

@@ -8,7 +8,7 @@ use potluck_chain::{Deadlines, Hop, OwnStage, RemoteStage, SessionConfig, Sessio
 use potluck_core::{CacheId, LayerRange, Logits, Rows, SecretKey, SessionId, SessionKey, Stage as _, StageReply};
 use potluck_grant::{Gate, Root};
 use potluck_net::{
-    Bind, Identity, NetDeadlines, NetError, Node, NodeConfig, OwnPort, Serving, SessionEvent, StagePort, serve,
+    Bind, Identity, Lan, NetDeadlines, NetError, Node, NodeConfig, OwnPort, Serving, SessionEvent, StagePort, serve,
 };
 use potluck_peer::{Peer, PeerConfig};
 use potluck_sim::toy::{self, ToyStage};
@@ -27,7 +27,7 @@ async fn node_of(key: u8, grants: &Root, gate: Gate) -> Node {
     let grant = grants.grant(key.peer_id(), 4_000_000_000).unwrap().into_bytes();
     let identity = Identity { key, grant, gate };
     let deadlines = NetDeadlines::default();
-    Node::bind(NodeConfig { identity, bind: Bind::Loopback, relay: None, deadlines }).await.unwrap()
+    Node::bind(NodeConfig { identity, bind: Bind::Loopback, lan: Lan::Off, relay: None, deadlines }).await.unwrap()
 }
 
 async fn node(key: u8) -> Node {

@@ -13,11 +13,11 @@ use iroh::{
 };
 use potluck_core::{Offer, Rows, SessionId, SessionKey, StageSpeed};
 use potluck_grant::Root;
-use potluck_net::{NetDeadlines, NetError, Node, Serving};
+use potluck_net::{Lending, NetDeadlines, NetError, Node, Serving};
 use potluck_sim::toy;
 use potluck_wire::{
-    ALPN, Codec, CodecSet, FailureCode, Frame, FrameReader, Hello, HopOpen, NextHop, OpenSession, PreviousHop,
-    StepFrame, TEXT_BYTES_MAX, answer_frame_bytes_max, step_frame_bytes_max,
+    ALPN, ASK_BYTES_MAX, Ask, Codec, CodecSet, FailureCode, Frame, FrameReader, Hello, HopOpen, NextHop, OpenSession,
+    PreviousHop, StepFrame, TEXT_BYTES_MAX, Upstream, answer_frame_bytes_max, step_frame_bytes_max,
 };
 use swarm::{CONTEXT, FAR, grant_of, key, lend, node, root, spec};
 
@@ -312,6 +312,54 @@ async fn a_grant_that_expires_opens_nothing_more() {
     };
     tokio::time::timeout(PATIENCE, refused).await.unwrap();
     assert_eq!(member.closed().await, FailureCode::NotAdmitted);
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_request_to_an_upstream_that_is_not_what_it_announces() {
+    let mut victim = Victim::start().await;
+    let (_offered, watched) = tokio::sync::watch::channel(Upstream::default());
+    let (asks, mut asked) = tokio::sync::mpsc::channel(1);
+    victim.node.lend(Lending { offered: watched, asks, places: 8 });
+    let member = Attacker::member(&victim, 66).await;
+    let ask = |bytes| Frame::Ask(Ask { endpoint: potluck_core::Endpoint::Completions, bytes });
+    let part = |bytes| Frame::Part(vec![7; bytes]);
+    for frames in [
+        vec![ask(10), part(11)],
+        vec![ask(10), part(4), part(7)],
+        vec![ask(10), part(0)],
+        vec![ask(10), Frame::ListModels],
+        vec![ask(10), ask(10)],
+        // More than any request may have is no frame.
+        vec![ask(ASK_BYTES_MAX + 1)],
+    ] {
+        let mut stream = member.stream().await;
+        for frame in &frames {
+            stream.send(frame).await;
+        }
+        assert_eq!(stream.failed().await, FailureCode::Protocol, "{frames:?}");
+    }
+    // Half a request, and then the end; and one whose sender goes before it is answered.
+    let mut stream = member.stream().await;
+    stream.send(&ask(10)).await;
+    stream.send(&part(4)).await;
+    stream.send.finish().unwrap();
+    assert_eq!(stream.next().await, None);
+    assert!(asked.try_recv().is_err(), "nothing of all that has reached the upstream");
+    let mut stream = member.stream().await;
+    stream.send(&ask(3)).await;
+    stream.send(&part(3)).await;
+    let request = tokio::time::timeout(PATIENCE, asked.recv()).await.unwrap().unwrap();
+    assert_eq!(request.body, vec![7; 3]);
+    stream.send(&part(1)).await;
+    tokio::time::timeout(PATIENCE, request.reply.closed()).await.expect("more than was announced ends it");
+    drop(stream);
+    // An ask that is not a stream's first frame is the session's to refuse.
+    let mut stream = member.stream().await;
+    stream.send(&open(1, 0)).await;
+    assert_eq!(stream.frame().await, Frame::Ready);
+    stream.send(&ask(3)).await;
+    assert_eq!(stream.failed().await, FailureCode::Protocol);
     victim.is_unharmed().await;
 }
 

@@ -13,7 +13,7 @@ use std::{
 
 use potluck_core::PeerId;
 use potluck_grant::{Gate, Root};
-use potluck_net::{Bind, Door, Identity, NetDeadlines, NetError, Node, NodeConfig, Serving};
+use potluck_net::{Bind, Door, Identity, Lan, NetDeadlines, NetError, Node, NodeConfig, Serving};
 use potluck_wire::{FailureCode, JOIN_KEYS_MAX, Joined, PeerAddress};
 use swarm::{FAR, grant_of, key, lend, node, root, spec};
 
@@ -30,7 +30,7 @@ async fn inviter() -> (Node, Serving) {
 async fn newcomer(n: u8) -> Node {
     let identity = Identity { key: key(n), grant: Vec::new(), gate: Gate::new(root().public()) };
     let deadlines = NetDeadlines::default();
-    Node::bind(NodeConfig { identity, bind: Bind::Loopback, relay: None, deadlines }).await.unwrap()
+    Node::bind(NodeConfig { identity, bind: Bind::Loopback, lan: Lan::Off, relay: None, deadlines }).await.unwrap()
 }
 
 /// Grants of that root for whoever knows the secret, and how often it was asked.
@@ -70,7 +70,9 @@ async fn whoever_was_let_in_is_a_member() {
     for (n, grant) in [9, 10].into_iter().zip(joined.grants) {
         let identity = Identity { key: key(n), grant, gate: Gate::new(root().public()) };
         let deadlines = NetDeadlines::default();
-        let member = Node::bind(NodeConfig { identity, bind: Bind::Loopback, relay: None, deadlines }).await.unwrap();
+        let member = Node::bind(NodeConfig { identity, bind: Bind::Loopback, lan: Lan::Off, relay: None, deadlines })
+            .await
+            .unwrap();
         assert_eq!(member.offers(&host.address()).await.unwrap().len(), 0);
         member.close().await;
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use potluck_core::{PeerId, StageCommand, StageReply};
+use potluck_core::{Account, PeerId, StageCommand, StageReply};
 use potluck_grant::Member;
 use potluck_wire::{Failure, Frame, PeerAddress};
 
@@ -100,6 +100,15 @@ pub enum Effect {
         stream: StreamId,
         /// The frame.
         frame: Frame,
+    },
+    /// Send an account, and in it how long the way to the next peer and back takes, if there is one.
+    Account {
+        /// On this stream.
+        stream: StreamId,
+        /// The account, but for that time.
+        account: Account,
+        /// The next peer.
+        next: Option<PeerId>,
     },
     /// Frames on this stream may be so long from now on (they start at `CONTROL_BYTES_MAX`).
     Limit {

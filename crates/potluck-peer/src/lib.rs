@@ -13,6 +13,7 @@
 //! session of the same client; a session that ends, for whatever reason, frees its cache and ends on every stream it
 //! had; each wait has a deadline. A stranger's frame ends the stream it came on and nothing else.
 
+mod account;
 mod event;
 mod open;
 mod peer;

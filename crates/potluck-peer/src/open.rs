@@ -69,6 +69,7 @@ impl Peer {
             answered: None,
             row_wanted: None,
             in_flight: Default::default(),
+            tally: Default::default(),
             last_step: now.instant,
             opened: now.instant,
             open,
@@ -277,7 +278,7 @@ impl Peer {
 }
 
 /// The peer that a session's steps are passed to, if it is not the client.
-fn next_peer(open: &OpenSession) -> Option<PeerId> {
+pub(crate) fn next_peer(open: &OpenSession) -> Option<PeerId> {
     match &open.next {
         NextHop::Client => None,
         NextHop::Peer { address, .. } => Some(address.peer),

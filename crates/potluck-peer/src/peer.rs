@@ -78,6 +78,7 @@ pub struct Peer {
     stale_frames: u64,
     failed_sessions: u64,
     pub(crate) draining: bool,
+    pub(crate) stopwatch: Option<fn() -> Instant>,
 }
 
 /// How much of a peer is in use: what tests and metrics look at.
@@ -117,7 +118,13 @@ impl Peer {
             stale_frames: 0,
             failed_sessions: 0,
             draining: false,
+            stopwatch: None,
         }
+    }
+
+    /// What reads the time within an event, for sessions' accounts. Without it, as in the simulator, coding takes no time.
+    pub fn set_stopwatch(&mut self, read: fn() -> Instant) {
+        self.stopwatch = Some(read);
     }
 
     /// Takes no new sessions from now on; those that are open go on to their end.
@@ -164,7 +171,7 @@ impl Peer {
             Event::Stage { stage, reply } => self.stage_replied(now, stage, reply),
             Event::Timeout => self.expire(now.instant),
         }
-        self.run_stages();
+        self.run_stages(now.instant);
     }
 
     /// What is to be done now; `None` until the next event.
@@ -186,6 +193,7 @@ impl Peer {
             (Role::Client(key) | Role::HopIn(key), Frame::Step(step)) => self.step_came(now, stream, key, &step),
             (Role::Client(key) | Role::HopOut(key), Frame::Credit { frames }) => self.credited(stream, key, frames),
             (Role::Client(key), Frame::RowRequest { sequence, row }) => self.row_requested(key, sequence, row),
+            (Role::Client(key), Frame::AskAccount) => self.account_asked(stream, key),
             (Role::HopOut(key), Frame::HopReady) => self.next_confirmed(key),
             (_, Frame::Failed(failure)) => {
                 self.effects.push_back(Effect::Close { stream, failure: Failure::new(FailureCode::Done, "") });
@@ -290,9 +298,10 @@ impl Peer {
         self.stale_frames += 1;
     }
 
-    fn run_stages(&mut self) {
+    fn run_stages(&mut self, event: Instant) {
+        let now = self.watch(event).now();
         for (slot, stage) in self.stages.iter_mut().enumerate() {
-            if let Some((batch, steps)) = stage.next_batch() {
+            if let Some((batch, steps)) = stage.next_batch(now) {
                 let command = StageCommand::Forward { batch, steps };
                 self.effects.push_back(Effect::Stage { stage: StageSlot(slot as u16), command });
             }
@@ -302,7 +311,9 @@ impl Peer {
     fn stage_replied(&mut self, now: Now, slot: StageSlot, reply: StageReply) {
         match reply {
             StageReply::Opened { cache, result } => self.cache_opened(slot, cache, result),
-            StageReply::Forwarded { batch, results, .. } => self.forwarded(now, slot, batch, results),
+            StageReply::Forwarded { batch, results, compute_us } => {
+                self.forwarded(now, slot, (batch, Duration::from_micros(compute_us)), results);
+            }
             StageReply::Row { cache, row, result } => self.row_came(slot, cache, row, result),
             StageReply::Lost { reason } => self.stage_lost(slot, &reason),
             StageReply::Ready(shape) => {

@@ -1,6 +1,9 @@
 //! The queue in front of a stage: which steps run next, and which caches are taken.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Instant,
+};
 
 use potluck_core::{CacheId, SessionKey, StageShape, Step};
 
@@ -15,6 +18,7 @@ pub(crate) struct Queued {
     pub(crate) serial: u64,
     pub(crate) sequence: u32,
     pub(crate) count: u16,
+    pub(crate) arrived: Instant,
     pub(crate) step: Step,
 }
 
@@ -33,6 +37,16 @@ pub(crate) struct Running {
     pub(crate) session: SessionKey,
     pub(crate) serial: u64,
     pub(crate) sequence: u32,
+    pub(crate) count: u16,
+    pub(crate) arrived: Instant,
+}
+
+/// A batch that runs.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    number: u64,
+    pub(crate) begun: Instant,
+    pub(crate) steps: Vec<Running>,
 }
 
 /// One stage as its peer sees it.
@@ -43,7 +57,7 @@ pub(crate) struct StageQueue {
     /// Sessions with steps waiting, each once, in the order in which they are served.
     turn: VecDeque<SessionKey>,
     waiting: BTreeMap<SessionKey, VecDeque<Queued>>,
-    running: Option<(u64, Vec<Running>)>,
+    running: Option<Batch>,
     batches: u64,
     last_was_long: bool,
     caches: BTreeSet<CacheId>,
@@ -134,7 +148,7 @@ impl StageQueue {
     ///
     /// Exact: one step. Otherwise the steps of as many sessions as have the same, small number of rows as the first
     /// in turn. Short and long steps alternate where both wait, so that neither a prefill nor a decode starves.
-    pub(crate) fn next_batch(&mut self) -> Option<(u64, Vec<Step>)> {
+    pub(crate) fn next_batch(&mut self, now: Instant) -> Option<(u64, Vec<Step>)> {
         if !self.ready || self.running.is_some() {
             return None;
         }
@@ -155,20 +169,18 @@ impl StageQueue {
         let mut steps = Vec::new();
         for session in shared {
             let Some(queued) = self.pop(session) else { continue };
-            running.push(Running { session, serial: queued.serial, sequence: queued.sequence });
-            steps.push(queued.step);
+            let Queued { serial, sequence, count, arrived, step } = queued;
+            running.push(Running { session, serial, sequence, count, arrived });
+            steps.push(step);
         }
         self.batches += 1;
-        self.running = Some((self.batches, running));
+        self.running = Some(Batch { number: self.batches, begun: now, steps: running });
         Some((self.batches, steps))
     }
 
     /// The batch that ended, if it is the one that runs.
-    pub(crate) fn finish(&mut self, batch: u64) -> Option<Vec<Running>> {
-        if self.running.as_ref().is_some_and(|(running, _)| *running == batch) {
-            return self.running.take().map(|(_, steps)| steps);
-        }
-        None
+    pub(crate) fn finish(&mut self, batch: u64) -> Option<Batch> {
+        self.running.take_if(|running| running.number == batch)
     }
 
     /// The engine is gone, and every cache with it.
@@ -213,6 +225,7 @@ impl StageQueue {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test is its own driver")]
 mod tests {
     use super::*;
     use potluck_core::{Input, LayerRange, ModelId, PeerId, Rows, SessionId, StageSpec};
@@ -242,13 +255,17 @@ mod tests {
     fn push(queue: &mut StageQueue, session: u8, sequence: u32, count: u16) {
         let input = Input::Tokens(vec![0; count.into()]);
         let step = Step { cache: CacheId(session.into()), start: 0, input, rows: Rows::Last, top: 1 };
-        queue.push(key(session), Queued { serial: 0, sequence, count, step });
+        queue.push(key(session), Queued { serial: 0, sequence, count, arrived: Instant::now(), step });
+    }
+
+    fn next(queue: &mut StageQueue) -> Option<(u64, Vec<Step>)> {
+        queue.next_batch(Instant::now())
     }
 
     fn run(queue: &mut StageQueue) -> Vec<(u8, u32)> {
-        let (batch, _) = queue.next_batch().unwrap();
-        assert!(queue.next_batch().is_none(), "one batch at a time");
-        queue.finish(batch).unwrap().iter().map(|r| (r.session.client.as_bytes()[0], r.sequence)).collect()
+        let (batch, _) = next(queue).unwrap();
+        assert!(next(queue).is_none(), "one batch at a time");
+        queue.finish(batch).unwrap().steps.iter().map(|r| (r.session.client.as_bytes()[0], r.sequence)).collect()
     }
 
     #[test]
@@ -259,7 +276,7 @@ mod tests {
         }
         assert_eq!(run(&mut queue), [(1, 0), (2, 0), (3, 0)]);
         assert_eq!(run(&mut queue), [(1, 1)]);
-        assert!(queue.next_batch().is_none());
+        assert!(next(&mut queue).is_none());
     }
 
     #[test]
@@ -294,7 +311,7 @@ mod tests {
         push(&mut queue, 1, 0, 1);
         queue.forget(key(1), CacheId(2), true);
         assert_eq!(queue.take_cache(), Some(CacheId(2)));
-        assert!(queue.next_batch().is_none(), "the steps of a session that ended are dropped");
+        assert!(next(&mut queue).is_none(), "the steps of a session that ended are dropped");
         assert_eq!(queue.waiting_bytes(), 0);
     }
 
@@ -313,11 +330,11 @@ mod tests {
     fn a_late_batch_is_not_taken_for_the_present_one() {
         let mut queue = queue(false);
         push(&mut queue, 1, 0, 1);
-        let (old, _) = queue.next_batch().unwrap();
+        let (old, _) = next(&mut queue).unwrap();
         queue.lose();
         queue.revive(queue.shape().clone());
         push(&mut queue, 2, 0, 1);
-        let (new, _) = queue.next_batch().unwrap();
+        let (new, _) = next(&mut queue).unwrap();
         assert!(queue.finish(old).is_none());
         assert!(queue.finish(new).is_some());
     }

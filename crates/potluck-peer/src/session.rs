@@ -9,7 +9,7 @@ use potluck_wire::{
     answer_frame_bytes_max,
 };
 
-use crate::{StageSlot, StreamId};
+use crate::{StageSlot, StreamId, account::Tally};
 
 /// Frames of one session that may come twice or late. Streams are reliable and in order: more is malice, and ends it.
 const STALE_FRAMES_MAX: u32 = 1_024;
@@ -50,6 +50,8 @@ pub(crate) struct Session {
     pub(crate) stale: u32,
     /// Steps that have arrived and whose output has not left.
     pub(crate) in_flight: VecDeque<StepHead>,
+    /// What was done for it here.
+    pub(crate) tally: Tally,
     pub(crate) last_step: Instant,
     pub(crate) opened: Instant,
 }

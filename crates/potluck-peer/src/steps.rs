@@ -1,5 +1,7 @@
 //! How a step passes through: from a stream to the stage, and its output to the next.
 
+use std::time::Duration;
+
 use potluck_core::{CacheId, Hidden, Output, SessionKey, StageCommand, StageError, Step};
 use potluck_wire::{Failure, FailureCode, Frame, StepFrame};
 
@@ -11,18 +13,23 @@ use crate::{
 
 impl Peer {
     pub(crate) fn step_came(&mut self, now: Now, stream: StreamId, key: SessionKey, frame: &StepFrame) {
+        let watch = self.watch(now.instant);
         let Some(session) = self.sessions.get_mut(&key) else { return };
         if session.step_stream() != Some(stream) {
             let failure = Failure::new(FailureCode::Protocol, "steps of this session come from another peer");
             return self.misbehaved(stream, failure);
         }
+        let before = watch.now();
         match session.arrive(now.instant, frame) {
             Ok(Arrival::Stale) => self.count_stale(),
             Ok(Arrival::Run(input)) => {
+                let arrived = watch.now();
+                session.tally.codec += arrived - before;
+                session.tally.bytes_in += frame.bytes() as u64;
                 let StepFrame { sequence, start, count, rows, top, .. } = *frame;
                 let step = Step { cache: session.cache, start, input, rows, top };
                 let (slot, serial) = (session.slot, session.serial);
-                self.enqueue(stream, slot, key, Queued { serial, sequence, count, step });
+                self.enqueue(stream, slot, key, Queued { serial, sequence, count, arrived, step });
             }
             Err(failure) => self.misbehaved(stream, failure),
         }
@@ -32,21 +39,27 @@ impl Peer {
         &mut self,
         now: Now,
         slot: StageSlot,
-        batch: u64,
+        (batch, compute): (u64, Duration),
         results: Vec<Result<Output, StageError>>,
     ) {
-        let Some(running) = self.stages.get_mut(usize::from(slot.0)).and_then(|stage| stage.finish(batch)) else {
+        let watch = self.watch(now.instant);
+        let Some(batch) = self.stages.get_mut(usize::from(slot.0)).and_then(|stage| stage.finish(batch)) else {
             return;
         };
-        for (ran, result) in running.iter().zip(results) {
+        let away = now.instant.saturating_duration_since(batch.begun);
+        for (ran, result) in batch.steps.iter().zip(results) {
             // The session may have ended, and its name been used again, while its step ran.
             let same = |session: &&mut Session| session.serial == ran.serial;
             let Some(session) = self.sessions.get_mut(&ran.session).filter(same) else { continue };
             session.last_step = now.instant;
+            session.tally.ran(ran.count, batch.begun.saturating_duration_since(ran.arrived), away, compute);
+            let before = watch.now();
             let labelled =
                 result.map_err(|error| engine_failure(&error)).and_then(|out| session.label(ran.sequence, out));
             match labelled {
                 Ok(frame) => {
+                    session.tally.codec += watch.now() - before;
+                    session.tally.bytes_out += frame_bytes(&frame) as u64;
                     session.outbox.push_back(frame);
                     self.flush(ran.session);
                 }
@@ -108,6 +121,15 @@ impl Peer {
             (_, Err(error)) => self.end_session(key, engine_failure(&error)),
             (None, Ok(_)) => {}
         }
+    }
+}
+
+/// Bytes of what carries a step on.
+fn frame_bytes(frame: &Frame) -> usize {
+    match frame {
+        Frame::Step(step) => step.bytes(),
+        Frame::Answer(answer) => answer.bytes(),
+        _ => 0,
     }
 }
 

@@ -5,8 +5,8 @@
 use std::time::{Duration, Instant};
 
 use potluck_core::{
-    CacheId, Hidden, LayerRange, ModelId, Output, PeerId, Rows, SecretKey, SessionId, SessionKey, StageCommand,
-    StageReply, StageShape, StageSpec,
+    Account, CacheId, Hidden, LayerRange, ModelId, Output, PeerId, Rows, SecretKey, SessionId, SessionKey,
+    StageCommand, StageReply, StageShape, StageSpec,
 };
 use potluck_grant::{Gate, Member, Root};
 use potluck_peer::{DRAIN_REST, DialId, Effect, Event, Now, Peer, PeerConfig, StageSlot, StreamId};
@@ -177,6 +177,36 @@ fn a_step_goes_to_the_stage_and_its_output_to_the_next_peer() {
     out.payload = vec![0; 0];
     Codec::F32.encode(&[2.0; 8], 4, &mut out.payload).unwrap();
     assert!(sends(&effects, 3, &Frame::Step(out)), "{effects:?}");
+}
+
+#[test]
+fn an_account_is_the_clients_to_ask_for_and_tells_waiting_from_computing() {
+    let mut test = ready();
+    test.frame(2, Frame::Step(step(0, 0, 0, 2)));
+    test.frame(2, Frame::Step(step(1, 0, 2, 3)));
+    for batch in 1..=2 {
+        test.seconds += 2;
+        let results = vec![Ok(Output::Hidden(Hidden(vec![2.0; if batch == 1 { 8 } else { 12 }])))];
+        let reply = StageReply::Forwarded { batch, results, compute_us: 1_500_000 };
+        test.tell(Event::Stage { stage: StageSlot(0), reply });
+    }
+    let effects = test.frame(1, Frame::AskAccount);
+    let [Effect::Account { stream: StreamId(1), account, next }] = &effects[..] else { panic!("{effects:?}") };
+    let expected = Account {
+        steps: 2,
+        positions: 5,
+        // The second step came with the first, and waited for as long as that was away.
+        queue_us: 2_000_000,
+        compute_us: 3_000_000,
+        handover_us: 1_000_000,
+        codec_us: 0,
+        bytes_in: 2 * 24 + 5 * 4 * 4,
+        bytes_out: 2 * 24 + 5 * 4 * 4,
+        next_rtt_us: None,
+    };
+    assert_eq!((account, next), (&expected, &Some(id(3))));
+    let effects = test.frame(2, Frame::AskAccount);
+    assert_eq!(closes(&effects, 2).unwrap().code, FailureCode::Protocol, "a neighbour has no business with it");
 }
 
 #[test]

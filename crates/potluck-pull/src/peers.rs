@@ -20,7 +20,7 @@ use tokio::{
     time::sleep_until,
 };
 
-use crate::{Ask, Item, PullError, Schedule, Setback, SourceId};
+use crate::{Ask, Item, PullError, RoomFor, Schedule, Setback, SourceId};
 
 /// How long nothing may come from anybody before a pull is given up. What has come is kept.
 const GIVE_UP: Duration = Duration::from_secs(60);
@@ -110,16 +110,17 @@ async fn manifest_from(node: &Node, peer: &PeerAddress, model: ModelId) -> Resul
 }
 
 /// Pulls these tensors (numbers in the manifest) of a model that the catalogue knows, from all of these peers that have
-/// them. Those that are here are left alone.
+/// them. Those that are here are left alone. `room`: asked once somebody is known who has something, before the first byte.
 ///
 /// # Errors
-/// `Gone` where nobody has what is left, or nothing came for a minute; `Store` where it cannot be written.
+/// `Gone` where nobody has what is left, or nothing came for a minute; `Store` where there is no room, or it cannot be written.
 pub async fn pull(
     node: &Node,
     catalogue: &Catalogue,
     entry: &Entry,
     tensors: &[usize],
     peers: &[PeerAddress],
+    room: &mut RoomFor<'_>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Pulled, PullError> {
     let wanted: Vec<usize> = tensors.iter().copied().filter(|&t| missing(entry, t)).collect();
@@ -130,6 +131,7 @@ pub async fn pull(
     }
     let mut pull = Puller::start(node, catalogue, entry, wanted, wanted_bytes).await?;
     pull.find_sources(peers).await?;
+    room(wanted_bytes)?;
     pull.run(progress).await
 }
 

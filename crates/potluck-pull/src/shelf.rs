@@ -103,6 +103,8 @@ impl Library {
             let tensor = tensors.get(number as usize).filter(|tensor| here.entry.has(tensor));
             tensor.ok_or_else(|| not_here("this tensor is not here"))
         };
+        // Who is asked for a model uses it.
+        self.note_use(fetch.model);
         match fetch.part {
             Part::Held => {
                 let mut bits = vec![0u8; tensors.len().div_ceil(8)];
@@ -124,6 +126,13 @@ impl Library {
                 let read = read_piece(&here.entry, tensor(number)?, piece.into());
                 Ok(Frame::Part(read.map_err(|error| failed(&error))?))
             }
+        }
+    }
+
+    fn note_use(&self, model: ModelId) {
+        let folder = self.lock().folder.clone();
+        if let Err(error) = Catalogue::open(&folder).and_then(|catalogue| catalogue.note_use(model)) {
+            tracing::warn!("that a model was asked for could not be noted: {error}");
         }
     }
 

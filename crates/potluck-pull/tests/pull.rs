@@ -19,7 +19,7 @@ use potluck_model::{
     gguf::{self, TensorSpec},
     slice, types,
 };
-use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig, Question, Serving, Shelf, serve};
+use potluck_net::{Bind, Identity, Lan, NetDeadlines, Node, NodeConfig, Question, Serving, Shelf, serve};
 use potluck_peer::{Peer, PeerConfig};
 use potluck_pull::{Library, PullError, Pulled, manifest, pull, shared};
 use potluck_store::{Catalogue, Entry, Locations, Progress, StoreError, open_stage, open_whole, verify};
@@ -98,7 +98,7 @@ async fn node(n: u8) -> Node {
     let grant = root().grant(key.peer_id(), 4_000_000_000).unwrap().into_bytes();
     let identity = Identity { key, grant, gate: Gate::new(root().public()) };
     let deadlines = NetDeadlines { stall: Duration::from_secs(2), ..NetDeadlines::default() };
-    Node::bind(NodeConfig { identity, bind: Bind::Loopback, relay: None, deadlines }).await.unwrap()
+    Node::bind(NodeConfig { identity, bind: Bind::Loopback, lan: Lan::Off, relay: None, deadlines }).await.unwrap()
 }
 
 /// A peer that serves nothing and shares what is on its shelf, for as long as this is kept.
@@ -150,7 +150,7 @@ fn of_layers(entry: &Entry, layers: LayerRange) -> Vec<usize> {
 }
 
 async fn pull_all(client: &Node, to: &Machine, entry: &Entry, from: &[PeerAddress]) -> Result<Pulled, PullError> {
-    pull(client, &to.catalogue(), entry, &all(entry), from, &mut |_| {}).await
+    pull(client, &to.catalogue(), entry, &all(entry), from, &mut |_| Ok(()), &mut |_| {}).await
 }
 
 /// What the newcomer knows before it has any tensor.
@@ -181,7 +181,8 @@ async fn three_peers_share_the_work_and_the_model_is_the_same() {
         assert!(progress.done >= last && progress.done <= progress.total);
         last = progress.done;
     };
-    let pulled = pull(&client, &here.catalogue(), &entry, &tensors, &addresses, &mut watch).await.unwrap();
+    let pulled =
+        pull(&client, &here.catalogue(), &entry, &tensors, &addresses, &mut |_| Ok(()), &mut watch).await.unwrap();
     assert_eq!(last, original.manifest.bytes());
     assert!(pulled.entry.is_whole());
     assert_eq!(pulled.from.len(), 3, "each had its part: {:?}", pulled.from);
@@ -206,8 +207,17 @@ async fn a_peer_gets_its_layers_and_no_more_and_passes_them_on() {
     let entry = noted(&second_node, &second, original.id, from_ref(&first.address)).await;
     let tensors = of_layers(&entry, layers);
     let own: u64 = tensors.iter().map(|&t| entry.manifest.tensors[t].bytes).sum();
-    let pulled =
-        pull(&second_node, &second.catalogue(), &entry, &tensors, from_ref(&first.address), &mut |_| {}).await.unwrap();
+    let pulled = pull(
+        &second_node,
+        &second.catalogue(),
+        &entry,
+        &tensors,
+        from_ref(&first.address),
+        &mut |_| Ok(()),
+        &mut |_| {},
+    )
+    .await
+    .unwrap();
     assert_eq!((pulled.wanted_bytes, pulled.entry.held_bytes()), (own, own));
     assert!(own < original.manifest.bytes() && pulled.received_bytes < own * 105 / 100);
     open_stage(&pulled.entry, &slice::plan(&entry.manifest, layers, false, true).unwrap()).unwrap();
@@ -216,7 +226,9 @@ async fn a_peer_gets_its_layers_and_no_more_and_passes_them_on() {
     let from = sharer(3, Some(shelf(second.folder(), original.id))).await;
     let (client, third) = (node(9).await, Machine::empty());
     let entry = noted(&client, &third, original.id, from_ref(&from.address)).await;
-    let pulled = pull(&client, &third.catalogue(), &entry, &tensors, from_ref(&from.address), &mut |_| {}).await;
+    let pulled =
+        pull(&client, &third.catalogue(), &entry, &tensors, from_ref(&from.address), &mut |_| Ok(()), &mut |_| {})
+            .await;
     verify(&pulled.unwrap().entry, None, &mut |_| {}).unwrap();
     let rest = pull_all(&client, &third, &entry, from_ref(&from.address)).await;
     assert!(matches!(rest, Err(PullError::Gone { .. })), "{rest:?}");

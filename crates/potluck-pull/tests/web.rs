@@ -20,7 +20,7 @@ use potluck_model::{
     gguf::{self, TensorSpec},
     types,
 };
-use potluck_pull::{Address, PullError, Web};
+use potluck_pull::{Address, Coming, PullError, Web};
 use potluck_store::{Catalogue, Locations, Source, StoreError};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -185,8 +185,9 @@ impl Test {
 
     async fn get(&self, text: &str) -> Result<Source, PullError> {
         let mut last = (0, 0);
-        let got =
-            self.web.get(&Address::of(text).unwrap(), &mut |progress| last = (progress.done, progress.total)).await;
+        let (address, mut progress) =
+            (Address::of(text).unwrap(), |coming: Coming| last = (coming.all.done, coming.all.total));
+        let got = self.web.get(&address, &mut |_| Ok(()), &mut progress).await;
         if got.is_ok() {
             assert!(last.0 == last.1 && last.1 >= self.site.model.len() as u64, "{last:?}");
         }
@@ -223,7 +224,7 @@ async fn a_repository_s_model_lands_in_hugging_face_s_cache() {
     assert!(matches!(test.get("hf:org/absent").await, Err(PullError::Missing(_))));
     let places = Locations { ollama: "x".into(), huggingface: "x".into(), extracted: "x".into() };
     let stranger = Web::new(&test.url, None, places, "x".into()).unwrap();
-    let refused = stranger.get(&Address::of("hf:org/tiny").unwrap(), &mut |_| {}).await;
+    let refused = stranger.get(&Address::of("hf:org/tiny").unwrap(), &mut |_| Ok(()), &mut |_| {}).await;
     assert!(matches!(refused, Err(PullError::NotAllowed(_))), "{refused:?}");
 }
 
@@ -268,4 +269,35 @@ async fn a_file_without_an_end_is_refused_and_one_process_fetches_at_a_time() {
     let source = first.unwrap();
     assert!(matches!(second, Err(PullError::Store(StoreError::Locked { .. }))), "{second:?}");
     test.check(&source, &address);
+}
+
+#[tokio::test]
+async fn room_is_asked_for_before_the_first_byte_and_once() {
+    let test = Test::new(1, false).await;
+    let registry = test.url.trim_start_matches("http://");
+    let model = test.site.model.len() as u64;
+    let asked = Mutex::new(Vec::new());
+    let full = |bytes| {
+        asked.lock().unwrap().push(bytes);
+        Err(StoreError::NoRoom { wanted: bytes, short: 1, quota: None, in_use: vec![], removable: vec![] })
+    };
+    for text in [format!("ollama:{registry}/library/tiny"), format!("{}/files/tiny.gguf", test.url)] {
+        let address = Address::of(&text).unwrap();
+        let refused = test.web.get(&address, &mut |bytes| full(bytes), &mut |_| {}).await;
+        assert!(matches!(refused, Err(PullError::Store(StoreError::NoRoom { .. }))), "{refused:?}");
+        assert!(asked.lock().unwrap().pop().is_some_and(|bytes| bytes >= model), "{text}");
+        assert!(asked.lock().unwrap().is_empty(), "{text}");
+        let partial = test.web.folder(&address).join("tiny.gguf.incomplete");
+        assert!(fs::metadata(partial).map_or(0, |file| file.len()) == 0, "nothing was written");
+        *test.site.breaks.lock().unwrap() = 1;
+        let granted = |bytes| {
+            asked.lock().unwrap().push(bytes);
+            Ok(())
+        };
+        test.web.get(&address, &mut |bytes| granted(bytes), &mut |_| {}).await.unwrap();
+        assert!(
+            asked.lock().unwrap().pop().is_some() && asked.lock().unwrap().is_empty(),
+            "a line that broke asks no more"
+        );
+    }
 }

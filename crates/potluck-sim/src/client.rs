@@ -6,7 +6,8 @@ use potluck_chain::{
     Answer, ClientSession, Deadlines, Effect, Event, Hop, OwnStage, RemoteStage, SessionConfig, SessionError,
 };
 use potluck_core::{
-    CacheId, Hidden, LayerRange, Logits, PeerId, Rows, SecretKey, SessionId, SessionKey, Stage as _, StageCommand,
+    Account, CacheId, Hidden, LayerRange, Logits, PeerId, Rows, SecretKey, SessionId, SessionKey, Stage as _,
+    StageCommand,
 };
 use potluck_grant::Root;
 use potluck_wire::{Codec, Failure, Frame};
@@ -43,6 +44,10 @@ struct User {
     seen: usize,
     /// The row that was asked for: its largest logits, to compare.
     asked: Option<u32>,
+    /// Steps and positions that were submitted.
+    submitted: (u64, u64),
+    /// The token to go on with, once the accounts have come.
+    accounting: Option<u32>,
     done: bool,
 }
 
@@ -181,6 +186,7 @@ impl World {
             Effect::Ready => self.send_prompt(client),
             Effect::Answer(answer) => self.answered(client, answer),
             Effect::Row { logits, .. } => self.row_came(client, &logits),
+            Effect::Accounts(accounts) => self.accounts_came(client, &accounts),
             Effect::Failed(error) => self.session_failed(client, &error),
         }
     }
@@ -222,6 +228,7 @@ impl World {
         let SimClient { session, user, .. } = &mut self.clients[client];
         let start = user.tokens.len() as u32;
         user.tokens.extend(&tokens);
+        user.submitted = (user.submitted.0 + 1, user.submitted.1 + tokens.len() as u64);
         let result = session.as_mut().map(|session| session.submit(now, start, tokens, rows, 8));
         let submitted = matches!(result, Some(Ok(_) | Err(SessionError::Closed)));
         self.check(submitted, &format!("a user's step is accepted: {result:?}"));
@@ -244,7 +251,32 @@ impl World {
             self.clients[client].user.asked = Some(token);
             return;
         }
+        if draw == 2 {
+            let now = self.instant();
+            let session = self.clients[client].session.as_mut();
+            let asked = session.map(|session| session.ask_accounts(now));
+            self.check(matches!(asked, Some(Ok(()))), "accounts may be asked for at any time");
+            // Where every stage is the client's own, they are here already.
+            self.clients[client].user.accounting = Some(token);
+            return;
+        }
         self.go_on(client, token, draw == 1);
+    }
+
+    /// Every stage has computed each position once, and no other.
+    fn accounts_came(&mut self, client: usize, accounts: &[Account]) {
+        let user = &mut self.clients[client].user;
+        let (submitted, token) = (user.submitted, user.accounting.take());
+        // Where bits flip on the way, an account says anything: nobody relies on it.
+        let told = self.scenario.faults.flips == 0.0;
+        for account in accounts.iter().filter(|_| told) {
+            let counted = (account.steps, account.positions);
+            self.check(counted == submitted, &format!("an account says {counted:?}; {submitted:?} were submitted"));
+        }
+        match token {
+            Some(token) => self.go_on(client, token, false),
+            None => self.check(false, "accounts come only where they were asked for"),
+        }
     }
 
     fn row_came(&mut self, client: usize, logits: &Hidden) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use potluck_core::{LayerRange, PeerId, SecretKey, Stage as _, StageCommand, StageReply};
+use potluck_core::{Account, LayerRange, PeerId, SecretKey, Stage as _, StageCommand, StageReply};
 use potluck_grant::{Gate, Root};
 use potluck_peer::{DialId, Effect, Event, Peer, PeerConfig, StageSlot, StreamId};
 use potluck_wire::{Failure, FailureCode, Frame, HOP_FRAMES_MAX, PeerAddress};
@@ -176,6 +176,11 @@ impl World {
                 let (stream, side) = (stream as usize, self.side(peer, stream as usize));
                 self.check(self.streams[stream].open[side], "nothing is sent on a stream that is closed");
                 self.send(stream, side, &frame);
+            }
+            Effect::Account { stream, account, next } => {
+                let next_rtt_us = next.map(|_| 2 * self.delay().as_micros() as u32);
+                let frame = Frame::Account(Account { next_rtt_us, ..account });
+                self.perform(peer, Effect::Send { stream, frame });
             }
             Effect::Limit { stream: StreamId(stream), frame_bytes_max } => {
                 let (stream, side) = (stream as usize, self.side(peer, stream as usize));

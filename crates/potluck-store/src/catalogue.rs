@@ -5,6 +5,8 @@
 //! DIR/ID.manifest          the canonical bytes of the manifest; their hash is ID
 //! DIR/ID.json              name and place; written last, removed first: no entry without it
 //! DIR/ID.tensors           what was pulled from peers: all tensors in the manifest's order, those that are not here as holes
+//! DIR/ID.use               locked by all who use the model; written when it was used last
+//! DIR/room-*               room that was promised to a pull, locked by its process
 //! ```
 
 use std::{
@@ -19,7 +21,7 @@ use std::{
 use potluck_core::{Manifest, ModelId, TensorEntry};
 use serde::{Deserialize, Serialize};
 
-use crate::{Place, Progress, Source, SourceFile, StoreError, TensorPlace, import};
+use crate::{Place, Progress, Source, SourceFile, StoreError, TensorPlace, hold::MARK, import, room::live_promises};
 
 /// How long to wait for another process that writes an entry; entries are small.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -31,6 +33,8 @@ const NAME_CHARS_MAX: usize = 128;
 const ID_PREFIX_MIN: usize = 4;
 /// How the names of files start that are still being written.
 const PARTIAL_PREFIX: &str = ".partial-";
+/// The files of a model beside its entry.
+const OWNED: [&str; 3] = ["manifest", "tensors", MARK];
 /// Version of the JSON beside a manifest.
 const ENTRY_VERSION: u32 = 2;
 
@@ -257,13 +261,18 @@ impl Catalogue {
         entries.iter().find(holds).cloned().ok_or_else(|| StoreError::Unknown(text.to_owned()))
     }
 
-    /// Forgets a model. Its files stay; what was pulled from peers is removed.
+    /// Forgets a model, whoever uses it. Its files stay; what was pulled from peers is removed.
     ///
     /// # Errors
     /// `Locked`, `Io`; no error where it is not there.
     pub fn rm(&self, id: ModelId) -> Result<(), StoreError> {
         let _lock = self.lock()?;
-        ["json", "manifest", "tensors"].into_iter().try_for_each(|suffix| self.remove(id, suffix))?;
+        self.remove_files(id)
+    }
+
+    /// The same, under the catalogue's lock. The entry goes first: what a crash leaves after that, the next writer sweeps.
+    pub(crate) fn remove_files(&self, id: ModelId) -> Result<(), StoreError> {
+        ["json"].into_iter().chain(OWNED).try_for_each(|suffix| self.remove(id, suffix))?;
         sync_folder(&self.folder)
     }
 
@@ -275,11 +284,12 @@ impl Catalogue {
         }
     }
 
-    fn path(&self, id: ModelId, suffix: &str) -> PathBuf {
+    pub(crate) fn path(&self, id: ModelId, suffix: &str) -> PathBuf {
         self.folder.join(format!("{id}.{suffix}"))
     }
 
-    fn ids(&self) -> Result<Vec<ModelId>, StoreError> {
+    /// All models, those with a damaged entry included.
+    pub(crate) fn ids(&self) -> Result<Vec<ModelId>, StoreError> {
         let files = fs::read_dir(&self.folder).map_err(StoreError::io(&self.folder))?;
         let names = files.flatten().map(|file| file.file_name());
         Ok(names.filter_map(|name| name.to_str()?.strip_suffix(".json")?.parse().ok()).collect())
@@ -302,7 +312,7 @@ impl Catalogue {
     }
 
     /// Held until dropped; the system lets go of it when the process dies.
-    fn lock(&self) -> Result<File, StoreError> {
+    pub(crate) fn lock(&self) -> Result<File, StoreError> {
         let path = self.folder.join("lock");
         let file =
             File::options().create(true).truncate(false).write(true).open(&path).map_err(StoreError::io(&path))?;
@@ -322,13 +332,25 @@ impl Catalogue {
 }
 
 impl Catalogue {
-    /// Removes what a crash left half written: whoever holds the lock is the only one who writes.
+    /// Removes what a crash left half written, or half removed: whoever holds the lock is the only one who writes.
     fn sweep(&self) {
         let files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        for file in files.filter(|file| file.file_name().to_string_lossy().starts_with(PARTIAL_PREFIX)) {
+        for file in files {
+            let name = file.file_name();
+            let name = name.to_string_lossy();
             // What cannot be removed now is in nobody's way, and the next writer tries again.
-            let _ = fs::remove_file(file.path());
+            if name.starts_with(PARTIAL_PREFIX) || self.is_orphan(&name) {
+                let _ = fs::remove_file(file.path());
+            }
         }
+        live_promises(&self.folder).for_each(drop);
+    }
+
+    /// True for a file of a model that has no entry.
+    fn is_orphan(&self, name: &str) -> bool {
+        let model = name.rsplit_once('.').filter(|(_, suffix)| OWNED.contains(suffix));
+        let id = model.and_then(|(id, _)| id.parse::<ModelId>().ok());
+        id.is_some_and(|id| !self.path(id, "json").exists())
     }
 }
 

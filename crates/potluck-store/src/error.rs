@@ -91,6 +91,23 @@ pub enum StoreError {
         /// A tensor that was needed.
         tensor: String,
     },
+    /// The user: what is to come finds no room. Nothing was removed. Hint: `potluck model remove`, or another `--disk`.
+    #[error("{wanted} bytes are to come, and {short} of them find no room")]
+    NoRoom {
+        /// Bytes that are to come.
+        wanted: u64,
+        /// Bytes of them that find no room, after all that may be removed was.
+        short: u64,
+        /// The quota, where it is in the way; none: the disk is full.
+        quota: Option<u64>,
+        /// What is in use, and its bytes.
+        in_use: Vec<(String, u64)>,
+        /// What nobody uses and the user may remove, where we may not.
+        removable: Vec<(String, u64)>,
+    },
+    /// The user: somebody uses the model. Hint: end what uses it: `potluck serve`, `run`, `up`, `gateway`, a pull.
+    #[error("`{0}` is in use")]
+    InUse(String),
     /// Whoever sent it: a piece whose hash is another one, or no piece of the model's.
     #[error("piece {number} of the tensor `{tensor}` is not the model's")]
     WrongPiece {
@@ -99,7 +116,7 @@ pub enum StoreError {
         /// The piece's number.
         number: u64,
     },
-    /// The catalogue's own file is damaged. Hint: `potluck model rm`, then add the model again.
+    /// The catalogue's own file is damaged. Hint: `potluck model remove`, then add the model again.
     #[error("{path}: the catalogue's entry is damaged: {what}")]
     Catalogue {
         /// The file.
@@ -141,7 +158,8 @@ impl StoreError {
             Self::SourceChanged { .. } | Self::SourceMissing { .. } | Self::Damaged { .. } => "potluck model add",
             Self::NotHere { .. } => "potluck model pull",
             Self::NameTaken(_) => "potluck model add --name NAME",
-            Self::Catalogue { .. } => "potluck model rm",
+            Self::Catalogue { .. } => "potluck model remove",
+            Self::InUse(_) => "end the command that serves, asks or pulls it; then try again",
             _ => return None,
         })
     }

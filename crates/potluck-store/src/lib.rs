@@ -14,22 +14,29 @@
 //! Nothing is copied: tensors are read where they are, in a GGUF, in its parts, in the stores of other programs, or
 //! inside an uncompressed wheel. A model has one id whichever way it was added. What the catalogue has acknowledged
 //! survives `kill -9`. What comes from peers, piece by piece, is taken in by an [`Intake`]; what others ask for is read by
-//! [`read_piece`]. Not here: what a header means and how a model is cut (`potluck-model`).
+//! [`read_piece`]. What was fetched finds its [`Room`], where a quota says how much; whoever uses a model holds it
+//! ([`Catalogue::hold`]). Not here: what a header means and how a model is cut (`potluck-model`).
 
 mod catalogue;
 mod error;
+mod fetched;
+mod hold;
 mod import;
 mod intake;
 mod place;
+mod room;
 mod share;
 mod source;
 mod stage;
 
 pub use catalogue::{Added, Catalogue, Entry, begins_with};
 pub use error::StoreError;
+pub use fetched::Fetched;
+pub use hold::InUse;
 pub use import::{Imported, Progress, import};
 pub use intake::Intake;
 pub use place::{GgufPlace, Place, SourceFile, TensorPlace};
+pub use room::{For, Promise, Room};
 pub use share::{read_piece, read_piece_hashes};
 pub use source::{Locations, Part, Source};
 pub use stage::{StageFiles, WholeFiles, open_stage, open_whole, verify};

@@ -53,6 +53,24 @@ pub const PIECE_HASHES_MAX: usize = 1_024;
 /// Bytes of the longest frame that carries a part of a model. Only whoever asked for one reads frames as long as this.
 pub const PART_FRAME_BYTES_MAX: usize = PART_BYTES_MAX + 16;
 
+/// Models of one upstream in a message.
+pub const UPSTREAM_MODELS_MAX: usize = 128;
+
+/// Lenders of upstreams in one message: a page.
+pub const LENDERS_MAX: usize = 12;
+
+/// Bytes of a grant beside a lender's address.
+pub const LENDER_GRANT_BYTES_MAX: usize = potluck_core::Offer::GRANT_BYTES_MAX;
+
+/// Characters of each address of a lender.
+pub const LENDER_ADDRESS_BYTES_MAX: usize = potluck_core::Offer::ADDRESS_CHARS_MAX;
+
+/// Characters of the URL of a lender's relay.
+pub const LENDER_RELAY_BYTES_MAX: usize = 256;
+
+/// Bytes of a request to an upstream, all its parts together.
+pub const ASK_BYTES_MAX: u32 = 20 << 20;
+
 /// Frames that a sender may have unacknowledged on a session's stream before the first credit. Beyond what was
 /// credited the receiver ends the session with `Protocol`: so a session's queue is bounded by this number of frames.
 pub const HOP_FRAMES_MAX: u32 = 16;
@@ -71,6 +89,10 @@ pub const fn answer_frame_bytes_max(width: u32, vocabulary: u32) -> usize {
 }
 
 const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize, "a frame's length fits its field");
+/// Bytes of a lender in a message: its key, its grant, where it is, and the lengths.
+const LENDER_BYTES: usize =
+    LENDER_GRANT_BYTES_MAX + ADDRESSES_MAX * (LENDER_ADDRESS_BYTES_MAX + 2) + LENDER_RELAY_BYTES_MAX + 64;
+
 /// Bytes of a signed offer in a message: the offer, its grant, the signature and the lengths.
 const OFFER_BYTES: usize = potluck_core::Offer::BYTES_MAX + potluck_core::Offer::GRANT_BYTES_MAX + 128;
 
@@ -80,6 +102,10 @@ const _: () = assert!(
     "an answer to a newcomer fits"
 );
 const _: () = assert!(CONTROL_BYTES_MAX >= MODELS_MAX * (NAME_BYTES_MAX + 96), "a list of models fits");
+const _: () = assert!(
+    CONTROL_BYTES_MAX >= UPSTREAM_MODELS_MAX * (NAME_BYTES_MAX + 8) + LENDERS_MAX * LENDER_BYTES + TEXT_BYTES_MAX + 32,
+    "an upstream's models and a page of lenders fit"
+);
 const _: () = assert!(PIECE_HASHES_MAX * size_of::<potluck_core::PieceHash>() <= PART_BYTES_MAX, "hashes fit a part");
 const _: () = assert!(CONTROL_BYTES_MAX >= OFFERS_MAX * OFFER_BYTES, "a page of offers fits");
 const _: () = assert!(potluck_core::Offer::GRANT_BYTES_MAX <= GRANT_BYTES_MAX, "a grant beside an offer is a grant");

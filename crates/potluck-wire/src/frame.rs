@@ -1,11 +1,11 @@
 //! Frames: a length, a kind, a body.
 
-use potluck_core::{Hidden, Logits, Rows, SignedOffer, SignedOrder};
+use potluck_core::{Account, Hidden, Logits, Rows, SignedOffer, SignedOrder};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    Codec, CodecError, Failure, Fetch, HEADER_BYTES, Held, Hello, HopOpen, Join, Joined, OpenSession, PART_BYTES_MAX,
-    Refusal, SharedModel, Welcome, message::Bounded,
+    Ask, Codec, CodecError, Failure, Fetch, HEADER_BYTES, Head, Held, Hello, HopOpen, Join, Joined, Lender,
+    OpenSession, PART_BYTES_MAX, Refusal, SharedModel, Upstreams, Welcome, message::Bounded,
 };
 
 /// Whoever sent the bytes: they are no frame, or one that exceeds a bound.
@@ -151,10 +151,24 @@ pub enum Frame {
     Fetch(Fetch),
     /// The answer to a question for what a peer has of a model.
     Held(Held),
-    /// The answer to any other [`Fetch`]: the bytes, at most [`PART_BYTES_MAX`].
+    /// The answer to any other [`Fetch`], or a piece of an [`Ask`]'s body or of its answer: the bytes, at most [`PART_BYTES_MAX`].
     Part(Vec<u8>),
     /// The swarm's root to a peer; answered with `Failed`, `Done` where it is obeyed.
     Order(SignedOrder),
+    /// Client to a peer of the route, on its session's stream: what have you done for this session?
+    AskAccount,
+    /// The answer.
+    Account(Account),
+    /// Ask for the models that a peer lends by an upstream, and who else lends so.
+    ListUpstreams,
+    /// The answer, a page of it; and the answer to a [`Lend`](Self::Lend), empty.
+    Upstreams(Upstreams),
+    /// A request to the peer's upstream; [`Part`](Self::Part)s follow.
+    Ask(Ask),
+    /// How the upstream's answer begins; [`Part`](Self::Part)s follow.
+    Head(Head),
+    /// Member to member: I lend by an upstream, and am reached here.
+    Lend(Lender),
 }
 
 const HELLO: u8 = 1;
@@ -181,6 +195,13 @@ const FETCH: u8 = 21;
 const HELD: u8 = 22;
 const PART: u8 = 23;
 const ORDER: u8 = 24;
+const ASK_ACCOUNT: u8 = 25;
+const ACCOUNT: u8 = 26;
+const LIST_UPSTREAMS: u8 = 27;
+const UPSTREAMS: u8 = 28;
+const ASK: u8 = 29;
+const HEAD: u8 = 30;
+const LEND: u8 = 31;
 
 impl Frame {
     /// Its kind in words, for errors and logs.
@@ -214,6 +235,13 @@ impl Frame {
             Self::Held(_) => HELD,
             Self::Part(_) => PART,
             Self::Order(_) => ORDER,
+            Self::AskAccount => ASK_ACCOUNT,
+            Self::Account(_) => ACCOUNT,
+            Self::ListUpstreams => LIST_UPSTREAMS,
+            Self::Upstreams(_) => UPSTREAMS,
+            Self::Ask(_) => ASK,
+            Self::Head(_) => HEAD,
+            Self::Lend(_) => LEND,
         }
     }
 
@@ -237,6 +265,11 @@ impl Frame {
             Self::Held(body) => encode_body(body, out),
             Self::Part(bytes) => out.extend_from_slice(bytes),
             Self::Order(body) => encode_body(body, out),
+            Self::Account(body) => encode_body(body, out),
+            Self::Upstreams(body) => encode_body(body, out),
+            Self::Ask(body) => encode_body(body, out),
+            Self::Head(body) => encode_body(body, out),
+            Self::Lend(body) => encode_body(body, out),
             Self::Credit { frames } => encode_body(frames, out),
             Self::RowRequest { sequence, row } => encode_body(&(sequence, row), out),
             Self::Row { sequence, row, logits } => encode_body(&(sequence, row, logits), out),
@@ -248,7 +281,12 @@ impl Frame {
                 answer.encode_header(out);
                 encode_body(&answer.rows, out);
             }
-            Self::Ready | Self::HopReady | Self::ListOffers | Self::ListModels => {}
+            Self::Ready
+            | Self::HopReady
+            | Self::ListOffers
+            | Self::ListModels
+            | Self::AskAccount
+            | Self::ListUpstreams => {}
         }
         let len = (out.len() - at - 4) as u32;
         out[at..at + 4].copy_from_slice(&len.to_le_bytes());
@@ -295,6 +333,13 @@ impl Frame {
             }
             PART => Self::Part(body.to_vec()),
             ORDER => Self::Order(decode_body(kind, body)?),
+            ASK_ACCOUNT => decode_empty(kind, body, Self::AskAccount)?,
+            ACCOUNT => Self::Account(decode_body(kind, body)?),
+            LIST_UPSTREAMS => decode_empty(kind, body, Self::ListUpstreams)?,
+            UPSTREAMS => Self::Upstreams(decode_bounded(kind, body)?),
+            ASK => Self::Ask(decode_bounded(kind, body)?),
+            HEAD => Self::Head(decode_bounded(kind, body)?),
+            LEND => Self::Lend(decode_bounded(kind, body)?),
             other => return Err(WireError::Kind(other)),
         })
     }
@@ -326,6 +371,13 @@ fn kind_name(kind: u8) -> &'static str {
         HELD => "held",
         PART => "part",
         ORDER => "order",
+        ASK_ACCOUNT => "ask-account",
+        ACCOUNT => "account",
+        LIST_UPSTREAMS => "list-upstreams",
+        UPSTREAMS => "upstreams",
+        ASK => "ask",
+        HEAD => "head",
+        LEND => "lend",
         _ => "unknown",
     }
 }
@@ -339,6 +391,11 @@ fn encode_body<T: Serialize>(body: &T, out: &mut Vec<u8>) {
     #[expect(clippy::expect_used, reason = "writing to memory fails only where memory ends")]
     let filled = postcard::to_extend(body, taken).expect("a body encodes");
     *out = filled;
+}
+
+/// Bytes of a number: 7 bits each.
+fn varint_bytes(number: u64) -> usize {
+    (64 - (number | 1).leading_zeros() as usize).div_ceil(7)
 }
 
 /// One encoding of each body: what decodes must encode to the same bytes, or it is refused.
@@ -405,6 +462,11 @@ impl Header {
 }
 
 impl StepFrame {
+    /// Bytes of the whole frame.
+    pub fn bytes(&self) -> usize {
+        HEADER_BYTES + self.payload.len()
+    }
+
     fn encode_header(&self, out: &mut Vec<u8>) {
         let flags = match self.rows {
             Rows::None => 0,
@@ -432,6 +494,18 @@ impl StepFrame {
 }
 
 impl AnswerFrame {
+    /// Bytes of the whole frame.
+    pub fn bytes(&self) -> usize {
+        let row = |row: &Logits| match row {
+            Logits::Top { largest, .. } => {
+                let tokens = largest.iter().map(|(token, _)| varint_bytes(u64::from(*token)) + 4);
+                1 + varint_bytes(largest.len() as u64) + tokens.sum::<usize>() + 4
+            }
+            Logits::Whole(values) => 1 + varint_bytes(4 * values.0.len() as u64) + 4 * values.0.len(),
+        };
+        HEADER_BYTES + varint_bytes(self.rows.len() as u64) + self.rows.iter().map(row).sum::<usize>()
+    }
+
     fn encode_header(&self, out: &mut Vec<u8>) {
         let Self { sequence, epoch, start, count, .. } = *self;
         Header { codec: 0, flags: 0, sequence, epoch, start, count, top: 0 }.encode(out);

@@ -20,6 +20,7 @@ mod codec;
 mod frame;
 mod message;
 mod reader;
+mod upstream;
 
 pub use bounds::*;
 pub use codec::{Codec, CodecError, CodecSet};
@@ -29,3 +30,4 @@ pub use message::{
     Prefix, PreviousHop, Refusal, SharedModel, Welcome,
 };
 pub use reader::FrameReader;
+pub use upstream::{Ask, Head, Lender, Upstream, UpstreamModel, Upstreams};

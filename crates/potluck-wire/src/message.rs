@@ -362,7 +362,7 @@ pub(crate) trait Bounded {
     }
 }
 
-fn at_most(what: &'static str, len: usize, max: usize) -> Result<(), WireError> {
+pub(crate) fn at_most(what: &'static str, len: usize, max: usize) -> Result<(), WireError> {
     if len <= max { Ok(()) } else { Err(WireError::Bound { what, len, max }) }
 }
 

@@ -50,7 +50,7 @@ fn the_bytes_of_each_frame_are_pinned() {
 #[test]
 fn every_kind_has_an_example() {
     let kinds: std::collections::BTreeSet<_> = examples().iter().map(|(_, frame)| frame.kind()).collect();
-    assert_eq!(kinds.len(), 24, "{kinds:?}");
+    assert_eq!(kinds.len(), 31, "{kinds:?}");
     let unknown: Vec<_> = (0..=u8::MAX).filter(|kind| Frame::decode(&[*kind]) == Err(WireError::Kind(*kind))).collect();
     assert_eq!(unknown.len(), 256 - kinds.len(), "a kind without an example decodes");
 }
@@ -110,6 +110,16 @@ fn a_part_has_its_bound() {
 }
 
 proptest! {
+    #[test]
+    fn the_length_of_a_step_or_answer_is_known_before_it_is_encoded(frame in any_frame()) {
+        let known = match &frame {
+            Frame::Step(step) => step.bytes(),
+            Frame::Answer(answer) => answer.bytes(),
+            other => encode(other).len(),
+        };
+        prop_assert_eq!(known, encode(&frame).len());
+    }
+
     #[test]
     fn round_trips(frame in any_frame()) {
         prop_assert_eq!(decode(&encode(&frame)).unwrap(), frame);

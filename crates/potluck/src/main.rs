@@ -17,13 +17,13 @@ mod screen;
 mod serving;
 mod signals;
 mod talk;
+mod telemetry;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
-use tracing_subscriber::EnvFilter;
 
-use crate::{commands as c, failure::Failure, home::Home, screen::Screen};
+use crate::{args::Reach, commands as c, failure::Failure, home::Home, screen::Screen, telemetry::Telemetry};
 
 /// One private AI out of the devices that people already own
 #[derive(Debug, Parser)]
@@ -35,6 +35,8 @@ struct Cli {
     /// Where keys, the swarm and the models are kept [default: the platform's data directory]
     #[arg(long, global = true, env = "POTLUCK_HOME", value_name = "DIR", hide_env_values = true)]
     home: Option<PathBuf>,
+    #[command(flatten)]
+    reach: Reach,
     #[command(subcommand)]
     command: Command,
 }
@@ -86,14 +88,15 @@ fn main() -> ExitCode {
         // Before any thread: the sandbox binds the calling thread and its children only.
         potluck_engine::child_main();
     }
-    trace();
+    let telemetry = Telemetry::start();
     let screen = Screen::new(cli.json);
     let done = match cli.command {
         // Neither needs a home.
         Command::Completions(command) => command.run(Cli::command(), screen),
         Command::Man(command) => command.run(Cli::command(), screen),
-        command => run(cli.home, command, screen),
+        command => Home::open(cli.home, cli.reach).and_then(|home| run(&home, command, screen)),
     };
+    drop(telemetry);
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -104,35 +107,27 @@ fn main() -> ExitCode {
 }
 
 /// One thread: each hand-over between threads costs a token 30 to 50 microseconds.
-fn run(home: Option<PathBuf>, command: Command, screen: Screen) -> Result<(), Failure> {
-    let home = Home::open(home)?;
+fn run(home: &Home, command: Command, screen: Screen) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::io("starting the runtime", &error))?;
     runtime.block_on(async {
         match command {
-            Command::Run(command) => command.run(&home, screen).await,
-            Command::Chat(command) => command.run(&home, screen).await,
-            Command::Up(command) => command.run(&home, screen).await,
-            Command::Gateway(command) => command.run(&home, screen).await,
-            Command::Serve(command) => command.run(&home, screen).await,
-            Command::Join(command) => command.run(&home, screen).await,
-            Command::Swarm(command) => command.run(&home, screen).await,
-            Command::Model(command) => command.run(&home, screen).await,
-            Command::Peers(command) => command.run(&home, screen).await,
-            Command::Doctor(command) => command.run(&home, screen).await,
-            Command::Use(command) => command.run(&home, screen),
+            Command::Run(command) => command.run(home, screen).await,
+            Command::Chat(command) => command.run(home, screen).await,
+            Command::Up(command) => command.run(home, screen).await,
+            Command::Gateway(command) => command.run(home, screen).await,
+            Command::Serve(command) => command.run(home, screen).await,
+            Command::Join(command) => command.run(home, screen).await,
+            Command::Swarm(command) => command.run(home, screen).await,
+            Command::Model(command) => command.run(home, screen).await,
+            Command::Peers(command) => command.run(home, screen).await,
+            Command::Doctor(command) => command.run(home, screen).await,
+            Command::Use(command) => command.run(home, screen),
             Command::Completions(_) | Command::Man(_) | Command::Engine => Ok(()),
         }
     })
-}
-
-/// Logs go to stderr, and say nothing unless `RUST_LOG` asks; `POTLUCK_LOG=json` makes an object of each line.
-fn trace() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::env::var_os("POTLUCK_LOG").is_some_and(|form| form == "json") { logs.json().init() } else { logs.init() }
 }
 
 fn usage(error: &clap::Error, json: bool) -> ExitCode {

@@ -7,14 +7,19 @@ use clap::{Arg, Command, CommandFactory as _};
 use crate::Cli;
 
 const HEAD: &str = "# Configuration\n\n\
-    Every option of every command; this page is made from the program (`make snapshots`). `--json`, `--home` and `--help` are options of\n\
-    all of them.\n\n\
+    Every option of every command; this page is made from the program (`make snapshots`). `--json`, `--home`, `--no-mdns` and `--help` are\n\
+    options of all of them.\n\n\
     | variable | what |\n| --- | --- |\n\
     | `POTLUCK_HOME` | where keys, the swarm and the models are kept, as `--home` |\n\
+    | `POTLUCK_DISK` | disk that fetched models may take, as `--disk` |\n\
+    | `POTLUCK_OVERFLOW` | what becomes of a prompt that is too long, as `--overflow` |\n\
+    | `POTLUCK_NO_MDNS` | `1`: as `--no-mdns` |\n\
     | `POTLUCK_INVITATION` | the line of `potluck join`, where no list of processes shows it |\n\
     | `POTLUCK_API_KEY` | the key that `potluck use` writes for other programs |\n\
+    | `POTLUCK_UPSTREAM_KEY_FILE` | a file, as `--upstream-key-file` |\n\
     | `RUST_LOG` | what is logged, to stderr: `info`, `debug`, `potluck_net=debug` |\n\
     | `POTLUCK_LOG` | `json`: an object a line |\n\
+    | `OTEL_EXPORTER_OTLP_ENDPOINT` | where traces go (OTLP over HTTP), such as `http://localhost:4318`; none are made without it. OpenTelemetry's other variables hold, too |\n\
     | `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_HOME` | Hugging Face's own: a token, another host, fetch nothing, where its cache is |\n\
     | `OLLAMA_MODELS` | Ollama's own: where its store is |\n";
 
@@ -37,7 +42,7 @@ fn section(page: &mut String, parents: &str, command: &Command) {
     }
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     let _ = write!(page, "\n## {name}\n\n{about}.\n");
-    let common = ["json", "home", "help", "version"];
+    let common = ["json", "home", "no_mdns", "help", "version"];
     let options = command.get_arguments().filter(|arg| !arg.is_hide_set() && !common.contains(&arg.get_id().as_str()));
     let rows: Vec<_> = options.map(row).collect();
     if !rows.is_empty() {

@@ -4,6 +4,8 @@
 #[path = "machine/http.rs"]
 mod http;
 mod machine;
+#[path = "machine/web.rs"]
+mod web;
 
 use std::{
     io::{BufRead, Read, Write},
@@ -12,9 +14,10 @@ use std::{
     thread,
 };
 
-use http::{ask, metric, send, status};
+use http::{ask, head, metric, send, status};
 use machine::{Machine, Running, children, model, wait_until};
 use serde_json::{Value, json};
+use web::{Web, tiny_model};
 
 /// The model's name in the catalogue.
 const NAME: &str = "SmolLM2-135M-Instruct.Q4_1";
@@ -32,8 +35,9 @@ impl Gateway {
     fn start(more: &[&str]) -> Self {
         let machine = Machine::new();
         let model = model();
-        let fixed = ["gateway", "--model", &model, "--listen", "127.0.0.1:0", "--context", "1024", "--threads", "1"];
-        let mut running = machine.start(&[&fixed, more, &["--json"]].concat());
+        let fixed = ["gateway", "--model", &model, "--listen", "127.0.0.1:0", "--threads", "1"];
+        let context: &[&str] = if more.contains(&"--context") { &[] } else { &["--context", "1024"] };
+        let mut running = machine.start(&[&fixed, context, more, &["--json"]].concat());
         let ready = running.object();
         let url = ready["url"].as_str().unwrap_or_else(|| panic!("{ready}")).to_owned();
         assert_eq!(ready["model"], NAME);
@@ -74,12 +78,15 @@ fn user(text: &str) -> Value {
 fn official_clients_work_as_they_are() {
     // Exact: a text that is streamed is the one that comes whole, whatever was asked before.
     let gateway = Gateway::start(&["--peers", "2", "--exact"]);
+    let web = Web::start();
+    let image = web.put_image("tiny", tiny_model(1));
     let (clients, scripts) = (clients(), Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk"));
     for script in
         ["openai_client.py", "anthropic_client.py", "ollama_client.py", "langchain_client.py", "openai_client.mjs"]
     {
         let mut command = Command::new(if script.ends_with(".py") { "python3" } else { "node" });
         command.arg(scripts.join(script)).env("PYTHONPATH", clients.join("python"));
+        command.env("POTLUCK_TEST_IMAGE", &image);
         if script.ends_with(".mjs") {
             command.arg(&clients);
         }
@@ -112,6 +119,39 @@ fn a_second_turn_evaluates_what_is_new() {
     );
     // The template writes the answer again: its last token, and the end of the turn, may be tokens of another kind.
     assert!(cached + 2 >= prompt + answer - 1, "{cached} of {all} cached, after {prompt} and {answer}");
+    gateway.ends();
+}
+
+/// Positions of a prefill step in the test of second turns.
+const CHUNK: u64 = 256;
+
+#[test]
+fn a_second_turn_after_a_thousand_tokens_is_computed_once_at_every_stage() {
+    let more = ["--peers", "3", "--slots", "2", "--context", "2048", "--chunk", "256"];
+    let gateway = Gateway::start(&more);
+    let long = format!("Here is a list: {}. How many are there?", "an apple, a pear, ".repeat(180));
+    let first = gateway.chat(&user(&long), &json!({ "trace": true }));
+    let tokens = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert!(tokens(&first) >= 1_000, "{first}");
+    let computed = |answer: &Value| -> Vec<u64> {
+        let stages = answer["potluck"]["trace"]["prefill"]["stages"].as_array().unwrap_or_else(|| panic!("{answer}"));
+        stages.iter().map(|stage| stage["positions"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(computed(&first), [tokens(&first); 3], "every stage computes the whole of a first prompt, once");
+    // Another conversation comes between.
+    gateway.chat(&user("What is 2+2?"), &json!({}));
+    let said = first["choices"][0]["message"]["content"].clone();
+    let messages = json!([user(&long)[0], { "role": "assistant", "content": said }, user("Thank you.")[0]]);
+    let second = gateway.chat(&messages, &json!({ "trace": true }));
+    let new = tokens(&second) - tokens(&first) - first["usage"]["completion_tokens"].as_u64().unwrap();
+    for positions in computed(&second) {
+        assert!(positions <= new + CHUNK, "{positions} positions were computed for a message of {new}");
+    }
+    // What a peer says fits what the client saw: it computed for no longer than the answer took.
+    let decode = &second["potluck"]["trace"]["decode"];
+    let busy: u64 =
+        decode["stages"].as_array().unwrap().iter().map(|stage| stage["compute_us"].as_u64().unwrap()).sum();
+    assert!(busy > 0 && busy as f64 / 1e6 <= decode["seconds"].as_f64().unwrap(), "{decode}");
     gateway.ends();
 }
 
@@ -218,6 +258,137 @@ fn ollama_s_client_in_go_sends_both_names_and_nulls() {
 }
 
 #[test]
+fn models_come_and_go_at_a_client_s_wish() {
+    let gateway = Gateway::start(&["--peers", "1"]);
+    let (url, web) = (&gateway.url, Web::start());
+    let model = tiny_model(1);
+    let image = web.put_image("tiny", model.clone());
+    let body = |name: &str, stream: bool| json!({ "model": name, "stream": stream }).to_string();
+    let page = [("origin", "http://evil.example")];
+    assert_eq!(ask(url, "POST", "/api/pull", &page, &body(&image, true)).status, 403);
+    assert_eq!(ask(url, "DELETE", "/api/delete", &page, &body(NAME, true)).status, 403);
+    assert!(web.starts("").is_empty(), "nobody asked for it");
+
+    // Two ask for the same one, which stops in its middle; both hang up.
+    web.hold(true);
+    let follow = || {
+        let mut stream = send(url, "POST", "/api/pull", &[], &body(&image, true));
+        assert_eq!(status(&mut stream), 200);
+        let (mut line, mut completed) = (String::new(), 0);
+        while completed < 1_000_000 {
+            line.clear();
+            stream.read_line(&mut line).unwrap();
+            assert!(!line.is_empty() && !line.contains("error"), "{line}");
+            // Between lines are the lengths of chunks.
+            let step: Value = serde_json::from_str(&line).unwrap_or_default();
+            completed = step["completed"].as_u64().unwrap_or(0);
+        }
+        stream
+    };
+    let (first, second) = (follow(), follow());
+    assert_eq!(web.starts("manifests").len(), 1, "the second one follows the first");
+    assert!(gateway.chat(&user("Hi"), &json!({}))["choices"][0].is_object(), "answers are made meanwhile");
+    let blobs = gateway.machine.path("ollama/blobs");
+    let coming = || std::fs::read_dir(&blobs).unwrap().flatten().map(|file| file.path());
+    let lock = coming().find(|path| {
+        path.to_string_lossy().ends_with(".incomplete.lock")
+            && std::fs::metadata(path.with_extension("")).is_ok_and(|partial| partial.len() > 1_000_000)
+    });
+    let lock = std::fs::File::open(lock.unwrap()).unwrap();
+    drop(first);
+    assert!(lock.try_lock().is_err(), "somebody follows it still");
+    drop(second);
+    wait_until("the pull has ended", || lock.try_lock().is_ok());
+    lock.unlock().unwrap();
+    web.hold(false);
+    let whole = ask(url, "POST", "/api/pull", &[], &body(&image, false));
+    assert_eq!((whole.status, whole.body.as_str()), (200, r#"{"status":"success"}"#));
+    let starts = web.starts("blobs");
+    assert!(starts.iter().any(|&start| start > 1_000_000), "it went on where it was: {starts:?}");
+
+    // From an address: what lies in our folder goes with it.
+    let address = web.put("small.gguf", tiny_model(2));
+    let lines = ask(url, "POST", "/api/pull", &[], &body(&address, true)).body;
+    let lines = lines.lines().filter(|line| line.starts_with('{'));
+    let lines: Vec<Value> = lines.map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines[0], json!({ "status": "pulling manifest" }));
+    assert_eq!(lines[lines.len() - 1], json!({ "status": "success" }));
+    let names = |machine: &Machine| machine.json(&["model", "list"]).0["models"].to_string();
+    assert!(names(&gateway.machine).contains("\"name\":\"small\""));
+    let deleted = ask(url, "DELETE", "/api/delete", &[], &body("small:latest", true));
+    assert_eq!((deleted.status, deleted.body.as_str()), (200, ""));
+    assert!(!names(&gateway.machine).contains("\"name\":\"small\""));
+    assert_eq!(std::fs::read_dir(gateway.machine.path("home/downloads")).unwrap().count(), 0);
+    let absent = ask(url, "DELETE", "/api/delete", &[], &body("small", true));
+    assert_eq!((absent.status, absent.json()), (404, json!({ "error": "model 'small' not found" })));
+    assert_eq!(ask(url, "DELETE", "/api/delete", &[], &body(NAME, true)).status, 409);
+
+    // A pull does not keep the gateway from ending.
+    web.hold(true);
+    let other = web.put("other.gguf", tiny_model(3));
+    let mut stream = send(url, "POST", "/api/pull", &[], &body(&other, true));
+    assert_eq!(status(&mut stream), 200);
+    gateway.running.signal("TERM");
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("shutting down"), "{rest}");
+    assert_eq!(gateway.running.end().0, Some(0));
+    gateway.machine.wait_until_empty(&[]);
+}
+
+#[test]
+fn a_conversation_that_is_too_long_loses_its_oldest_turns_where_that_was_asked_for() {
+    let gateway = Gateway::start(&["--peers", "1"]);
+    let turn = |n: usize| {
+        [
+            json!({ "role": "user", "content": format!("{n}: {}", "word ".repeat(200)) }),
+            json!({ "role": "assistant", "content": "Yes." }),
+        ]
+    };
+    let system = json!({ "role": "system", "content": "Be brief." });
+    let last = json!({ "role": "user", "content": "What is 2+2?" });
+    let long: Vec<Value> = [system.clone()].into_iter().chain((0..8).flat_map(turn)).chain([last.clone()]).collect();
+    let post = |gateway: &Gateway, path: &str, more: Value| {
+        let mut body = json!({ "model": NAME, "messages": long, "input": long, "max_tokens": 8, "stream": false });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let mut stream = send(&gateway.url, "POST", path, &[], &body.to_string());
+        let (status, headers) = head(&mut stream);
+        let dropped = headers.lines().find_map(|line| line.strip_prefix("x-potluck-dropped-messages: "));
+        let mut body = String::new();
+        stream.read_to_string(&mut body).unwrap();
+        (status, dropped.map(|count| count.trim().parse::<usize>().unwrap()), body)
+    };
+    let chat = "/v1/chat/completions";
+    let (code, dropped, body) = post(&gateway, chat, json!({}));
+    assert!(code == 400 && dropped.is_none() && body.contains("context_length_exceeded"), "{body}");
+    assert_eq!(post(&gateway, "/v1/responses", json!({ "truncation": "disabled" })).0, 400);
+    assert_eq!(post(&gateway, "/v1/responses", json!({ "truncation": "perhaps" })).0, 400);
+    assert_eq!(post(&gateway, "/api/chat", json!({ "truncate": false })).0, 400);
+    for (path, more) in [("/v1/responses", json!({ "truncation": "auto" })), ("/api/chat", json!({}))] {
+        let (code, dropped, body) = post(&gateway, path, more);
+        assert_eq!(code, 200, "{path}: {body}");
+        // Of eight turns of two hundred words some four fit beside the answer.
+        assert!(dropped.is_some_and(|count| (6..=12).contains(&count) && count % 2 == 0), "{path}: {dropped:?}");
+    }
+    gateway.ends();
+
+    let gateway = Gateway::start(&["--peers", "1", "--overflow", "truncate"]);
+    let (code, dropped, body) = post(&gateway, chat, json!({ "stream": true }));
+    assert!(code == 200 && dropped.is_some() && body.contains("[DONE]"), "{body}");
+    // The answer is that of what is left.
+    let (_, dropped, body) = post(&gateway, chat, json!({ "temperature": 0 }));
+    let left: Vec<Value> = [system].iter().chain(&long[dropped.unwrap() + 1..]).cloned().collect();
+    let (_, none, same) = post(&gateway, chat, json!({ "temperature": 0, "messages": left }));
+    let said = |body: &str| serde_json::from_str::<Value>(body).unwrap()["choices"][0]["message"]["content"].clone();
+    assert_eq!((none, said(&same)), (None, said(&body)));
+    let alone = json!({ "messages": [{ "role": "user", "content": "word ".repeat(2_000) }] });
+    assert_eq!(post(&gateway, chat, alone).0, 400, "what was said last stays");
+    let text = json!({ "prompt": format!("{} Once upon a time", "word ".repeat(2_000)) });
+    assert_eq!(post(&gateway, "/v1/completions", text).0, 200, "of a text the beginning is cut");
+    gateway.ends();
+}
+
+#[test]
 fn sixteen_at_once_are_all_answered_and_a_stream_outlives_the_signal() {
     let gateway = Gateway::start(&["--peers", "2", "--slots", "4"]);
     thread::scope(|scope| {
@@ -270,7 +441,7 @@ fn strangers_and_nonsense_are_refused_in_the_right_words() {
     let machine = Machine::new();
     let keys = machine.path("keys");
     std::fs::write(&keys, "a-key-of-some-length\n").unwrap();
-    let gateway = Gateway::start(&["--api-key-file", keys.to_str().unwrap(), "--alias", "gpt-4o"]);
+    let gateway = Gateway::start(&["--api-key-file", keys.to_str().unwrap(), "--alias", "gpt-4o", "--no-pull"]);
     let key = ("authorization", "Bearer a-key-of-some-length");
     let error =
         |answer: http::Answer| (answer.status, answer.json()["error"]["code"].as_str().unwrap_or("").to_owned());
@@ -298,6 +469,8 @@ fn strangers_and_nonsense_are_refused_in_the_right_words() {
     assert_eq!(chat(&body.to_string()), (400, "bad_grammar".into()));
     let anthropic = ask(url, "POST", "/v1/messages", &[("x-api-key", "wrong")], "{}").json();
     assert_eq!(anthropic["error"]["type"], "authentication_error", "{anthropic}");
+    let pull = ask(url, "POST", "/api/pull", &[key], r#"{"model":"tiny"}"#);
+    assert_eq!(pull.status, 403, "--no-pull: {}", pull.body);
     assert!(ask(url, "POST", "/api/chat", &[key], r#"{"model":"absent"}"#).json()["error"].is_string());
     gateway.ends();
 }

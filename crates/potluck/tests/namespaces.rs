@@ -14,6 +14,9 @@ use std::{
 use machine::{Machine, Running, model, wait_until};
 use serde_json::Value;
 
+/// Where mDNS sends to.
+const MULTICAST: &str = "224.0.0.0/4";
+
 /// Machines on one switch.
 struct Network {
     name: String,
@@ -51,9 +54,20 @@ impl Network {
             assert!(ip(&format!("-n {switch} link set p{number} master br0 up")));
             assert!(ip(&format!("-n {namespace} addr add 10.77.0.{number}/24 dev eth0")));
             assert!(ip(&format!("-n {namespace} link set eth0 up")));
+            // These machines have no way out, which multicast would go by.
+            assert!(ip(&format!("-n {namespace} route add {MULTICAST} dev eth0")));
             network.machines.push(Machine::inside(namespace));
         }
         Some(network)
+    }
+
+    /// A machine gets another address, as from a router that gives out others now.
+    fn move_to(&self, machine: usize, address: &str) {
+        let namespace = self.namespace(machine);
+        assert!(ip(&format!("-n {namespace} addr flush dev eth0 scope global")));
+        assert!(ip(&format!("-n {namespace} addr add {address}/24 dev eth0")));
+        // It went with the last address.
+        assert!(ip(&format!("-n {namespace} route replace {MULTICAST} dev eth0")));
     }
 
     fn namespace(&self, machine: usize) -> String {
@@ -101,7 +115,12 @@ impl Drop for Network {
 
 /// What peers of these tests are started with, as machine `number` of the network.
 fn lend(machine: &Machine, number: usize, what: &[&str]) -> Running {
-    let bind = format!("10.77.0.{}:7575", number + 1);
+    lend_at(machine, &format!("10.77.0.{}", number + 1), what)
+}
+
+/// The same, at this address.
+fn lend_at(machine: &Machine, address: &str, what: &[&str]) -> Running {
+    let bind = format!("{address}:7575");
     let fixed = ["--bind", &bind, "--threads", "1", "--exact", "--context", "512", "--json"];
     machine.start(&[what, &fixed].concat())
 }
@@ -188,6 +207,93 @@ fn machines_join_by_a_line_fetch_their_layers_and_outlive_each_other() {
         assert_eq!(running.end().0, Some(0));
     }
     network.machines.iter().for_each(|machine| machine.wait_until_empty(&[]));
+}
+
+/// What a machine knows of where the others are.
+fn contacts(machine: &Machine) -> String {
+    let text = std::fs::read_to_string(machine.path("home/swarm.json")).unwrap();
+    serde_json::from_str::<Value>(&text).unwrap()["contacts"].to_string()
+}
+
+#[test]
+fn machines_whose_addresses_have_all_changed_find_each_other() {
+    let Some(network) = Network::new(4) else { return };
+    let [first, second, client, newcomer] = &network.machines[..] else { unreachable!() };
+    first.json(&["swarm", "create"]);
+    let model = model();
+    let half = ["serve", "--model", &model, "--layers", "0..15"];
+    let mut serving = lend(first, 0, &half);
+    serving.object();
+    let mut lending = lend(second, 1, &["join", &invitation(first), "--layers", "15..30"]);
+    lending.object();
+    lending.object();
+    client.json(&["swarm", "join", &invitation(first)]);
+    wait_until("the client reaches both", || pooled(client).is_some());
+    let (before, _) = client.json(&["peers"]);
+    assert!(before["peers"].as_array().unwrap().iter().all(|peer| peer["found_by_mdns"] == false), "{before}");
+    let (expected, stale) = (pooled(client), invitation(first));
+
+    // Both stop, and come back where nobody expects them: each knows the other's old address only.
+    for running in [serving, lending] {
+        running.signal("TERM");
+        assert_eq!(running.end().0, Some(0));
+    }
+    network.move_to(0, "10.77.0.101");
+    network.move_to(1, "10.77.0.102");
+    for machine in [second, client] {
+        assert!(contacts(machine).contains("10.77.0.1:7575") && !contacts(machine).contains("10.77.0.10"));
+    }
+    let mut serving = lend_at(first, "10.77.0.101", &half);
+    let mut lending = lend_at(second, "10.77.0.102", &["serve", "--layers", "15..30"]);
+    for running in [&mut serving, &mut lending] {
+        running.object();
+    }
+
+    // Whoever does not ask the network finds nobody there.
+    let (alone, code) = client.json(&["peers", "--no-mdns"]);
+    assert_eq!((alone["peers"].as_array().map(Vec::len), code), (Some(0), 0), "{alone}");
+    let (late, _) = newcomer.json(&["swarm", "join", &stale, "--no-mdns"]);
+    assert_eq!(late["error"]["code"], "peer_lost", "{late}");
+
+    // Who asks finds them, by nothing but their keys.
+    wait_until("the swarm answers again", || pooled(client) == expected);
+    let (found, _) = client.json(&["doctor"]);
+    assert!(found.to_string().contains("found by mDNS"), "{found}");
+    let (joined, code) = newcomer.json(&["swarm", "join", &stale]);
+    assert_eq!(code, 0, "an invitation outlives an address: {joined}");
+    assert!(pooled(newcomer) == expected);
+    wait_until("the peers know each other's new places", || contacts(second).contains("10.77.0.101:7575"));
+
+    for running in [serving, lending] {
+        running.signal("TERM");
+        assert_eq!(running.end().0, Some(0));
+    }
+    network.machines.iter().for_each(|machine| machine.wait_until_empty(&[]));
+}
+
+/// A peer that does not answer by mDNS is not found, whoever asks.
+#[test]
+fn a_peer_that_keeps_to_itself_is_not_found() {
+    let Some(network) = Network::new(2) else { return };
+    let [first, client] = &network.machines[..] else { unreachable!() };
+    first.json(&["swarm", "create"]);
+    let model = model();
+    let serve = ["serve", "--model", &model, "--layers", "0..1"];
+    let mut serving = lend(first, 0, &serve);
+    serving.object();
+    client.json(&["swarm", "join", &invitation(first)]);
+    serving.signal("TERM");
+    assert_eq!(serving.end().0, Some(0));
+    network.move_to(0, "10.77.0.101");
+    let silent = |client: &Machine| client.json(&["peers"]).0["silent"].as_array().unwrap().len();
+    for (quiet, unreached) in [(true, 1), (false, 0)] {
+        let mut serving =
+            lend_at(first, "10.77.0.101", &[&serve[..], if quiet { &["--no-mdns"] } else { &[] }].concat());
+        serving.object();
+        assert_eq!(silent(client), unreached, "the same question, with and without an answer");
+        serving.signal("TERM");
+        assert_eq!(serving.end().0, Some(0));
+    }
 }
 
 /// `make prove-pull`: how much of a link a pull from three peers fills, beside one plain HTTP transfer over the same link.

@@ -97,7 +97,15 @@ fn one_line_lets_one_machine_in() {
     let listed = listed["invitations"].as_array().unwrap();
     assert_eq!(listed.len(), 2, "the one of `swarm create` is open still: {listed:?}");
     assert_eq!(listed[1]["used_by"][0]["code"], joined["code"], "both sides see the same six digits");
-    let second_line = invite(&owner, &["--uses", "2"]);
+    let second_line = invite(&owner, &["--uses", "2", "--days", "7", "--hours", "1"]);
+    let listed = owner.json(&["swarm", "invitations"]).0["invitations"][2].clone();
+    assert_eq!(
+        (listed["uses"].as_u64(), listed["days"].as_u64(), listed["state"].as_str()),
+        (Some(2), Some(7), Some("open"))
+    );
+    for beyond in [["--uses", "0"], ["--uses", "1001"], ["--hours", "8761"], ["--days", "3651"]] {
+        assert_eq!(owner.json(&[&["swarm", "invite"][..], &beyond].concat()).1, 2, "{beyond:?}");
+    }
     let id = owner.json(&["swarm", "invitations"]).0["invitations"][2]["id"].as_str().unwrap().to_owned();
     assert_eq!(owner.json(&["swarm", "invitations", "--revoke", &id]).1, 0);
     let (revoked, _) = third.json(&["swarm", "join", &second_line]);
@@ -114,7 +122,10 @@ fn one_line_lets_one_machine_in() {
     assert_eq!(alone["error"]["code"], "peer_lost", "nobody answers it: {alone}");
     assert!(alone["error"]["hint"].as_str().unwrap().contains("potluck serve"), "{alone}");
     let again = serve(&owner, "0..30");
-    assert_eq!(third.json(&["swarm", "join", &invite(&owner, &[])]).1, 0);
+    assert_eq!(third.json(&["swarm", "join", &invite(&owner, &["--days", "7"])]).1, 0);
+    let (checked, _) = third.json(&["doctor"]);
+    let ends = |finding: &serde_json::Value| finding["id"] == "grant" && finding["how"] == "warn";
+    assert!(checked["findings"].as_array().unwrap().iter().any(ends), "a member for a week: {checked}");
     wait_for_peers(&third, 1);
     again.signal("TERM");
     assert_eq!(again.end().0, Some(0));
@@ -379,4 +390,27 @@ fn one_key_serves_once() {
     assert_eq!((error["error"]["code"].as_str(), code), (Some("identity_in_use"), 1));
     serving.signal("INT");
     assert_eq!(serving.end().0, Some(0));
+}
+
+#[test]
+fn a_machine_leaves_its_swarm_and_whoever_made_it_says_so_twice() {
+    let (owner, guest) = (Machine::new(), Machine::new());
+    assert_eq!(owner.json(&["swarm", "leave"]).0["error"]["code"], "no_swarm");
+    let (made, _) = owner.json(&["swarm", "create"]);
+    let swarm = made["swarm"].as_str().unwrap();
+    // The guest is let in by its keys: nobody serves here.
+    let (keys, _) = guest.json(&["swarm", "join"]);
+    let keys: Vec<_> = keys["keys"].as_array().unwrap().iter().map(|key| key.as_str().unwrap().to_owned()).collect();
+    let keys: Vec<_> = keys.iter().map(String::as_str).collect();
+    let (granted, _) = owner.json(&[&["swarm", "grant"], &keys[..]].concat());
+    assert_eq!(guest.json(&["swarm", "join", granted["invitation"].as_str().unwrap()]).1, 0);
+    assert_eq!(guest.json(&["swarm", "leave"]), (serde_json::json!({ "left": swarm }), 0));
+    assert_eq!(guest.json(&["swarm", "leave"]).0["error"]["code"], "no_swarm");
+
+    let (kept, code) = owner.json(&["swarm", "leave"]);
+    assert_eq!((kept["error"]["code"].as_str(), code), (Some("root_here"), 1));
+    assert_eq!(owner.json(&["swarm", "leave", "--end"]).1, 0);
+    assert_eq!(owner.json(&["swarm", "invite"]).0["error"]["code"], "no_root");
+    let (again, code) = owner.json(&["swarm", "create"]);
+    assert!(code == 0 && again["swarm"] != swarm, "{again}");
 }

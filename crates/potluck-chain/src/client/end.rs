@@ -20,7 +20,11 @@ impl ClientSession {
         let asking = self.row_wanted.filter(|_| !self.over).map(|(sequence, row)| {
             (self.row_since + step, format!("row {row} of step {sequence} was asked for"), step, "step_timeout")
         });
-        [opening, stepping, asking].into_iter().flatten()
+        let accounting = self.accounts.asked_since().filter(|_| !self.over).map(|asked| {
+            let hop = self.accounts.first_due().unwrap_or_default();
+            (asked + step, format!("the account of layers {} was asked for", self.layers(hop)), step, "step_timeout")
+        });
+        [opening, stepping, asking, accounting].into_iter().flatten()
     }
 
     pub(super) fn missing(&self) -> String {

@@ -1,5 +1,6 @@
 //! A session as its client sees it: opened at every peer of a route at once, answered by the tail.
 
+mod accounts;
 mod end;
 mod open;
 mod own;
@@ -11,6 +12,7 @@ use std::{collections::VecDeque, time::Instant};
 use potluck_core::{Input, Rows, StageCommand, bounds};
 use potluck_wire::{Codec, Failure, FailureCode, Frame, StepFrame};
 
+use self::accounts::Accounts;
 pub use self::types::{
     Answer, Effect, Event, Hop, OwnStage, RemoteStage, STEPS_IN_FLIGHT_MAX, SessionConfig, SharedPrefix,
 };
@@ -47,6 +49,7 @@ pub struct ClientSession {
     receipts: Receipts,
     answered: Option<(u32, u16)>,
     row_wanted: Option<(u32, u16)>,
+    accounts: Accounts,
     since: Instant,
     row_since: Instant,
     stale: u32,
@@ -76,6 +79,7 @@ impl ClientSession {
             receipts: Receipts::default(),
             answered: None,
             row_wanted: None,
+            accounts: Accounts::new(config.route.len()),
             since: now,
             row_since: now,
             stale: 0,

@@ -20,7 +20,10 @@ impl ClientSession {
                 }
                 Ok(())
             }
-            StageReply::Forwarded { batch, results, .. } => {
+            StageReply::Forwarded { batch, results, compute_us } => {
+                if let Some(due) = self.pending.iter().find(|due| u64::from(due.sequence) == batch) {
+                    self.accounts.own_ran(hop, due.count, compute_us);
+                }
                 let result = results.into_iter().next().unwrap_or(Err(StageError::Engine("no result".into())));
                 self.own_ran(now, hop, batch as u32, result.map_err(own_failed)?)
             }

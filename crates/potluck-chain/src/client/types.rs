@@ -1,6 +1,8 @@
 //! What a session is opened with, what happens to it, and what it wants done.
 
-use potluck_core::{CacheId, Hidden, LayerRange, Logits, PeerId, SessionKey, StageCommand, StageReply, StageSpec};
+use potluck_core::{
+    Account, CacheId, Hidden, LayerRange, Logits, PeerId, SessionKey, StageCommand, StageReply, StageSpec,
+};
 use potluck_wire::{Codec, Failure, Frame, PeerAddress, Prefix};
 
 use crate::{Deadlines, SessionError};
@@ -154,6 +156,8 @@ pub enum Effect {
         /// All logits, in order of token id.
         logits: Hidden,
     },
+    /// Tell the caller: what each stage of the route has done for the session, in the route's order.
+    Accounts(Vec<Account>),
     /// Tell the caller: the session is over. Nothing follows but `Close` effects.
     Failed(SessionError),
 }

@@ -20,6 +20,7 @@ use crate::{
     answer::Answers,
     http::{Asker, Json as Body, Shared, Site, either, or_default},
     openai::{OneOrMany, Params, for_template},
+    overflow::{Fit, Fitted},
     prompt,
     stream::{Framing, respond},
     tools::{Held, Tools},
@@ -67,8 +68,10 @@ pub(crate) async fn count_tokens(State(shared): Site, Body(body): Body<MessagesR
     let result = async {
         let request = body?;
         let model = shared.named(request.model.as_deref())?;
-        let tokens = request.tokens(model, request.tools()?.as_ref()).await?;
-        Ok(Json(json!({ "input_tokens": tokens.len() })).into_response())
+        // What it has, not what would be left of it.
+        let fit = shared.fit(Some(false), None);
+        let counted = request.tokens(model, request.tools()?.as_ref(), fit).await?;
+        Ok(Json(json!({ "input_tokens": counted.tokens.len() })).into_response())
     };
     either(result.await, problem)
 }
@@ -86,7 +89,8 @@ async fn answer(shared: &Shared, caller: &Caller, request: MessagesRequest) -> R
     let model = shared.named(request.model.as_deref())?;
     let limit = request.max_tokens.ok_or_else(|| Problem::value("max_tokens", "max_tokens: Field required"))?;
     let tools = request.tools()?.map(Arc::new);
-    let tokens = request.tokens(model, tools.as_deref()).await?;
+    let fit = shared.fit(None, Some(limit));
+    let Fitted { tokens, dropped } = request.tokens(model, tools.as_deref(), fit).await?;
     let params = Params {
         temperature: request.temperature,
         top_p: request.top_p,
@@ -95,7 +99,7 @@ async fn answer(shared: &Shared, caller: &Caller, request: MessagesRequest) -> R
         max_tokens: Some(limit),
         ..Params::default()
     };
-    let mut requests = shared.requests(&params, &tokens, None)?;
+    let mut requests = shared.requests(model, &params, &tokens, None)?;
     if let Some(grammar) = tools.as_deref().and_then(Tools::grammar) {
         requests.iter_mut().for_each(|request| request.grammar = Some(grammar.clone()));
     }
@@ -113,12 +117,12 @@ async fn answer(shared: &Shared, caller: &Caller, request: MessagesRequest) -> R
         text_open: false,
     };
     if request.stream == Some(true) {
-        return respond(answers, Framing::Events, format).await;
+        return Ok(dropped.mark(respond(answers, Framing::Events, format).await?));
     }
     let whole = answers.whole().await?.pop();
     let outcome = whole.map(|whole| whole.outcome).ok_or_else(|| Problem::value("messages", "no answer"))?;
     shared.answered(&outcome);
-    Ok(Json(format.whole(&outcome)).into_response())
+    Ok(dropped.mark(Json(format.whole(&outcome)).into_response()))
 }
 
 impl MessagesRequest {
@@ -126,12 +130,12 @@ impl MessagesRequest {
         Tools::of(Some(&functions(&self.tools)?), choice(&self.tool_choice)?.as_ref())
     }
 
-    async fn tokens(&self, model: &Model, tools: Option<&Tools>) -> Result<Vec<u32>, Problem> {
+    async fn tokens(&self, model: &Model, tools: Option<&Tools>, fit: Fit) -> Result<Fitted, Problem> {
         let mut messages = for_template(conversation(&self.system, &self.messages)?)?;
         let mut variables = Map::new();
         if let Some(tools) = tools {
             tools.tell(model, &mut messages, &mut variables);
         }
-        prompt::of_messages(model, messages, variables).await
+        prompt::of_messages(model, messages, variables, fit).await
     }
 }

@@ -1,9 +1,9 @@
 //! Bodies: JSON, whatever their content type says, with errors that name the field.
 
 use axum::{
-    body::Bytes,
+    body::{Body, Bytes},
     extract::{FromRequest, Request, rejection::BytesRejection},
-    http::StatusCode,
+    http::{StatusCode, request::Parts},
     response::IntoResponse,
 };
 use serde::de::DeserializeOwned;
@@ -26,6 +26,13 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     }
 }
 
+/// A request's body, and what was before it.
+pub(crate) async fn read(request: Request) -> Result<(Parts, Bytes), Problem> {
+    let (parts, body) = request.into_parts();
+    let again: Request<Body> = Request::from_parts(parts.clone(), body);
+    Bytes::from_request(again, &()).await.map(|bytes| (parts, bytes)).map_err(unreadable)
+}
+
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(bytes).map_err(|error| {
         let code = if error.is_data() { "invalid_value" } else { "invalid_json" };
@@ -36,10 +43,14 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
 
 fn unreadable(error: BytesRejection) -> Problem {
     if error.body_text().contains("length limit") || error.into_response().status() == StatusCode::PAYLOAD_TOO_LARGE {
-        let message = format!("the body has more than {BODY_BYTES_MAX} bytes");
-        return Problem::new(Whose::Size, "body_too_large", message);
+        return too_large();
     }
     Problem::new(Whose::Request, "invalid_body", "the body could not be read")
+}
+
+/// The body exceeds [`BODY_BYTES_MAX`].
+pub(crate) fn too_large() -> Problem {
+    Problem::new(Whose::Size, "body_too_large", format!("the body has more than {BODY_BYTES_MAX} bytes"))
 }
 
 /// A field that clients of some languages send as `null` where they have nothing to say.

@@ -9,6 +9,7 @@ use axum::{
     response::Response,
 };
 use tower::ServiceExt as _;
+use tracing::{Instrument as _, field::Empty, info_span};
 
 use super::{Asker, Shared};
 use crate::anthropic;
@@ -32,6 +33,15 @@ async fn outer(routes: Router, shared: Arc<Shared>, mut request: Request) -> Res
     let id = format!("req_{:016x}", fastrand::u64(..));
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
     let from = from.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into());
+    let span = info_span!(
+        "request",
+        otel.name = format!("{} {}", request.method(), api(&path)),
+        otel.kind = "server",
+        http.request.method = %request.method(),
+        url.path = path,
+        http.response.status_code = Empty,
+        potluck.request = id,
+    );
     let mut response = match shared.access.check(request.headers(), from) {
         Err(problem) if !OPEN.contains(&path.as_str()) => match api(&path) {
             "anthropic" => anthropic::problem(problem),
@@ -43,9 +53,10 @@ async fn outer(routes: Router, shared: Arc<Shared>, mut request: Request) -> Res
                 request.extensions_mut().insert(Asker(caller));
             }
             // The router's own error is impossible: its services do not fail.
-            routes.oneshot(request).await.unwrap_or_else(|never| match never {})
+            routes.oneshot(request).instrument(span.clone()).await.unwrap_or_else(|never| match never {})
         }
     };
+    span.record("http.response.status_code", response.status().as_u16());
     shared.metrics.responded(api(&path), response.status().as_u16());
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("x-request-id", id);

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use super::{
+    add_trace,
     chat_format::{ChatFormat, Head},
     finish_reason, logprobs, message,
     params::Params,
@@ -22,6 +23,7 @@ use crate::{
     access::Caller,
     answer::{Answers, Whole},
     http::{Asker, Json as Body, Shared, Site, either},
+    overflow::Fitted,
     prompt,
     stream::{Framing, respond},
     tools::{Call, Said, Tools},
@@ -82,8 +84,9 @@ async fn answer(shared: &Shared, caller: &Caller, request: ChatRequest) -> Resul
     if let Some(tools) = &tools {
         tools.tell(model, &mut messages, &mut variables);
     }
-    let tokens = prompt::of_messages(model, messages, variables).await?;
-    let mut requests = shared.requests(&request.params, &tokens, logprobs)?;
+    let fit = shared.fit(None, request.params.answer());
+    let Fitted { tokens, dropped } = prompt::of_messages(model, messages, variables, fit).await?;
+    let mut requests = shared.requests(model, &request.params, &tokens, logprobs)?;
     if let Some(grammar) = tools.as_deref().and_then(Tools::grammar) {
         requests.iter_mut().for_each(|request| request.grammar = Some(grammar.clone()));
     }
@@ -92,7 +95,7 @@ async fn answer(shared: &Shared, caller: &Caller, request: ChatRequest) -> Resul
     if request.stream == Some(true) {
         let usage = request.stream_options.is_some_and(|options| options.include_usage);
         let format = ChatFormat::new(head, model.vocabulary.clone(), usage, tools, shared.metrics.clone());
-        return respond(answers, Framing::Events, format).await;
+        return Ok(dropped.mark(respond(answers, Framing::Events, format).await?));
     }
     let whole = answers.whole().await?;
     whole.iter().for_each(|choice| shared.answered(&choice.outcome));
@@ -104,7 +107,8 @@ async fn answer(shared: &Shared, caller: &Caller, request: ChatRequest) -> Resul
     object["choices"] = choices.into();
     object["usage"] = usage(whole.iter().map(|choice| &choice.outcome));
     object["timings"] = whole.first().map_or(Value::Null, |choice| timings(&choice.outcome));
-    Ok(Json(object).into_response())
+    add_trace(&mut object, whole.first().map(|choice| &choice.outcome));
+    Ok(dropped.mark(Json(object).into_response()))
 }
 
 async fn choice(model: &Model, index: usize, choice: &Whole, tools: Option<&Tools>) -> Value {

@@ -6,7 +6,7 @@ use potluck_client::{Outcome, TokenEvent};
 use potluck_engine::VocabularyClient;
 use serde_json::{Value, json};
 
-use super::{chat::finish_with, finish_reason, logprobs, new_id, now, timings, usage};
+use super::{add_trace, chat::finish_with, finish_reason, logprobs, new_id, now, timings, usage};
 use crate::{
     Model, Problem,
     metrics::Metrics,
@@ -138,7 +138,9 @@ impl Format for ChatFormat {
         }
         let finish = finish_reason(outcome);
         let finish = self.tools.as_deref().map_or(finish, |tools| finish_with(finish, tools, &calls));
-        writer.data(&self.delta(index, json!({}), Value::Null, finish.into()));
+        let mut last = self.delta(index, json!({}), Value::Null, finish.into());
+        add_trace(&mut last, Some(outcome));
+        writer.data(&last);
         self.outcomes.push(outcome.clone());
     }
 

@@ -13,13 +13,16 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::{chat::StreamOptions, chat_format::Head, finish_reason, logprobs, new_id, params::Params, timings, usage};
+use super::{
+    add_trace, chat::StreamOptions, chat_format::Head, finish_reason, logprobs, new_id, params::Params, timings, usage,
+};
 use crate::{
     Model, Problem,
     access::Caller,
     answer::{Answers, CHOICES_MAX, Whole},
     http::{Asker, Json as Body, Shared, Site, either},
     metrics::Metrics,
+    overflow::{Dropped, Fit, Fitted},
     prompt,
     stream::{Format, Framing, Writer, respond},
 };
@@ -73,11 +76,11 @@ pub(crate) async fn handle(
 async fn answer(shared: &Shared, caller: &Caller, mut request: CompletionRequest) -> Result<Response, Problem> {
     let model = shared.named(request.model.as_deref())?;
     request.check()?;
-    let prompts = request.prompts(model).await?;
     request.params.max_tokens = request.params.max_tokens.or(Some(MAX_TOKENS));
+    let (prompts, dropped) = request.prompts(model, shared.fit(None, request.params.max_tokens)).await?;
     let mut requests: Vec<Request> = Vec::new();
     for (_, tokens) in &prompts {
-        requests.extend(shared.requests(&request.params, tokens, request.logprobs)?);
+        requests.extend(shared.requests(model, &request.params, tokens, request.logprobs)?);
     }
     if requests.len() > CHOICES_MAX {
         let message = format!("{} answers are asked for; {CHOICES_MAX} are given at most", requests.len());
@@ -92,7 +95,7 @@ async fn answer(shared: &Shared, caller: &Caller, mut request: CompletionRequest
         let usage = request.stream_options.is_some_and(|options| options.include_usage);
         let (vocabulary, metrics) = (model.vocabulary.clone(), shared.metrics.clone());
         let format = TextFormat { head, vocabulary, usage, metrics, echoes, outcomes: Vec::new() };
-        return respond(answers, Framing::Events, format).await;
+        return Ok(dropped.mark(respond(answers, Framing::Events, format).await?));
     }
     let whole = answers.whole().await?;
     whole.iter().for_each(|choice| shared.answered(&choice.outcome));
@@ -104,7 +107,8 @@ async fn answer(shared: &Shared, caller: &Caller, mut request: CompletionRequest
     object["choices"] = choices.into();
     object["usage"] = usage(whole.iter().map(|choice| &choice.outcome));
     object["timings"] = whole.first().map_or(Value::Null, |choice| timings(&choice.outcome));
-    Ok(Json(object).into_response())
+    add_trace(&mut object, whole.first().map(|choice| &choice.outcome));
+    Ok(dropped.mark(Json(object).into_response()))
 }
 
 async fn choice(model: &Model, index: usize, choice: &Whole, echo: &str) -> Value {
@@ -148,8 +152,8 @@ impl CompletionRequest {
         }
     }
 
-    /// Each prompt as a text, where it was one, and as tokens.
-    async fn prompts(&mut self, model: &Model) -> Result<Vec<(String, Vec<u32>)>, Problem> {
+    /// Each prompt as a text, where it was one, and as tokens; and what was left out of them.
+    async fn prompts(&mut self, model: &Model, fit: Fit) -> Result<(Vec<(String, Vec<u32>)>, Dropped), Problem> {
         let (texts, tokens) = match self.prompt.take() {
             None => return Err(Problem::value("prompt", "you must provide a prompt")),
             Some(Prompt::Text(text)) => (vec![text], vec![]),
@@ -157,18 +161,21 @@ impl CompletionRequest {
             Some(Prompt::Tokens(tokens)) => (vec![], vec![tokens]),
             Some(Prompt::ManyTokens(many)) => (vec![], many),
         };
-        let mut prompts = Vec::new();
+        let (mut prompts, mut all) = (Vec::new(), Dropped::default());
         if texts.len().max(tokens.len()) > CHOICES_MAX {
             return Err(Problem::value("prompt", format!("more than {CHOICES_MAX} prompts")));
         }
         for text in texts {
-            let tokens = prompt::of_text(model, &text).await?;
+            let Fitted { tokens, dropped } = prompt::of_end_of_text(model, &text, fit).await?;
             prompts.push((text, tokens));
+            all = all + dropped;
         }
         for tokens in tokens {
-            prompts.push((String::new(), prompt::of_tokens(model, tokens)?));
+            let Fitted { tokens, dropped } = prompt::of_last_tokens(model, tokens, fit)?;
+            prompts.push((String::new(), tokens));
+            all = all + dropped;
         }
-        if prompts.is_empty() { Err(Problem::value("prompt", "there is no prompt")) } else { Ok(prompts) }
+        if prompts.is_empty() { Err(Problem::value("prompt", "there is no prompt")) } else { Ok((prompts, all)) }
     }
 }
 
@@ -222,7 +229,9 @@ impl Format for TextFormat {
         self.metrics.answered(outcome);
         let finish = finish_reason(outcome);
         let choice = json!({ "index": index, "text": "", "logprobs": null, "finish_reason": finish });
-        writer.data(&self.chunk(json!([choice])));
+        let mut chunk = self.chunk(json!([choice]));
+        add_trace(&mut chunk, Some(outcome));
+        writer.data(&chunk);
         self.outcomes.push(outcome.clone());
     }
 

@@ -82,6 +82,13 @@ fn timings(outcome: &Outcome) -> Value {
     })
 }
 
+/// Where the time went, where the request asked for it.
+fn add_trace(object: &mut Value, outcome: Option<&Outcome>) {
+    if let Some(trace) = outcome.and_then(|outcome| outcome.trace.as_ref()) {
+        object["potluck"] = json!({ "trace": trace });
+    }
+}
+
 fn finish_reason(outcome: &Outcome) -> &'static str {
     match outcome.finish_reason {
         FinishReason::Length => "length",

@@ -46,9 +46,16 @@ pub(crate) struct Params {
     pub(crate) response_format: Option<Value>,
     /// llama.cpp's: a GBNF grammar.
     pub(crate) grammar: Option<String>,
+    /// Potluck's own: say where the time went, under `potluck` beside the answer.
+    pub(crate) trace: bool,
 }
 
 impl Params {
+    /// Tokens of the answer at most, where the request says.
+    pub(crate) fn answer(&self) -> Option<u32> {
+        self.max_completion_tokens.or(self.max_tokens)
+    }
+
     /// A request for each choice, like `template` in all else. `logprobs`: alternatives to report.
     pub(crate) fn requests(
         &self,
@@ -67,6 +74,7 @@ impl Params {
             max_tokens: self.limit()?,
             ignore_eos: self.ignore_eos,
             grammar: self.grammar()?,
+            trace: self.trace,
             ..template.clone()
         };
         let choice = |index: usize| {

@@ -1,5 +1,5 @@
 use potluck_chain::{Answer, SessionError};
-use potluck_client::ChainShape;
+use potluck_client::{ChainShape, StageAccount};
 use potluck_core::{Hidden, Rows};
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -25,6 +25,10 @@ impl Chain for NoChain {
         Err(SessionError::Closed)
     }
 
+    async fn accounts(&mut self) -> Result<Vec<StageAccount>, SessionError> {
+        Err(SessionError::Closed)
+    }
+
     fn bytes_written(&self) -> u64 {
         0
     }
@@ -39,10 +43,7 @@ fn pool(slots: usize) -> Pool<NoChain> {
 
 fn job(caller: u8, token: u32) -> (Job, UnboundedReceiver<(usize, Event)>) {
     let (events, receiver) = mpsc::unbounded_channel();
-    (
-        Job { caller: Caller::Key([caller; 32]), task: Task::Generate(Request::new(vec![token])), index: 0, events },
-        receiver,
-    )
+    (Job::new(Caller::Key([caller; 32]), Task::Generate(Request::new(vec![token])), 0, events), receiver)
 }
 
 #[test]

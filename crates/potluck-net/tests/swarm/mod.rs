@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use potluck_core::{LayerRange, PeerId, SecretKey, Stage as _, StageSpec};
 use potluck_grant::{Gate, Root};
-use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig, Serving, StagePort, serve};
+use potluck_net::{Bind, Identity, Lan, NetDeadlines, Node, NodeConfig, Serving, StagePort, serve};
 use potluck_peer::{Peer, PeerConfig};
 use potluck_sim::toy::{self, ToyStage};
 use tokio::sync::mpsc;
@@ -28,7 +28,7 @@ pub(crate) fn grant_of(root: &Root, holder: PeerId, expires: u64) -> Vec<u8> {
 pub(crate) async fn node(n: u8, deadlines: NetDeadlines) -> Node {
     let (key, gate) = (key(n), Gate::new(root().public()));
     let identity = Identity { grant: grant_of(&root(), key.peer_id(), FAR), key, gate };
-    Node::bind(NodeConfig { identity, bind: Bind::Loopback, relay: None, deadlines }).await.unwrap()
+    Node::bind(NodeConfig { identity, bind: Bind::Loopback, lan: Lan::Off, relay: None, deadlines }).await.unwrap()
 }
 
 /// Layers `start..end` of a toy model with `total`.

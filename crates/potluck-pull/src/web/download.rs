@@ -15,8 +15,8 @@ use reqwest::{
 use sha2::{Digest as _, Sha256};
 use tokio::{task::spawn_blocking, time::timeout};
 
-use super::check;
-use crate::PullError;
+use super::{Coming, check};
+use crate::{PullError, RoomFor};
 
 /// How long nothing may come before the line counts as lost.
 const STALL: Duration = Duration::from_secs(30);
@@ -37,32 +37,50 @@ pub(super) struct Wanted {
     pub(super) to: PathBuf,
 }
 
-/// Gets those that are not here yet.
+/// Gets those that are not here yet. `room`: asked for all of them at once, where it was announced how large they are, else for each when it comes.
 pub(super) async fn all(
     client: &Client,
     files: &[Wanted],
-    progress: &mut dyn FnMut(Progress),
+    room: &mut RoomFor<'_>,
+    progress: &mut dyn FnMut(Coming),
 ) -> Result<(), PullError> {
+    let mut missing = files.iter().filter(|file| !file.to.is_file());
+    let announced = missing
+        .try_fold(0u64, |sum, file| Some(sum.saturating_add(file.bytes?.saturating_sub(Partial::bytes_of(&file.to)))));
+    if let Some(bytes) = announced.filter(|&bytes| bytes > 0) {
+        room(bytes)?;
+    }
     let total = files.iter().filter_map(|file| file.bytes).fold(0, u64::saturating_add);
     let mut before = 0u64;
     for file in files {
-        let mut here = 0;
-        if file.to.is_file() {
-            here = file.bytes.unwrap_or(0);
-        } else {
-            one(client, file, &mut |done, bytes| {
-                here = done;
-                progress(Progress { done: before.saturating_add(done), total: if total == 0 { bytes } else { total } });
-            })
-            .await?;
+        let mut tell = |done: u64, bytes: u64| {
+            let (all, total) = (before.saturating_add(done), if total == 0 { bytes } else { total });
+            let all = Progress { done: all, total: total.max(all) };
+            progress(Coming { all, file: Progress { done, total: bytes }, sha256: file.sha256 });
+            done
+        };
+        let mut here = file.bytes.unwrap_or(0);
+        if !file.to.is_file() {
+            let mut room = Asking { room: &mut *room, asked: announced.is_some() };
+            one(client, file, &mut room, &mut |done, bytes| here = tell(done, bytes)).await?;
         }
-        before = before.saturating_add(here);
-        progress(Progress { done: before, total: total.max(before) });
+        before = before.saturating_add(tell(here, here));
     }
     Ok(())
 }
 
-async fn one(client: &Client, file: &Wanted, progress: &mut dyn FnMut(u64, u64)) -> Result<(), PullError> {
+/// Whether there is room is asked once: for all files, or for one of which nobody has said how large it is.
+struct Asking<'a, 'r> {
+    room: &'a mut RoomFor<'r>,
+    asked: bool,
+}
+
+async fn one(
+    client: &Client,
+    file: &Wanted,
+    room: &mut Asking<'_, '_>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(), PullError> {
     let partial = Partial::open(&file.to)?;
     // Another process may have got it while we waited.
     if file.to.is_file() {
@@ -70,7 +88,7 @@ async fn one(client: &Client, file: &Wanted, progress: &mut dyn FnMut(u64, u64))
     }
     let (mut tries, mut last) = (0, partial.len()?);
     loop {
-        match attempt(client, file, &partial, progress).await {
+        match attempt(client, file, &partial, room, progress).await {
             Ok(()) => break,
             // What came in between was worth another try.
             Err(error @ PullError::Web { .. }) => {
@@ -94,6 +112,7 @@ async fn attempt(
     client: &Client,
     file: &Wanted,
     partial: &Partial,
+    room: &mut Asking<'_, '_>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), PullError> {
     let failed = |what: &str| PullError::web(&file.url, what);
@@ -141,6 +160,9 @@ async fn attempt(
         let what = "it does not say how long the file is".into();
         return Err(PullError::Answer { address: file.url.to_string(), what });
     };
+    if !std::mem::replace(&mut room.asked, true) {
+        (room.room)(total.saturating_sub(done))?;
+    }
     let mut out = partial.append()?;
     while let Some(chunk) = timeout(STALL, response.chunk())
         .await
@@ -172,17 +194,24 @@ struct Partial {
     _lock: File,
 }
 
+/// A file beside the one that is wanted.
+fn beside(to: &Path, suffix: &str) -> PathBuf {
+    let mut name = to.file_name().unwrap_or_default().to_owned();
+    name.push(suffix);
+    to.with_file_name(name)
+}
+
 impl Partial {
+    /// What has come of a file already.
+    fn bytes_of(to: &Path) -> u64 {
+        fs::metadata(beside(to, ".incomplete")).map_or(0, |metadata| metadata.len())
+    }
+
     fn open(to: &Path) -> Result<Self, PullError> {
-        let beside = |suffix: &str| {
-            let mut name = to.file_name().unwrap_or_default().to_owned();
-            name.push(suffix);
-            to.with_file_name(name)
-        };
         if let Some(folder) = to.parent() {
             fs::create_dir_all(folder).map_err(|source| StoreError::Io { path: folder.into(), source })?;
         }
-        let lock_path = beside(".incomplete.lock");
+        let lock_path = beside(to, ".incomplete.lock");
         let io = |source| StoreError::Io { path: lock_path.clone(), source };
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(io)?;
         match lock.try_lock() {
@@ -190,7 +219,7 @@ impl Partial {
             Err(TryLockError::WouldBlock) => return Err(StoreError::Locked { path: lock_path }.into()),
             Err(TryLockError::Error(source)) => return Err(io(source).into()),
         }
-        Ok(Self { path: beside(".incomplete"), tag: beside(".incomplete.etag"), _lock: lock })
+        Ok(Self { path: beside(to, ".incomplete"), tag: beside(to, ".incomplete.etag"), _lock: lock })
     }
 
     fn len(&self) -> Result<u64, PullError> {

@@ -6,11 +6,11 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use data_encoding::HEXLOWER;
-use potluck_store::{Progress, Source, StoreError};
+use potluck_store::{Source, StoreError};
 use serde_json::Value;
 
-use super::{Web, download, is_plain, url};
-use crate::PullError;
+use super::{Coming, Web, download, is_plain, url};
+use crate::{PullError, RoomFor};
 
 /// Of a repository with many, the one that most people want.
 const USUAL: &str = "Q4_K_M";
@@ -34,7 +34,12 @@ struct Listed {
     sha256: Option<String>,
 }
 
-pub(super) async fn get(web: &Web, text: &str, progress: &mut dyn FnMut(Progress)) -> Result<Source, PullError> {
+pub(super) async fn get(
+    web: &Web,
+    text: &str,
+    room: &mut RoomFor<'_>,
+    progress: &mut dyn FnMut(Coming),
+) -> Result<Source, PullError> {
     let asked = Asked::of(text)?;
     let Asked { organisation, name, revision, .. } = asked;
     let token = web.token.as_deref();
@@ -67,7 +72,7 @@ pub(super) async fn get(web: &Web, text: &str, progress: &mut dyn FnMut(Progress
             to: folder.join("blobs").join(blob),
         });
     }
-    download::all(&web.client, &wanted, progress).await?;
+    download::all(&web.client, &wanted, room, progress).await?;
     for (file, wanted) in files.iter().zip(&wanted) {
         link(&folder, commit, &file.name, &wanted.to)?;
     }

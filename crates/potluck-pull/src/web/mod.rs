@@ -13,7 +13,7 @@ use potluck_store::{Locations, Progress, Source};
 use reqwest::{Client, StatusCode, Url};
 use serde_json::Value;
 
-use crate::PullError;
+use crate::{PullError, RoomFor};
 
 /// Longest wait for a connection.
 const CONNECT: Duration = Duration::from_secs(20);
@@ -30,6 +30,17 @@ pub struct Web {
     places: Locations,
     /// Where models of other addresses are kept.
     downloads: PathBuf,
+}
+
+/// How far a model from the web has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Coming {
+    /// All of it.
+    pub all: Progress,
+    /// The file that comes now.
+    pub file: Progress,
+    /// That file's SHA-256, where it was announced.
+    pub sha256: Option<[u8; 32]>,
 }
 
 /// What a user can name that lies on the web.
@@ -90,30 +101,48 @@ impl Web {
         Ok(Self { client, huggingface, token, places, downloads })
     }
 
-    /// Gets a model, unless it is here already; where it is now.
+    /// Gets a model, unless it is here already; where it is now. `room`: asked before the first byte, where any is to come.
     ///
     /// # Errors
     /// `Web` where the address does not give it, `Several` where it has more than one, `Digest` where what came is not what was
-    /// announced, `Store` where it cannot be written.
-    pub async fn get(&self, address: &Address, progress: &mut dyn FnMut(Progress)) -> Result<Source, PullError> {
+    /// announced, `Store` where there is no room, or it cannot be written.
+    pub async fn get(
+        &self,
+        address: &Address,
+        room: &mut RoomFor<'_>,
+        progress: &mut dyn FnMut(Coming),
+    ) -> Result<Source, PullError> {
         match address {
-            Address::HuggingFace(text) => huggingface::get(self, text, progress).await,
-            Address::Ollama(text) => ollama::get(self, text, progress).await,
-            Address::Url(text) => self.get_url(text, progress).await,
+            Address::HuggingFace(text) => huggingface::get(self, text, room, progress).await,
+            Address::Ollama(text) => ollama::get(self, text, room, progress).await,
+            Address::Url(text) => self.get_url(text, room, progress).await,
         }
     }
 
-    async fn get_url(&self, text: &str, progress: &mut dyn FnMut(Progress)) -> Result<Source, PullError> {
+    /// The folder that a model of this address is kept in: another program's store, or one of ours, of its own.
+    pub fn folder(&self, address: &Address) -> PathBuf {
+        match address {
+            Address::HuggingFace(_) => self.places.huggingface.clone(),
+            Address::Ollama(_) => self.places.ollama.clone(),
+            // Two addresses may have files of one name.
+            Address::Url(text) => self.downloads.join(&blake3::hash(text.as_bytes()).to_hex()[..16]),
+        }
+    }
+
+    async fn get_url(
+        &self,
+        text: &str,
+        room: &mut RoomFor<'_>,
+        progress: &mut dyn FnMut(Coming),
+    ) -> Result<Source, PullError> {
         let from = url(text)?;
         let name = from.path_segments().and_then(|mut parts| parts.next_back()).unwrap_or_default();
         if name.is_empty() || !is_plain(name) {
             return Err(PullError::Address { address: text.into(), what: "it names no file".into() });
         }
-        // Two addresses may have files of one name.
-        let folder = self.downloads.join(&blake3::hash(text.as_bytes()).to_hex()[..16]);
-        let to = folder.join(name);
+        let to = self.folder(&Address::Url(text.to_owned())).join(name);
         let wanted = download::Wanted { url: from, token: None, bytes: None, sha256: None, to: to.clone() };
-        download::all(&self.client, &[wanted], progress).await?;
+        download::all(&self.client, &[wanted], room, progress).await?;
         Ok(self.places.find(&to.to_string_lossy())?)
     }
 

@@ -4,11 +4,11 @@
 //! itself finds the model, too.
 
 use data_encoding::HEXLOWER;
-use potluck_store::{Progress, Source};
+use potluck_store::Source;
 use serde_json::Value;
 
-use super::{Web, download, huggingface::write, is_plain, url};
-use crate::PullError;
+use super::{Coming, Web, download, huggingface::write, is_plain, url};
+use crate::{PullError, RoomFor};
 
 const REGISTRY: &str = "registry.ollama.ai";
 const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
@@ -25,7 +25,12 @@ struct Asked<'a> {
     tag: &'a str,
 }
 
-pub(super) async fn get(web: &Web, text: &str, progress: &mut dyn FnMut(Progress)) -> Result<Source, PullError> {
+pub(super) async fn get(
+    web: &Web,
+    text: &str,
+    room: &mut RoomFor<'_>,
+    progress: &mut dyn FnMut(Coming),
+) -> Result<Source, PullError> {
     let Asked { host, user, name, tag } = Asked::of(text)?;
     let local = host.starts_with("127.0.0.1:") || host.starts_with("localhost:");
     let base = format!("{}://{host}/v2/{user}/{name}", if local { "http" } else { "https" });
@@ -47,7 +52,7 @@ pub(super) async fn get(web: &Web, text: &str, progress: &mut dyn FnMut(Progress
         })
     });
     let wanted = wanted.collect::<Result<Vec<_>, PullError>>()?;
-    download::all(&web.client, &wanted, progress).await?;
+    download::all(&web.client, &wanted, room, progress).await?;
     // Last: a manifest's blobs are all there.
     let manifests = web.places.ollama.join("manifests").join(host.replace(':', "_"));
     write(&manifests.join(user).join(name).join(tag), &manifest.to_string())?;

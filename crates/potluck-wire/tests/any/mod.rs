@@ -1,12 +1,13 @@
 //! One frame of each kind, and any frame at all.
 
 use potluck_core::{
-    Action, Hidden, LayerRange, Logits, ModelId, Offer, Order, PeerId, Rows, SecretKey, SessionId, SessionKey,
-    SignedOffer, SignedOrder, StageShape, StageSpec, StageSpeed,
+    Account, Action, Endpoint, Hidden, LayerRange, Logits, ModelId, Offer, Order, PeerId, Rows, SecretKey, SessionId,
+    SessionKey, SignedOffer, SignedOrder, StageShape, StageSpec, StageSpeed,
 };
 use potluck_wire::{
-    AnswerFrame, Bounds, Codec, CodecSet, Failure, FailureCode, Fetch, Frame, Held, Hello, HopOpen, Join, Joined,
-    NextHop, OpenSession, Part, PeerAddress, Prefix, PreviousHop, Refusal, SharedModel, StepFrame, Welcome,
+    AnswerFrame, Ask, Bounds, Codec, CodecSet, Failure, FailureCode, Fetch, Frame, Head, Held, Hello, HopOpen, Join,
+    Joined, Lender, NextHop, OpenSession, Part, PeerAddress, Prefix, PreviousHop, Refusal, SharedModel, StepFrame,
+    Upstream, UpstreamModel, Upstreams, Welcome,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
@@ -115,6 +116,13 @@ pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
         ("held", Frame::Held(Held { manifest_bytes: 1_500_000, tensors: vec![0xff, 0x01] })),
         ("part", Frame::Part(vec![1, 2, 3])),
         ("order", Frame::Order(signed_order(5, true))),
+        ("ask-account", Frame::AskAccount),
+        ("account", Frame::Account(account(7))),
+        ("list-upstreams", Frame::ListUpstreams),
+        ("upstreams", Frame::Upstreams(Upstreams { own: Some(upstream(2)), others: vec![lender(3)] })),
+        ("ask", Frame::Ask(Ask { endpoint: Endpoint::Embeddings, bytes: 300 })),
+        ("head", Frame::Head(Head { status: 429, content_type: "application/json".into(), retry_after: Some(5) })),
+        ("lend", Frame::Lend(lender(3))),
     ]
 }
 
@@ -123,6 +131,33 @@ fn signed_order(n: u8, load: bool) -> SignedOrder {
     let action = if load { action } else { Action::Unload };
     let peer = PeerId::from_bytes([n; 32]);
     Order { peer, sequence: 7, expires: 1_800_000_060, action }.sign(&SecretKey::from_bytes(&[n; 32]))
+}
+
+fn account(n: u64) -> Account {
+    let next_rtt_us = (n % 2 == 1).then_some(800);
+    Account {
+        steps: n,
+        positions: 300 * n,
+        queue_us: 20,
+        compute_us: 90_000 * n,
+        handover_us: 150,
+        codec_us: 4,
+        bytes_in: 345_600,
+        bytes_out: 1_000,
+        next_rtt_us,
+    }
+}
+
+fn upstream(n: u8) -> Upstream {
+    let model = |n| UpstreamModel { name: format!("model:{n}"), context: (n % 2 == 1).then_some(8_192) };
+    let trouble = (n == 0).then(|| "it does not answer".to_owned());
+    Upstream { models: (0..n % 4).map(model).collect(), running: n.into(), places: 64, trouble }
+}
+
+fn lender(n: u8) -> Lender {
+    let peer = PeerId::from_bytes([n; 32]);
+    let address = PeerAddress { peer, addresses: vec![format!("10.0.0.{n}:7575")], relay: None };
+    Lender { address, grant: vec![n; 5] }
 }
 
 fn shared(n: u8) -> SharedModel {
@@ -186,7 +221,9 @@ pub(crate) fn any_frame() -> impl Strategy<Value = Frame> {
         }),
         vec(any::<u8>(), 0..4).prop_map(|ns| Frame::Offers(ns.into_iter().map(signed_offer).collect())),
         any_sharing(),
+        any_lending(),
         select(vec![Frame::Ready, Frame::HopReady, Frame::ListOffers, Frame::ListModels]),
+        select(vec![Frame::AskAccount, Frame::ListUpstreams]),
     ]
 }
 
@@ -205,6 +242,23 @@ fn any_sharing() -> impl Strategy<Value = Frame> {
             .prop_map(|(manifest_bytes, tensors)| Frame::Held(Held { manifest_bytes, tensors })),
         vec(any::<u8>(), 0..200).prop_map(Frame::Part),
         any::<(u8, bool)>().prop_map(|(n, load)| Frame::Order(signed_order(n, load))),
+        (0..1_000_000u64).prop_map(|n| Frame::Account(account(n))),
+    ]
+}
+
+fn any_lending() -> impl Strategy<Value = Frame> {
+    let upstreams = (option::of(any::<u8>()), vec(any::<u8>(), 0..4)).prop_map(|(own, others)| Upstreams {
+        own: own.map(upstream),
+        others: others.into_iter().map(lender).collect(),
+    });
+    prop_oneof![
+        upstreams.prop_map(Frame::Upstreams),
+        (select(Endpoint::ALL.to_vec()), 0..=potluck_wire::ASK_BYTES_MAX)
+            .prop_map(|(endpoint, bytes)| Frame::Ask(Ask { endpoint, bytes })),
+        (any::<u16>(), "[ -~]{0,40}", option::of(any::<u32>())).prop_map(|(status, content_type, retry_after)| {
+            Frame::Head(Head { status, content_type, retry_after })
+        }),
+        any::<u8>().prop_map(|n| Frame::Lend(lender(n))),
     ]
 }
 

@@ -2,8 +2,8 @@
 
 use std::{fs, net::SocketAddr, path::PathBuf};
 
-use clap::Args;
-use potluck_gateway::{Access, KEY_BYTES_MIN};
+use clap::{Args, ValueEnum};
+use potluck_gateway::{Access, KEY_BYTES_MIN, Overflow};
 use tokio::net::TcpListener;
 
 use crate::failure::Failure;
@@ -30,6 +30,30 @@ pub(crate) struct DoorArgs {
     /// Another name by which requests may call the model (repeatable)
     #[arg(long, value_name = "NAME")]
     pub(crate) alias: Vec<String>,
+    /// Let nobody fetch or remove models through the gateway: Ollama's /api/pull and /api/delete
+    #[arg(long)]
+    pub(crate) no_pull: bool,
+    /// What becomes of a prompt that is longer than the context, where its request does not say
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = OverflowArg::Error, env = "POTLUCK_OVERFLOW", hide_env_values = true)]
+    pub(crate) overflow: OverflowArg,
+}
+
+/// What becomes of a prompt that is longer than the context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OverflowArg {
+    /// An error says by how much
+    Error,
+    /// The oldest messages are left out
+    Truncate,
+}
+
+impl From<OverflowArg> for Overflow {
+    fn from(arg: OverflowArg) -> Self {
+        match arg {
+            OverflowArg::Error => Self::Error,
+            OverflowArg::Truncate => Self::Truncate,
+        }
+    }
 }
 
 /// Each connection is a handle, and most systems give a process few unless it asks for those that it may have.

@@ -1,11 +1,15 @@
 //! Arguments that several commands share.
 
+mod disk;
 mod door;
 mod engine;
+mod reach;
 mod route;
 mod sampling;
 
+pub(crate) use disk::DiskArgs;
 pub(crate) use door::DoorArgs;
 pub(crate) use engine::EngineArgs;
+pub(crate) use reach::Reach;
 pub(crate) use route::{PEERS_MAX, Prefer, RouteArgs, parse_bytes};
 pub(crate) use sampling::{SamplingArgs, StopArgs};

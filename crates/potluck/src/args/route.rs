@@ -2,6 +2,8 @@
 
 use clap::{Args, ValueEnum};
 
+use super::DiskArgs;
+
 /// Peers that one command starts: what a route may have, less the two ends that the command itself may hold.
 pub(crate) const PEERS_MAX: u16 = 62;
 
@@ -30,6 +32,8 @@ pub(crate) struct RouteArgs {
     /// Memory that this machine gives to a model, such as 4GB [default: most of what is free]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, conflicts_with_all = ["peers", "local"])]
     pub(crate) memory: Option<u64>,
+    #[command(flatten)]
+    pub(crate) disk: DiskArgs,
 }
 
 /// A size as people write it.

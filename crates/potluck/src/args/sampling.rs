@@ -72,6 +72,9 @@ pub(crate) struct StopArgs {
     /// Go on after an end token: for measurements
     #[arg(long)]
     pub(crate) ignore_eos: bool,
+    /// Show where the time went: at each stage in queue, engine and codec, and on the way between them
+    #[arg(long)]
+    pub(crate) trace: bool,
 }
 
 impl SamplingArgs {

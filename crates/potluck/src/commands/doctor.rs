@@ -2,7 +2,7 @@
 
 use clap::Args;
 use potluck_chain::plan::Preview;
-use potluck_net::Node;
+use potluck_net::{Found, Node};
 use potluck_store::Entry;
 use serde::Serialize;
 use serde_json::json;
@@ -17,7 +17,7 @@ use crate::{
     models::{Models, load_vocabulary},
     placement::{free_disk, members},
     screen::{Screen, printable, size},
-    serving::{OFFER_SECONDS, offers_of},
+    serving::{FoundLender, OFFER_SECONDS, lenders_among, offers_of},
     talk::{Surveyed, Wanted, client_node, preview, who_name},
 };
 
@@ -177,7 +177,7 @@ fn machine(findings: &mut Findings, home: &Home) {
     if let Some(free) = free_disk(&home.models()) {
         let text = format!("{} free where models are kept", size(free));
         match free < LITTLE_DISK {
-            true => findings.add("disk", How::Warn, text, "potluck model rm what you do not use"),
+            true => findings.add("disk", How::Warn, text, "potluck model remove what you do not use"),
             false => findings.ok("disk", text),
         }
     }
@@ -224,14 +224,16 @@ async fn swarm(findings: &mut Findings, home: &Home) -> Result<(), Failure> {
 /// Asks every contact, and every peer that offers something, how far away it is.
 async fn reach(findings: &mut Findings, node: &Node, membership: &Membership) {
     let (offers, _) = offers_of(node, &membership.contacts).await;
-    for peer in &members(&offers, &membership.contacts) {
+    let everybody = members(&offers, &membership.contacts);
+    for peer in &everybody {
         let name = peer.peer.short();
         match node.connect(peer).await {
             Ok(link) => {
                 let path = link
                     .path()
                     .map_or(String::new(), |path| format!(", {}, {:.1} ms", path.kind, path.rtt.as_secs_f64() * 1e3));
-                findings.ok("peer", format!("{name} answers{path}"));
+                let found = if link.found == Found::Lan { ", found by mDNS" } else { "" };
+                findings.ok("peer", format!("{name} answers{path}{found}"));
             }
             Err(error) => {
                 let hint = format!(
@@ -239,6 +241,17 @@ async fn reach(findings: &mut Findings, node: &Node, membership: &Membership) {
                     peer.addresses.join(" or ")
                 );
                 findings.add("peer", How::Fail, error.to_string(), hint);
+            }
+        }
+    }
+    for FoundLender { address, upstream } in lenders_among(node, everybody).await {
+        let name = address.peer.short();
+        match upstream.trouble {
+            None => findings.ok("upstream", format!("{name} lends {} models whole", upstream.models.len())),
+            Some(trouble) => {
+                let hint =
+                    "its owner's turn: start what it lends, or look at the address that `potluck serve --upstream` has";
+                findings.add("upstream", How::Warn, format!("{name} lends nothing now: {trouble}"), hint);
             }
         }
     }

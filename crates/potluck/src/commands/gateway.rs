@@ -9,7 +9,7 @@ use crate::{
     args::{DoorArgs, EngineArgs, RouteArgs},
     failure::Failure,
     home::Home,
-    screen::Screen,
+    screen::{Screen, printable},
     signals::Interrupt,
     talk::Front,
 };
@@ -78,11 +78,13 @@ pub(crate) fn url(listener: &TcpListener) -> Result<String, Failure> {
 }
 
 fn tell(screen: Screen, url: &str, front: &Front) -> Result<(), Failure> {
+    let lent = front.lent();
     if screen.json {
-        return screen.object(&json!({ "url": url, "model": front.model.name, "peers": front.peers() }));
+        return screen.object(&json!({ "url": url, "model": front.model(), "lent": lent, "peers": front.peers() }));
     }
+    let names: Vec<_> = front.model().map(str::to_owned).into_iter().chain(lent.unwrap_or_default()).collect();
     let lines = [
-        format!("serving {}", front.model.name),
+        format!("serving {}", printable(&names.join(", "))),
         format!("  OpenAI     {url}/v1"),
         format!("  Anthropic  {url}"),
         format!("  Ollama     {url}"),

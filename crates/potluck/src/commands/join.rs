@@ -80,8 +80,8 @@ async fn ask(home: &Home, invitation: &Invitation) -> Result<(Admission, String)
     let swarm = invitation.swarm.parse().or_fail("usage", "paste all of the line")?;
     // It has no grant yet, and greets nobody.
     let who = NetIdentity { key: identity.key.clone(), grant: Vec::new(), gate: Gate::new(swarm) };
-    let deadlines = NetDeadlines::default();
-    let node = Node::bind(NodeConfig { identity: who, bind: Bind::Any, relay: None, deadlines }).await?;
+    let (lan, deadlines) = (home.reach.asking(), NetDeadlines::default());
+    let node = Node::bind(NodeConfig { identity: who, bind: Bind::Any, lan, relay: None, deadlines }).await?;
     let asked = node.join(&invitation.inviter, invitation.secret, keys.to_vec()).await;
     node.close().await;
     let mut joined = asked.map_err(|error| unreached(invitation, error.into()))?;

@@ -1,10 +1,12 @@
 //! `potluck model`: what this machine knows, and how it would be placed.
 
+use std::time::UNIX_EPOCH;
+
 use clap::{Args, Subcommand};
 use potluck_core::LayerRange;
 use potluck_model::{Admission, Facts, Family, slice};
 use potluck_pull::{Address, Pulled};
-use potluck_store::Entry;
+use potluck_store::{Entry, Fetched};
 use serde_json::{Value, json};
 
 use super::{
@@ -13,9 +15,10 @@ use super::{
     serve::parse_layers,
 };
 use crate::{
+    args::{DiskArgs, parse_bytes},
     failure::Failure,
     home::Home,
-    models::{Models, pull_from_web, pull_model},
+    models::{Models, age, pull_from_web, pull_model, room, tell_removed},
     screen::{Screen, size, table},
 };
 
@@ -29,8 +32,11 @@ pub(crate) enum Model {
     List,
     /// What a model is, and where it may be cut
     Show(Named),
-    /// Forget a model; its files stay, what was pulled from peers goes
-    Rm(Named),
+    /// Forget a model; its files stay where they are, what Potluck fetched goes
+    #[command(visible_alias = "rm")]
+    Remove(Named),
+    /// Remove what is left of downloads that broke off, and models that were used longest ago
+    Prune(Prune),
     /// Have a peer serve these layers: where the swarm was made
     Load(Load),
     /// Have a peer serve nothing
@@ -58,6 +64,15 @@ pub(crate) struct Pull {
     /// From the swarm, only what a peer needs that serves these layers, half open [default: all of it]
     #[arg(long, value_name = "A..B", value_parser = parse_layers)]
     layers: Option<LayerRange>,
+    #[command(flatten)]
+    disk: DiskArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Prune {
+    /// Keep so much of what was fetched, such as 50GB: what was used last [default: all models]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    keep: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -72,9 +87,10 @@ impl Model {
         match self {
             Self::Add(Add { source, name }) => show_added(screen, &models.add(&source, name.as_deref(), screen)?),
             Self::Pull(pull) => pull.run(home, screen).await,
-            Self::List => list(screen, &models.catalogue.list()?),
+            Self::List => list(screen, home, &models),
             Self::Show(Named { model }) => show(screen, &models.find(&model, screen)?),
-            Self::Rm(Named { model }) => rm(screen, &models, &model),
+            Self::Remove(Named { model }) => remove(screen, home, &models, &model),
+            Self::Prune(prune) => prune.run(home, screen),
             Self::Load(load) => load.run(home, screen).await,
             Self::Unload(unload) => unload.run(home, screen).await,
             Self::Plan(plan) => plan.run(home, screen).await,
@@ -88,7 +104,8 @@ fn show_added(screen: Screen, entry: &Entry) -> Result<(), Failure> {
 
 impl Pull {
     async fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
-        let Self { model, name, layers } = self;
+        let Self { model, name, layers, disk } = self;
+        let home = &disk.limit(home);
         let Some(address) = Address::of(&model) else {
             return show_pulled(screen, &pull_model(home, screen, &model, layers).await?);
         };
@@ -115,20 +132,36 @@ fn show_pulled(screen: Screen, pulled: &Pulled) -> Result<(), Failure> {
     screen.text(&format!("{}  {}\n", entry.name, entry.id))
 }
 
-fn list(screen: Screen, entries: &[Entry]) -> Result<(), Failure> {
+fn list(screen: Screen, home: &Home, models: &Models) -> Result<(), Failure> {
+    let (entries, fetched) = (models.catalogue.list()?, room(home)?.fetched()?);
+    let of = |entry: &Entry| fetched.iter().find(|fetched| fetched.model == Some(entry.id));
+    let used = |entry: &Entry| models.catalogue.last_used(entry.id);
     if screen.json {
-        return screen.object(&json!({ "models": entries.iter().map(row).collect::<Vec<_>>() }));
+        let row = |entry: &Entry| {
+            let mut object = row(entry);
+            let used = used(entry).and_then(|used| used.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs());
+            object["fetched_bytes"] = of(entry).map_or(0, |fetched| fetched.bytes).into();
+            object["last_used"] = used.into();
+            object["in_use"] = models.catalogue.is_in_use(entry.id)?.into();
+            Ok(object)
+        };
+        let rows = entries.iter().map(row).collect::<Result<Vec<_>, Failure>>()?;
+        let fetched_bytes = fetched.iter().map(|fetched| fetched.bytes).sum::<u64>();
+        return screen.object(&json!({ "models": rows, "fetched_bytes": fetched_bytes }));
     }
     if entries.is_empty() {
         screen.note("no models yet: potluck model add PATH");
         return Ok(());
     }
-    let heading = ["NAME", "ID", "SIZE", "HERE", "LAYERS", "TYPE", "CONTEXT"].map(str::to_owned).to_vec();
+    let heading =
+        ["NAME", "ID", "SIZE", "HERE", "FETCHED", "USED", "LAYERS", "TYPE", "CONTEXT"].map(str::to_owned).to_vec();
     let rows = entries.iter().map(|entry| {
         let facts = Facts::of(&entry.manifest);
         let [layers, context] = [facts.layers, facts.context].map(|n| n.to_string());
         let here = if entry.is_whole() { "all".to_owned() } else { size(entry.held_bytes()) };
-        vec![entry.name.clone(), entry.id.short(), size(facts.bytes), here, layers, facts.quantisation, context]
+        let own = of(entry).map_or_else(|| "-".to_owned(), |fetched| size(fetched.bytes));
+        let (size, used) = (size(facts.bytes), age(used(entry)));
+        vec![entry.name.clone(), entry.id.short(), size, here, own, used, layers, facts.quantisation, context]
     });
     screen.text(&table(&[heading].into_iter().chain(rows).collect::<Vec<_>>()))
 }
@@ -168,16 +201,36 @@ fn show(screen: Screen, entry: &Entry) -> Result<(), Failure> {
     screen.text(&lines.map(|(name, value)| format!("{name:12}  {value}\n")).concat())
 }
 
-fn rm(screen: Screen, models: &Models, model: &str) -> Result<(), Failure> {
+fn remove(screen: Screen, home: &Home, models: &Models, model: &str) -> Result<(), Failure> {
     let entry = models.catalogue.get(model)?;
-    models.catalogue.rm(entry.id)?;
+    let removed = room(home)?.remove(entry.id)?;
+    let bytes = removed.map_or(0, |fetched| fetched.bytes);
     if screen.json {
-        return screen.object(&json!({ "removed": entry.id.to_string() }));
+        return screen.object(&json!({ "removed": entry.id.to_string(), "bytes": bytes }));
     }
-    let stays = entry.place.files.iter().any(|file| !file.pulled);
-    let what = if stays { "its files stay where they are" } else { "what was pulled of it is removed" };
+    let what = match bytes {
+        0 => "its files stay where they are".to_owned(),
+        bytes => format!("what was fetched of it is removed: {}", size(bytes)),
+    };
     screen.note(format!("forgot {}; {what}", entry.name));
     Ok(())
+}
+
+impl Prune {
+    fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
+        let removed = room(home)?.prune(self.keep)?;
+        let bytes = removed.iter().map(|fetched| fetched.bytes).sum::<u64>();
+        if screen.json {
+            let row = |fetched: &Fetched| {
+                let id = fetched.model.map(|id| id.to_string());
+                json!({ "name": fetched.name, "id": id, "bytes": fetched.bytes })
+            };
+            return screen.object(&json!({ "removed": removed.iter().map(row).collect::<Vec<_>>(), "bytes": bytes }));
+        }
+        tell_removed(screen, &removed);
+        screen.note(format!("{} are free again", size(bytes)));
+        Ok(())
+    }
 }
 
 fn admission(entry: &Entry) -> String {

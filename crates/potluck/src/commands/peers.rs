@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, btree_map::Entry};
 
 use clap::Args;
 use potluck_core::{Offer, PeerId};
-use potluck_net::{Node, PathInfo};
+use potluck_net::{Found, Node, PathInfo};
+use potluck_wire::UpstreamModel;
 use serde_json::{Value, json};
 
 use crate::{
@@ -12,9 +13,9 @@ use crate::{
     failure::Failure,
     home::{Home, Membership},
     models::Models,
-    placement::address,
-    screen::{Screen, size, table},
-    serving::offers_of,
+    placement::{address, members},
+    screen::{Screen, printable, size, table},
+    serving::{FoundLender, lenders_among, offers_of},
     talk::client_node,
 };
 
@@ -26,34 +27,45 @@ impl Peers {
         let membership = Membership::open(home)?;
         let node = client_node(home, &membership).await?;
         let (offers, silent) = offers_of(&node, &membership.contacts).await;
-        let paths = paths(&node, &offers).await;
+        let lenders = lenders_among(&node, members(&offers, &membership.contacts)).await;
+        let paths = paths(&node, &offers, &lenders).await;
         node.close().await;
-        show(home, screen, &membership, &offers, &paths, &silent)
+        show(home, screen, &membership, &There { offers, lenders, paths, silent })
     }
 }
 
-/// How each peer is reached, or why it is not.
-type Paths = BTreeMap<PeerId, Result<Option<PathInfo>, String>>;
+/// What there is, and how it is reached.
+struct There {
+    offers: Vec<Offer>,
+    lenders: Vec<FoundLender>,
+    paths: Paths,
+    /// Who did not answer, and why.
+    silent: Vec<String>,
+}
 
-async fn paths(node: &Node, offers: &[Offer]) -> Paths {
+/// How each peer is reached, or why it is not.
+type Paths = BTreeMap<PeerId, Result<Reached, String>>;
+
+/// How a peer is reached.
+struct Reached {
+    path: Option<PathInfo>,
+    found: Found,
+}
+
+async fn paths(node: &Node, offers: &[Offer], lenders: &[FoundLender]) -> Paths {
     let mut paths = Paths::new();
-    for offer in offers {
-        if let Entry::Vacant(place) = paths.entry(offer.peer) {
-            let reached = node.connect(&address(offer)).await;
-            place.insert(reached.map(|link| link.path()).map_err(|error| error.to_string()));
+    for at in offers.iter().map(address).chain(lenders.iter().map(|lender| lender.address.clone())) {
+        if let Entry::Vacant(place) = paths.entry(at.peer) {
+            let reached = node.connect(&at).await;
+            let reached = reached.map(|link| Reached { path: link.path(), found: link.found });
+            place.insert(reached.map_err(|error| error.to_string()));
         }
     }
     paths
 }
 
-fn show(
-    home: &Home,
-    screen: Screen,
-    swarm: &Membership,
-    offers: &[Offer],
-    paths: &Paths,
-    silent: &[String],
-) -> Result<(), Failure> {
+fn show(home: &Home, screen: Screen, swarm: &Membership, there: &There) -> Result<(), Failure> {
+    let There { offers, lenders, paths, silent } = there;
     let models = Models::open(home)?.catalogue.list()?;
     let name = |offer: &Offer| {
         let known = models.iter().find(|entry| entry.id == offer.shape.spec.model);
@@ -61,12 +73,19 @@ fn show(
     };
     if screen.json {
         let peers: Vec<_> = offers.iter().map(|offer| row(offer, &name(offer), paths.get(&offer.peer))).collect();
-        return screen.object(&json!({ "swarm": swarm.swarm, "peers": peers, "silent": silent }));
+        let lenders: Vec<_> =
+            lenders.iter().map(|lender| lender_row(lender, paths.get(&lender.address.peer))).collect();
+        return screen.object(&json!({ "swarm": swarm.swarm, "peers": peers, "lenders": lenders, "silent": silent }));
     }
     for why in silent {
         screen.note(why);
     }
-    if offers.is_empty() {
+    for lender in lenders {
+        if let Some(trouble) = &lender.upstream.trouble {
+            screen.note(format!("peer {} lends nothing now: {trouble}", lender.address.peer.short()));
+        }
+    }
+    if offers.is_empty() && lenders.iter().all(|lender| lender.upstream.models.is_empty()) {
         screen.note("nobody offers anything: potluck serve");
         return Ok(());
     }
@@ -80,26 +99,60 @@ fn show(
             format!("{:.2}", offer.speed.decode_us as f64 / 1e3),
             format!("{} of {}", offer.free_caches, offer.shape.caches),
             size(offer.shape.weight_bytes),
-            path(paths.get(&offer.peer)).map_or("-".into(), |path| format!("{:.1} ms", milliseconds(&path))),
-            match paths.get(&offer.peer) {
-                Some(Err(_)) => "lost".into(),
-                reached => path(reached).map_or("-".into(), |path| path.kind.to_string()),
-            },
+            distance(paths.get(&offer.peer)),
+            way(paths.get(&offer.peer)),
             offer.addresses.first().cloned().unwrap_or_default(),
         ]
     });
-    screen.text(&table(&[heading].into_iter().chain(rows).collect::<Vec<_>>()))
+    let lent = lenders.iter().flat_map(|lender| {
+        let FoundLender { address, upstream } = lender;
+        let free = upstream.places.saturating_sub(upstream.running);
+        let reached = paths.get(&address.peer);
+        upstream.models.iter().map(move |model| {
+            vec![
+                address.peer.short(),
+                printable(&model.name),
+                "whole".into(),
+                "-".into(),
+                format!("{free} of {}", upstream.places),
+                "-".into(),
+                distance(reached),
+                way(reached),
+                address.addresses.first().map_or(String::new(), |at| printable(at)),
+            ]
+        })
+    });
+    screen.text(&table(&[heading].into_iter().chain(rows).chain(lent).collect::<Vec<_>>()))
 }
 
-fn path(reached: Option<&Result<Option<PathInfo>, String>>) -> Option<PathInfo> {
-    reached?.as_ref().ok().copied().flatten()
+fn distance(reached: Option<&Result<Reached, String>>) -> String {
+    path(reached).map_or("-".into(), |path| format!("{:.1} ms", milliseconds(&path)))
+}
+
+fn way(reached: Option<&Result<Reached, String>>) -> String {
+    match reached {
+        Some(Err(_)) => "lost".into(),
+        reached => path(reached).map_or("-".into(), |path| path.kind.to_string() + by(reached)),
+    }
+}
+
+fn path(reached: Option<&Result<Reached, String>>) -> Option<PathInfo> {
+    reached?.as_ref().ok()?.path
+}
+
+/// A word where the peer was not where it was said to be.
+fn by(reached: Option<&Result<Reached, String>>) -> &'static str {
+    match reached {
+        Some(Ok(Reached { found: Found::Lan, .. })) => ", mDNS",
+        _ => "",
+    }
 }
 
 fn milliseconds(path: &PathInfo) -> f64 {
     path.rtt.as_secs_f64() * 1e3
 }
 
-fn row(offer: &Offer, model: &str, reached: Option<&Result<Option<PathInfo>, String>>) -> Value {
+fn row(offer: &Offer, model: &str, reached: Option<&Result<Reached, String>>) -> Value {
     let (spec, path) = (offer.shape.spec, path(reached));
     json!({
         "peer": offer.peer.to_string(),
@@ -113,8 +166,25 @@ fn row(offer: &Offer, model: &str, reached: Option<&Result<Option<PathInfo>, Str
         "weight_bytes": offer.shape.weight_bytes,
         "rtt_ms": path.as_ref().map(milliseconds),
         "path": path.map(|path| path.kind.to_string()),
+        "found_by_mdns": reached.and_then(|reached| reached.as_ref().ok()).map(|reached| reached.found == Found::Lan),
         "unreached": reached.and_then(|reached| reached.as_ref().err()),
         "addresses": offer.addresses,
         "expires_in_s": offer.expires.saturating_sub(utc_now()),
+    })
+}
+
+fn lender_row(lender: &FoundLender, reached: Option<&Result<Reached, String>>) -> Value {
+    let FoundLender { address, upstream } = lender;
+    let model = |model: &UpstreamModel| json!({ "name": model.name, "context": model.context });
+    let path = path(reached);
+    json!({
+        "peer": address.peer.to_string(),
+        "models": upstream.models.iter().map(model).collect::<Vec<_>>(),
+        "running": upstream.running,
+        "places": upstream.places,
+        "trouble": upstream.trouble,
+        "rtt_ms": path.as_ref().map(milliseconds),
+        "path": path.map(|path| path.kind.to_string()),
+        "addresses": address.addresses,
     })
 }

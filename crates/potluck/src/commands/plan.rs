@@ -51,7 +51,7 @@ impl Plan {
         };
         if screen.json {
             let mut object = serde_json::to_value(preview?).or_fail("internal", "report this")?;
-            object["name"] = entry.name.into();
+            object["name"] = entry.name.clone().into();
             object["silent"] = json!(silent);
             return screen.object(&object);
         }

@@ -10,7 +10,7 @@ use crate::{
     home::Home,
     screen::Screen,
     signals::Interrupt,
-    talk::{Asked, Talk},
+    talk::{Asked, Talk, traced},
 };
 
 /// Bytes of a prompt that is read from a pipe. More are refused.
@@ -81,6 +81,9 @@ impl Run {
         screen.text("\n")?;
         if self.show_route {
             screen.note(talk.report(&outcome));
+        }
+        if let Some(trace) = &outcome.trace {
+            screen.note(format!("\n{}", traced(trace)));
         }
         Ok(())
     }

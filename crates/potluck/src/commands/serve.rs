@@ -1,4 +1,4 @@
-//! `potluck serve`: a stage of one model, lent to a swarm.
+//! `potluck serve`: a stage of one model, or what runs here already, lent to a swarm.
 
 use std::{
     io::{BufRead, Read, stdin},
@@ -13,13 +13,13 @@ use potluck_engine::EngineSettings;
 use potluck_grant::Gate;
 use potluck_net::{Bind, Identity as NetIdentity, Node};
 use potluck_pull::{Library, Pulled};
-use potluck_store::Entry;
+use potluck_store::{Entry, InUse};
 use serde_json::json;
 use tokio::{sync::mpsc, time::sleep};
 
 use crate::{
     apart::apart,
-    args::{EngineArgs, parse_bytes},
+    args::{DiskArgs, EngineArgs, parse_bytes},
     commands::{
         join::{join, read_line},
         service::{Level, install, own_arguments, uninstall},
@@ -30,7 +30,10 @@ use crate::{
     models::{Models, Sharers, all_layers, find_model, pull_stage},
     placement::{free_memory, model_facts},
     screen::{Screen, size},
-    serving::{Announcer, LentTo, LoadedStage, ServingPeer, bind_node, door, orders, serve_nothing},
+    serving::{
+        Announcer, LentTo, LoadedStage, ServingPeer, UpstreamArgs, bind_node, door, lend_upstream, orders,
+        serve_nothing,
+    },
     signals::Interrupt,
 };
 
@@ -39,6 +42,9 @@ pub(crate) const PORT: u16 = 7575;
 
 /// How often the swarm is asked again for a model.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// How often it is noted that a model is in use.
+const NOTE_USE_EVERY: Duration = Duration::from_secs(3_600);
 
 /// Sessions that a peer keeps caches for, unless the user says otherwise.
 const CACHES: u16 = 8;
@@ -49,7 +55,7 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "LINE", conflicts_with = "embedded")]
     join: Option<String>,
     /// Let the swarm decide which layers are needed most, as far as --memory goes
-    #[arg(long, conflicts_with_all = ["layers", "embedded"])]
+    #[arg(long, conflicts_with_all = ["layers", "embedded", "upstream"])]
     auto: bool,
     /// Have the system's service manager run it from now on, with the other arguments given here
     #[arg(long, value_enum, value_name = "WHOSE", num_args = 0..=1, require_equals = true, default_missing_value = "user",
@@ -78,9 +84,13 @@ pub(crate) struct Lend {
     /// Memory that this machine gives, such as 4GB, where it chooses its layers [default: most of what is free]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory: Option<u64>,
+    #[command(flatten)]
+    disk: DiskArgs,
     /// Where to listen
     #[arg(long, value_name = "IP:PORT", default_value_t = SocketAddr::from(([0, 0, 0, 0], PORT)))]
     bind: SocketAddr,
+    #[command(flatten)]
+    upstream: UpstreamArgs,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -107,6 +117,8 @@ impl Lend {
     /// Serves what it says, and what the swarm's root orders after that. `auto`: layers that are not named are chosen, and a
     /// model is waited for.
     pub(crate) async fn serve(self, home: &Home, screen: Screen, auto: bool) -> Result<(), Failure> {
+        let upstream = self.upstream.open()?;
+        let home = &self.disk.limit(home);
         let mut interrupt = Interrupt::listen()?;
         let mut membership = Membership::open(home)?;
         let identity = Identity::open(home, Role::Peer)?;
@@ -115,7 +127,7 @@ impl Lend {
         let settings = self.engine.settings(CACHES);
         settings.check()?;
         let who = NetIdentity { key: identity.key.clone(), grant: grant.clone(), gate: membership.gate()? };
-        let node = bind_node(who, Bind::Address(self.bind)).await?;
+        let node = bind_node(who, Bind::Address(self.bind), home.reach.serving()).await?;
         membership.knows(node.address());
         membership.save(home)?;
         let library = Library::new(home.models());
@@ -123,9 +135,12 @@ impl Lend {
         if let Some(door) = door(home, screen)? {
             node.open_door(door);
         }
+        let announcer = Announcer::new(home, identity.key, grant, &membership);
+        if let Some(upstream) = upstream {
+            return lend_upstream(screen, node, announcer, upstream, &membership.swarm, &mut interrupt).await;
+        }
         let (taken, mut orders) = orders(membership.root()?, node.id());
         node.take_orders(taken);
-        let announcer = Announcer::new(home, identity.key, grant, &membership);
         let mut place = Place { node, library, announcer, settings, swarm: membership.swarm, heard: Vec::new() };
 
         // What was asked for must work; what is ordered later may not, and then it goes on as before.
@@ -165,12 +180,12 @@ impl Lend {
         Ok(())
     }
 
-    async fn model(&self, home: &Home, screen: Screen) -> Result<Entry, Failure> {
+    async fn model(&self, home: &Home, screen: Screen) -> Result<InUse, Failure> {
         find_model(home, screen, self.model.as_deref()).await
     }
 
     /// The model, as soon as there is one: who joins first may have to wait for whoever has it.
-    async fn wait_for_model(&self, home: &Home, screen: Screen) -> Result<Entry, Failure> {
+    async fn wait_for_model(&self, home: &Home, screen: Screen) -> Result<InUse, Failure> {
         let mut waits = None;
         loop {
             match self.model(home, screen).await {
@@ -224,7 +239,7 @@ impl Lend {
 
 /// What is loaded, of what, and how it came.
 struct Loaded {
-    entry: Entry,
+    entry: InUse,
     stage: LoadedStage,
     spec: StageSpec,
     pulled: Option<Pulled>,
@@ -242,13 +257,13 @@ struct Place {
 }
 
 /// What was served until an order came, and the order; none: the user has had enough.
-type Ordered = (Option<(Entry, StageSpec)>, Option<Action>);
+type Ordered = (Option<(InUse, StageSpec)>, Option<Action>);
 
 impl Place {
     /// Pulls what is missing of a stage, and loads it.
-    async fn load(&self, home: &Home, screen: Screen, entry: Entry, spec: StageSpec) -> Result<Loaded, Failure> {
+    async fn load(&self, home: &Home, screen: Screen, entry: InUse, spec: StageSpec) -> Result<Loaded, Failure> {
         let pulled = pull_stage(home, screen, &entry, spec).await?;
-        let entry = pulled.as_ref().map_or(entry, |pulled| pulled.entry.clone());
+        let entry = pulled.as_ref().map_or_else(|| entry.clone(), |pulled| entry.renewed(pulled.entry.clone()));
         let _bar = screen.wait(format!("loading layers {} of {}", spec.layers, entry.name));
         let stage = LoadedStage::load(&entry, spec, &self.settings, LentTo::Members).await?;
         Ok(Loaded { entry, stage, spec, pulled })
@@ -271,6 +286,7 @@ impl Place {
         tell(screen, &peer, &self.swarm, &entry.name, pulled.as_ref())?;
         let ordered = tokio::select! {
             () = self.announcer.run(&peer) => None,
+            () = keep_noting(&entry) => None,
             ordered = orders.recv() => ordered,
             () = interrupt.wait() => None,
         };
@@ -308,7 +324,7 @@ impl Place {
         home: &Home,
         screen: Screen,
         (model, layers): (ModelId, LayerRange),
-        before: Option<(Entry, StageSpec)>,
+        before: Option<(InUse, StageSpec)>,
         interrupt: &mut Interrupt,
     ) -> Result<Option<Loaded>, Failure> {
         let idle = serve_nothing(&self.node);
@@ -343,12 +359,22 @@ impl Place {
     }
 }
 
+/// Notes again and again that a model is in use: what a crash ends was used until then. Never returns.
+async fn keep_noting(entry: &InUse) {
+    loop {
+        sleep(NOTE_USE_EVERY).await;
+        if let Err(error) = entry.note() {
+            tracing::warn!("that {} is in use could not be noted: {error}", entry.name);
+        }
+    }
+}
+
 /// Serves what another command orders, for as long as that command holds our stdin open.
 async fn serve_order(screen: Screen) -> Result<(), Failure> {
     die_with_parent();
     let order = Order::parse(&apart(first_line).await??)?;
     let spec = order.spec()?;
-    let entry = Models::at(&order.models)?.catalogue.get(&spec.model.to_string())?;
+    let entry = Models::at(&order.models)?.catalogue.hold(spec.model)?;
     let gate = Gate::new(order.swarm()?);
     let identity = NetIdentity { key: order.key()?, grant: order.grant()?, gate };
     let mut interrupt = Interrupt::listen()?;

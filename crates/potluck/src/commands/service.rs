@@ -21,6 +21,8 @@ use crate::{
 /// What the service is called.
 const NAME: &str = "potluck";
 
+const NO_MDNS: &str = "--no-mdns";
+
 /// Seconds before a service that has failed is started again.
 const RESTART_SECONDS: u32 = 5;
 
@@ -34,9 +36,13 @@ pub(crate) enum Level {
 }
 
 /// Installs `potluck serve` with these arguments, and starts it.
-pub(crate) fn install(home: &Home, screen: Screen, level: Level, args: Vec<OsString>) -> Result<(), Failure> {
+pub(crate) fn install(home: &Home, screen: Screen, level: Level, mut args: Vec<OsString>) -> Result<(), Failure> {
     // What could not serve is not installed.
     Membership::open(home)?;
+    // A service has an environment of its own.
+    if home.reach.no_mdns && !args.iter().any(|arg| arg == NO_MDNS) {
+        args.push(NO_MDNS.into());
+    }
     let manager = manager(level)?;
     let program = std::env::current_exe().map_err(|error| Failure::io("finding this program", &error))?;
     let folder = std::path::absolute(home.path("")).map_err(|error| Failure::io("finding the home", &error))?;

@@ -11,12 +11,12 @@ use sysinfo::Networks;
 use crate::{
     commands::{join, join::keys, serve::PORT},
     failure::{Failure, OrFail},
-    home::{Admission, Home, Identity, Invitation, Invitations, Line, Membership, Role, SwarmRoot},
+    home::{Admission, GRANT_DAYS, Home, Identity, Invitation, Invitations, Line, Membership, Role, SwarmRoot},
     screen::{Screen, table},
 };
 
-/// Days that a grant holds unless the owner says otherwise.
-pub(crate) const GRANT_DAYS: u32 = 365;
+/// Days that a grant may hold.
+const DAYS_MAX: i64 = 3_650;
 
 /// Hours that an invitation holds unless the owner says otherwise.
 const INVITATION_HOURS: u32 = 24;
@@ -33,6 +33,8 @@ pub(crate) enum Swarm {
     Join(Join),
     /// Let a machine in by its keys, which `potluck swarm join` prints there
     Grant(Grant),
+    /// Belong to the swarm no longer
+    Leave(Leave),
 }
 
 #[derive(Debug, Args)]
@@ -44,6 +46,9 @@ pub(crate) struct Invite {
     #[arg(long, value_name = "HOURS", default_value_t = INVITATION_HOURS,
         value_parser = clap::value_parser!(u32).range(1..=8_760))]
     hours: u32,
+    /// Days that a machine which comes in by it is a member
+    #[arg(long, value_name = "DAYS", default_value_t = GRANT_DAYS, value_parser = clap::value_parser!(u32).range(1..=DAYS_MAX))]
+    days: u32,
     /// Where this machine is reached (repeatable) [default: where it served last, or its own addresses, port 7575]
     #[arg(long, value_name = "IP:PORT")]
     address: Vec<std::net::SocketAddr>,
@@ -74,11 +79,18 @@ pub(crate) struct Grant {
     #[arg(required = true, value_name = "KEY")]
     keys: Vec<PeerId>,
     /// Days that the grant holds
-    #[arg(long, value_name = "DAYS", default_value_t = GRANT_DAYS, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    #[arg(long, value_name = "DAYS", default_value_t = GRANT_DAYS, value_parser = clap::value_parser!(u32).range(1..=DAYS_MAX))]
     days: u32,
     /// Where the new machine asks first: a member's key and address (repeatable) [default: this machine's contacts]
     #[arg(long, value_name = "KEY@IP:PORT", value_parser = parse_contact)]
     contact: Vec<PeerAddress>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Leave {
+    /// Also where the swarm was made here: its root key is removed, and nobody is let in ever after
+    #[arg(long)]
+    end: bool,
 }
 
 impl Swarm {
@@ -94,6 +106,7 @@ impl Swarm {
             }
             Self::Join(Join { line: None, .. }) => print_keys(home, screen),
             Self::Grant(command) => grant(home, screen, command),
+            Self::Leave(command) => leave(home, screen, &command),
         }
     }
 }
@@ -117,9 +130,23 @@ fn create(home: &Home, screen: Screen, command: &Invite) -> Result<(), Failure> 
 fn invite(home: &Home, screen: Screen, command: &Invite) -> Result<(), Failure> {
     let line = write(home, &SwarmRoot::open(home)?, &Membership::open(home)?, command)?;
     if screen.json {
-        return screen.object(&json!({ "invitation": line.to_string(), "uses": command.uses, "hours": command.hours }));
+        let (uses, hours, days) = (command.uses, command.hours, command.days);
+        return screen.object(&json!({ "invitation": line.to_string(), "uses": uses, "hours": hours, "days": days }));
     }
     show(screen, &line, command)
+}
+
+fn leave(home: &Home, screen: Screen, command: &Leave) -> Result<(), Failure> {
+    let membership = Membership::open(home)?;
+    // What serves there now goes on until it is ended: not behind its back.
+    let _lock = Identity::open(home, Role::Peer)?.lock(home)?;
+    let swarm = membership.leave(home, command.end)?;
+    if screen.json {
+        return screen.object(&json!({ "left": swarm }));
+    }
+    screen.text(&format!("left swarm {swarm}\n"))?;
+    screen.note("this machine's keys and models stay; what they were granted ends by itself");
+    Ok(())
 }
 
 /// A new invitation. It names this machine, which has to serve when the newcomer asks.
@@ -136,7 +163,7 @@ fn write(home: &Home, root: &SwarmRoot, membership: &Membership, command: &Invit
     };
     let now = utc_now();
     let expires = now + u64::from(command.hours) * 3_600;
-    let secret = Invitations::open(home, now)?.write(expires, command.uses)?;
+    let secret = Invitations::open(home, now)?.write(expires, command.uses, command.days)?;
     Ok(Line::Invited(Invitation { swarm: root.swarm().to_string(), inviter, secret, expires }))
 }
 
@@ -149,8 +176,8 @@ fn show(screen: Screen, line: &Line, command: &Invite) -> Result<(), Failure> {
     screen.text(&(text + "\n"))?;
     let machines = if command.uses == 1 { "one machine".into() } else { format!("{} machines", command.uses) };
     screen.note(format!(
-        "for {machines}, for {} hours: pass it on in private. It is answered while `potluck serve` runs here",
-        command.hours
+        "for {machines}, for {} hours; a member for {} days. Pass it on in private: it is answered while `potluck serve` runs here",
+        command.hours, command.days
     ));
     Ok(())
 }
@@ -188,7 +215,14 @@ fn invitations(home: &Home, screen: Screen, command: List) -> Result<(), Failure
         let rows: Vec<_> = kept
             .iter()
             .map(|one| {
-                json!({ "id": one.id, "state": one.state(now), "uses": one.uses, "expires": one.expires, "used_by": one.used_by })
+                json!({
+                    "id": one.id,
+                    "state": one.state(now),
+                    "uses": one.uses,
+                    "expires": one.expires,
+                    "days": one.days,
+                    "used_by": one.used_by,
+                })
             })
             .collect();
         return screen.object(&json!({ "invitations": rows }));
@@ -197,7 +231,7 @@ fn invitations(home: &Home, screen: Screen, command: List) -> Result<(), Failure
         screen.note("no invitations: potluck swarm invite");
         return Ok(());
     }
-    let heading = ["ID", "STATE", "USED", "HOURS LEFT", "BY (CODE)"].map(str::to_owned).to_vec();
+    let heading = ["ID", "STATE", "USED", "HOURS LEFT", "MEMBER FOR", "BY (CODE)"].map(str::to_owned).to_vec();
     let rows = kept.iter().map(|one| {
         let by = one.used_by.iter().map(|newcomer| format!("{} ({})", &newcomer.peer[..10], newcomer.code));
         vec![
@@ -205,6 +239,7 @@ fn invitations(home: &Home, screen: Screen, command: List) -> Result<(), Failure
             one.state(now).to_owned(),
             format!("{} of {}", one.used_by.len(), one.uses),
             (one.expires.saturating_sub(now) / 3_600).to_string(),
+            format!("{} days", one.days),
             by.collect::<Vec<_>>().join(", "),
         ]
     });

@@ -45,7 +45,7 @@ impl Up {
         let sessions = self.door.slots + 1;
         let started = Talk::start_among(home, screen, &self.route, &self.engine, sessions);
         let mut talk = interrupt.or(started).await??;
-        let result = match Front::over(&talk).await {
+        let result = match Front::over(&talk, screen).await {
             Ok(Some(front)) => {
                 let (stop, stopped) = oneshot::channel();
                 let address = url(&listener)?;

@@ -121,7 +121,7 @@ mod tests {
 
     fn home() -> (tempfile::TempDir, Home) {
         let dir = tempfile::tempdir().unwrap();
-        let home = Home::open(Some(dir.path().join("home"))).unwrap();
+        let home = Home::open(Some(dir.path().join("home")), crate::args::Reach::default()).unwrap();
         (dir, home)
     }
 

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::{Home, identity::random, invitation::code};
 use crate::failure::{Failure, OrFail};
 
+/// Days that a grant holds unless the owner says otherwise.
+pub(crate) const GRANT_DAYS: u32 = 365;
+
 const FILE: &str = "invitations.json";
 const LOCK: &str = "invitations.lock";
 
@@ -29,8 +32,16 @@ pub(crate) struct Kept {
     pub(crate) expires: u64,
     /// How many machines it is for.
     pub(crate) uses: u16,
+    /// Days that whoever comes in by it is a member.
+    #[serde(default = "grant_days")]
+    pub(crate) days: u32,
     /// Who has come in by it.
     pub(crate) used_by: Vec<Use>,
+}
+
+/// Invitations that were written before they said so.
+fn grant_days() -> u32 {
+    GRANT_DAYS
 }
 
 /// One machine that came in by an invitation.
@@ -67,20 +78,25 @@ impl<'a> Invitations<'a> {
         Ok(Self { home, kept, _lock: lock })
     }
 
+    /// Forgets all of them: the swarm is no more.
+    pub(crate) fn forget(home: &Home) -> Result<(), Failure> {
+        home.remove(FILE)
+    }
+
     /// All that are kept, the oldest first. Nobody is kept waiting any longer.
     pub(crate) fn into_all(self) -> Vec<Kept> {
         self.kept
     }
 
     /// A new one: its secret.
-    pub(crate) fn write(&mut self, expires: u64, uses: u16) -> Result<[u8; 16], Failure> {
+    pub(crate) fn write(&mut self, expires: u64, uses: u16, days: u32) -> Result<[u8; 16], Failure> {
         if self.kept.len() >= KEPT_MAX {
             let message = format!("{KEPT_MAX} invitations are kept already");
             return Err(Failure::new("too_many_invitations", message, "potluck swarm invitations --revoke ID"));
         }
         let secret = random()?;
         let hash = hash_of(&secret);
-        self.kept.push(Kept { id: hash[..8].to_owned(), hash, expires, uses, used_by: Vec::new() });
+        self.kept.push(Kept { id: hash[..8].to_owned(), hash, expires, uses, days, used_by: Vec::new() });
         self.save()?;
         Ok(secret)
     }
@@ -97,14 +113,15 @@ impl<'a> Invitations<'a> {
     }
 
     /// Uses one up for this newcomer; kept before anything is granted. Whoever has used it already may come again, for its
-    /// answer may have been lost, but with the same keys only: else one use would let in any number.
+    /// answer may have been lost, but with the same keys only: else one use would let in any number. Who it is, and the days
+    /// that it is a member.
     pub(crate) fn redeem(
         &mut self,
         swarm: &str,
         newcomer: PeerId,
         join: &Join,
         now: u64,
-    ) -> Result<Result<Use, FailureCode>, Failure> {
+    ) -> Result<Result<(Use, u32), FailureCode>, Failure> {
         let hash = hash_of(&join.secret);
         let keys = join.keys.iter().map(ToString::to_string).collect();
         let newcomer = Use { peer: newcomer.to_string(), keys, code: code(swarm, &join.secret, newcomer) };
@@ -115,14 +132,15 @@ impl<'a> Invitations<'a> {
             return Ok(Err(FailureCode::InvitationExpired));
         }
         if invitation.used_by.contains(&newcomer) {
-            return Ok(Ok(newcomer));
+            return Ok(Ok((newcomer, invitation.days)));
         }
         if invitation.used_by.len() >= usize::from(invitation.uses) {
             return Ok(Err(FailureCode::InvitationUsed));
         }
         invitation.used_by.push(newcomer.clone());
+        let days = invitation.days;
         self.save()?;
-        Ok(Ok(newcomer))
+        Ok(Ok((newcomer, days)))
     }
 
     fn save(&self) -> Result<(), Failure> {
@@ -165,11 +183,14 @@ mod tests {
     #[test]
     fn an_invitation_is_good_for_its_uses_and_its_time() {
         let dir = tempfile::tempdir().unwrap();
-        let home = Home::open(Some(dir.path().join("home"))).unwrap();
-        let secret = Invitations::open(&home, 1_000).unwrap().write(1_100, 2).unwrap();
+        let home = Home::open(Some(dir.path().join("home")), crate::args::Reach::default()).unwrap();
+        let secret = Invitations::open(&home, 1_000).unwrap().write(1_100, 2, 7).unwrap();
         let redeem = |secret: &[u8; 16], n, now| {
             let used = Invitations::open(&home, now).unwrap().redeem(SWARM, key(n), &join(*secret, &[n]), now).unwrap();
-            used.map(|newcomer| newcomer.code)
+            used.map(|(newcomer, days)| {
+                assert_eq!(days, 7);
+                newcomer.code
+            })
         };
         let first = redeem(&secret, 1, 1_050).unwrap();
         assert_eq!(redeem(&[0; 16], 1, 1_050), Err(FailureCode::InvitationUnknown));
@@ -183,9 +204,9 @@ mod tests {
     #[test]
     fn one_use_lets_in_the_same_keys_only_however_often_it_is_shown() {
         let dir = tempfile::tempdir().unwrap();
-        let home = Home::open(Some(dir.path().join("home"))).unwrap();
+        let home = Home::open(Some(dir.path().join("home")), crate::args::Reach::default()).unwrap();
         let mut invitations = Invitations::open(&home, 0).unwrap();
-        let secret = invitations.write(100, 1).unwrap();
+        let secret = invitations.write(100, 1, 7).unwrap();
         let mut redeem = |keys: &[u8]| invitations.redeem(SWARM, key(1), &join(secret, keys), 0).unwrap();
         let first = redeem(&[1, 2]).unwrap();
         assert_eq!(redeem(&[1, 2]), Ok(first));
@@ -197,9 +218,9 @@ mod tests {
     #[test]
     fn the_secret_is_not_kept_and_what_is_revoked_is_gone() {
         let dir = tempfile::tempdir().unwrap();
-        let home = Home::open(Some(dir.path().join("home"))).unwrap();
+        let home = Home::open(Some(dir.path().join("home")), crate::args::Reach::default()).unwrap();
         let mut invitations = Invitations::open(&home, 0).unwrap();
-        let secret = invitations.write(100, 1).unwrap();
+        let secret = invitations.write(100, 1, 7).unwrap();
         assert!(!home.read(FILE).unwrap().unwrap().contains(&HEXLOWER.encode(&secret)));
         let kept = invitations.into_all().remove(0);
         assert_eq!((kept.state(100), kept.state(101)), ("open", "expired"));

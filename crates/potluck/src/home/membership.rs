@@ -7,7 +7,7 @@ use potluck_wire::PeerAddress;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Admission, Home,
+    Admission, Home, Invitations,
     identity::{check_mode, new_key},
 };
 use crate::failure::{Failure, OrFail};
@@ -67,6 +67,25 @@ impl Membership {
         let membership = Self { swarm, grants, contacts: admission.contacts.clone() };
         membership.save(home)?;
         Ok(membership)
+    }
+
+    /// Forgets it: the name of the swarm that was. `end`: even where the root key is here, which goes with it.
+    pub(crate) fn leave(self, home: &Home, end: bool) -> Result<String, Failure> {
+        let made_here = match SwarmRoot::open(home) {
+            Ok(_) => true,
+            Err(failure) if failure.code == "no_root" => false,
+            Err(failure) => return Err(failure),
+        };
+        if made_here && !end {
+            let message = "this swarm was made here: without its root key nobody can be let in any more";
+            return Err(Failure::new("root_here", message, "potluck swarm leave --end, if that is what you want"));
+        }
+        if made_here {
+            Invitations::forget(home)?;
+            home.remove(ROOT)?;
+        }
+        home.remove(MEMBERSHIP)?;
+        Ok(self.swarm)
     }
 
     /// Keeps what has changed.

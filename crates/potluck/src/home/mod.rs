@@ -14,20 +14,26 @@ use std::{
 use directories::ProjectDirs;
 use tempfile::NamedTempFile;
 
-use crate::failure::Failure;
+use crate::{args::Reach, failure::Failure};
 
 pub(crate) use identity::{Identity, Role, new_key};
 pub(crate) use invitation::{Admission, Invitation, Line};
-pub(crate) use invitations::Invitations;
+pub(crate) use invitations::{GRANT_DAYS, Invitations};
 pub(crate) use membership::{CONTACTS_KEPT, Membership, SwarmRoot};
 
-/// The directory of one machine's keys, swarm and models.
+/// The directory of one machine's keys, swarm and models, and how this command reaches the others of the swarm.
 #[derive(Debug, Clone)]
-pub(crate) struct Home(PathBuf);
+pub(crate) struct Home {
+    folder: PathBuf,
+    /// Bytes that what is fetched may take; none: nobody said.
+    disk: Option<u64>,
+    /// As the user wants it this time.
+    pub(crate) reach: Reach,
+}
 
 impl Home {
     /// Opens it, made for its owner only where it was not there. `dir`: what `POTLUCK_HOME` says.
-    pub(crate) fn open(dir: Option<PathBuf>) -> Result<Self, Failure> {
+    pub(crate) fn open(dir: Option<PathBuf>, reach: Reach) -> Result<Self, Failure> {
         let dir = match dir {
             Some(dir) => dir,
             None => ProjectDirs::from("", "", "potluck")
@@ -36,12 +42,22 @@ impl Home {
                 .to_owned(),
         };
         make_private_dir(&dir).map_err(|error| Failure::io(dir.display(), &error))?;
-        Ok(Self(dir))
+        Ok(Self { folder: dir, disk: None, reach })
     }
 
     /// A file in it.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.folder.join(name)
+    }
+
+    /// The same home, where what is fetched takes no more than so many bytes.
+    pub(crate) fn with_disk(&self, disk: Option<u64>) -> Self {
+        Self { disk, ..self.clone() }
+    }
+
+    /// Bytes that what is fetched may take, where the user said so.
+    pub(crate) fn disk(&self) -> Option<u64> {
+        self.disk
     }
 
     /// Where the catalogue of models lies.
@@ -59,12 +75,21 @@ impl Home {
         let path = self.path(name);
         // A temporary file is made with mode 600.
         let write = || {
-            let mut file = NamedTempFile::new_in(&self.0)?;
+            let mut file = NamedTempFile::new_in(&self.folder)?;
             file.write_all(text.as_bytes())?;
             file.as_file().sync_all()?;
             file.persist(&path).map_err(|e| e.error).map(drop)
         };
         write().map_err(|error| Failure::io(path.display(), &error))
+    }
+
+    /// Removes a file, if there is one.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), Failure> {
+        let path = self.path(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Failure::io(path.display(), &error)),
+            _ => Ok(()),
+        }
     }
 
     /// A file's text, if there is one.

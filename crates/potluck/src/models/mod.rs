@@ -1,7 +1,9 @@
 //! The models of this machine: found by name or by path, and opened for an engine.
 
+mod keeper;
 mod open;
 mod probe;
+mod room;
 mod travel;
 
 use std::path::Path;
@@ -14,8 +16,10 @@ use crate::{
     screen::Screen,
 };
 
+pub(crate) use keeper::Keeper;
 pub(crate) use open::{all_layers, cache_bytes, load_stage, load_vocabulary, load_whole, stage_bytes};
 pub(crate) use probe::admit;
+pub(crate) use room::{age, room, tell_removed};
 pub(crate) use travel::{Sharers, find_model, pull_from_web, pull_model, pull_stage};
 
 /// This machine's catalogue, and the places that other programs keep models in.
@@ -87,6 +91,9 @@ fn is_place(text: &str) -> bool {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
+        if let Some(failure) = room::no_room(&error) {
+            return failure;
+        }
         let code = match &error {
             StoreError::Unknown(_) | StoreError::NoModel { .. } => "no_model",
             StoreError::Ambiguous { .. } | StoreError::Several { .. } => "ambiguous",
@@ -98,6 +105,7 @@ impl From<StoreError> for Failure {
             StoreError::NotHere { .. } => "not_here",
             StoreError::Cut(_) | StoreError::Range(_) => "illegal_cut",
             StoreError::Locked { .. } => "busy",
+            StoreError::InUse(_) => "in_use",
             _ => "io",
         };
         let hint = match &error {

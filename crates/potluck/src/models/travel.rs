@@ -5,25 +5,25 @@ use std::collections::BTreeSet;
 use potluck_core::{LayerRange, ModelId, PeerId, StageSpec};
 use potluck_model::slice;
 use potluck_net::Node;
-use potluck_pull::{Address, PullError, Pulled, Shared, Web};
-use potluck_store::{Entry, StoreError, begins_with};
+use potluck_pull::{Address, Coming, PullError, Pulled, Shared, Web};
+use potluck_store::{Entry, For, InUse, Progress, Promise, Source, StoreError, begins_with};
 use potluck_wire::{PeerAddress, SharedModel};
 
-use super::{Models, all_layers, is_place};
+use super::{
+    Models, all_layers, is_place,
+    room::{make_room, room},
+};
 use crate::{
     failure::{Failure, chain},
-    home::{Home, Membership},
-    placement::{free_disk, members},
-    screen::{Screen, printable, size},
+    home::{Home, Identity, Membership, Role},
+    placement::members,
+    screen::{Screen, printable},
     serving::offers_of,
     talk::client_node,
 };
 
 /// Where it is set, nothing is fetched from the web: Hugging Face's own name for that.
 const OFFLINE: &str = "HF_HUB_OFFLINE";
-
-/// Bytes of the disk that a pull leaves to others.
-const DISK_RESERVE: u64 = 256 << 20;
 
 /// The members of this machine's swarm that may share models.
 #[derive(Debug)]
@@ -42,7 +42,10 @@ impl Sharers {
         let (offers, silent) = offers_of(&node, &membership.contacts).await;
         silent.iter().for_each(|why| tracing::info!("{why}"));
         // Those that offer something now come first, at the addresses that they have now.
-        let peers = members(&offers, &membership.contacts);
+        let mut peers = members(&offers, &membership.contacts);
+        // What this machine has itself is not asked for over the network.
+        let own = Identity::open(home, Role::Peer)?.key.peer_id();
+        peers.retain(|at| at.peer != own);
         Ok(Some(Self { node, peers, offered: offers.iter().map(|offer| (offer.peer, offer.shape.spec)).collect() }))
     }
 
@@ -72,7 +75,11 @@ impl Sharers {
             (1, Some(model)) => Ok(model),
             (0, _) if models.is_empty() => {
                 let message = "nobody in the swarm shares a model now";
-                Err(Failure::new("no_model", message, "lend one: potluck serve --model M, where it lies"))
+                Err(Failure::new(
+                    "no_model",
+                    message,
+                    "lend one: potluck serve --model M, or --upstream URL, where it lies or runs",
+                ))
             }
             (0, _) => {
                 let message = format!("there is no model `{}` here or in the swarm", text.unwrap_or_default());
@@ -91,12 +98,23 @@ impl Sharers {
         Ok(Models::open(home)?.catalogue.note(manifest, &model.name)?)
     }
 
-    /// Pulls these tensors, with a bar.
-    async fn pull(&self, home: &Home, screen: Screen, entry: &Entry, tensors: &[usize]) -> Result<Pulled, Failure> {
+    /// Pulls these tensors. Nothing is removed to make room for them before somebody is there who has them.
+    async fn pull(
+        &self,
+        home: &Home,
+        screen: Screen,
+        entry: &Entry,
+        tensors: &[usize],
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Pulled, Failure> {
         let catalogue = Models::open(home)?.catalogue;
-        let bar = screen.bytes(format!("pulling {}", entry.name));
-        let progress = &mut |p: potluck_store::Progress| bar.at(p.done, p.total);
-        Ok(potluck_pull::pull(&self.node, &catalogue, entry, tensors, &self.peers, progress).await?)
+        let (store, what) = (room(home)?, For::Model(entry.id, entry.manifest.bytes()));
+        let mut promise = None;
+        let mut make = |bytes| {
+            promise = Some(make_room(&store, screen, &home.models(), what, bytes)?);
+            Ok(())
+        };
+        Ok(potluck_pull::pull(&self.node, &catalogue, entry, tensors, &self.peers, &mut make, progress).await?)
     }
 
     pub(crate) async fn close(self) {
@@ -104,8 +122,14 @@ impl Sharers {
     }
 }
 
-/// A model of this machine, or else of the swarm: then what it is comes at once, and its tensors when they are needed.
-pub(crate) async fn find_model(home: &Home, screen: Screen, text: Option<&str>) -> Result<Entry, Failure> {
+/// A model of this machine, or else of the swarm: then what it is comes at once, and its tensors when they are needed. It is in use
+/// from now on.
+pub(crate) async fn find_model(home: &Home, screen: Screen, text: Option<&str>) -> Result<InUse, Failure> {
+    let found = find_entry(home, screen, text).await?;
+    Ok(Models::open(home)?.catalogue.hold(found.id)?)
+}
+
+async fn find_entry(home: &Home, screen: Screen, text: Option<&str>) -> Result<Entry, Failure> {
     let here = Models::open(home)?.find_or_only(text, screen);
     let Err(missing) = here else { return here };
     if missing.code != "no_model" {
@@ -148,16 +172,38 @@ pub(crate) async fn pull_from_web(
     address: &Address,
     name: Option<&str>,
 ) -> Result<Entry, Failure> {
+    let (source, promise) = {
+        let bar = screen.bytes("fetching the model");
+        fetch(home, screen, address, &mut |coming| bar.at(coming.all.done, coming.all.total)).await?
+    };
+    let added = Models::open(home)?.add_source(&source, name, screen);
+    // Room is promised until the catalogue knows the model.
+    drop(promise);
+    added
+}
+
+/// Gets a model from the web, unless it is here already; where it is, and the room that it was promised.
+pub(crate) async fn fetch(
+    home: &Home,
+    screen: Screen,
+    address: &Address,
+    progress: &mut dyn FnMut(Coming),
+) -> Result<(Source, Option<Promise>), Failure> {
     if std::env::var_os(OFFLINE).is_some_and(|value| value != "0") {
         let hint = "only what is here already can be added: potluck model add";
         return Err(Failure::new("offline", format!("{OFFLINE} is set: nothing is fetched"), hint));
     }
     let web = Web::from_env(home.downloads())?;
-    let source = {
-        let bar = screen.bytes("fetching the model");
-        web.get(address, &mut |progress| bar.at(progress.done, progress.total)).await?
+    let (store, folder) = (room(home)?, web.folder(address));
+    let what = if matches!(address, Address::Url(_)) { For::Download(&folder) } else { For::Elsewhere };
+    // Also of what an earlier attempt has brought whole nothing is to be removed before it is known.
+    let mut promise = Some(store.make(what, 0, None)?);
+    let mut make = |bytes| {
+        promise = Some(make_room(&store, screen, &folder, what, bytes)?);
+        Ok(())
     };
-    Models::open(home)?.add_source(&source, name, screen)
+    let source = web.get(address, &mut make, progress).await?;
+    Ok((source, promise))
 }
 
 /// Pulls a model, or the layers that are wanted of it, from the swarm.
@@ -175,22 +221,35 @@ pub(crate) async fn pull_model(
 }
 
 async fn pull(home: &Home, screen: Screen, entry: &Entry, tensors: &[usize]) -> Result<Pulled, Failure> {
-    let missing = tensors.iter().map(|&tensor| &entry.manifest.tensors[tensor]).filter(|tensor| !entry.has(tensor));
-    let (needed, free) = (missing.map(|tensor| tensor.bytes).sum::<u64>(), free_disk(&home.models()));
-    if free.is_some_and(|free| needed.saturating_add(DISK_RESERVE) > free) {
-        let message =
-            format!("{} are missing of {}, {} are free on the disk", size(needed), entry.name, size(free.unwrap_or(0)));
-        return Err(Failure::new(
-            "disk_full",
-            message,
-            "potluck model rm what you do not use, or ask for fewer layers",
-        ));
-    }
     let sharers = Sharers::find(home).await?.ok_or_else(|| {
         let message = format!("of {} only a part is here, and this machine belongs to no swarm", entry.name);
         Failure::new("no_swarm", message, "join the swarm that has it: potluck join LINE")
     })?;
-    let pulled = sharers.pull(home, screen, entry, tensors).await;
+    let bar = screen.bytes(format!("pulling {}", entry.name));
+    let pulled = sharers.pull(home, screen, entry, tensors, &mut |p| bar.at(p.done, p.total)).await;
+    sharers.close().await;
+    pulled
+}
+
+/// Pulls all of a model that the swarm shares under that name; none where it shares no such model.
+pub(crate) async fn pull_shared(
+    home: &Home,
+    screen: Screen,
+    name: &str,
+    progress: &mut dyn FnMut(&Entry, Progress),
+) -> Result<Option<Pulled>, Failure> {
+    let Some(sharers) = Sharers::find(home).await? else { return Ok(None) };
+    let pulled = async {
+        let model = match sharers.model(Some(name)).await {
+            Err(failure) if failure.code == "no_model" => return Ok(None),
+            model => model?,
+        };
+        let entry = sharers.note(home, &model).await?;
+        let held = Models::open(home)?.catalogue.hold(entry.id)?;
+        let tensors = tensors_of(&held, None)?;
+        sharers.pull(home, screen, &held, &tensors, &mut |p| progress(&held, p)).await.map(Some)
+    };
+    let pulled = pulled.await;
     sharers.close().await;
     pulled
 }

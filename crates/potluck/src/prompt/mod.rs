@@ -10,7 +10,7 @@ use crate::{
     home::Home,
     screen::Screen,
     signals::Interrupt,
-    talk::{Asked, Talk},
+    talk::{Asked, Talk, traced},
 };
 
 use command::{Next, obey};
@@ -74,6 +74,9 @@ async fn answer(
     if screen.json {
         let route = talk.route_json();
         return screen.object(&json!({ "answer": outcome, "route": route }));
+    }
+    if let Some(trace) = &outcome.trace {
+        screen.note(format!("\n\n{}", traced(trace)));
     }
     screen.text("\n\n")
 }

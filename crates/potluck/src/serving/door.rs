@@ -6,7 +6,7 @@ use potluck_wire::{CONTACTS_MAX, FailureCode, Join, Joined};
 use tracing::error;
 
 use crate::{
-    commands::swarm::{GRANT_DAYS, days_from, utc_now},
+    commands::swarm::{days_from, utc_now},
     failure::Failure,
     home::{Home, Identity, Invitations, Membership, Role, SwarmRoot},
     screen::Screen,
@@ -41,11 +41,11 @@ fn let_in(home: &Home, peer: PeerId, join: &Join) -> Result<Result<(Joined, Stri
     let now = utc_now();
     let root = SwarmRoot::open(home)?;
     let used = Invitations::open(home, now)?.redeem(&root.swarm().to_string(), peer, join, now)?;
-    let used = match used {
+    let (used, days) = match used {
         Ok(used) => used,
         Err(code) => return Ok(Err(code)),
     };
-    let expires = days_from(now, GRANT_DAYS);
+    let expires = days_from(now, days);
     let grants = join.keys.iter().map(|&key| root.admit(key, expires)).collect::<Result<_, _>>()?;
     let mut contacts = Membership::open(home)?.contacts;
     // Whoever lets a newcomer in is the one that it certainly reaches.

@@ -1,15 +1,17 @@
 //! A peer that serves one stage: an engine child, an endpoint, and the machine between them.
 
 mod door;
+mod lenders;
 mod measure;
 mod offers;
 mod orders;
+mod upstream;
 
 use std::time::Duration;
 
 use potluck_core::{PeerId, SignedOffer, StageShape, StageSpec, StageSpeed};
 use potluck_engine::EngineSettings;
-use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig, Serving, StagePort, serve};
+use potluck_net::{Bind, Identity, Lan, NetDeadlines, Node, NodeConfig, Serving, StagePort, serve};
 use potluck_peer::{Peer, PeerConfig};
 use potluck_store::Entry;
 use potluck_wire::PeerAddress;
@@ -22,9 +24,11 @@ use crate::{
 };
 
 pub(crate) use door::door;
+pub(crate) use lenders::{FoundLender, Heard, hear_lenders, lenders_among};
 pub(crate) use measure::measure;
 pub(crate) use offers::{Announcer, OFFER_SECONDS, offers_of};
 pub(crate) use orders::orders;
+pub(crate) use upstream::{UpstreamArgs, lend_upstream};
 
 /// Whom a stage is lent to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +79,7 @@ impl ServingPeer {
         lent_to: LentTo,
     ) -> Result<Self, Failure> {
         let stage = LoadedStage::load(entry, spec, settings, lent_to).await?;
-        Ok(stage.serve(bind_node(identity, bind).await?))
+        Ok(stage.serve(bind_node(identity, bind, Lan::Off).await?))
     }
 
     /// Its id.
@@ -151,8 +155,8 @@ impl LoadedStage {
 }
 
 /// An endpoint with the deadlines of peers.
-pub(crate) async fn bind_node(identity: Identity, bind: Bind) -> Result<Node, Failure> {
-    Ok(Node::bind(NodeConfig { identity, bind, relay: None, deadlines: NetDeadlines::default() }).await?)
+pub(crate) async fn bind_node(identity: Identity, bind: Bind, lan: Lan) -> Result<Node, Failure> {
+    Ok(Node::bind(NodeConfig { identity, bind, lan, relay: None, deadlines: NetDeadlines::default() }).await?)
 }
 
 /// Serves no stage: newcomers are answered, models are shared, orders are taken, offers are passed on.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use potluck_core::{Offer, SecretKey, SignedOffer};
-use potluck_net::{Directory, Node};
+use potluck_net::{Directory, Node, Serving};
 use potluck_wire::PeerAddress;
 use tokio::task::JoinSet;
 
@@ -58,16 +58,31 @@ impl Announcer {
     /// Tells everybody that what was offered is no longer: an offer that ends now takes the place of the last one.
     pub(crate) async fn withdraw(&mut self, peer: &ServingPeer) {
         let Some(offer) = self.offer(peer, WITHDRAWN_SECONDS) else { return };
-        self.tell(peer, &offer).await;
+        self.tell(&peer.node, Some(&offer)).await;
+    }
+
+    /// The same for a peer that lends by an upstream, and has no stage to offer.
+    pub(crate) async fn run_lending(&mut self, node: &Node, serving: &Serving) {
+        loop {
+            let known = self.tell(node, None).await;
+            self.hear(serving, known).await;
+            tokio::time::sleep(RENEW_EVERY).await;
+        }
     }
 
     async fn announce(&mut self, peer: &ServingPeer) {
         let Some(offer) = self.offer(peer, OFFER_SECONDS) else { return };
         peer.serving.announce(offer.clone()).await;
-        for offer in self.tell(peer, &offer).await {
-            peer.serving.announce(offer).await;
+        let known = self.tell(&peer.node, Some(&offer)).await;
+        self.hear(&peer.serving, known).await;
+    }
+
+    /// Passes on what was heard of others, and remembers where they are.
+    async fn hear(&mut self, serving: &Serving, offers: Vec<SignedOffer>) {
+        for offer in offers {
+            serving.announce(offer).await;
         }
-        let known = members(peer.serving.directory().offers(utc_now()), &[]);
+        let known = members(serving.directory().offers(utc_now()), &[]);
         if self.learn(known)
             && let Err(failure) = self.remember()
         {
@@ -75,18 +90,22 @@ impl Announcer {
         }
     }
 
-    /// Tells all contacts at once: one that is away holds nobody up. What they know of others.
-    async fn tell(&self, peer: &ServingPeer, offer: &SignedOffer) -> Vec<SignedOffer> {
+    /// Tells all contacts at once of this offer, or that this peer lends by an upstream: one that is away holds nobody up. What
+    /// they know of others.
+    async fn tell(&self, node: &Node, offer: Option<&SignedOffer>) -> Vec<SignedOffer> {
         let mut asked = JoinSet::new();
         for contact in self.contacts.clone() {
-            let (node, offer) = (peer.node.clone(), offer.clone());
+            let (node, offer) = (node.clone(), offer.cloned());
             asked.spawn(async move {
                 let known = async {
-                    node.announce(&contact, offer).await?;
+                    match offer {
+                        Some(offer) => node.announce(&contact, offer).await?,
+                        None => node.tell_lending(&contact).await?,
+                    }
                     node.offers(&contact).await
                 };
                 known.await.unwrap_or_else(|error| {
-                    tracing::info!(peer = %contact.peer.short(), %error, "a contact was not told of the offer");
+                    tracing::info!(peer = %contact.peer.short(), %error, "a contact was not told what is lent");
                     Vec::new()
                 })
             });

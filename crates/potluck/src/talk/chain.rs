@@ -1,7 +1,7 @@
 //! Whatever runs the model, as one type: an engine here, or a route.
 
 use potluck_chain::{Answer, SessionError};
-use potluck_client::{Chain, ChainShape, LocalChain};
+use potluck_client::{Chain, ChainShape, LocalChain, StageAccount};
 use potluck_core::{Hidden, LayerRange, Rows};
 
 use super::{RouteStage, route::RouteChain};
@@ -51,6 +51,13 @@ impl Chain for AnyChain {
         match self {
             Self::Local(chain, _) => chain.row(sequence, row).await,
             Self::Route(chain) => chain.row(sequence, row).await,
+        }
+    }
+
+    async fn accounts(&mut self) -> Result<Vec<StageAccount>, SessionError> {
+        match self {
+            Self::Local(chain, _) => chain.accounts().await,
+            Self::Route(chain) => chain.accounts().await,
         }
     }
 

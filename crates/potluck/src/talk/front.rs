@@ -9,18 +9,20 @@ use std::{
 use potluck_chain::{Hop, SessionConfig};
 use potluck_client::{ChatTemplate, Session, SpecialTokens};
 use potluck_engine::{EngineSettings, VocabularyClient};
-use potluck_gateway::{Access, Gateway, Model, Opener, Problem, Whose, serve};
+use potluck_gateway::{Access, Gateway, Lent, Model, Opener, Own as GatewayOwn, Problem, Whose, serve};
 use potluck_model::Facts;
 use potluck_net::Node;
-use potluck_store::Entry;
+use potluck_store::{Entry, InUse};
 use potluck_wire::Codec;
 use tokio::{net::TcpListener, sync::oneshot};
 
 use super::{
-    Talk, own_peers,
+    Talk,
+    lent::Lenders,
+    own_peers,
     route::RouteChain,
     start::{Wanted, session_config, session_id},
-    swarm::{peers_only, route_through},
+    swarm::{client_node, peers_only, route_through},
 };
 use crate::{
     args::{DoorArgs, EngineArgs, RouteArgs},
@@ -29,7 +31,7 @@ use crate::{
     engines::start_vocabulary,
     failure::{Failure, OrFail},
     home::{Home, Membership},
-    models::{find_model, load_vocabulary},
+    models::{Keeper, find_model, load_vocabulary},
     screen::Screen,
 };
 
@@ -42,14 +44,28 @@ const PLAN_AGAIN: Duration = Duration::from_secs(30);
 /// Everything that a gateway is put in front of.
 #[derive(Debug)]
 pub(crate) struct Front {
-    /// The model, for the gateway.
-    pub(crate) model: Model,
+    /// A model that peers run; none where there are only models that members lend whole.
+    own: Option<Own>,
+    /// Models that members lend whole; none where the swarm was not asked.
+    lenders: Option<Lenders>,
+    /// What fetches and removes models.
+    keeper: Keeper,
+    /// What is to be closed at the end.
+    nodes: Vec<Node>,
+    /// The peers that were started for it.
+    embedded: Option<Embedded>,
+}
+
+/// A model that peers run.
+#[derive(Debug)]
+struct Own {
+    /// What the gateway knows of it.
+    model: Model,
     /// What opens its sessions.
     sessions: Sessions,
     exact: bool,
-    node: Node,
-    /// The peers that were started for it.
-    embedded: Option<Embedded>,
+    /// Nothing of it is removed to make room while it is served.
+    _in_use: InUse,
 }
 
 /// Opens sessions over a route of peers.
@@ -69,7 +85,7 @@ pub(crate) struct Sessions {
 #[derive(Debug)]
 struct Swarm {
     home: Home,
-    entry: Entry,
+    entry: InUse,
     settings: EngineSettings,
     codec: Codec,
 }
@@ -84,25 +100,77 @@ impl Front {
         engine: &EngineArgs,
         slots: u16,
     ) -> Result<Self, Failure> {
-        let entry = find_model(home, screen, route.model.as_deref()).await?;
+        let home = &route.disk.limit(home);
+        let name = route.model.as_deref();
+        let found = find_model(home, screen, name).await;
+        let through_swarm = route.peers.is_none() && !route.local;
+        let swarm = match Membership::find(home)?.filter(|_| through_swarm) {
+            Some(membership) => Some((client_node(home, &membership).await?, membership)),
+            None => None,
+        };
+        let started = async {
+            let lenders = match &swarm {
+                Some((node, membership)) => Some(Lenders::watch(home, node.clone(), membership).await),
+                None => None,
+            };
+            let lent = lenders.as_ref().map_or_else(Vec::new, Lenders::names);
+            let entry = match found {
+                // What is not here may be lent whole.
+                Err(failure) if failure.code == "no_model" && is_lent(&lent, name) => {
+                    let keeper = Keeper::new(home, screen, None);
+                    return Ok(Self { own: None, keeper, lenders, nodes: Vec::new(), embedded: None });
+                }
+                found => found?,
+            };
+            let front = Self::load(home, screen, entry, (route, swarm.as_ref()), engine, slots).await?;
+            Ok(Self { lenders, ..front })
+        };
+        let started: Result<Self, Failure> = started.await;
+        match (started, swarm) {
+            (Ok(mut front), swarm) => {
+                front.nodes.extend(swarm.map(|(node, _)| node));
+                Ok(front)
+            }
+            (Err(failure), swarm) => {
+                if let Some((node, _)) = swarm {
+                    node.close().await;
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// The model, over the swarm's peers or own ones.
+    async fn load(
+        home: &Home,
+        screen: Screen,
+        entry: InUse,
+        (route, swarm): (&RouteArgs, Option<&(Node, Membership)>),
+        engine: &EngineArgs,
+        slots: u16,
+    ) -> Result<Self, Failure> {
         let (settings, codec) = (engine.settings(slots), engine.codec());
         settings.check()?;
         let wanted = Wanted { home, entry: &entry, settings: &settings, codec, memory: route.memory };
         let bar = screen.wait(format!("loading {}", entry.name));
         let vocabulary = start_vocabulary(load_vocabulary(&entry, &settings)?);
-        let (vocabulary, (node, hops, embedded)) = tokio::try_join!(vocabulary, route_of(&wanted, route))?;
+        let (vocabulary, (node, hops, embedded)) = tokio::try_join!(vocabulary, route_of(&wanted, route, swarm))?;
         drop(bar);
         let config = Rc::new(RefCell::new(session_config(&wanted, node.id(), hops)?));
-        let swarm = || Rc::new(Swarm { home: home.clone(), entry: entry.clone(), settings: settings.clone(), codec });
-        let swarm = embedded.is_none().then(swarm);
+        let replan = || Rc::new(Swarm { home: home.clone(), entry: entry.clone(), settings: settings.clone(), codec });
+        let replan = embedded.is_none().then(replan);
         let planned = Rc::new(Cell::new(Instant::now()));
-        let sessions = Sessions { node: node.clone(), config, vocabulary: vocabulary.clone(), swarm, planned };
+        let sessions = Sessions { node: node.clone(), config, vocabulary: vocabulary.clone(), swarm: replan, planned };
         let model = model(&entry, &settings, vocabulary)?;
-        Ok(Self { model, sessions, exact: settings.exact, node, embedded })
+        let keeper = Keeper::new(home, screen, Some(entry.id));
+        let own = Some(Own { model, sessions, exact: settings.exact, _in_use: entry });
+        // The swarm's node is closed by whoever has opened it.
+        let nodes = embedded.iter().map(|_| node.clone()).collect();
+        Ok(Self { own, keeper, lenders: None, nodes, embedded })
     }
 
     /// In front of the peers that a command has started for a conversation already: they end with it.
-    pub(crate) async fn over(talk: &Talk) -> Result<Option<Self>, Failure> {
+    pub(crate) async fn over(talk: &Talk, screen: Screen) -> Result<Option<Self>, Failure> {
         let Some(embedded) = talk.embedded.as_ref().filter(|_| !talk.route.own_ends) else { return Ok(None) };
         let Talk { home, entry, settings, codec, .. } = talk;
         let wanted = Wanted { home, entry, settings, codec: *codec, memory: None };
@@ -112,7 +180,9 @@ impl Front {
         let planned = Rc::new(Cell::new(Instant::now()));
         let sessions = Sessions { node: node.clone(), config, vocabulary: vocabulary.clone(), swarm: None, planned };
         let model = model(entry, settings, vocabulary)?;
-        Ok(Some(Self { model, sessions, exact: settings.exact, node, embedded: None }))
+        let keeper = Keeper::new(home, screen, Some(entry.id));
+        let own = Some(Own { model, sessions, exact: settings.exact, _in_use: entry.clone() });
+        Ok(Some(Self { own, keeper, lenders: None, nodes: vec![node], embedded: None }))
     }
 
     /// Serves on `listener` until `stop`, and then ends what has begun. To be awaited in a local set.
@@ -124,19 +194,33 @@ impl Front {
         chunk: u16,
         stop: oneshot::Receiver<()>,
     ) -> impl Future<Output = Result<(), Failure>> + use<> {
-        let gateway = Gateway {
-            model: Model { aliases: door.alias.clone(), ..self.model.clone() },
-            access,
-            opener: self.sessions.clone(),
+        let own = self.own.as_ref().map(|own| GatewayOwn {
+            model: Model { aliases: door.alias.clone(), ..own.model.clone() },
+            opener: own.sessions.clone(),
             slots: door.slots.into(),
             chunk,
-            exact: self.exact,
-        };
+            exact: own.exact,
+        });
+        let lent = self.lenders.clone().map(|lenders| Box::new(lenders) as Box<dyn Lent>);
+        let keeper = (!door.no_pull).then(|| self.keeper.clone());
+        let gateway = Gateway { own, access, keeper, lent, overflow: door.overflow.into() };
         async move {
             // A sender that is dropped has nothing left to serve: that is a stop, too.
             let stopped = async move { stop.await.unwrap_or_default() };
             serve(listener, gateway, stopped).await.map_err(|error| Failure::io("serving", &error))
         }
+    }
+
+    /// What the model that peers run is called; none where there is none.
+    pub(crate) fn model(&self) -> Option<&str> {
+        self.own.as_ref().map(|own| own.model.name.as_str())
+    }
+
+    /// What members lend whole now, beside that model; none where the swarm was not asked.
+    pub(crate) fn lent(&self) -> Option<Vec<String>> {
+        let mut names = self.lenders.as_ref()?.names();
+        names.retain(|name| Some(name.as_str()) != self.model());
+        Some(names)
     }
 
     /// The peers that were started for it: ids, layers and processes.
@@ -154,7 +238,9 @@ impl Front {
 
     /// Ends whatever was started. Its sessions are closed already.
     pub(crate) async fn close(self) {
-        self.node.close().await;
+        for node in self.nodes {
+            node.close().await;
+        }
         if let Some(embedded) = self.embedded {
             embedded.stop().await;
         }
@@ -213,12 +299,21 @@ fn problem(failure: Failure) -> Problem {
     Problem::new(Whose::Lenders(RETRY_SECONDS), failure.code, message)
 }
 
+/// True where nobody needs to be asked for a model of that name, or for any, but those who lend one whole.
+fn is_lent(lent: &[String], name: Option<&str>) -> bool {
+    name.map_or(!lent.is_empty(), |name| lent.iter().any(|model| model == name))
+}
+
 /// A client, the route that its sessions take, and the peers that were started for it.
-async fn route_of(wanted: &Wanted<'_>, route: &RouteArgs) -> Result<(Node, Vec<Hop>, Option<Embedded>), Failure> {
-    if let (None, false, Some(_)) = (route.peers, route.local, Membership::find(wanted.home)?)
-        && let Some((node, hops)) = peers_only(wanted, route.prefer).await?
+async fn route_of(
+    wanted: &Wanted<'_>,
+    route: &RouteArgs,
+    swarm: Option<&(Node, Membership)>,
+) -> Result<(Node, Vec<Hop>, Option<Embedded>), Failure> {
+    if let Some(swarm) = swarm
+        && let Some(hops) = peers_only(wanted, route.prefer, swarm).await?
     {
-        return Ok((node, hops, None));
+        return Ok((swarm.0.clone(), hops, None));
     }
     // One peer holds the whole model where nothing else was asked for: its engine batches what the slots send.
     let stages = own_peers::split(wanted.entry, route.peers.unwrap_or(1).into(), false)?;

@@ -2,11 +2,14 @@
 
 mod chain;
 mod front;
+mod lenders;
+mod lent;
 mod own_peers;
 mod report;
 mod route;
 mod start;
 mod swarm;
+mod traced;
 
 use potluck_chain::{SessionError, sample::SamplingParams};
 use potluck_client::{
@@ -14,7 +17,7 @@ use potluck_client::{
 };
 use potluck_engine::{EngineSettings, GrammarSource};
 use potluck_net::NetError;
-use potluck_store::Entry;
+use potluck_store::InUse;
 use potluck_wire::Codec;
 use serde_json::Value;
 
@@ -32,6 +35,7 @@ pub(crate) use own_peers::split;
 pub(crate) use report::RouteStage;
 pub(crate) use start::Wanted;
 pub(crate) use swarm::{Surveyed, client_node, preview, who_name};
+pub(crate) use traced::traced;
 
 /// How an answer is to be made.
 #[derive(Debug, Clone)]
@@ -45,6 +49,7 @@ pub(crate) struct Asked {
     stop: Vec<String>,
     ignore_eos: bool,
     chunk: u16,
+    trace: bool,
 }
 
 /// A model that is ready to answer.
@@ -53,7 +58,7 @@ pub(crate) struct Talk {
     /// What was said so far.
     pub(crate) conversation: Conversation,
     /// The model.
-    pub(crate) entry: Entry,
+    pub(crate) entry: InUse,
     session: Session<AnyChain>,
     home: Home,
     route: RouteArgs,
@@ -75,13 +80,14 @@ impl Asked {
             stop: stop.stop.clone(),
             ignore_eos: stop.ignore_eos,
             chunk: engine.chunk,
+            trace: stop.trace,
         })
     }
 
     /// With these parameters and no bound.
     #[cfg(test)]
     pub(crate) fn of(params: SamplingParams) -> Self {
-        Self { params, grammar: None, max_tokens: None, stop: Vec::new(), ignore_eos: false, chunk: 512 }
+        Self { params, grammar: None, max_tokens: None, stop: Vec::new(), ignore_eos: false, chunk: 512, trace: false }
     }
 
     fn request(&self, prompt: Vec<u32>) -> Request {
@@ -92,6 +98,7 @@ impl Asked {
             ignore_eos: self.ignore_eos,
             grammar: self.grammar.clone(),
             chunk: self.chunk,
+            trace: self.trace,
             ..Request::new(prompt)
         }
     }

@@ -3,7 +3,7 @@
 use potluck_chain::{Hop, OwnStage, plan::split_evenly};
 use potluck_core::{LayerRange, StageSpec};
 use potluck_model::slice;
-use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig};
+use potluck_net::{Bind, Identity, Lan, NetDeadlines, Node, NodeConfig};
 use potluck_store::Entry;
 
 use super::{
@@ -55,7 +55,8 @@ pub(super) async fn open_again(wanted: &Wanted<'_>, embedded: &Embedded, own_end
 pub(super) async fn client_node(embedded: &Embedded) -> Result<Node, Failure> {
     let key = new_key()?;
     let identity = Identity { grant: embedded.admit(key.peer_id())?, key, gate: embedded.gate() };
-    let config = NodeConfig { identity, bind: Bind::Loopback, relay: None, deadlines: NetDeadlines::default() };
+    let config =
+        NodeConfig { identity, bind: Bind::Loopback, lan: Lan::Off, relay: None, deadlines: NetDeadlines::default() };
     Ok(Node::bind(config).await?)
 }
 

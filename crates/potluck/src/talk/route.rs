@@ -1,7 +1,9 @@
 //! A session over a route of peers, as the generation loop wants it.
 
+use std::collections::VecDeque;
+
 use potluck_chain::{Answer, Hop, SessionConfig, SessionError};
-use potluck_client::{Chain, ChainShape};
+use potluck_client::{Chain, ChainShape, StageAccount};
 use potluck_core::{Hidden, LayerRange, PeerId, Rows};
 use potluck_net::{Node, OwnPort, PathKind, Session, SessionEvent};
 use potluck_wire::{Codec, HEADER_BYTES};
@@ -22,6 +24,8 @@ pub(crate) struct RouteChain {
     width: usize,
     /// Bytes between peers, which this machine does not see: they follow from the steps.
     between: u64,
+    /// Answers that came while something else was awaited.
+    answers: VecDeque<Answer>,
     engines: Vec<RunningEngine>,
 }
 
@@ -66,7 +70,8 @@ impl RouteChain {
         let (codec, width) = (config.codec, config.width as usize);
         let mut session = node.open(config, own).await?;
         while !matches!(session.next().await?, SessionEvent::Ready) {}
-        Ok(Self { node: None, session, shape, stages, codec, width, between: 0, engines: Vec::new() })
+        let (answers, engines) = (VecDeque::new(), Vec::new());
+        Ok(Self { node: None, session, shape, stages, codec, width, between: 0, answers, engines })
     }
 
     /// The stages, as they are reached now.
@@ -123,6 +128,9 @@ impl Chain for RouteChain {
     }
 
     async fn answer(&mut self) -> Result<Answer, SessionError> {
+        if let Some(answer) = self.answers.pop_front() {
+            return Ok(answer);
+        }
         loop {
             if let SessionEvent::Answer(answer) = self.session.next().await? {
                 return Ok(answer);
@@ -135,6 +143,21 @@ impl Chain for RouteChain {
         loop {
             if let SessionEvent::Row { logits, .. } = self.session.next().await? {
                 return Ok(logits);
+            }
+        }
+    }
+
+    async fn accounts(&mut self) -> Result<Vec<StageAccount>, SessionError> {
+        self.session.ask_accounts()?;
+        loop {
+            match self.session.next().await? {
+                SessionEvent::Accounts(accounts) => {
+                    let named = self.stages.iter().zip(accounts);
+                    return Ok(named.map(|(&(peer, layers), it)| StageAccount::new(peer, layers, it)).collect());
+                }
+                // A step that nobody waits for any more may still be under way.
+                SessionEvent::Answer(answer) => self.answers.push_back(answer),
+                SessionEvent::Ready | SessionEvent::Row { .. } => {}
             }
         }
     }

@@ -70,6 +70,7 @@ impl Talk {
         engine: &EngineArgs,
         sessions: u16,
     ) -> Result<Self, Failure> {
+        let home = &route.disk.limit(home);
         let entry = find_model(home, screen, route.model.as_deref()).await?;
         let (settings, codec) = (engine.settings(sessions), engine.codec());
         settings.check()?;

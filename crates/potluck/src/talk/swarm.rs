@@ -121,25 +121,18 @@ pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, 
 /// A route over peers alone, for sessions that share it; none where this machine alone is the better choice.
 ///
 /// A stage of this machine's own would be an engine for each session: such a route is chosen without them.
-pub(super) async fn peers_only(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Option<(Node, Vec<Hop>)>, Failure> {
+pub(super) async fn peers_only(
+    wanted: &Wanted<'_>,
+    prefer: Prefer,
+    swarm: &(Node, Membership),
+) -> Result<Option<Vec<Hop>>, Failure> {
     if prefer != Prefer::Swarm {
-        let Surveyed { preview, node, .. } = survey(wanted, prefer, false).await?;
-        if let Some(node) = node {
-            node.close().await;
-        }
+        let (preview, ..) = plan_over(wanted, prefer, false, Some(swarm)).await?;
         if preview.is_ok_and(|preview| is_own(&preview)) {
             return Ok(None);
         }
     }
-    let Some(membership) = Membership::find(wanted.home)? else { return Ok(None) };
-    let node = client_node(wanted.home, &membership).await?;
-    match route_through(wanted, &node).await {
-        Ok(route) => Ok(Some((node, route))),
-        Err(failure) => {
-            node.close().await;
-            Err(failure)
-        }
-    }
+    route_through(wanted, &swarm.0).await.map(Some)
 }
 
 /// The same, planned by who is there now.
@@ -174,7 +167,8 @@ pub(crate) async fn client_node(home: &Home, membership: &Membership) -> Result<
     let key = home::Identity::open(home, Role::Client)?.key;
     let grant = membership.grant(key.peer_id())?;
     let identity = Identity { key, grant, gate: membership.gate()? };
-    Ok(Node::bind(NodeConfig { identity, bind: Bind::Any, relay: None, deadlines: NetDeadlines::default() }).await?)
+    let (lan, deadlines) = (home.reach.asking(), NetDeadlines::default());
+    Ok(Node::bind(NodeConfig { identity, bind: Bind::Any, lan, relay: None, deadlines }).await?)
 }
 
 /// Plans without opening anything: `potluck model plan`.

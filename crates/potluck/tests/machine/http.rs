@@ -39,20 +39,45 @@ pub(crate) fn send(url: &str, method: &str, path: &str, headers: &[(&str, &str)]
 
 /// Reads an answer's status and headers.
 pub(crate) fn status(stream: &mut BufReader<TcpStream>) -> u16 {
-    let mut line = String::new();
+    head(stream).0
+}
+
+/// The same, with the headers as they are.
+pub(crate) fn head(stream: &mut BufReader<TcpStream>) -> (u16, String) {
+    let (mut line, mut headers) = (String::new(), String::new());
     stream.read_line(&mut line).unwrap();
     let status = line.split(' ').nth(1).unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
     while line.trim() != "" {
         line.clear();
         stream.read_line(&mut line).unwrap();
+        headers += &line;
     }
-    status
+    (status, headers)
+}
+
+/// A body that comes in chunks; panics where it breaks off.
+fn chunks(stream: &mut BufReader<TcpStream>) -> String {
+    let mut body = Vec::new();
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).unwrap();
+        let len = usize::from_str_radix(line.trim(), 16).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+        let mut chunk = vec![0; len + 2];
+        stream.read_exact(&mut chunk).unwrap();
+        body.extend_from_slice(&chunk[..len]);
+        if len == 0 {
+            return String::from_utf8(body).unwrap();
+        }
+    }
 }
 
 /// Asks, and reads all of the answer.
 pub(crate) fn ask(url: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
     let mut stream = send(url, method, path, headers, body);
-    let status = status(&mut stream);
+    let (status, headers) = head(&mut stream);
+    if headers.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+        return Answer { status, body: chunks(&mut stream) };
+    }
     let mut body = String::new();
     stream.read_to_string(&mut body).unwrap();
     Answer { status, body }

@@ -62,9 +62,16 @@ impl Machine {
                 command.args(["netns", "exec", namespace, program]);
                 command
             }
-            None => Command::new(program),
+            None => {
+                let mut command = Command::new(program);
+                // Tests on one machine keep off the network that it is on.
+                command.env("POTLUCK_NO_MDNS", "1");
+                command
+            }
         };
         command.args(args).env("POTLUCK_HOME", self.path("home")).env_remove("RUST_LOG").stdin(Stdio::null());
+        // What a test fetches lies in no store of whoever runs it.
+        command.env("OLLAMA_MODELS", self.path("ollama")).env("HF_HUB_CACHE", self.path("hub"));
         command
     }
 

@@ -14,7 +14,7 @@ use potluck_core::{LayerRange, SecretKey, SessionId, SessionKey, StageSpec, Tens
 use potluck_engine::{EngineProgram, EngineSettings, Load, Part};
 use potluck_grant::{Gate, Root};
 use potluck_model::{Extent, VirtualFile, facts, slice};
-use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig, Session, SessionEvent};
+use potluck_net::{Bind, Identity, Lan, NetDeadlines, Node, NodeConfig, Session, SessionEvent};
 use potluck_store::{Catalogue, Entry, Locations};
 use potluck_wire::{Codec, PeerAddress};
 use serde_json::{Value, json};
@@ -119,7 +119,7 @@ impl Peers {
         let key = new_key();
         let identity = Identity { grant: self.grant(&key), key, gate: Gate::new(self.root.public()) };
         let deadlines = NetDeadlines::default();
-        Node::bind(NodeConfig { identity, bind: Bind::Loopback, relay: None, deadlines }).await.unwrap()
+        Node::bind(NodeConfig { identity, bind: Bind::Loopback, lan: Lan::Off, relay: None, deadlines }).await.unwrap()
     }
 
     /// Opens a session over all of them, and waits until it is ready.

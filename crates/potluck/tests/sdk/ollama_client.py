@@ -1,5 +1,6 @@
 """Ollama's own Python client against a gateway: URL and model as arguments."""
 
+import os
 import sys
 
 import ollama
@@ -7,6 +8,7 @@ import ollama
 URL, MODEL = sys.argv[1:]
 client = ollama.Client(host=URL)
 ASK = [{"role": "user", "content": "What is 2+2?"}]
+IMAGE = os.environ["POTLUCK_TEST_IMAGE"]
 OPTIONS = {"temperature": 0, "num_predict": 16}
 
 assert [model.model for model in client.list().models] == [MODEL]
@@ -56,4 +58,24 @@ for wrong in (lambda: client.chat("absent", ASK), lambda: list(client.chat("abse
         raise AssertionError("a model that is not there answered")
     except ollama.ResponseError as error:
         assert error.status_code == 404 and "absent" in error.error, error
+
+steps = list(client.pull(IMAGE, stream=True))
+assert steps[0].status == "pulling manifest" and steps[-1].status == "success", steps
+coming = [step for step in steps if step.digest]
+assert all(step.status == f"pulling {step.digest[7:19]}" and step.completed <= step.total for step in coming), steps
+assert max(step.total for step in coming) > 1_000_000, steps
+assert client.pull(IMAGE).status == "success", "what is here is here"
+assert client.delete(IMAGE).status == "success"
+assert client.pull(MODEL).status == "success", "what is served is here"
+for wrong, status in ((lambda: client.delete(IMAGE), 404), (lambda: client.delete(MODEL), 409)):
+    try:
+        wrong()
+        raise AssertionError("it was deleted")
+    except ollama.ResponseError as error:
+        assert error.status_code == status, error
+try:
+    list(client.pull(IMAGE + "-absent", stream=True))
+    raise AssertionError("a model that is nowhere came")
+except ollama.ResponseError as error:
+    assert "not found" in error.error, error
 print("ok")

@@ -11,6 +11,7 @@ use crate::{
     Problem,
     metrics::Metrics,
     openai::now,
+    overflow::Fit,
     stream::{Format, Writer},
     tools::{Call, Held, Said, Tools},
 };
@@ -32,6 +33,7 @@ pub(super) struct Events {
 impl Events {
     pub(super) fn new(
         request: &ResponsesRequest,
+        fit: Fit,
         name: &str,
         tools: Option<Arc<Tools>>,
         metrics: Arc<Metrics>,
@@ -57,7 +59,7 @@ impl Events {
             "tool_choice": given(&request.tool_choice, "auto".into()),
             "tools": request.tools,
             "top_p": request.top_p,
-            "truncation": "disabled",
+            "truncation": if fit.truncates() { "auto" } else { "disabled" },
             "usage": null,
             "metadata": if request.metadata.is_object() { request.metadata.clone() } else { json!({}) },
         });

@@ -20,6 +20,7 @@ use crate::{
     access::Caller,
     answer::Answers,
     http::{Asker, Json as Body, Shared, Site, either, or_default},
+    overflow::Fitted,
     prompt,
     stream::{Framing, respond},
     tools::Tools,
@@ -52,6 +53,8 @@ pub(crate) struct ResponsesRequest {
     #[serde(default)]
     metadata: Value,
     #[serde(default)]
+    truncation: Option<String>,
+    #[serde(default)]
     stream: Option<bool>,
 }
 
@@ -75,7 +78,8 @@ async fn answer(shared: &Shared, caller: &Caller, request: ResponsesRequest) -> 
     if let Some(tools) = &tools {
         tools.tell(model, &mut messages, &mut variables);
     }
-    let tokens = prompt::of_messages(model, messages, variables).await?;
+    let fit = shared.fit(request.truncates()?, request.max_output_tokens);
+    let Fitted { tokens, dropped } = prompt::of_messages(model, messages, variables, fit).await?;
     let params = Params {
         temperature: request.temperature,
         top_p: request.top_p,
@@ -83,19 +87,19 @@ async fn answer(shared: &Shared, caller: &Caller, request: ResponsesRequest) -> 
         response_format: request.format()?,
         ..Params::default()
     };
-    let mut requests = shared.requests(&params, &tokens, None)?;
+    let mut requests = shared.requests(model, &params, &tokens, None)?;
     if let Some(grammar) = tools.as_deref().and_then(Tools::grammar) {
         requests.iter_mut().for_each(|request| request.grammar = Some(grammar.clone()));
     }
     let answers = Answers::ask(&shared.jobs, caller, requests).await?;
-    let mut format = Events::new(&request, &model.name, tools, shared.metrics.clone());
+    let mut format = Events::new(&request, fit, &model.name, tools, shared.metrics.clone());
     if request.stream == Some(true) {
-        return respond(answers, Framing::Events, format).await;
+        return Ok(dropped.mark(respond(answers, Framing::Events, format).await?));
     }
     let whole = answers.whole().await?.pop();
     let outcome = whole.map(|whole| whole.outcome).ok_or_else(|| Problem::value("input", "no answer"))?;
     shared.answered(&outcome);
-    Ok(Json(format.whole(&outcome)).into_response())
+    Ok(dropped.mark(Json(format.whole(&outcome)).into_response()))
 }
 
 impl ResponsesRequest {
@@ -108,6 +112,16 @@ impl ResponsesRequest {
             return Err(Problem::unsupported("background", "answers are made while you wait"));
         }
         Ok(())
+    }
+
+    /// Whether too long a conversation is cut, where the request says.
+    fn truncates(&self) -> Result<Option<bool>, Problem> {
+        match self.truncation.as_deref() {
+            None => Ok(None),
+            Some("auto") => Ok(Some(true)),
+            Some("disabled") => Ok(Some(false)),
+            Some(_) => Err(Problem::value("truncation", "a truncation is `auto` or `disabled`")),
+        }
     }
 
     /// A response format, as chats have it.

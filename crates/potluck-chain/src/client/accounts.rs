@@ -1,0 +1,88 @@
+//! What each stage of the route has done for the session: asked of the peers, counted for the own stages.
+
+use std::time::Instant;
+
+use potluck_core::Account;
+use potluck_wire::Frame;
+
+use super::{ClientSession, Effect, Hop};
+use crate::SessionError;
+
+/// The accounts of a route's stages.
+#[derive(Debug)]
+pub(super) struct Accounts {
+    /// Of own stages: kept; of peers: as they said last.
+    stages: Vec<Account>,
+    /// Which peers have not answered yet, and since when.
+    due: Vec<bool>,
+    since: Option<Instant>,
+}
+
+impl Accounts {
+    pub(super) fn new(stages: usize) -> Self {
+        Self { stages: vec![Account::default(); stages], due: vec![false; stages], since: None }
+    }
+
+    /// When the peers were asked, if they have not all answered.
+    pub(super) fn asked_since(&self) -> Option<Instant> {
+        self.since
+    }
+
+    /// The first stage whose account is still to come.
+    pub(super) fn first_due(&self) -> Option<usize> {
+        self.due.iter().position(|due| *due)
+    }
+
+    /// An own stage ran a step. No queue, no codec, no wire: the machine's own.
+    pub(super) fn own_ran(&mut self, hop: usize, positions: u16, compute_us: u64) {
+        if let Some(account) = self.stages.get_mut(hop) {
+            account.steps += 1;
+            account.positions += u64::from(positions);
+            account.compute_us = account.compute_us.saturating_add(compute_us);
+        }
+    }
+}
+
+impl ClientSession {
+    /// Asks each stage of the route what it has done for this session so far: [`Effect::Accounts`].
+    ///
+    /// # Errors
+    /// `BadStep` while the route is not ready or an earlier question is open; `Closed` after the end.
+    pub fn ask_accounts(&mut self, now: Instant) -> Result<(), SessionError> {
+        if self.over {
+            return Err(SessionError::Closed);
+        }
+        if !self.ready || self.accounts.since.is_some() {
+            return Err(SessionError::BadStep(
+                "accounts are asked for once at a time, on a route that is ready".into(),
+            ));
+        }
+        self.accounts.since = Some(now);
+        for hop in 0..self.config.route.len() {
+            let remote = matches!(self.config.route[hop], Hop::Remote(_));
+            self.accounts.due[hop] = remote;
+            if remote {
+                self.send(hop, Frame::AskAccount);
+            }
+        }
+        self.tell_accounts();
+        Ok(())
+    }
+
+    pub(super) fn account_came(&mut self, hop: usize, account: Account) -> Result<(), SessionError> {
+        match self.accounts.due.get_mut(hop) {
+            Some(due) if *due => *due = false,
+            _ => return Err(self.protocol(hop, "it gave an account that nobody asked for".into())),
+        }
+        self.accounts.stages[hop] = account;
+        self.tell_accounts();
+        Ok(())
+    }
+
+    fn tell_accounts(&mut self) {
+        if self.accounts.first_due().is_none() {
+            self.accounts.since = None;
+            self.effects.push_back(Effect::Accounts(self.accounts.stages.clone()));
+        }
+    }
+}

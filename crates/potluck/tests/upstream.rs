@@ -1,0 +1,328 @@
+//! What a machine runs already, lent to a swarm as it is: a gateway of our own is the server that is there already.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says where")]
+
+#[path = "machine/http.rs"]
+mod http;
+mod machine;
+
+use std::io::BufRead;
+
+use http::{Answer, ask, metric, send, status};
+use machine::{Machine, Running, model, wait_until};
+use serde_json::{Value, json};
+
+/// The model's name, at the upstream and so for everybody.
+const NAME: &str = "SmolLM2-135M-Instruct.Q4_1";
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// The key of upstreams that want one.
+const KEY: &str = "sk-0123456789abcdef";
+
+/// A server that runs on a machine already, and knows of no swarm.
+struct Server {
+    running: Running,
+    url: String,
+}
+
+impl Server {
+    fn start(machine: &Machine, more: &[&str]) -> Self {
+        let model = model();
+        let fixed = ["gateway", "--model", &model, "--local", "--listen", "127.0.0.1:0", "--context", "1024"];
+        let mut running = machine.start(&[&fixed, more, &["--threads", "1", "--json"]].concat());
+        let url = running.object()["url"].as_str().unwrap().to_owned();
+        Self { running, url }
+    }
+
+    /// Answers that it has given.
+    fn answers(&self) -> f64 {
+        let text = ask(&self.url, "GET", "/metrics", &[], "").body;
+        let counts = text.lines().filter(|line| line.starts_with("vllm:request_success_total{"));
+        counts.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    }
+
+    fn is_idle(&self) -> bool {
+        metric(&self.url, "vllm:num_requests_running") == 0.0
+    }
+}
+
+/// Lends what runs at that address; returns once that is said.
+fn lend(machine: &Machine, url: &str, more: &[&str]) -> (Running, Value) {
+    let args = ["serve", "--upstream", url, "--bind", "127.0.0.1:0", "--json"];
+    let mut lending = machine.start(&[&args[..], more].concat());
+    let ready = lending.object();
+    assert!(ready["upstream"].is_object(), "{ready}");
+    (lending, ready)
+}
+
+fn invite(owner: &Machine) -> String {
+    let (invited, code) = owner.json(&["swarm", "invite"]);
+    assert_eq!(code, 0, "{invited}");
+    invited["invitation"].as_str().unwrap().to_owned()
+}
+
+/// A gateway through the swarm, and where it is.
+fn gateway(machine: &Machine, more: &[&str]) -> (Running, String, Value) {
+    let args = ["gateway", "--listen", "127.0.0.1:0", "--json"];
+    let mut gateway = machine.start(&[&args[..], more].concat());
+    let ready = gateway.object();
+    let url = ready["url"].as_str().unwrap_or_else(|| panic!("{ready}")).to_owned();
+    (gateway, url, ready)
+}
+
+fn listed(url: &str) -> Vec<String> {
+    let models = ask(url, "GET", "/v1/models", &[], "").json();
+    models["data"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap().to_owned()).collect()
+}
+
+fn chat(text: &str, more: &Value) -> String {
+    let messages = json!([{ "role": "user", "content": text }]);
+    let mut body = json!({ "model": NAME, "messages": messages, "temperature": 0, "max_tokens": 8 });
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body.to_string()
+}
+
+fn code(answer: &Answer) -> String {
+    answer.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
+}
+
+fn ends(running: Running) {
+    running.signal("TERM");
+    assert_eq!(running.end().0, Some(0));
+}
+
+#[test]
+fn a_server_that_runs_already_answers_the_swarm() {
+    let (owner, second, third) = (Machine::new(), Machine::new(), Machine::new());
+    let keys = second.path("keys");
+    std::fs::write(&keys, format!("{KEY}\n")).unwrap();
+    let keys = keys.to_str().unwrap();
+    let elsewhere = Machine::new();
+    let server = Server::start(&elsewhere, &["--slots", "1", "--exact", "--api-key-file", keys]);
+
+    // The owner serves so that newcomers are let in, and lends nothing that is well: nobody listens at port 1.
+    owner.json(&["swarm", "create"]);
+    let (door, ready) = lend(&owner, "http://127.0.0.1:1", &[]);
+    assert_eq!(ready["upstream"]["models"], json!([]), "{ready}");
+    assert!(ready["upstream"]["trouble"].as_str().unwrap().contains("does not answer"), "{ready}");
+    let (refused, exit) = owner.json(&["gateway", "--listen", "127.0.0.1:0"]);
+    assert_eq!((refused["error"]["code"].as_str(), exit), (Some("no_model"), 1), "{refused}");
+
+    // One line brings in the machine and what runs there.
+    let line = invite(&owner);
+    let args =
+        ["join", &line, "--upstream", &server.url, "--upstream-key-file", keys, "--bind", "127.0.0.1:0", "--json"];
+    let mut lending = second.start(&args);
+    assert!(lending.object()["code"].is_string());
+    let ready = lending.object();
+    assert_eq!(ready["upstream"]["models"], json!([{ "name": NAME, "context": 1_024 }]), "{ready}");
+    third.json(&["swarm", "join", &invite(&owner)]);
+
+    // Whoever knows the owner alone finds it.
+    let lenders = |machine: &Machine| machine.json(&["peers"]).0["lenders"].as_array().unwrap().clone();
+    let mut found = Vec::new();
+    wait_until("both lenders are known", || {
+        found = lenders(&third);
+        found.len() == 2
+    });
+    let of = |id: &Value| found.iter().find(|lender| lender["peer"] == *id).unwrap().clone();
+    assert_eq!(of(&ready["id"])["models"][0]["name"], NAME, "{found:?}");
+    let ill = found.iter().find(|lender| lender["trouble"].is_string()).expect("and what is wrong with the other");
+    assert_eq!(ill["models"], json!([]));
+    let told = format!("{found:?}");
+    assert!(!told.contains(KEY) && !told.contains(&server.url), "neither key nor address: {told}");
+    let (doctor, _) = third.json(&["doctor"]);
+    let upstreams = doctor["findings"].as_array().unwrap().iter().filter(|finding| finding["id"] == "upstream");
+    let how: std::collections::BTreeSet<_> = upstreams.map(|finding| finding["how"].as_str().unwrap()).collect();
+    assert_eq!(how, ["ok", "warn"].into(), "{doctor}");
+
+    let (running, url, ready) = gateway(&third, &[]);
+    assert_eq!((&ready["model"], &ready["lent"]), (&Value::Null, &json!([NAME])), "{ready}");
+    assert_eq!(listed(&url), [NAME]);
+    assert_eq!(ask(&url, "GET", "/api/tags", &[], "").json()["models"][0]["name"], NAME);
+
+    // The same answer as at the server itself, whole and streamed; what it counts comes with it.
+    let key = ("authorization", &*format!("Bearer {KEY}"));
+    let direct = ask(&server.url, "POST", CHAT, &[key], &chat("What is 2+2?", &json!({}))).json();
+    let whole = ask(&url, "POST", CHAT, &[], &chat("What is 2+2?", &json!({})));
+    assert_eq!(whole.status, 200, "{}", whole.body);
+    let whole = whole.json();
+    let text = whole["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    assert_eq!(direct["choices"][0]["message"]["content"], text);
+    assert_eq!(whole["usage"]["completion_tokens"], direct["usage"]["completion_tokens"]);
+    let streamed = chat("What is 2+2?", &json!({ "stream": true, "stream_options": { "include_usage": true } }));
+    let streamed = ask(&url, "POST", CHAT, &[], &streamed);
+    assert_eq!(streamed.status, 200, "{}", streamed.body);
+    let events = streamed.body;
+    let deltas = events.lines().filter_map(|line| line.strip_prefix("data: {")).map(|rest| format!("{{{rest}"));
+    let deltas: Vec<Value> = deltas.map(|json| serde_json::from_str(&json).unwrap()).collect();
+    let said: String = deltas.iter().filter_map(|d| d["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(said, text, "{events}");
+    assert!(events.contains("data: [DONE]") && deltas.iter().any(|d| d["usage"].is_object()), "{events}");
+    let latest = chat("Hi", &json!({ "model": format!("{NAME}:latest") }));
+    assert_eq!(ask(&url, "POST", CHAT, &[], &latest).status, 200, "as Ollama's clients say it");
+    let embedded = ask(&url, "POST", "/v1/embeddings", &[], &json!({ "model": NAME, "input": "x" }).to_string());
+    assert_eq!(embedded.json()["data"][0]["embedding"].as_array().unwrap().len(), 576);
+    // A server's own refusal is the caller's to read.
+    let wrong = ask(&url, "POST", CHAT, &[], &chat("Hi", &json!({ "temperature": 9 })));
+    assert_eq!((wrong.status, &*code(&wrong)), (400, "invalid_value"), "{}", wrong.body);
+
+    // No other address, and no other way of asking.
+    for (path, body) in [
+        ("/v1/responses", json!({ "model": NAME, "input": "Hi" })),
+        ("/v1/messages", json!({ "model": NAME, "max_tokens": 4, "messages": [] })),
+        ("/api/chat", json!({ "model": NAME, "messages": [] })),
+        ("/api/embed", json!({ "model": NAME, "input": "Hi" })),
+    ] {
+        let refused = ask(&url, "POST", path, &[], &body.to_string());
+        assert!(refused.status == 400 && refused.body.contains(CHAT), "{path}: {} {}", refused.status, refused.body);
+    }
+    assert_eq!(ask(&url, "GET", CHAT, &[], "").status, 405);
+    assert_eq!(ask(&url, "POST", "/v1/models", &[], "{}").status, 405);
+    assert_eq!(ask(&url, "POST", "/v1/chat/completions/../../metrics", &[], &chat("Hi", &json!({}))).status, 404);
+    let missing = ask(&url, "POST", CHAT, &[], &chat("Hi", &json!({ "model": "absent" })));
+    assert_eq!((missing.status, &*code(&missing)), (404, "model_not_found"));
+
+    // A client that hangs up stops the server, two machines away.
+    let long = chat("Count to a thousand.", &json!({ "stream": true, "max_tokens": 900, "ignore_eos": true }));
+    let mut stream = send(&url, "POST", CHAT, &[], &long);
+    assert_eq!(status(&mut stream), 200);
+    let mut event = String::new();
+    while !event.contains("content") {
+        event.clear();
+        stream.read_line(&mut event).unwrap();
+    }
+    let metrics = |key| ask(&server.url, "GET", "/metrics", &[key], "").body;
+    assert!(metrics(key).contains("vllm:num_requests_running 1"), "the first words are here while it goes on");
+    assert_eq!(metric(&url, "potluck_lent_requests_running"), 1.0);
+    drop(stream);
+    wait_until("the server has stopped", || metrics(key).contains("vllm:num_requests_running 0"));
+    wait_until("the turn is free", || metric(&url, "potluck_lent_requests_running") == 0.0);
+
+    // The server falls over: its lender lists it no more, and says why to whoever asks.
+    server.running.signal("KILL");
+    let mut refused = ask(&url, "POST", CHAT, &[], &chat("Hi", &json!({})));
+    wait_until("it is refused", || {
+        refused = ask(&url, "POST", CHAT, &[], &chat("Hi", &json!({})));
+        refused.status != 200
+    });
+    let reasons = ["upstream_lost", "not_lent"];
+    assert!(refused.status == 503 && reasons.contains(&&*code(&refused)), "{} {}", refused.status, refused.body);
+    wait_until("it is listed no more", || listed(&url).is_empty());
+    drop(server);
+    ends(running);
+    ends(lending);
+    ends(door);
+    [&owner, &second, &third].iter().for_each(|machine| machine.wait_until_empty(&[]));
+}
+
+#[test]
+fn two_that_lend_the_same_share_the_work_and_one_is_enough() {
+    let (owner, second) = (Machine::new(), Machine::new());
+    let elsewhere = [Machine::new(), Machine::new()];
+    let [one, other] = elsewhere.each_ref().map(|machine| Server::start(machine, &[]));
+    owner.json(&["swarm", "create"]);
+    let (first, _) = lend(&owner, &one.url, &[]);
+    second.json(&["swarm", "join", &invite(&owner)]);
+    let (last, _) = lend(&second, &format!("{}/v1/", other.url), &[]);
+    // At a machine that lends itself, and has no model.
+    let (running, url, ready) = gateway(&owner, &[]);
+    assert_eq!(ready["lent"], json!([NAME]), "each model once: {ready}");
+    let answered = |text: &str| {
+        let answer = ask(&url, "POST", CHAT, &[], &chat(text, &json!({})));
+        (answer.status, answer.body)
+    };
+    wait_until("both are asked", || {
+        assert_eq!(answered("Hi").0, 200);
+        one.answers() > 0.0 && other.answers() > 0.0
+    });
+    let before = (one.answers(), other.answers());
+    for n in 0..6 {
+        assert_eq!(answered(&format!("Say {n}.")).0, 200);
+    }
+    let after = (one.answers() - before.0, other.answers() - before.1);
+    assert!(after.0 >= 2.0 && after.1 >= 2.0 && after.0 + after.1 == 6.0, "in turn: {after:?}");
+    assert!(one.is_idle() && other.is_idle());
+
+    // One server falls over: whoever asks does not notice.
+    one.running.signal("KILL");
+    for n in 0..4 {
+        let (status, body) = answered(&format!("And {n}?"));
+        assert_eq!(status, 200, "{body}");
+    }
+    // Then its lender's process, too, in the middle of nothing: nor now.
+    first.signal("KILL");
+    for n in 0..4 {
+        let (status, body) = answered(&format!("And {n} again?"));
+        assert_eq!(status, 200, "{body}");
+    }
+    assert_eq!(listed(&url), [NAME]);
+    // And the last one: an error with a reason, and a time to come again.
+    last.signal("KILL");
+    drop((first, last));
+    let mut refused = (0, String::new());
+    wait_until("nobody is left", || {
+        refused = answered("Anybody?");
+        refused.0 != 200
+    });
+    assert!(refused.0 == 503 && refused.1.contains("code"), "{refused:?}");
+    wait_until("nothing is listed", || listed(&url).is_empty());
+    assert_eq!(answered("Anybody?").0, 503, "a model that was there is nobody's now, rather than unknown");
+    ends(running);
+}
+
+#[test]
+fn a_gateway_in_front_of_a_swarm_is_not_lent_back_to_it() {
+    let (owner, elsewhere) = (Machine::new(), Machine::new());
+    let server = Server::start(&elsewhere, &["--alias", "gpt-4o"]);
+    owner.json(&["swarm", "create"]);
+    let (lending, _) = lend(&owner, &server.url, &[]);
+    // An own model beside what is lent: the own one goes before.
+    let model = model();
+    let (running, url, ready) =
+        gateway(&owner, &["--model", &model, "--context", "512", "--threads", "1", "--slots", "1", "--alias", "small"]);
+    assert_eq!((&ready["model"], &ready["lent"]), (&json!(NAME), &json!(["gpt-4o"])), "{ready}");
+    assert_eq!(listed(&url), [NAME, "small", "gpt-4o"]);
+    let answers = server.answers();
+    assert_eq!(ask(&url, "POST", CHAT, &[], &chat("Hi", &json!({}))).status, 200);
+    assert_eq!(server.answers(), answers, "its own model answers");
+    assert_eq!(ask(&url, "POST", CHAT, &[], &chat("Hi", &json!({ "model": "gpt-4o" }))).status, 200);
+    assert_eq!(server.answers(), answers + 1.0);
+    // A member that lends this gateway lends what is its own, not what it passes on.
+    let second = Machine::new();
+    second.json(&["swarm", "join", &invite(&owner)]);
+    let (circle, ready) = lend(&second, &url, &[]);
+    let names: Vec<_> = ready["upstream"]["models"].as_array().unwrap().iter().map(|model| &model["name"]).collect();
+    assert_eq!(names, [NAME, "small"], "{ready}");
+    [circle, running, lending].into_iter().for_each(ends);
+}
+
+#[test]
+fn a_stranger_finds_nobody_who_lends_and_nonsense_is_refused() {
+    let (owner, stranger) = (Machine::new(), Machine::new());
+    owner.json(&["swarm", "create"]);
+    let (lending, _) = lend(&owner, "http://127.0.0.1:1", &[]);
+    stranger.json(&["swarm", "create"]);
+    let contacts = |machine: &Machine| {
+        let path = machine.path("home/swarm.json");
+        let text = std::fs::read_to_string(&path).unwrap();
+        (path, serde_json::from_str::<Value>(&text).unwrap())
+    };
+    let (path, mut own) = contacts(&stranger);
+    own["contacts"] = contacts(&owner).1["contacts"].clone();
+    std::fs::write(&path, own.to_string()).unwrap();
+    let (peers, _) = stranger.json(&["peers"]);
+    assert_eq!((&peers["lenders"], peers["silent"].as_array().unwrap().len()), (&json!([]), 1), "{peers}");
+    for (args, expected) in [
+        (&["serve", "--upstream", "ftp://127.0.0.1"][..], "usage"),
+        (&["serve", "--upstream", "http://me:secret@127.0.0.1"], "usage"),
+        (&["serve", "--upstream", "http://127.0.0.1:1", "--layers", "0..4"], "usage"),
+        (&["serve", "--upstream", "http://127.0.0.1:1", "--auto"], "usage"),
+        (&["serve", "--upstream", "http://127.0.0.1:1", "--upstream-key-file", "/nowhere"], "io"),
+    ] {
+        let (refused, _) = stranger.json(args);
+        assert_eq!(refused["error"]["code"], expected, "{args:?}: {refused}");
+        assert!(!refused.to_string().contains("secret"), "{refused}");
+    }
+    ends(lending);
+}
