@@ -43,11 +43,11 @@ pub trait Chain {
     /// See [`SessionError`]; there is a deadline.
     async fn row(&mut self, sequence: u32, row: u16) -> Result<Hidden, SessionError>;
 
-    /// What each stage has done for the session so far, in the route's order.
+    /// What each stage has done for the session so far, in the route's order; none where a peer of it keeps no accounts.
     ///
     /// # Errors
     /// See [`SessionError`]; there is a deadline.
-    async fn accounts(&mut self) -> Result<Vec<StageAccount>, SessionError>;
+    async fn accounts(&mut self) -> Result<Option<Vec<StageAccount>>, SessionError>;
 
     /// Bytes written on all hops of the route so far, headers included: for `bytes_per_position`.
     fn bytes_written(&self) -> u64;

@@ -158,8 +158,9 @@ impl<C: Chain> Session<C> {
         }
         let finish = result?;
         let ended = Instant::now();
+        let traced = run.tracing.is_some() && finish != FinishReason::Cancel;
         // An answer that is complete is not lost for want of its trace.
-        let accounts = if run.tracing.is_some() { self.chain.accounts().await.ok() } else { None };
+        let accounts = if traced { self.chain.accounts().await.ok().flatten() } else { None };
         Ok(run.finish(finish, accounts.map(|accounts| (accounts, ended))))
     }
 
@@ -245,7 +246,7 @@ impl<C: Chain> Session<C> {
         let known = if request.reuse { known.min(request.prompt.len() - 1) } else { 0 };
         self.held.truncate(known);
         if request.trace {
-            run.tracing = Some(Tracing::new(self.chain.accounts().await?));
+            run.tracing = self.chain.accounts().await?.map(Tracing::new);
         }
         run.started(known);
         let chunk = usize::from(request.chunk).clamp(1, bounds::STEP_POSITIONS_MAX);
@@ -266,8 +267,10 @@ impl<C: Chain> Session<C> {
             self.unanswered -= 1;
             if self.unanswered == 0 && chunks.peek().is_none() {
                 run.prefilled(self.chain.bytes_written());
-                if let Some(tracing) = &mut run.tracing {
-                    tracing.prefilled(run.clock.prefill_seconds(), self.chain.accounts().await?);
+                if let Some(tracing) = &mut run.tracing
+                    && let Some(accounts) = self.chain.accounts().await?
+                {
+                    tracing.prefilled(run.clock.prefill_seconds(), accounts);
                 }
                 return Ok(Some(answer));
             }

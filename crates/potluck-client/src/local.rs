@@ -138,8 +138,8 @@ impl Chain for LocalChain {
         }
     }
 
-    async fn accounts(&mut self) -> Result<Vec<StageAccount>, SessionError> {
-        Ok(vec![StageAccount::new(None, self.layers, self.account)])
+    async fn accounts(&mut self) -> Result<Option<Vec<StageAccount>>, SessionError> {
+        Ok(Some(vec![StageAccount::new(None, self.layers, self.account)]))
     }
 
     fn bytes_written(&self) -> u64 {

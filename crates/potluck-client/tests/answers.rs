@@ -89,7 +89,7 @@ impl Chain for Asked {
         self.chain.row(sequence, row).await
     }
 
-    async fn accounts(&mut self) -> Result<Vec<StageAccount>, SessionError> {
+    async fn accounts(&mut self) -> Result<Option<Vec<StageAccount>>, SessionError> {
         self.chain.accounts().await
     }
 

@@ -23,10 +23,12 @@ pub(crate) async fn of_messages(
     if messages.is_empty() {
         return Err(Problem::value("messages", "there is no message"));
     }
-    let all = render(model, messages.clone(), variables.clone()).await.and_then(|tokens| check(model, tokens));
-    let too_long = match all {
-        Err(problem) if fit.truncates() && problem.code == TOO_LONG => problem,
-        all => return Ok(Fitted { tokens: all?, dropped: Dropped::default() }),
+    // Kept only where some of it may have to go: a conversation may be long.
+    let again = fit.truncates().then(|| (messages.clone(), variables.clone()));
+    let all = render(model, messages, variables).await.and_then(|tokens| check(model, tokens));
+    let (messages, variables, too_long) = match (all, again) {
+        (Err(problem), Some((messages, variables))) if problem.code == TOO_LONG => (messages, variables, problem),
+        (all, _) => return Ok(Fitted { tokens: all?, dropped: Dropped::default() }),
     };
     let groups = groups(&messages);
     let (mut halving, mut found) = (Halving::up_to(groups.len()), None);
@@ -77,6 +79,12 @@ pub(crate) async fn of_end_of_text(model: &Model, text: &str, fit: Fit) -> Resul
     let tokens = model.vocabulary.tokenize(text, true, false).await.map_err(potluck_client::GenerateError::from)?;
     let Fitted { tokens, dropped } = end_of(tokens, model.context, fit);
     Ok(Fitted { tokens: check(model, tokens)?, dropped })
+}
+
+/// The text of tokens.
+pub(crate) async fn text_of(model: &Model, tokens: &[u32]) -> Result<String, Problem> {
+    let pieces = model.vocabulary.pieces(tokens, false).await.map_err(potluck_client::GenerateError::from)?;
+    Ok(String::from_utf8_lossy(&pieces.concat()).into_owned())
 }
 
 /// A text as it is, cut to what the context holds.

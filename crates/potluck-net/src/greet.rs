@@ -6,8 +6,8 @@ use iroh::endpoint::{Connection, RecvStream, SendStream, VarInt};
 use potluck_core::{PeerId, bounds::STEP_POSITIONS_MAX};
 use potluck_grant::Member;
 use potluck_wire::{
-    Bounds, CONTROL_BYTES_MAX, CodecSet, FailureCode, Frame, FrameReader, HOP_FRAMES_MAX, Hello, Refusal, VERSIONS,
-    Welcome,
+    Bounds, CONTROL_BYTES_MAX, CodecSet, FEATURES, FailureCode, Frame, FrameReader, HOP_FRAMES_MAX, Hello, Refusal,
+    VERSIONS, Welcome,
 };
 
 use crate::{Identity, NetError, Node, join::refused, node::peer_id};
@@ -30,7 +30,7 @@ pub(crate) async fn greet(connection: &Connection, identity: &Identity) -> Resul
     let hello = Frame::Hello(Hello {
         version_min: *VERSIONS.start(),
         version_max: *VERSIONS.end(),
-        features: 0,
+        features: FEATURES,
         codecs: CodecSet::all(),
         grant: identity.grant.clone(),
         agent: AGENT.into(),
@@ -40,7 +40,7 @@ pub(crate) async fn greet(connection: &Connection, identity: &Identity) -> Resul
         Frame::Welcome(welcome) => {
             let member = identity.gate.check(&welcome.grant, peer, utc_now());
             member.map_err(|error| NetError::NotMember { peer, error })?;
-            let offered = welcome.features == 0 && welcome.codecs == welcome.codecs.common(CodecSet::all());
+            let offered = welcome.features & !FEATURES == 0 && welcome.codecs == welcome.codecs.common(CodecSet::all());
             if VERSIONS.contains(&welcome.version) && offered {
                 Ok(welcome)
             } else {
@@ -103,7 +103,8 @@ fn judge(peer: PeerId, identity: &Identity, hello: Hello) -> Result<(Greeted, We
     let bounds =
         Bounds { step_positions: STEP_POSITIONS_MAX as u16, hop_frames: HOP_FRAMES_MAX, sessions: SESSIONS_PER_CLIENT };
     let codecs = CodecSet::all().common(hello.codecs);
-    let welcome = Welcome { version, features: 0, codecs, bounds, grant: identity.grant.clone() };
+    let welcome =
+        Welcome { version, features: hello.features & FEATURES, codecs, bounds, grant: identity.grant.clone() };
     Ok((Greeted { member, grant: hello.grant }, welcome))
 }
 

@@ -313,6 +313,7 @@ impl Driver {
             }
             Inbound::Frame(Frame::Open(open)) if asked_by.is_some() => {
                 let span = info_span!(
+                    parent: None,
                     "session",
                     otel.kind = "server",
                     potluck.session = %open.session,

@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Instant};
 
 use potluck_chain::{Answer, ClientSession, Effect, Event, Hop, SessionConfig, SessionError};
 use potluck_core::{Account, Hidden, Rows, StageCommand, StageReply};
-use potluck_wire::{Failure, FailureCode, Frame};
+use potluck_wire::{FEATURE_ACCOUNTS, Failure, FailureCode, Frame};
 use tokio::{sync::mpsc, task::JoinSet, time::sleep_until};
 use tracing::{Span, info_span};
 
@@ -92,8 +92,14 @@ impl Node {
             streams.insert(hop, Stream::start(&mut tasks, halves, events.clone(), label));
         }
         let own = own.into_iter().map(|port| connect_own(port, &events, &mut tasks)).collect();
-        let span =
-            info_span!("session", otel.kind = "client", potluck.session = %config.key.id, stages = config.route.len());
+        // It outlives whoever opened it: a parent would be kept open, and not be sent, for as long.
+        let span = info_span!(
+            parent: None,
+            "session",
+            otel.kind = "client",
+            potluck.session = %config.key.id,
+            stages = config.route.len()
+        );
         let machine = ClientSession::new(Instant::now(), config)?;
         let told = Default::default();
         let mut session =
@@ -177,6 +183,11 @@ impl Session {
         self.machine.request_row(Instant::now(), sequence, row)?;
         self.perform_all();
         Ok(())
+    }
+
+    /// True where every peer of the route keeps accounts of its sessions.
+    pub fn keeps_accounts(&self) -> bool {
+        self.links.iter().flatten().all(|link| link.welcome.features & FEATURE_ACCOUNTS != 0)
     }
 
     /// Asks each stage what it has done so far. See [`ClientSession::ask_accounts`].

@@ -16,8 +16,8 @@ use potluck_grant::Root;
 use potluck_net::{Lending, NetDeadlines, NetError, Node, Serving};
 use potluck_sim::toy;
 use potluck_wire::{
-    ALPN, ASK_BYTES_MAX, Ask, Codec, CodecSet, FailureCode, Frame, FrameReader, Hello, HopOpen, NextHop, OpenSession,
-    PreviousHop, StepFrame, TEXT_BYTES_MAX, Upstream, answer_frame_bytes_max, step_frame_bytes_max,
+    ALPN, ASK_BYTES_MAX, Ask, Codec, CodecSet, FEATURES, FailureCode, Frame, FrameReader, Hello, HopOpen, NextHop,
+    OpenSession, PreviousHop, StepFrame, TEXT_BYTES_MAX, Upstream, answer_frame_bytes_max, step_frame_bytes_max,
 };
 use swarm::{CONTEXT, FAR, grant_of, key, lend, node, root, spec};
 
@@ -250,7 +250,7 @@ async fn what_is_not_offered_is_not_agreed() {
     let (features, codecs, agent) = (u64::MAX, CodecSet(u32::MAX), String::new());
     stream.send(&Frame::Hello(Hello { version_min: 0, version_max: 900, features, codecs, grant, agent })).await;
     let Frame::Welcome(welcome) = stream.frame().await else { panic!("it is not let in") };
-    assert_eq!((welcome.version, welcome.features, welcome.codecs), (1, 0, CodecSet::all()));
+    assert_eq!((welcome.version, welcome.features, welcome.codecs), (1, FEATURES, CodecSet::all()));
     drop((stream, attacker));
     victim.is_unharmed().await;
 }

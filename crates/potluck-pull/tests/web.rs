@@ -1,6 +1,8 @@
 //! Models from the web, over real HTTP: a server that answers as Hugging Face, as Ollama's registry, and as anybody.
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
+mod tiny;
+
 use std::{
     fs,
     sync::{Arc, Mutex},
@@ -15,39 +17,16 @@ use axum::{
     routing::get,
 };
 use data_encoding::HEXLOWER;
-use potluck_core::{MetaArray, MetaValue};
-use potluck_model::{
-    gguf::{self, TensorSpec},
-    types,
-};
 use potluck_pull::{Address, Coming, PullError, Web};
 use potluck_store::{Catalogue, Locations, Source, StoreError};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
+use tiny::tiny_model;
 use tokio::net::TcpListener;
 
 const TOKEN: &str = "hf_secret";
 const COMMIT: &str = "c0ffee";
-
-/// A model of some megabytes.
-fn model() -> Vec<u8> {
-    let tokens = (0..2_000).map(|n| format!("t{n}").into_bytes().into()).collect();
-    let metadata = [
-        ("general.architecture", MetaValue::String("llama".into())),
-        ("llama.block_count", MetaValue::U32(1)),
-        ("llama.embedding_length", MetaValue::U32(512)),
-        ("llama.context_length", MetaValue::U32(128)),
-        ("llama.attention.head_count", MetaValue::U32(4)),
-        ("tokenizer.ggml.tokens", MetaValue::Array(MetaArray::String(tokens))),
-    ]
-    .map(|(key, value)| (key.to_owned(), value));
-    let spec = |name: &str, shape: &[u64]| TensorSpec { name: name.into(), kind: types::F32, shape: shape.to_vec() };
-    let tensors = [spec("token_embd.weight", &[512, 2_000]), spec("blk.0.attn_norm.weight", &[512])];
-    let mut file = gguf::write(&metadata, &tensors).unwrap();
-    file.resize(file.len() + (512 * 2_000 + 512) * 4, 7);
-    file
-}
 
 fn sha256(bytes: &[u8]) -> String {
     HEXLOWER.encode(Sha256::digest(bytes).as_slice())
@@ -160,7 +139,7 @@ struct Test {
 
 impl Test {
     async fn new(breaks: usize, lies: bool) -> Self {
-        let model = model();
+        let model = tiny_model(7);
         let digest = if lies { sha256(b"another") } else { sha256(&model) };
         let site = Arc::new(Site { model, digest, breaks: Mutex::new(breaks), ..Site::default() });
         let app = Router::new()

@@ -8,6 +8,12 @@ pub const ALPN: &[u8] = b"potluck/hop/1";
 /// Oldest and newest version of the wire that this build speaks. No overlap: the connection is refused.
 pub const VERSIONS: std::ops::RangeInclusive<u16> = 1..=1;
 
+/// Feature bit: a peer keeps accounts of its sessions, and may be asked for them.
+pub const FEATURE_ACCOUNTS: u64 = 1;
+
+/// All features that this program knows. A greeting agrees on those that both know.
+pub const FEATURES: u64 = FEATURE_ACCOUNTS;
+
 /// Bytes of the header of a step or an answer, length and kind included.
 pub const HEADER_BYTES: usize = 24;
 

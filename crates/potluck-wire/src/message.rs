@@ -17,7 +17,7 @@ pub struct Hello {
     pub version_min: u16,
     /// Newest version of the wire that the dialer speaks.
     pub version_max: u16,
-    /// Features that it knows, a bit each; none are defined in version 1.
+    /// Features that it knows, a bit each: see [`FEATURES`](crate::FEATURES).
     pub features: u64,
     /// Codecs that it decodes.
     pub codecs: CodecSet,

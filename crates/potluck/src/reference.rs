@@ -19,7 +19,7 @@ const HEAD: &str = "# Configuration\n\n\
     | `POTLUCK_UPSTREAM_KEY_FILE` | a file, as `--upstream-key-file` |\n\
     | `RUST_LOG` | what is logged, to stderr: `info`, `debug`, `potluck_net=debug` |\n\
     | `POTLUCK_LOG` | `json`: an object a line |\n\
-    | `OTEL_EXPORTER_OTLP_ENDPOINT` | where traces go (OTLP over HTTP), such as `http://localhost:4318`; none are made without it. OpenTelemetry's other variables hold, too |\n\
+    | `OTEL_EXPORTER_OTLP_ENDPOINT` | where traces go (OTLP over HTTP), such as `http://localhost:4318`; none are made without it. `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_*`, `OTEL_SDK_DISABLED` and `OTEL_TRACES_EXPORTER=none` hold, too; no other protocol than `http/protobuf` is spoken |\n\
     | `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_HOME` | Hugging Face's own: a token, another host, fetch nothing, where its cache is |\n\
     | `OLLAMA_MODELS` | Ollama's own: where its store is |\n";
 

@@ -13,6 +13,12 @@ use tracing_subscriber::{
 /// Where traces go, as OpenTelemetry names it: none are made unless one of these is set.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
 
+/// How traces are sent: what a collector listens for at port 4318.
+const PROTOCOL: &str = "http/protobuf";
+
+/// Where another way may be asked for, the more particular first.
+const PROTOCOLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
+
 /// Logs and traces until it is dropped: then what was not sent yet is.
 #[derive(Debug)]
 pub(crate) struct Telemetry {
@@ -57,6 +63,15 @@ fn is_ours(metadata: &Metadata<'_>) -> bool {
 /// None where traces are not wanted, or cannot be had: that is logged, and stops nothing.
 fn provider() -> Option<SdkTracerProvider> {
     ENDPOINTS.iter().find(|name| env::var_os(name).is_some_and(|endpoint| !endpoint.is_empty()))?;
+    let says = |name: &str, what: &str| env::var(name).is_ok_and(|said| said.eq_ignore_ascii_case(what));
+    if says("OTEL_SDK_DISABLED", "true") || says("OTEL_TRACES_EXPORTER", "none") {
+        return None;
+    }
+    let asked = PROTOCOLS.iter().find_map(|name| env::var(name).ok()).filter(|asked| !asked.is_empty());
+    if let Some(asked) = asked.filter(|asked| asked != PROTOCOL) {
+        eprintln!("warning: no traces are sent: they speak {PROTOCOL}, and {asked} was asked for");
+        return None;
+    }
     // The exporter's own client chooses no cryptography. Whoever has chosen already is left alone.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary).build() {

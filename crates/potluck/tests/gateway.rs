@@ -385,6 +385,15 @@ fn a_conversation_that_is_too_long_loses_its_oldest_turns_where_that_was_asked_f
     assert_eq!(post(&gateway, chat, alone).0, 400, "what was said last stays");
     let text = json!({ "prompt": format!("{} Once upon a time", "word ".repeat(2_000)) });
     assert_eq!(post(&gateway, "/v1/completions", text).0, 200, "of a text the beginning is cut");
+    // As much room is left as the answer wants, under either name; and what the model has not seen is not echoed.
+    let words = "word ".repeat(2_000);
+    let text = json!({ "prompt": words, "max_completion_tokens": 40, "ignore_eos": true, "echo": true });
+    let (code, _, body) = post(&gateway, "/v1/completions", text);
+    let answer: Value = serde_json::from_str(&body).unwrap();
+    let usage = (answer["usage"]["prompt_tokens"].as_u64(), answer["usage"]["completion_tokens"].as_u64());
+    assert_eq!((code, usage), (200, (Some(1_024 - 40), Some(40))), "{body}");
+    let echoed = answer["choices"][0]["text"].as_str().unwrap().matches("word").count();
+    assert!((900..1_100).contains(&echoed), "{echoed} words come back of {} that were asked", words.len() / 5);
     gateway.ends();
 }
 

@@ -413,4 +413,27 @@ fn a_machine_leaves_its_swarm_and_whoever_made_it_says_so_twice() {
     assert_eq!(owner.json(&["swarm", "invite"]).0["error"]["code"], "no_root");
     let (again, code) = owner.json(&["swarm", "create"]);
     assert!(code == 0 && again["swarm"] != swarm, "{again}");
+
+    // Who made a swarm and went over to another one keeps its root key until it is told to end it.
+    let host = Machine::new();
+    host.json(&["swarm", "create"]);
+    let (keys, _) = owner.json(&["swarm", "join"]);
+    let keys: Vec<_> = keys["keys"].as_array().unwrap().iter().map(|key| key.as_str().unwrap().to_owned()).collect();
+    let keys: Vec<_> = keys.iter().map(String::as_str).collect();
+    let (granted, _) = host.json(&[&["swarm", "grant"], &keys[..]].concat());
+    let line = granted["invitation"].as_str().unwrap();
+    assert_eq!(owner.json(&["swarm", "join", line]).0["error"]["code"], "already_joined");
+    assert_eq!(owner.json(&["swarm", "join", line, "--replace"]).1, 0);
+    assert_eq!(owner.json(&["swarm", "leave"]).1, 0, "that swarm was not made here");
+    assert_eq!(owner.json(&["swarm", "create"]).0["error"]["code"], "already_created");
+    assert_eq!(owner.json(&["swarm", "leave", "--end"]), (serde_json::json!({ "left": null }), 0));
+    assert_eq!(owner.json(&["swarm", "create"]).1, 0);
+
+    // What is damaged can be left, or replaced.
+    std::fs::write(owner.path("home/swarm.json"), "{").unwrap();
+    assert_eq!(owner.json(&["peers"]).0["error"]["code"], "membership");
+    assert_eq!(owner.json(&["swarm", "join", line, "--replace"]).1, 0);
+    std::fs::write(owner.path("home/swarm.json"), "{").unwrap();
+    assert_eq!(owner.json(&["swarm", "leave"]).0["error"]["code"], "root_here", "it may be that root's swarm");
+    assert_eq!(owner.json(&["swarm", "leave", "--end"]).1, 0);
 }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use axum::{
     Router,
     extract::{ConnectInfo, Request},
-    http::{HeaderValue, Uri, uri::PathAndQuery},
+    http::{HeaderValue, Method, Uri, uri::PathAndQuery},
     response::Response,
 };
 use tower::ServiceExt as _;
@@ -35,10 +35,11 @@ async fn outer(routes: Router, shared: Arc<Shared>, mut request: Request) -> Res
     let from = from.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into());
     let span = info_span!(
         "request",
-        otel.name = format!("{} {}", request.method(), api(&path)),
+        // Nothing that a stranger words: neither the address nor a method of its own.
+        otel.name = format!("{} {}", method(request.method()), api(&path)),
         otel.kind = "server",
-        http.request.method = %request.method(),
-        url.path = path,
+        http.request.method = method(request.method()),
+        potluck.api = api(&path),
         http.response.status_code = Empty,
         potluck.request = id,
     );
@@ -62,6 +63,18 @@ async fn outer(routes: Router, shared: Arc<Shared>, mut request: Request) -> Res
         response.headers_mut().insert("x-request-id", id);
     }
     response
+}
+
+/// A method's name, as traces know it.
+fn method(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "_OTHER",
+    }
 }
 
 /// Whose API an address belongs to.

@@ -77,7 +77,7 @@ async fn answer(shared: &Shared, caller: &Caller, mut request: CompletionRequest
     let model = shared.named(request.model.as_deref())?;
     request.check()?;
     request.params.max_tokens = request.params.max_tokens.or(Some(MAX_TOKENS));
-    let (prompts, dropped) = request.prompts(model, shared.fit(None, request.params.max_tokens)).await?;
+    let (prompts, dropped) = request.prompts(model, shared.fit(None, request.params.answer())).await?;
     let mut requests: Vec<Request> = Vec::new();
     for (_, tokens) in &prompts {
         requests.extend(shared.requests(model, &request.params, tokens, request.logprobs)?);
@@ -167,6 +167,8 @@ impl CompletionRequest {
         }
         for text in texts {
             let Fitted { tokens, dropped } = prompt::of_end_of_text(model, &text, fit).await?;
+            // What was cut is not echoed: the model has not seen it.
+            let text = if dropped.tokens == 0 { text } else { prompt::text_of(model, &tokens).await? };
             prompts.push((text, tokens));
             all = all + dropped;
         }

@@ -25,7 +25,7 @@ impl Chain for NoChain {
         Err(SessionError::Closed)
     }
 
-    async fn accounts(&mut self) -> Result<Vec<StageAccount>, SessionError> {
+    async fn accounts(&mut self) -> Result<Option<Vec<StageAccount>>, SessionError> {
         Err(SessionError::Closed)
     }
 

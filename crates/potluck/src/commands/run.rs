@@ -10,7 +10,7 @@ use crate::{
     home::Home,
     screen::Screen,
     signals::Interrupt,
-    talk::{Asked, Talk, traced},
+    talk::{Asked, Talk, show_trace},
 };
 
 /// Bytes of a prompt that is read from a pipe. More are refused.
@@ -82,9 +82,7 @@ impl Run {
         if self.show_route {
             screen.note(talk.report(&outcome));
         }
-        if let Some(trace) = &outcome.trace {
-            screen.note(format!("\n{}", traced(trace)));
-        }
+        show_trace(screen, &outcome, self.stop.trace);
         Ok(())
     }
 }

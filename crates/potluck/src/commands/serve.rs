@@ -120,9 +120,10 @@ impl Lend {
         let upstream = self.upstream.open()?;
         let home = &self.disk.limit(home);
         let mut interrupt = Interrupt::listen()?;
-        let mut membership = Membership::open(home)?;
+        // Who leaves the swarm holds it, too: what is read after it stands until we end.
         let identity = Identity::open(home, Role::Peer)?;
         let _lock = identity.lock(home)?;
+        let mut membership = Membership::open(home)?;
         let grant = membership.grant(identity.key.peer_id())?;
         let settings = self.engine.settings(CACHES);
         settings.check()?;

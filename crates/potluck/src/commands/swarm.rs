@@ -88,7 +88,7 @@ pub(crate) struct Grant {
 
 #[derive(Debug, Args)]
 pub(crate) struct Leave {
-    /// Also where the swarm was made here: its root key is removed, and nobody is let in ever after
+    /// Remove the root key that is here, too, of this swarm or an earlier one: nobody is let into that one ever after
     #[arg(long)]
     end: bool,
 }
@@ -137,14 +137,15 @@ fn invite(home: &Home, screen: Screen, command: &Invite) -> Result<(), Failure> 
 }
 
 fn leave(home: &Home, screen: Screen, command: &Leave) -> Result<(), Failure> {
-    let membership = Membership::open(home)?;
     // What serves there now goes on until it is ended: not behind its back.
     let _lock = Identity::open(home, Role::Peer)?.lock(home)?;
-    let swarm = membership.leave(home, command.end)?;
+    let swarm = Membership::leave(home, command.end)?;
     if screen.json {
         return screen.object(&json!({ "left": swarm }));
     }
-    screen.text(&format!("left swarm {swarm}\n"))?;
+    let swarm = swarm
+        .map_or("removed the root key of a swarm that was made here".into(), |swarm| format!("left swarm {swarm}"));
+    screen.text(&(swarm + "\n"))?;
     screen.note("this machine's keys and models stay; what they were granted ends by itself");
     Ok(())
 }

@@ -36,7 +36,7 @@ impl Membership {
     /// The swarm of this machine, if it has one.
     pub(crate) fn find(home: &Home) -> Result<Option<Self>, Failure> {
         let Some(text) = home.read(MEMBERSHIP)? else { return Ok(None) };
-        let damaged = "restore it from a copy, or join again: potluck swarm join --replace INVITATION";
+        let damaged = "restore it from a copy, or join again: potluck swarm join --replace INVITATION, or leave: potluck swarm leave";
         serde_json::from_str(&text).map(Some).or_fail("membership", damaged)
     }
 
@@ -50,12 +50,15 @@ impl Membership {
 
     /// Whether this machine may join that swarm. `replace`: even if it belongs to another.
     pub(crate) fn may_join(home: &Home, swarm: &str, replace: bool) -> Result<(), Failure> {
-        match Self::find(home)? {
-            Some(old) if old.swarm != swarm && !replace => {
+        match Self::find(home) {
+            // What is damaged is replaced, too.
+            Err(_) if replace => Ok(()),
+            Err(failure) => Err(failure),
+            Ok(Some(old)) if old.swarm != swarm && !replace => {
                 let message = format!("this machine belongs to swarm {} already", &old.swarm[..10]);
                 Err(Failure::new("already_joined", message, "leave that swarm for this one with --replace"))
             }
-            _ => Ok(()),
+            Ok(_) => Ok(()),
         }
     }
 
@@ -69,23 +72,25 @@ impl Membership {
         Ok(membership)
     }
 
-    /// Forgets it: the name of the swarm that was. `end`: even where the root key is here, which goes with it.
-    pub(crate) fn leave(self, home: &Home, end: bool) -> Result<String, Failure> {
-        let made_here = match SwarmRoot::open(home) {
-            Ok(_) => true,
-            Err(failure) if failure.code == "no_root" => false,
-            Err(failure) => return Err(failure),
-        };
-        if made_here && !end {
+    /// Forgets the swarm of this machine, also where what is kept of it is damaged: its name, if it can be read. `end`: also the
+    /// root key that is here, of this swarm or an earlier one.
+    pub(crate) fn leave(home: &Home, end: bool) -> Result<Option<String>, Failure> {
+        let (here, root) = (home.path(MEMBERSHIP).exists(), home.path(ROOT).exists());
+        if !(here || root && end) {
+            return Self::open(home).map(|membership| Some(membership.swarm));
+        }
+        let swarm = Self::find(home).ok().flatten().map(|membership| membership.swarm);
+        let elsewhere = root && matches!(SwarmRoot::open(home), Err(failure) if failure.code == "no_root");
+        if root && !elsewhere && !end {
             let message = "this swarm was made here: without its root key nobody can be let in any more";
             return Err(Failure::new("root_here", message, "potluck swarm leave --end, if that is what you want"));
         }
-        if made_here {
+        if end {
             Invitations::forget(home)?;
             home.remove(ROOT)?;
         }
         home.remove(MEMBERSHIP)?;
-        Ok(self.swarm)
+        Ok(swarm)
     }
 
     /// Keeps what has changed.
@@ -165,7 +170,11 @@ impl SwarmRoot {
     pub(crate) fn create(home: &Home) -> Result<Self, Failure> {
         if home.path(ROOT).exists() {
             let message = format!("{} holds a swarm's root key already", home.path(ROOT).display());
-            return Err(Failure::new("already_created", message, "use another POTLUCK_HOME for a second swarm"));
+            return Err(Failure::new(
+                "already_created",
+                message,
+                "use another POTLUCK_HOME for a second swarm, or end that one: potluck swarm leave --end",
+            ));
         }
         let root = Self::ephemeral()?;
         home.write(ROOT, &(HEXLOWER.encode(&root.0.to_bytes()) + "\n"))?;

@@ -10,7 +10,7 @@ use crate::{
     home::Home,
     screen::Screen,
     signals::Interrupt,
-    talk::{Asked, Talk, traced},
+    talk::{Asked, Talk, show_trace},
 };
 
 use command::{Next, obey};
@@ -75,10 +75,9 @@ async fn answer(
         let route = talk.route_json();
         return screen.object(&json!({ "answer": outcome, "route": route }));
     }
-    if let Some(trace) = &outcome.trace {
-        screen.note(format!("\n\n{}", traced(trace)));
-    }
-    screen.text("\n\n")
+    screen.text("\n")?;
+    show_trace(screen, &outcome, asked.trace);
+    screen.text("\n")
 }
 
 /// True where this session gives no further answer.

@@ -54,7 +54,7 @@ impl Chain for AnyChain {
         }
     }
 
-    async fn accounts(&mut self) -> Result<Vec<StageAccount>, SessionError> {
+    async fn accounts(&mut self) -> Result<Option<Vec<StageAccount>>, SessionError> {
         match self {
             Self::Local(chain, _) => chain.accounts().await,
             Self::Route(chain) => chain.accounts().await,

@@ -35,7 +35,7 @@ pub(crate) use own_peers::split;
 pub(crate) use report::RouteStage;
 pub(crate) use start::Wanted;
 pub(crate) use swarm::{Surveyed, client_node, preview, who_name};
-pub(crate) use traced::traced;
+pub(crate) use traced::show_trace;
 
 /// How an answer is to be made.
 #[derive(Debug, Clone)]
@@ -49,7 +49,8 @@ pub(crate) struct Asked {
     stop: Vec<String>,
     ignore_eos: bool,
     chunk: u16,
-    trace: bool,
+    /// Whether where the time went is to be shown.
+    pub(crate) trace: bool,
 }
 
 /// A model that is ready to answer.

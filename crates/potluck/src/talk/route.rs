@@ -147,13 +147,16 @@ impl Chain for RouteChain {
         }
     }
 
-    async fn accounts(&mut self) -> Result<Vec<StageAccount>, SessionError> {
+    async fn accounts(&mut self) -> Result<Option<Vec<StageAccount>>, SessionError> {
+        if !self.session.keeps_accounts() {
+            return Ok(None);
+        }
         self.session.ask_accounts()?;
         loop {
             match self.session.next().await? {
                 SessionEvent::Accounts(accounts) => {
                     let named = self.stages.iter().zip(accounts);
-                    return Ok(named.map(|(&(peer, layers), it)| StageAccount::new(peer, layers, it)).collect());
+                    return Ok(Some(named.map(|(&(peer, layers), it)| StageAccount::new(peer, layers, it)).collect()));
                 }
                 // A step that nobody waits for any more may still be under way.
                 SessionEvent::Answer(answer) => self.answers.push_back(answer),

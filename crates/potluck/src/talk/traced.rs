@@ -1,15 +1,27 @@
 //! Where an answer's time went, for people: `--trace`.
 
-use potluck_client::{Phase, StageAccount, Trace};
+use potluck_chain::sample::FinishReason;
+use potluck_client::{Outcome, Phase, StageAccount, Trace};
 
-use crate::screen::size;
+use crate::screen::{Screen, size};
 
 /// Columns of the table, aligned as the rows are.
 const COLUMNS: &str =
     "  layers    peer        positions   queue  compute  handover  codec        in       out  to the next";
 
+/// Shows an answer's trace; where it was asked for and there is none, why.
+pub(crate) fn show_trace(screen: Screen, outcome: &Outcome, asked: bool) {
+    match &outcome.trace {
+        Some(trace) => screen.note(format!("\n{}", traced(trace))),
+        None if asked && outcome.finish_reason != FinishReason::Cancel => {
+            screen.note("\nno trace: a peer of the route is of a build that keeps no accounts");
+        }
+        None => {}
+    }
+}
+
 /// Both phases as tables: of the prompt all of it, of the answer what a step took on the average.
-pub(crate) fn traced(trace: &Trace) -> String {
+fn traced(trace: &Trace) -> String {
     let Trace { prefill, decode } = trace;
     let steps = decode.stages.iter().map(|stage| stage.account.steps).max().unwrap_or(0);
     let mut lines = vec![format!(
