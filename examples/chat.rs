@@ -29,6 +29,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         "model": models["data"][0]["id"],
         "messages": [{ "role": "user", "content": question }],
         "max_tokens": 120,
+        "temperature": 0,
         "stream": true,
     });
     let request = client.post(format!("{url}/v1/chat/completions")).bearer_auth(&key);
