@@ -24,6 +24,8 @@ pub struct Offer {
     pub expires: u64,
     /// Where the peer is reached, as text (`ip:port`), at most [`Offer::ADDRESSES_MAX`].
     pub addresses: Vec<String>,
+    /// URL of the relay that it listens at, if any.
+    pub relay: Option<String>,
     /// The stage.
     pub shape: StageShape,
     /// Its speed.
@@ -77,13 +79,15 @@ impl Offer {
     pub const ADDRESSES_MAX: usize = 16;
     /// Characters of an address.
     pub const ADDRESS_CHARS_MAX: usize = 64;
+    /// Characters of the relay's URL.
+    pub const RELAY_CHARS_MAX: usize = 256;
     /// Bytes of an encoded, signed offer: it fits a gossip message.
     pub const BYTES_MAX: usize = 2_048;
     /// Bytes of the grant beside an offer. A longer one is no offer's; a grant of today has some 300.
     pub const GRANT_BYTES_MAX: usize = 2_048;
     /// Seconds that an offer may hold, clocks' difference included.
     pub const LIFETIME_SECONDS_MAX: u64 = 300;
-    const CONTEXT: &'static [u8] = b"potluck offer 1\0";
+    const CONTEXT: &'static [u8] = b"potluck offer 2\0";
 
     /// Signs the offer. `key` must be that of `self.peer`, and `grant` what admits that key to its swarm.
     pub fn sign(&self, key: &SecretKey, grant: Vec<u8>) -> SignedOffer {
@@ -117,6 +121,9 @@ impl SignedOffer {
         {
             return Err(OfferError::Malformed("too many or too long addresses".into()));
         }
+        if offer.relay.as_ref().is_some_and(|url| url.len() > Offer::RELAY_CHARS_MAX) {
+            return Err(OfferError::Malformed("too long a relay".into()));
+        }
         if !offer.peer.verify(&[Offer::CONTEXT, &self.offer].concat(), &self.signature) {
             return Err(OfferError::Signature(offer.peer));
         }
@@ -142,6 +149,7 @@ mod tests {
             sequence: 1,
             expires: 1_060,
             addresses: vec!["127.0.0.1:4000".into()],
+            relay: Some("https://relay.example/".into()),
             shape: StageShape {
                 spec: StageSpec {
                     model: ModelId::from_bytes([1; 32]),
@@ -174,6 +182,8 @@ mod tests {
         assert_eq!(forged.verify(1_000), Err(OfferError::Signature(key.peer_id())));
         let long = offer(&key).sign(&key, vec![0; Offer::GRANT_BYTES_MAX + 1]);
         assert!(matches!(long.verify(1_000), Err(OfferError::Malformed(_))));
+        let far = Offer { relay: Some("r".repeat(Offer::RELAY_CHARS_MAX + 1)), ..offer(&key) }.sign(&key, vec![]);
+        assert!(matches!(far.verify(1_000), Err(OfferError::Malformed(_))));
         let mut altered = signed;
         altered.offer[40] ^= 1;
         assert!(altered.verify(1_000).is_err());

@@ -95,9 +95,17 @@ impl Node {
     /// up on the local network as well, and whichever leads to it first counts.
     pub(crate) async fn shake_hands(&self, to: &PeerAddress) -> Result<(Connection, Found), NetError> {
         let unreachable = |reason: String| NetError::Unreachable { peer: to.peer, reason };
-        let address = endpoint_addr(to)?;
+        let address = endpoint_addr(to, self.relay.as_ref())?;
+        let unused = to.relay.is_some() && address.relay_urls().next().is_none();
+        let unreachable = |reason: String| match unused {
+            true => unreachable(reason + "; it listens at a relay, too, and this machine uses none (--relay)"),
+            false => unreachable(reason),
+        };
         if address.is_empty() && self.finder.is_none() {
-            return Err(NetError::Address(to.addresses.join(", ")));
+            return Err(match to.relay {
+                Some(_) => unreachable("none of its addresses is known".into()),
+                None => NetError::Address(to.addresses.join(", ")),
+            });
         }
         let seconds = self.deadlines.connect.as_secs_f32();
         timeout(self.deadlines.connect, self.reach(address))

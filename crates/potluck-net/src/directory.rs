@@ -124,7 +124,8 @@ mod tests {
         let speed = StageSpeed { decode_us: 1, prefill_position_us: 1 };
         let addresses = vec![];
         let peer = key.peer_id();
-        Offer { peer, sequence, expires, addresses, shape, speed, free_caches: 1, free_bytes: 0 }.sign(&key, grant)
+        Offer { peer, sequence, expires, addresses, relay: None, shape, speed, free_caches: 1, free_bytes: 0 }
+            .sign(&key, grant)
     }
 
     #[test]

@@ -14,6 +14,9 @@ pub enum NetError {
     /// The user: this is no address.
     #[error("`{0}` is no address: expected `ip:port`")]
     Address(String),
+    /// The user: this is no relay.
+    #[error("`{0}` is no address of a relay: expected `https://host`")]
+    Relay(String),
     /// The network or the peer: it was not reached.
     #[error("peer {} was not reached: {reason}", .peer.short())]
     Unreachable {
@@ -92,6 +95,7 @@ impl NetError {
         match self {
             Self::Bind(_) => "bind",
             Self::Address(_) => "bad_address",
+            Self::Relay(_) => "bad_relay",
             Self::Unreachable { .. } | Self::Lost { .. } => "peer_lost",
             Self::Refused { code: FailureCode::InvitationUnknown, .. } => "invitation_unknown",
             Self::Refused { code: FailureCode::InvitationExpired, .. } => "invitation_expired",
@@ -111,6 +115,7 @@ impl NetError {
         match self {
             Self::Bind(_) => "choose another address with --bind",
             Self::Address(_) => "write it as ip:port, for example 192.168.1.7:7575",
+            Self::Relay(_) => "write it as https://relay.example or https://relay.example:8443, or `none`",
             Self::Unreachable { .. } | Self::Lost { .. } => "check that the peer runs: `potluck peers`",
             Self::Refused { code, .. } => match code {
                 FailureCode::InvitationUnknown | FailureCode::InvitationExpired | FailureCode::InvitationUsed => {

@@ -7,12 +7,13 @@ use std::{
 };
 
 use iroh::{
-    Endpoint, EndpointAddr, EndpointId, RelayMode, RelayUrl, TransportAddr,
+    Endpoint, EndpointAddr, EndpointId, RelayMode, RelayUrl, TransportAddr, Watcher as _,
     endpoint::{Connection, IdleTimeout, PortmapperConfig, QuicTransportConfig, VarInt, presets},
 };
-use potluck_core::{PeerId, SecretKey, bounds::STAGE_SESSIONS_MAX};
+use potluck_core::{Offer, PeerId, SecretKey, bounds::STAGE_SESSIONS_MAX};
 use potluck_grant::Gate;
 use potluck_wire::{ADDRESSES_MAX, ALPN, CONTROL_BYTES_MAX, PeerAddress};
+use tokio::time::timeout;
 
 use crate::{Door, Lan, Lending, NetDeadlines, NetError, Orders, Shelf, connect::Links, lan::Finder};
 
@@ -92,6 +93,7 @@ pub struct Node {
     pub(crate) deadlines: NetDeadlines,
     pub(crate) links: Links,
     pub(crate) finder: Option<Arc<Finder>>,
+    pub(crate) relay: Option<RelayUrl>,
     pub(crate) door: Arc<OnceLock<Door>>,
     pub(crate) shelf: Arc<OnceLock<Shelf>>,
     pub(crate) orders: Arc<OnceLock<Orders>>,
@@ -102,13 +104,11 @@ impl Node {
     /// Binds the node's socket.
     ///
     /// # Errors
-    /// `Bind`; `Address` where the relay's URL is none.
+    /// `Bind`; `Relay` where the relay's URL is none.
     pub async fn bind(config: NodeConfig) -> Result<Self, NetError> {
         let NodeConfig { identity, bind, lan, relay, deadlines } = config;
-        let relay_mode = match relay {
-            None => RelayMode::Disabled,
-            Some(url) => RelayMode::custom([url.parse::<RelayUrl>().map_err(|_| NetError::Address(url))?]),
-        };
+        let relay = relay.map(|url| relay_url(&url)).transpose()?;
+        let relay_mode = relay.clone().map_or(RelayMode::Disabled, |url| RelayMode::custom([url]));
         let mut builder = Endpoint::builder(presets::Minimal)
             .secret_key(iroh::SecretKey::from_bytes(&identity.key.to_bytes()))
             .alpns(vec![ALPN.to_vec()])
@@ -137,6 +137,7 @@ impl Node {
             deadlines,
             links: Links::default(),
             finder,
+            relay,
             door: Arc::default(),
             shelf: Arc::default(),
             orders: Arc::default(),
@@ -163,8 +164,21 @@ impl Node {
         let local = bound.iter().filter(|socket| socket.ip().is_loopback()).map(ToString::to_string);
         addresses.extend(local.filter(|text| !addr.ip_addrs().any(|known| known.to_string() == *text)));
         addresses.truncate(ADDRESSES_MAX);
-        let relay = addr.relay_urls().next().map(ToString::to_string);
+        // Where it listens, whether or not the relay has answered yet.
+        let relay = self.relay.as_ref().map(ToString::to_string);
         PeerAddress { peer: self.id(), addresses, relay }
+    }
+
+    /// Whether this node's relay lets it listen, waited for as long as for a connection: why it does not, if so. None where the
+    /// node has no relay.
+    pub async fn relay_answers(&self) -> Option<Result<(), String>> {
+        self.relay.as_ref()?;
+        let mut states = self.endpoint.home_relay_status();
+        let within = timeout(self.deadlines.connect, self.endpoint.online()).await;
+        Some(within.map_err(|_| {
+            let told = states.get().iter().find_map(|state| state.last_error().map(ToString::to_string));
+            told.unwrap_or_else(|| format!("no answer within {} s", self.deadlines.connect.as_secs_f32()))
+        }))
     }
 
     /// Closes every connection and the socket.
@@ -203,15 +217,45 @@ pub(crate) fn peer_id(id: EndpointId) -> PeerId {
 
 /// The transport's form of an address, which may come from anybody: what cannot be dialled is left out, which may be all.
 ///
+/// `own`: the relay of this machine. Without one no relay is asked for anything; with one, those of others are as well, where
+/// the way to them is encrypted.
+///
 /// # Errors
 /// `Unreachable` where the id is no key.
-pub(crate) fn endpoint_addr(address: &PeerAddress) -> Result<EndpointAddr, NetError> {
+pub(crate) fn endpoint_addr(address: &PeerAddress, own: Option<&RelayUrl>) -> Result<EndpointAddr, NetError> {
     let id = EndpointId::from_bytes(address.peer.as_bytes())
         .map_err(|error| NetError::Unreachable { peer: address.peer, reason: error.to_string() })?;
     let ips = address.addresses.iter().take(ADDRESSES_MAX).filter_map(|text| text.parse::<SocketAddr>().ok());
     let ips = ips.filter(is_dialled).map(TransportAddr::Ip);
-    let relays = address.relay.iter().filter_map(|text| text.parse::<RelayUrl>().ok()).map(TransportAddr::Relay);
-    Ok(EndpointAddr::from_parts(id, ips.chain(relays)))
+    let relay = address.relay.as_deref().filter(|_| own.is_some()).and_then(|text| relay_url(text).ok());
+    let relay = relay.filter(|url| own == Some(url) || url.scheme() == "https").map(TransportAddr::Relay);
+    Ok(EndpointAddr::from_parts(id, ips.chain(relay)))
+}
+
+/// A relay's address as it is written: `https://host`, or `http://host` where nobody is on the way. What passes through it is
+/// encrypted from peer to peer in any case.
+///
+/// # Errors
+/// `Relay` where the text is none.
+pub fn parse_relay(text: &str) -> Result<String, NetError> {
+    relay_url(text).map(|url| url.to_string())
+}
+
+/// See [`parse_relay`].
+fn relay_url(text: &str) -> Result<RelayUrl, NetError> {
+    let usable = |url: &RelayUrl| {
+        matches!(url.scheme(), "https" | "http")
+            && url.has_host()
+            && matches!(url.path(), "" | "/")
+            && url.query().is_none()
+            && url.fragment().is_none()
+            && url.username().is_empty()
+            && url.password().is_none()
+    };
+    let url = (text.len() <= Offer::RELAY_CHARS_MAX).then(|| text.parse::<RelayUrl>().ok()).flatten();
+    // As it is written again, it may be longer than it came.
+    url.filter(|url| usable(url) && url.as_str().len() <= Offer::RELAY_CHARS_MAX)
+        .ok_or_else(|| NetError::Relay(text.chars().take(Offer::RELAY_CHARS_MAX).collect()))
 }
 
 /// One machine's, as far as an address can tell.
@@ -235,14 +279,36 @@ mod tests {
         };
         let mixed =
             ["127.0.0.1:7", "nonsense", "0.0.0.0:7", "224.0.0.1:7", "255.255.255.255:7", "1.2.3.4:0", "[::1]:9"];
-        let usable = endpoint_addr(&address(&mixed, None)).unwrap();
+        let usable = endpoint_addr(&address(&mixed, None), None).unwrap();
         let mut found: Vec<_> = usable.ip_addrs().map(ToString::to_string).collect();
         found.sort_unstable();
         assert_eq!(found, ["127.0.0.1:7", "[::1]:9"]);
         for hopeless in [address(&[], None), address(&["[ff02::1]:1"], Some("no url"))] {
-            assert!(endpoint_addr(&hopeless).unwrap().is_empty());
+            assert!(endpoint_addr(&hopeless, None).unwrap().is_empty());
         }
         let no_key = PeerAddress { peer: PeerId::from_bytes([2; 32]), ..address(&["127.0.0.1:7"], None) };
-        assert!(matches!(endpoint_addr(&no_key), Err(NetError::Unreachable { .. })));
+        assert!(matches!(endpoint_addr(&no_key, None), Err(NetError::Unreachable { .. })));
+    }
+
+    #[test]
+    fn who_has_no_relay_asks_none_and_others_are_asked_in_private_only() {
+        let own = relay_url("http://10.0.0.1:3340").unwrap();
+        let peer = SecretKey::from_bytes(&[1; 32]).peer_id();
+        let dialled = |relay: &str, own: Option<&RelayUrl>| {
+            let address = PeerAddress { peer, addresses: vec![], relay: Some(relay.into()) };
+            !endpoint_addr(&address, own).unwrap().is_empty()
+        };
+        for relay in ["http://10.0.0.1:3340", "https://elsewhere.example"] {
+            assert!(!dialled(relay, None), "{relay}");
+            assert!(dialled(relay, Some(&own)), "{relay}");
+        }
+        let refused =
+            ["http://169.254.169.254", "ftp://a", "https://a/b", "https://a?b", "https://u:p@a", "data:a", ""];
+        for relay in refused {
+            assert!(!dialled(relay, Some(&own)), "{relay}");
+        }
+        for text in ["relay", "10.0.0.1:3340", &format!("https://{}", "a".repeat(Offer::RELAY_CHARS_MAX))] {
+            assert!(matches!(relay_url(text), Err(NetError::Relay(_))), "{text}");
+        }
     }
 }

@@ -560,7 +560,7 @@ async fn offers_of_others_and_offers_that_do_not_hold() {
     let granted = |n: u8, signer: u8, expires, grant| {
         let speed = StageSpeed { decode_us: 1, prefill_position_us: 1 };
         let (peer, addresses, shape) = (key(n).peer_id(), vec![], shape.clone());
-        Offer { peer, sequence: 1, expires, addresses, shape, speed, free_caches: 1, free_bytes: 0 }
+        Offer { peer, sequence: 1, expires, addresses, relay: None, shape, speed, free_caches: 1, free_bytes: 0 }
             .sign(&key(signer), grant)
     };
     let offer = |n, signer, expires| granted(n, signer, expires, grant(n));

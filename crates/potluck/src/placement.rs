@@ -175,7 +175,7 @@ pub(crate) fn address(offer: &Offer) -> PeerAddress {
     let mut addresses = offer.addresses.clone();
     // Of a peer on this machine, loopback is the shortest way.
     addresses.sort_by_key(|text| !text.parse::<SocketAddr>().is_ok_and(|at| at.ip().is_loopback()));
-    PeerAddress { peer: offer.peer, addresses, relay: None }
+    PeerAddress { peer: offer.peer, addresses, relay: offer.relay.clone() }
 }
 
 /// Every member that offers something, where the latest of its offers says; then the contacts that offer nothing.
@@ -221,6 +221,7 @@ mod tests {
             sequence,
             expires: 0,
             addresses: from.addresses,
+            relay: from.relay,
             shape,
             speed: StageSpeed { decode_us: 1, prefill_position_us: 1 },
             free_caches: 1,

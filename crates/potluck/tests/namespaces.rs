@@ -7,6 +7,7 @@
 mod machine;
 
 use std::{
+    io::{BufRead, BufReader},
     process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -59,6 +60,14 @@ impl Network {
             network.machines.push(Machine::inside(namespace));
         }
         Some(network)
+    }
+
+    /// These machines reach each other no longer, but whoever is not among them.
+    fn part(&self, machines: &[usize]) {
+        let switch = format!("{}s", self.name);
+        for machine in machines {
+            assert!(ip(&format!("-n {switch} link set p{} type bridge_slave isolated on", machine + 1)));
+        }
     }
 
     /// A machine gets another address, as from a router that gives out others now.
@@ -294,6 +303,90 @@ fn a_peer_that_keeps_to_itself_is_not_found() {
         serving.signal("TERM");
         assert_eq!(serving.end().0, Some(0));
     }
+}
+
+/// What a child of these tests listens as a relay at.
+const RELAY: &str = "POTLUCK_TEST_RELAY";
+
+/// Does nothing but in a child: there it is a relay until it is killed.
+#[test]
+fn the_relay_of_another_test() {
+    let Ok(at) = std::env::var(RELAY) else { return };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut config = iroh_relay::server::ServerConfig::default();
+        config.relay = Some(iroh_relay::server::RelayConfig::new(at.parse::<std::net::SocketAddr>().unwrap()));
+        let _server = iroh_relay::server::Server::spawn(config).await.unwrap();
+        println!("listens");
+        std::future::pending::<()>().await;
+    });
+}
+
+/// A relay on a machine of the network, as another test of this program: killed when dropped.
+struct Relay(std::process::Child);
+
+impl Relay {
+    fn start(network: &Network, machine: usize) -> Self {
+        let child = Command::new("ip")
+            .args(["netns", "exec", &network.namespace(machine)])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "the_relay_of_another_test", "--nocapture"])
+            .env(RELAY, format!("10.77.0.{}:3340", machine + 1))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut relay = Self(child);
+        let lines = BufReader::new(relay.0.stdout.take().unwrap()).lines();
+        lines.map_while(Result::ok).find(|line| line.contains("listens")).unwrap();
+        relay
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn machines_that_cannot_reach_each_other_meet_at_a_relay() {
+    let Some(network) = Network::new(3) else { return };
+    let [first, second, _] = &network.machines[..] else { unreachable!() };
+    network.part(&[0, 1]);
+    let _relay = Relay::start(&network, 2);
+    let alone = first.answer("Hello", 16, &["--local", "--context", "512", "--exact"])["tokens"].clone();
+    first.json(&["swarm", "create", "--relay", "http://10.77.0.3:3340"]);
+    let model = model();
+    let mut serving = lend(first, 0, &["serve", "--model", &model, "--layers", "0..15"]);
+    assert_eq!(serving.object()["relay"], "http://10.77.0.3:3340/");
+
+    // Without it the line leads nowhere; with it, it is all that the newcomer needs.
+    let line = invitation(first);
+    let (failed, code) = second.json(&["swarm", "join", &line, "--relay", "none"]);
+    assert_ne!(code, 0, "they reach each other, relay or not");
+    assert!(failed["error"]["message"].as_str().unwrap().contains("--relay"), "{failed}");
+    let mut lending = lend(second, 1, &["join", &line, "--model", &model, "--layers", "15..30"]);
+    assert_eq!(lending.object()["relay"], "http://10.77.0.3:3340/");
+    assert_eq!(lending.object()["layers"].to_string(), "[15,30]");
+    wait_until("each finds the other's layers", || pooled(second).is_some() && pooled(first).is_some());
+    assert_eq!([first, second].map(pooled), [Some(alone.clone()), Some(alone)]);
+    let ways = |machine: &Machine| -> Vec<_> {
+        let (peers, _) = machine.json(&["peers"]);
+        peers["peers"].as_array().unwrap().iter().map(|peer| peer["path"].as_str().unwrap().to_owned()).collect()
+    };
+    for machine in [first, second] {
+        let ways = ways(machine);
+        assert_eq!(ways.iter().filter(|way| *way == "relay").count(), 1, "{ways:?}");
+        let (doctor, _) = machine.json(&["doctor"]);
+        let relay = doctor["findings"].as_array().unwrap().iter().find(|finding| finding["id"] == "relay").unwrap();
+        assert_eq!(relay["how"], "ok", "{relay}");
+    }
+    for running in [serving, lending] {
+        running.signal("TERM");
+        assert_eq!(running.end().0, Some(0));
+    }
+    [first, second].iter().for_each(|machine| machine.wait_until_empty(&[]));
 }
 
 /// `make prove-pull`: how much of a link a pull from three peers fills, beside one plain HTTP transfer over the same link.

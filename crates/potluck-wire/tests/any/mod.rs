@@ -189,6 +189,7 @@ fn signed_offer(n: u8) -> SignedOffer {
         sequence: 1_800_000_000_001,
         expires: 1_800_000_120,
         addresses: vec!["127.0.0.1:4000".into()],
+        relay: Some("https://relay.example/".into()),
         shape,
         speed,
         free_caches: 7,

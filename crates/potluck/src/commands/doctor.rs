@@ -216,9 +216,22 @@ async fn swarm(findings: &mut Findings, home: &Home) -> Result<(), Failure> {
         }
     }
     let node = client_node(home, &membership).await?;
+    relay(findings, &node).await;
     reach(findings, &node, &membership).await;
     node.close().await;
     Ok(())
+}
+
+/// Whether the relay answers that this machine would use.
+async fn relay(findings: &mut Findings, node: &Node) {
+    let Some(url) = node.address().relay else { return };
+    match node.relay_answers().await {
+        Some(Err(why)) => {
+            let hint = "its owner's turn: is it running? Another one, or none: potluck serve --relay URL|none";
+            findings.add("relay", How::Fail, format!("{url} does not answer: {why}"), hint);
+        }
+        _ => findings.ok("relay", format!("{url} answers")),
+    }
 }
 
 /// Asks every contact, and every peer that offers something, how far away it is.

@@ -14,6 +14,7 @@ use potluck_grant::Gate;
 use potluck_net::{Bind, Identity as NetIdentity, Node};
 use potluck_pull::{Library, Pulled};
 use potluck_store::{Entry, InUse};
+use potluck_wire::PeerAddress;
 use serde_json::json;
 use tokio::{sync::mpsc, time::sleep};
 
@@ -128,7 +129,9 @@ impl Lend {
         let settings = self.engine.settings(CACHES);
         settings.check()?;
         let who = NetIdentity { key: identity.key.clone(), grant: grant.clone(), gate: membership.gate()? };
-        let node = bind_node(who, Bind::Address(self.bind), home.reach.serving()).await?;
+        membership.relay = membership.relay(home);
+        let bind = Bind::Address(self.bind);
+        let node = bind_node(who, bind, home.reach.serving(), membership.relay.clone()).await?;
         membership.knows(node.address());
         membership.save(home)?;
         let library = Library::new(home.models());
@@ -391,7 +394,8 @@ async fn serve_order(screen: Screen) -> Result<(), Failure> {
 }
 
 fn tell(screen: Screen, peer: &ServingPeer, swarm: &str, model: &str, pulled: Option<&Pulled>) -> Result<(), Failure> {
-    let (layers, addresses) = (peer.shape.spec.layers, peer.address().addresses);
+    let PeerAddress { addresses, relay, .. } = peer.address();
+    let layers = peer.shape.spec.layers;
     let ready = Ready {
         id: peer.id().to_string(),
         addresses,
@@ -401,6 +405,7 @@ fn tell(screen: Screen, peer: &ServingPeer, swarm: &str, model: &str, pulled: Op
     };
     if screen.json {
         let mut object = serde_json::to_value(&ready).or_fail("internal", "report this")?;
+        object["relay"] = json!(relay);
         if let Some(pulled) = pulled {
             object["pulled"] = json!({ "wanted_bytes": pulled.wanted_bytes, "received_bytes": pulled.received_bytes });
         }
@@ -410,7 +415,7 @@ fn tell(screen: Screen, peer: &ServingPeer, swarm: &str, model: &str, pulled: Op
     let lines = [
         format!("serving layers {layers} of {model}{speed}"),
         format!("  peer   {}", ready.id),
-        format!("  at     {}", ready.addresses.join(" ")),
+        format!("  at     {}", ready.addresses.into_iter().chain(relay).collect::<Vec<_>>().join(" ")),
         format!("  swarm  {swarm}"),
     ];
     screen.text(&(lines.join("\n") + "\n"))

@@ -13,6 +13,7 @@ use service_manager::{
 };
 
 use crate::{
+    args::RelayChoice,
     failure::Failure,
     home::{Home, Membership},
     screen::Screen,
@@ -22,6 +23,8 @@ use crate::{
 const NAME: &str = "potluck";
 
 const NO_MDNS: &str = "--no-mdns";
+
+const RELAY: &str = "--relay";
 
 /// Seconds before a service that has failed is started again.
 const RESTART_SECONDS: u32 = 5;
@@ -42,6 +45,15 @@ pub(crate) fn install(home: &Home, screen: Screen, level: Level, mut args: Vec<O
     // A service has an environment of its own.
     if home.reach.no_mdns && !args.iter().any(|arg| arg == NO_MDNS) {
         args.push(NO_MDNS.into());
+    }
+    if let Some(choice) = &home.reach.relay
+        && !args.iter().any(|arg| arg.to_string_lossy().starts_with(RELAY))
+    {
+        let url = match choice {
+            RelayChoice::None => "none",
+            RelayChoice::At(url) => url,
+        };
+        args.extend([RELAY.into(), url.into()]);
     }
     let manager = manager(level)?;
     let program = std::env::current_exe().map_err(|error| Failure::io("finding this program", &error))?;

@@ -117,7 +117,7 @@ fn create(home: &Home, screen: Screen, command: &Invite) -> Result<(), Failure> 
         return Err(Failure::new("already_joined", "this machine belongs to a swarm already", hint));
     }
     let root = SwarmRoot::create(home)?;
-    let membership = Membership::join(home, &admit(&root, &keys(home)?, GRANT_DAYS, Vec::new())?, false)?;
+    let membership = Membership::join(home, &admit(&root, &keys(home)?, GRANT_DAYS, Vec::new())?, None, false)?;
     let line = write(home, &root, &membership, command)?;
     if screen.json {
         return screen.object(&json!({ "swarm": membership.swarm, "invitation": line.to_string() }));
@@ -154,13 +154,14 @@ fn leave(home: &Home, screen: Screen, command: &Leave) -> Result<(), Failure> {
 fn write(home: &Home, root: &SwarmRoot, membership: &Membership, command: &Invite) -> Result<Line, Failure> {
     let peer = Identity::open(home, Role::Peer)?.key.peer_id();
     let before = membership.contacts.iter().find(|contact| contact.peer == peer);
+    let relay = membership.relay(home);
     let inviter = match before {
         _ if !command.address.is_empty() => {
             let addresses = command.address.iter().take(ADDRESSES_MAX).map(ToString::to_string).collect();
-            PeerAddress { peer, addresses, relay: None }
+            PeerAddress { peer, addresses, relay }
         }
-        Some(known) => known.clone(),
-        None => PeerAddress { peer, addresses: own_addresses(), relay: None },
+        Some(known) => PeerAddress { relay, ..known.clone() },
+        None => PeerAddress { peer, addresses: own_addresses(), relay },
     };
     let now = utc_now();
     let expires = now + u64::from(command.hours) * 3_600;
@@ -260,7 +261,11 @@ fn print_keys(home: &Home, screen: Screen) -> Result<(), Failure> {
 
 fn grant(home: &Home, screen: Screen, command: Grant) -> Result<(), Failure> {
     let root = SwarmRoot::open(home)?;
-    let contacts = if command.contact.is_empty() { Membership::open(home)?.contacts } else { command.contact };
+    let membership = Membership::open(home)?;
+    let relay = membership.relay(home);
+    let named = command.contact.into_iter().map(|contact| PeerAddress { relay: relay.clone(), ..contact });
+    let contacts: Vec<_> = named.collect();
+    let contacts = if contacts.is_empty() { membership.contacts } else { contacts };
     if contacts.is_empty() {
         screen.note("nobody of this swarm has served yet, so the line names no one to ask: see --contact");
     }

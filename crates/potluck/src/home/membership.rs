@@ -26,6 +26,9 @@ pub(crate) struct Membership {
     grants: Vec<(String, String)>,
     /// Members to ask for offers.
     pub(crate) contacts: Vec<PeerAddress>,
+    /// URL of the relay that this machine listens at, and by which it reaches others that it reaches no other way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) relay: Option<String>,
 }
 
 /// The key that grants places in a swarm.
@@ -62,12 +65,18 @@ impl Membership {
         }
     }
 
-    /// What a machine was granted, kept.
-    pub(crate) fn join(home: &Home, admission: &Admission, replace: bool) -> Result<Self, Failure> {
+    /// What a machine was granted, kept. `relay`: that of whoever let it in.
+    pub(crate) fn join(
+        home: &Home,
+        admission: &Admission,
+        relay: Option<&String>,
+        replace: bool,
+    ) -> Result<Self, Failure> {
         let swarm = admission.swarm.clone();
         Self::may_join(home, &swarm, replace)?;
         let grants = admission.grants.iter().map(|(peer, grant)| (peer.to_string(), HEXLOWER.encode(grant))).collect();
-        let membership = Self { swarm, grants, contacts: admission.contacts.clone() };
+        let relay = home.reach.relay_or(relay);
+        let membership = Self { swarm, grants, contacts: admission.contacts.clone(), relay };
         membership.save(home)?;
         Ok(membership)
     }
@@ -91,6 +100,11 @@ impl Membership {
         }
         home.remove(MEMBERSHIP)?;
         Ok(swarm)
+    }
+
+    /// The relay of this machine: what the user wants this time, or else what is kept.
+    pub(crate) fn relay(&self, home: &Home) -> Option<String> {
+        home.reach.relay_or(self.relay.as_ref())
     }
 
     /// Keeps what has changed.
@@ -212,7 +226,7 @@ mod tests {
     fn contacts_are_renewed_and_never_pile_up() {
         let own = member(0, 1);
         let contacts = vec![member(1, 1), own.clone(), member(2, 1), member(3, 1)];
-        let mut membership = Membership { swarm: "07".into(), grants: Vec::new(), contacts };
+        let mut membership = Membership { swarm: "07".into(), grants: Vec::new(), contacts, relay: None };
         membership.keep_contacts(own.peer, &[member(2, 2), member(4, 2)]);
         let kept = [own.clone(), member(2, 2), member(4, 2), member(1, 1), member(3, 1)];
         assert_eq!(membership.contacts, kept, "own, what is known now, and who was known before");

@@ -79,7 +79,7 @@ impl ServingPeer {
         lent_to: LentTo,
     ) -> Result<Self, Failure> {
         let stage = LoadedStage::load(entry, spec, settings, lent_to).await?;
-        Ok(stage.serve(bind_node(identity, bind, Lan::Off).await?))
+        Ok(stage.serve(bind_node(identity, bind, Lan::Off, None).await?))
     }
 
     /// Its id.
@@ -155,8 +155,13 @@ impl LoadedStage {
 }
 
 /// An endpoint with the deadlines of peers.
-pub(crate) async fn bind_node(identity: Identity, bind: Bind, lan: Lan) -> Result<Node, Failure> {
-    Ok(Node::bind(NodeConfig { identity, bind, lan, relay: None, deadlines: NetDeadlines::default() }).await?)
+pub(crate) async fn bind_node(
+    identity: Identity,
+    bind: Bind,
+    lan: Lan,
+    relay: Option<String>,
+) -> Result<Node, Failure> {
+    Ok(Node::bind(NodeConfig { identity, bind, lan, relay, deadlines: NetDeadlines::default() }).await?)
 }
 
 /// Serves no stage: newcomers are answered, models are shared, orders are taken, offers are passed on.

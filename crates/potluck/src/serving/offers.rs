@@ -150,7 +150,7 @@ impl Announcer {
 
     fn offer(&mut self, peer: &ServingPeer, seconds: u64) -> Option<SignedOffer> {
         self.sequence += 1;
-        let mut addresses = peer.address().addresses;
+        let PeerAddress { mut addresses, relay, .. } = peer.address();
         addresses.retain(|address| address.len() <= Offer::ADDRESS_CHARS_MAX);
         addresses.truncate(Offer::ADDRESSES_MAX);
         let offer = Offer {
@@ -158,6 +158,7 @@ impl Announcer {
             sequence: self.sequence,
             expires: utc_now() + seconds,
             addresses,
+            relay,
             shape: peer.shape.clone(),
             speed: peer.speed?,
             free_caches: peer.serving.status.borrow().free_caches,

@@ -5,7 +5,7 @@ use std::{fs, io::Read, path::PathBuf};
 use clap::Args;
 use potluck_net::Node;
 use potluck_upstream::{Upstream, UpstreamError};
-use potluck_wire::Upstream as State;
+use potluck_wire::{PeerAddress, Upstream as State};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -105,13 +105,14 @@ async fn watch_health(screen: Screen, offered: &mut watch::Receiver<State>) {
 }
 
 fn tell(screen: Screen, node: &Node, swarm: &str, state: &State) -> Result<(), Failure> {
-    let addresses = node.address().addresses;
+    let PeerAddress { addresses, relay, .. } = node.address();
     if screen.json {
         let models: Vec<_> =
             state.models.iter().map(|model| json!({ "name": model.name, "context": model.context })).collect();
         return screen.object(&json!({
             "id": node.id().to_string(),
             "addresses": addresses,
+            "relay": relay,
             "pid": std::process::id(),
             "swarm": swarm,
             "upstream": { "models": models, "trouble": state.trouble },
@@ -124,7 +125,7 @@ fn tell(screen: Screen, node: &Node, swarm: &str, state: &State) -> Result<(), F
     let lines = [
         first,
         format!("  peer   {}", node.id()),
-        format!("  at     {}", addresses.join(" ")),
+        format!("  at     {}", addresses.into_iter().chain(relay).collect::<Vec<_>>().join(" ")),
         format!("  swarm  {swarm}"),
     ];
     screen.text(&(lines.join("\n") + "\n"))

@@ -168,7 +168,8 @@ pub(crate) async fn client_node(home: &Home, membership: &Membership) -> Result<
     let grant = membership.grant(key.peer_id())?;
     let identity = Identity { key, grant, gate: membership.gate()? };
     let (lan, deadlines) = (home.reach.asking(), NetDeadlines::default());
-    Ok(Node::bind(NodeConfig { identity, bind: Bind::Any, lan, relay: None, deadlines }).await?)
+    let relay = membership.relay(home);
+    Ok(Node::bind(NodeConfig { identity, bind: Bind::Any, lan, relay, deadlines }).await?)
 }
 
 /// Plans without opening anything: `potluck model plan`.
