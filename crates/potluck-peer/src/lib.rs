@@ -14,6 +14,7 @@
 //! had; each wait has a deadline. A stranger's frame ends the stream it came on and nothing else.
 
 mod account;
+mod company;
 mod event;
 mod open;
 mod peer;

@@ -182,7 +182,8 @@ impl Peer {
     /// When to call `handle` with [`Event::Timeout`]; `None`: only events move the machine.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let streams = self.streams.values().filter_map(|stream| self.stream_deadline(stream.role));
-        streams.chain(self.sessions.values().map(|session| self.session_deadline(session))).min()
+        let held = self.stages.iter().filter_map(StageQueue::held_until);
+        streams.chain(self.sessions.values().map(|session| self.session_deadline(session))).chain(held).min()
     }
 
     fn frame(&mut self, now: Now, stream: StreamId, frame: Frame) {

@@ -7,6 +7,8 @@ use std::{
 
 use potluck_core::{CacheId, SessionKey, StageShape, Step};
 
+use crate::company::Company;
+
 /// Rows of the steps that may share a batch: beyond it, width gains nothing on the machines that we measured
 /// (`docs/architecture.md`), and a short step would wait for long ones.
 const SHARED_ROWS_MAX: usize = 8;
@@ -60,6 +62,7 @@ pub(crate) struct StageQueue {
     running: Option<Batch>,
     batches: u64,
     last_was_long: bool,
+    company: Company,
     caches: BTreeSet<CacheId>,
     /// Caches of sessions that ended before the engine had answered their opening: the answer must not be taken for that of
     /// the next session.
@@ -77,6 +80,7 @@ impl StageQueue {
             running: None,
             batches: 0,
             last_was_long: false,
+            company: Company::default(),
             caches: BTreeSet::new(),
             owed: BTreeSet::new(),
             waiting_bytes: 0,
@@ -114,6 +118,7 @@ impl StageQueue {
         let dropped = self.waiting.remove(&session).into_iter().flatten();
         self.waiting_bytes -= dropped.map(|queued| queued.bytes()).sum::<usize>();
         self.turn.retain(|key| *key != session);
+        self.company.forget(session);
     }
 
     /// The engine answered an opening; true if the session that asked is gone, and the cache free now.
@@ -132,6 +137,7 @@ impl StageQueue {
 
     pub(crate) fn push(&mut self, session: SessionKey, queued: Queued) {
         self.waiting_bytes += queued.bytes();
+        self.company.came(session, queued.arrived);
         let steps = self.waiting.entry(session).or_default();
         if steps.is_empty() && !self.turn.contains(&session) {
             self.turn.push_back(session);
@@ -147,14 +153,22 @@ impl StageQueue {
     /// The next batch, if the stage is idle and something waits.
     ///
     /// Exact: one step. Otherwise the steps of as many sessions as have the same, small number of rows as the first
-    /// in turn. Short and long steps alternate where both wait, so that neither a prefill nor a decode starves.
+    /// in turn. Short and long steps alternate where both wait, so that neither a prefill nor a decode starves. Where short
+    /// ones alone wait, they wait a little longer for those that are due ([`Company`]).
     pub(crate) fn next_batch(&mut self, now: Instant) -> Option<(u64, Vec<Step>)> {
         if !self.ready || self.running.is_some() {
             return None;
         }
-        let first = self.choose()?;
+        let Some(first) = self.choose() else {
+            self.company.begun();
+            return None;
+        };
         let rows = self.front_rows(first)?;
-        let shared = if self.shape.exact || rows > SHARED_ROWS_MAX {
+        let alone = self.shape.exact || rows > SHARED_ROWS_MAX;
+        if !alone && !self.last_was_long && self.company.is_due(now) {
+            return None;
+        }
+        let shared = if alone {
             vec![first]
         } else {
             let alike = self.turn.iter().copied().filter(|key| self.front_rows(*key) == Some(rows));
@@ -173,20 +187,32 @@ impl StageQueue {
             running.push(Running { session, serial, sequence, count, arrived });
             steps.push(step);
         }
+        self.company.begun();
         self.batches += 1;
         self.running = Some(Batch { number: self.batches, begun: now, steps: running });
         Some((self.batches, steps))
     }
 
     /// The batch that ended, if it is the one that runs.
-    pub(crate) fn finish(&mut self, batch: u64) -> Option<Batch> {
-        self.running.take_if(|running| running.number == batch)
+    pub(crate) fn finish(&mut self, batch: u64, now: Instant) -> Option<Batch> {
+        let ended = self.running.take_if(|running| running.number == batch)?;
+        if !self.shape.exact && !self.last_was_long {
+            let sessions = ended.steps.iter().map(|step| step.session);
+            self.company.ran(sessions, now, now.saturating_duration_since(ended.begun));
+        }
+        Some(ended)
+    }
+
+    /// Until when the steps that wait are held back at most.
+    pub(crate) fn held_until(&self) -> Option<Instant> {
+        self.company.held_until()
     }
 
     /// The engine is gone, and every cache with it.
     pub(crate) fn lose(&mut self) {
         self.ready = false;
         self.running = None;
+        self.company = Company::default();
         self.turn.clear();
         self.waiting.clear();
         self.waiting_bytes = 0;
@@ -253,9 +279,13 @@ mod tests {
     }
 
     fn push(queue: &mut StageQueue, session: u8, sequence: u32, count: u16) {
+        push_at(queue, session, sequence, count, Instant::now());
+    }
+
+    fn push_at(queue: &mut StageQueue, session: u8, sequence: u32, count: u16, arrived: Instant) {
         let input = Input::Tokens(vec![0; count.into()]);
         let step = Step { cache: CacheId(session.into()), start: 0, input, rows: Rows::Last, top: 1 };
-        queue.push(key(session), Queued { serial: 0, sequence, count, arrived: Instant::now(), step });
+        queue.push(key(session), Queued { serial: 0, sequence, count, arrived, step });
     }
 
     fn next(queue: &mut StageQueue) -> Option<(u64, Vec<Step>)> {
@@ -265,7 +295,13 @@ mod tests {
     fn run(queue: &mut StageQueue) -> Vec<(u8, u32)> {
         let (batch, _) = next(queue).unwrap();
         assert!(next(queue).is_none(), "one batch at a time");
-        queue.finish(batch).unwrap().steps.iter().map(|r| (r.session.client.as_bytes()[0], r.sequence)).collect()
+        queue
+            .finish(batch, Instant::now())
+            .unwrap()
+            .steps
+            .iter()
+            .map(|r| (r.session.client.as_bytes()[0], r.sequence))
+            .collect()
     }
 
     #[test]
@@ -277,6 +313,36 @@ mod tests {
         assert_eq!(run(&mut queue), [(1, 0), (2, 0), (3, 0)]);
         assert_eq!(run(&mut queue), [(1, 1)]);
         assert!(next(&mut queue).is_none());
+    }
+
+    #[test]
+    fn sessions_that_took_turns_come_to_share_a_batch() {
+        let mut queue = queue(false);
+        let start = Instant::now();
+        let at = |ms: u64| start + std::time::Duration::from_millis(ms);
+        let came = |queue: &mut StageQueue, session: u8, ms: u64| push_at(queue, session, 0, 1, at(ms));
+        let sessions = |queue: &StageQueue| queue.running.as_ref().unwrap().steps.len();
+        came(&mut queue, 1, 0);
+        for (other, begun) in [(2, 0), (1, 40), (2, 80)] {
+            // One runs for 40 ms; the other, that was answered before, is back after one.
+            let (batch, _) = queue.next_batch(at(begun)).unwrap();
+            assert_eq!(sessions(&queue), 1);
+            came(&mut queue, other, begun + 1);
+            queue.finish(batch, at(begun + 40)).unwrap();
+        }
+        assert!(queue.next_batch(at(120)).is_none(), "the other is due");
+        assert!(queue.held_until().is_some_and(|until| until > at(121) && until < at(122)));
+        came(&mut queue, 1, 121);
+        assert!(queue.next_batch(at(121)).is_some());
+        assert_eq!((sessions(&queue), queue.held_until()), (2, None));
+
+        // Whoever is gone, or late, holds nobody up.
+        let batch = queue.batches;
+        queue.finish(batch, at(161)).unwrap();
+        came(&mut queue, 2, 162);
+        assert!(queue.next_batch(at(162)).is_none());
+        queue.forget(key(1), CacheId(1), true);
+        assert!(queue.next_batch(at(162)).is_some());
     }
 
     #[test]
@@ -335,7 +401,7 @@ mod tests {
         queue.revive(queue.shape().clone());
         push(&mut queue, 2, 0, 1);
         let (new, _) = next(&mut queue).unwrap();
-        assert!(queue.finish(old).is_none());
-        assert!(queue.finish(new).is_some());
+        assert!(queue.finish(old, Instant::now()).is_none());
+        assert!(queue.finish(new, Instant::now()).is_some());
     }
 }

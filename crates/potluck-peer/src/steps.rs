@@ -43,7 +43,8 @@ impl Peer {
         results: Vec<Result<Output, StageError>>,
     ) {
         let watch = self.watch(now.instant);
-        let Some(batch) = self.stages.get_mut(usize::from(slot.0)).and_then(|stage| stage.finish(batch)) else {
+        let Some(batch) = self.stages.get_mut(usize::from(slot.0)).and_then(|stage| stage.finish(batch, now.instant))
+        else {
             return;
         };
         let away = now.instant.saturating_duration_since(batch.begun);
