@@ -25,6 +25,11 @@ cmake -S "$work/src-$version/vendor/llama.cpp" -B "$work/build-$version" -DCMAKE
   -DGGML_RPC=ON -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF \
   -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=ON \
   -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF >"$work/build.log" 2>&1
+# Virtual machines announce AMX and then do not let a program use it, which it dies of.
+if grep -qw amx_tile /proc/cpuinfo 2>/dev/null; then
+  sed -i 's/-march=native/& -mno-amx-tile -mno-amx-int8 -mno-amx-bf16/' \
+    "$work/build-$version/ggml/src/CMakeFiles/ggml-cpu.dir/flags.make"
+fi
 cmake --build "$work/build-$version" --parallel "${POTLUCK_BENCH_JOBS:-$(nproc)}" \
   --target ggml-rpc-server llama-bench llama-server >>"$work/build.log" 2>&1
 echo "$bin"

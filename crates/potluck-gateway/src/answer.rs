@@ -7,6 +7,7 @@ use crate::{
     Problem, Whose,
     access::Caller,
     slots::{Event, Job, Task},
+    tools::{Call, Said, Tools},
 };
 
 /// Texts of one request that wait for slots, or are in them, at a time.
@@ -21,13 +22,44 @@ pub(crate) struct Answers {
     events: mpsc::UnboundedReceiver<(usize, Event)>,
     /// Choices that are not done yet.
     open: usize,
+    /// Their tokens are of use to nobody: text alone came.
+    text_only: bool,
 }
 
 /// One choice, whole.
 #[derive(Debug)]
 pub(crate) struct Whole {
     pub(crate) tokens: Vec<TokenEvent>,
+    pub(crate) ended: Ended,
+}
+
+/// An answer that has ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
     pub(crate) outcome: Outcome,
+    /// Where somebody else made it: what they said beside its text.
+    pub(crate) told: Option<Told>,
+}
+
+/// What a lender says of its answer, which is not found in its text.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    /// What it calls.
+    pub(crate) calls: Vec<Call>,
+    /// The text that ended it.
+    pub(crate) stop: Option<String>,
+}
+
+impl Ended {
+    /// What it says, and what it calls.
+    pub(crate) fn said(&self, tools: Option<&Tools>) -> Said {
+        let text = &self.outcome.text;
+        match (&self.told, tools) {
+            (Some(told), _) => Said { text: text.clone(), calls: told.calls.clone() },
+            (None, Some(tools)) => tools.read(text),
+            (None, None) => Said { text: text.clone(), calls: Vec::new() },
+        }
+    }
 }
 
 impl Answers {
@@ -43,7 +75,12 @@ impl Answers {
             let job = Job::new(caller.clone(), Task::Generate(request), index, events.clone());
             jobs.send(job).await.map_err(|_| leaving())?;
         }
-        Ok(Self { events: receiver, open })
+        Ok(Self { events: receiver, open, text_only: false })
+    }
+
+    /// An answer that somebody else makes: what happens to it comes by this channel.
+    pub(crate) fn made_by_another(events: mpsc::UnboundedReceiver<(usize, Event)>) -> Self {
+        Self { events, open: 1, text_only: true }
     }
 
     /// The embeddings of these texts, in their order.
@@ -101,17 +138,18 @@ impl Answers {
     /// All choices, whole.
     pub(crate) async fn whole(mut self) -> Result<Vec<Whole>, Problem> {
         let mut tokens: Vec<Vec<TokenEvent>> = (0..self.open).map(|_| Vec::new()).collect();
-        let mut outcomes: Vec<Option<Outcome>> = (0..self.open).map(|_| None).collect();
+        let mut all: Vec<Option<Ended>> = (0..self.open).map(|_| None).collect();
         while let Some((index, event)) = self.next().await {
             match event {
                 Event::Started | Event::Embedded(_) => {}
+                Event::Token(_) if self.text_only => {}
                 Event::Token(token) => tokens[index].push(token),
-                Event::Done(outcome) => outcomes[index] = Some(*outcome),
+                Event::Done(ended) => all[index] = Some(*ended),
                 Event::Failed(problem) => return Err(problem),
             }
         }
-        let whole = tokens.into_iter().zip(outcomes);
-        whole.map(|(tokens, outcome)| Ok(Whole { tokens, outcome: outcome.ok_or_else(leaving)? })).collect()
+        let whole = tokens.into_iter().zip(all);
+        whole.map(|(tokens, ended)| Ok(Whole { tokens, ended: ended.ok_or_else(leaving)? })).collect()
     }
 }
 

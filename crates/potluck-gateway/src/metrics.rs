@@ -6,7 +6,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use potluck_client::Outcome;
+use crate::answer::Ended;
 
 /// Seconds to the first token.
 const FIRST_TOKEN_BUCKETS: [f64; 15] =
@@ -101,7 +101,12 @@ impl Metrics {
         self.lent_waiting.set(waiting as i64);
     }
 
-    pub(crate) fn answered(&self, outcome: &Outcome) {
+    /// Counts an answer of the gateway's own.
+    pub(crate) fn answered(&self, ended: &Ended) {
+        if ended.told.is_some() {
+            return;
+        }
+        let outcome = &ended.outcome;
         use potluck_chain::sample::FinishReason::{Cancel, Length, Stop};
         let finished_reason = match outcome.finish_reason {
             Stop => "stop",

@@ -19,8 +19,9 @@ use utoipa::ToSchema;
 use crate::{
     LentModel, Model, Problem,
     access::Caller,
-    answer::Answers,
+    answer::{Answers, Ended},
     http::{Asker, Json as Body, Shared, Site, either, or_default},
+    lent::Question,
     metrics::Metrics,
     openai::{OneOrMany, Params, for_template},
     overflow::Fitted,
@@ -159,14 +160,21 @@ pub(crate) async fn chat(
 ) -> Response {
     let result = async {
         let ChatRequest { model, messages, rest } = body?;
-        let known = shared.named(model.as_deref())?;
         let images = |message: &Value| message["images"].as_array().is_some_and(|images| !images.is_empty());
         if messages.iter().any(images) {
             return Err(Problem::unsupported("images", "this model reads text only"));
         }
+        if let Some(lent) = shared.to_ask(model.as_deref()) {
+            if messages.is_empty() {
+                return Ok(loaded(&lent.name, &Kind::Chat(None)));
+            }
+            let question = Question::chat(for_template(messages)?)?.tools(rest.tools.clone(), None)?;
+            return answer_lent(&shared, &caller, lent, question, rest, Kind::Chat(None)).await;
+        }
+        let known = shared.named(model.as_deref())?;
         // Asked for nothing, Ollama loads the model: it is loaded.
         if messages.is_empty() {
-            return Ok(loaded(known, &Kind::Chat(None)));
+            return Ok(loaded(&known.name, &Kind::Chat(None)));
         }
         let tools = Tools::of(Some(&rest.tools), None)?.map(Arc::new);
         let (mut messages, mut variables) = (for_template(messages)?, Map::new());
@@ -189,7 +197,6 @@ pub(crate) async fn generate(
 ) -> Response {
     let result = async {
         let GenerateRequest { model, prompt, suffix, system, raw, images, rest } = body?;
-        let known = shared.named(model.as_deref())?;
         if !rest.tools.is_empty() {
             return Err(Problem::unsupported("tools", "a text calls no tools: ask at /api/chat"));
         }
@@ -197,16 +204,24 @@ pub(crate) async fn generate(
             let param = if suffix.is_empty() { "images" } else { "suffix" };
             return Err(Problem::unsupported(param, "this model goes on with a text, and reads nothing else"));
         }
+        let system = (!system.is_empty()).then(|| json!({ "role": "system", "content": system }));
+        let messages =
+            |prompt: &str| system.into_iter().chain([json!({ "role": "user", "content": prompt })]).collect();
+        if let Some(lent) = shared.to_ask(model.as_deref()) {
+            if prompt.is_empty() {
+                return Ok(loaded(&lent.name, &Kind::Generate));
+            }
+            let question = if raw { Question::text(prompt) } else { Question::chat(messages(&prompt))? };
+            return answer_lent(&shared, &caller, lent, question, rest, Kind::Generate).await;
+        }
+        let known = shared.named(model.as_deref())?;
         if prompt.is_empty() {
-            return Ok(loaded(known, &Kind::Generate));
+            return Ok(loaded(&known.name, &Kind::Generate));
         }
         let fit = shared.fit(rest.truncate, rest.options.max_tokens());
-        let prompt = if raw {
-            prompt::of_end_of_text(known, &prompt, fit).await?
-        } else {
-            let system = (!system.is_empty()).then(|| json!({ "role": "system", "content": system }));
-            let user = json!({ "role": "user", "content": prompt });
-            prompt::of_messages(known, system.into_iter().chain([user]).collect(), Map::new(), fit).await?
+        let prompt = match raw {
+            true => prompt::of_end_of_text(known, &prompt, fit).await?,
+            false => prompt::of_messages(known, messages(&prompt), Map::new(), fit).await?,
         };
         answer(&shared, &caller, known, prompt, rest, Kind::Generate).await
     };
@@ -228,21 +243,37 @@ async fn answer(
     let params = rest.options.params(rest.format)?;
     let requests = shared.requests(model, &params, &tokens, None)?;
     let answers = Answers::ask(&shared.jobs, caller, requests).await?;
-    let (model, metrics) = (model.name.clone(), shared.metrics.clone());
+    let whole = rest.stream == Some(false);
+    Ok(dropped.mark(write(shared, answers, model.name.clone(), kind, whole).await?))
+}
+
+/// The same, by a model that others lend: what it calls, its lender says.
+async fn answer_lent(
+    shared: &Arc<Shared>,
+    caller: &Caller,
+    lent: LentModel,
+    question: Question,
+    rest: Rest,
+    kind: Kind,
+) -> Result<Response, Problem> {
+    let name = lent.name.clone();
+    let answers = shared.ask_lent(caller, lent, question.with(rest.options.params(rest.format)?));
+    write(shared, answers, name, kind, rest.stream == Some(false)).await
+}
+
+/// The answer, as it comes or whole.
+async fn write(shared: &Shared, answers: Answers, model: String, kind: Kind, whole: bool) -> Result<Response, Problem> {
+    let metrics = shared.metrics.clone();
     let format = Lines { model, kind, metrics, begun: SystemTime::now(), held: Held::default() };
-    if rest.stream != Some(false) {
-        return Ok(dropped.mark(respond(answers, Framing::Lines, format).await?));
+    if !whole {
+        return respond(answers, Framing::Lines, format).await;
     }
     let whole = answers.whole().await?.pop();
-    let outcome = whole.map(|whole| whole.outcome).ok_or_else(|| Problem::value("n", "no answer"))?;
-    shared.answered(&outcome);
-    let said = match &format.kind {
-        Kind::Chat(Some(tools)) => tools.read(&outcome.text),
-        _ => Said { text: outcome.text.clone(), calls: Vec::new() },
-    };
-    let mut line = format.last(&outcome);
-    format.put(&mut line, &said);
-    Ok(dropped.mark(Json(line).into_response()))
+    let ended = whole.map(|whole| whole.ended).ok_or_else(|| Problem::value("n", "no answer"))?;
+    shared.answered(&ended);
+    let mut line = format.last(&ended.outcome);
+    format.put(&mut line, &ended.said(format.tools().as_deref()));
+    Ok(Json(line).into_response())
 }
 
 impl Options {
@@ -345,13 +376,13 @@ impl Format for Lines {
         }
     }
 
-    fn done(&mut self, _: usize, outcome: &Outcome, writer: &mut Writer) {
-        self.metrics.answered(outcome);
-        let rest = self.held.rest(self.tools().as_deref());
+    fn done(&mut self, _: usize, ended: &Ended, writer: &mut Writer) {
+        self.metrics.answered(ended);
+        let rest = self.held.rest(self.tools().as_deref(), ended);
         if !rest.text.is_empty() || !rest.calls.is_empty() {
             writer.data(&self.line(&rest, false));
         }
-        writer.data(&self.last(outcome));
+        writer.data(&self.last(&ended.outcome));
     }
 
     fn end(&mut self, _: &mut Writer) {}
@@ -376,9 +407,9 @@ fn said(text: String) -> Said {
     Said { text, calls: Vec::new() }
 }
 
-fn loaded(model: &Model, kind: &Kind) -> Response {
+fn loaded(name: &str, kind: &Kind) -> Response {
     let mut line =
-        json!({ "model": model.name, "created_at": rfc3339(SystemTime::now()), "done": true, "done_reason": "load" });
+        json!({ "model": name, "created_at": rfc3339(SystemTime::now()), "done": true, "done_reason": "load" });
     match kind {
         Kind::Chat(_) => line["message"] = json!({ "role": "assistant", "content": "" }),
         Kind::Generate => line["response"] = "".into(),

@@ -7,7 +7,7 @@ use axum::{
     extract::{Extension, State},
     response::{IntoResponse, Response},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
 
@@ -29,6 +29,16 @@ pub(crate) struct EmbedRequest {
     truncate: bool,
 }
 
+/// Written as it is: as values of JSON, numbers would take many times as much.
+#[derive(Debug, Serialize)]
+struct Embedded {
+    model: String,
+    embeddings: Vec<Vec<f32>>,
+    prompt_eval_count: usize,
+    total_duration: u64,
+    load_duration: u64,
+}
+
 fn yes() -> bool {
     true
 }
@@ -41,7 +51,6 @@ pub(crate) async fn embed(
 ) -> Response {
     let result = async {
         let (EmbedRequest { model, input, truncate }, begun) = (body?, Instant::now());
-        let known = shared.named(model.as_deref())?;
         let texts = match input {
             None => Vec::new(),
             Some(OneOrMany::One(text)) => vec![text],
@@ -51,17 +60,25 @@ pub(crate) async fn embed(
             let message = format!("{} texts; the most is {EMBEDDED_TEXTS_MAX}", texts.len());
             return Err(Problem::value("input", message));
         }
-        let mut all = Vec::with_capacity(texts.len());
-        for text in &texts {
-            all.push(tokens(known, text, truncate).await?);
-        }
-        let count: usize = all.iter().map(Vec::len).sum();
-        let embeddings = Answers::embed(&shared.jobs, &caller, all, shared.chunk()).await?;
-        Ok(Json(json!({
-            "model": known.name, "embeddings": embeddings, "prompt_eval_count": count,
-            "total_duration": begun.elapsed().as_nanos() as u64, "load_duration": 0,
-        }))
-        .into_response())
+        let (name, embeddings, count) = match shared.to_ask(model.as_deref()) {
+            Some(lent) => {
+                let name = lent.name.clone();
+                let (embeddings, count) = shared.embed_lent(&caller, lent, texts).await?;
+                (name, embeddings, count)
+            }
+            None => {
+                let known = shared.named(model.as_deref())?;
+                let mut all = Vec::with_capacity(texts.len());
+                for text in &texts {
+                    all.push(tokens(known, text, truncate).await?);
+                }
+                let count = all.iter().map(Vec::len).sum();
+                (known.name.clone(), Answers::embed(&shared.jobs, &caller, all, shared.chunk()).await?, count)
+            }
+        };
+        let total_duration = begun.elapsed().as_nanos() as u64;
+        let embedded = Embedded { model: name, embeddings, prompt_eval_count: count, total_duration, load_duration: 0 };
+        Ok(Json(embedded).into_response())
     };
     either(result.await, Problem::ollama)
 }
@@ -81,13 +98,21 @@ pub(crate) async fn embeddings(
 ) -> Response {
     let result = async {
         let OldRequest { model, prompt } = body?;
-        let known = shared.named(model.as_deref())?;
+        let lent = shared.to_ask(model.as_deref());
+        let known = if lent.is_some() { None } else { Some(shared.named(model.as_deref())?) };
         // Asked for nothing, Ollama loads the model: it is loaded.
         if prompt.is_empty() {
             return Ok(Json(json!({ "embedding": [] })).into_response());
         }
-        let text = tokens(known, &prompt, true).await?;
-        let embedding = Answers::embed(&shared.jobs, &caller, vec![text], shared.chunk()).await?.pop();
+        let mut embeddings = match (lent, known) {
+            (Some(lent), _) => shared.embed_lent(&caller, lent, vec![prompt]).await?.0,
+            (None, Some(known)) => {
+                let text = tokens(known, &prompt, true).await?;
+                Answers::embed(&shared.jobs, &caller, vec![text], shared.chunk()).await?
+            }
+            (None, None) => Vec::new(),
+        };
+        let embedding = embeddings.pop();
         Ok(Json(json!({ "embedding": embedding.unwrap_or_default() })).into_response())
     };
     either(result.await, Problem::ollama)

@@ -9,6 +9,7 @@ use tracing::{Instrument as _, Span, field::Empty, info_span};
 use crate::{
     Problem, Whose,
     access::Caller,
+    answer::Ended,
     metrics::Metrics,
     queue::{FairQueue, QUEUE_MAX},
 };
@@ -37,7 +38,7 @@ pub(crate) enum Event {
     /// A token was chosen.
     Token(TokenEvent),
     /// It is answered.
-    Done(Box<Outcome>),
+    Done(Box<Ended>),
     /// A text's embedding.
     Embedded(Vec<f32>),
     /// It is not.
@@ -115,7 +116,8 @@ impl Job {
 /// What a trace says of an answer: counts and times, never a word of it.
 fn record(span: &Span, event: &Event) {
     match event {
-        Event::Done(outcome) => {
+        Event::Done(ended) => {
+            let outcome = &ended.outcome;
             span.record("gen_ai.usage.output_tokens", outcome.completion_tokens);
             span.record("potluck.reused_tokens", outcome.reused_tokens);
             span.record("potluck.ttft_s", outcome.ttft_s);
@@ -262,7 +264,7 @@ async fn work<O: Opener>(opener: &O, session: Option<Session<O::Chain>>, job: Jo
         let done = match &task {
             Task::Generate(request) => {
                 let answered = answer(&mut session, request.clone(), index, &events, &mut told).await;
-                answered.map(|outcome| Event::Done(Box::new(outcome)))
+                answered.map(|outcome| Event::Done(Box::new(Ended { outcome, told: None })))
             }
             Task::Embed { tokens, chunk } => tokio::select! {
                 embedding = session.embed(tokens, *chunk) => embedding.map(Event::Embedded),

@@ -10,7 +10,11 @@ use axum::{
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use crate::{Problem, answer::Answers, slots::Event};
+use crate::{
+    Problem,
+    answer::{Answers, Ended},
+    slots::Event,
+};
 
 /// Pieces that wait for a client that reads slowly. Beyond it, its answer's tokens wait in its own queue.
 const PIECES_MAX: usize = 32;
@@ -54,7 +58,7 @@ pub(crate) trait Format: Send + 'static {
         writer: &mut Writer,
     ) -> impl Future<Output = ()> + Send;
     /// A choice is done.
-    fn done(&mut self, index: usize, outcome: &potluck_client::Outcome, writer: &mut Writer);
+    fn done(&mut self, index: usize, ended: &Ended, writer: &mut Writer);
     /// All are done.
     fn end(&mut self, writer: &mut Writer);
     /// There will be no more: why.
@@ -150,7 +154,7 @@ async fn write(
         match next {
             Some((_, Event::Started | Event::Embedded(_))) => {}
             Some((index, Event::Token(token))) => format.token(index, token, &mut writer).await,
-            Some((index, Event::Done(outcome))) => format.done(index, &outcome, &mut writer),
+            Some((index, Event::Done(ended))) => format.done(index, &ended, &mut writer),
             Some((_, Event::Failed(problem))) => {
                 format.failed(&problem, &mut writer);
                 return writer.flush().await;

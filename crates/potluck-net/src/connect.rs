@@ -97,9 +97,12 @@ impl Node {
         let unreachable = |reason: String| NetError::Unreachable { peer: to.peer, reason };
         let address = endpoint_addr(to, self.relay.as_ref())?;
         let unused = to.relay.is_some() && address.relay_urls().next().is_none();
-        let unreachable = |reason: String| match unused {
-            true => unreachable(reason + "; it listens at a relay, too, and this machine uses none (--relay)"),
-            false => unreachable(reason),
+        let unreachable = |reason: String| {
+            unreachable(match (unused, &self.relay) {
+                (false, _) => reason,
+                (true, None) => reason + "; it listens at a relay, too, and this machine is at none (--relay)",
+                (true, Some(_)) => reason + "; it listens at another relay, which is not asked: not https",
+            })
         };
         if address.is_empty() && self.finder.is_none() {
             return Err(match to.relay {

@@ -42,7 +42,7 @@ pub use join::Door;
 pub use lan::Lan;
 pub use lending::{Asked, Lending, Reply};
 pub use lent::{LentAnswer, LentBody};
-pub use node::{Bind, Identity, Node, NodeConfig, parse_relay};
+pub use node::{Bind, Identity, Node, NodeConfig, RelayUse, parse_relay};
 pub use orders::Orders;
 pub use path::{PathInfo, PathKind};
 pub use serve::{Serving, StagePort, StatusWatch, serve};

@@ -1,6 +1,7 @@
 //! One endpoint with one key.
 
 use std::{
+    fs::File,
     net::{IpAddr, SocketAddr},
     sync::{Arc, OnceLock},
     time::Duration,
@@ -79,10 +80,19 @@ pub struct NodeConfig {
     pub bind: Bind,
     /// What it does with the local network that it is on.
     pub lan: Lan,
-    /// URL of a relay of one's own, for networks that reach nothing else.
-    pub relay: Option<String>,
+    /// A relay of one's own, for networks that reach nothing else.
+    pub relay: Option<RelayUse>,
     /// How long each wait may last.
     pub deadlines: NetDeadlines,
+}
+
+/// At which relay a node listens.
+#[derive(Debug, Clone)]
+pub struct RelayUse {
+    /// Its URL.
+    pub url: String,
+    /// What keeps others with the same key off it, held for as long as the node lives: a relay passes on to the latest only.
+    pub claim: Option<Arc<File>>,
 }
 
 /// One endpoint with one key: listens, dials, and keeps one connection to each peer.
@@ -94,6 +104,7 @@ pub struct Node {
     pub(crate) links: Links,
     pub(crate) finder: Option<Arc<Finder>>,
     pub(crate) relay: Option<RelayUrl>,
+    _relay_claim: Option<Arc<File>>,
     pub(crate) door: Arc<OnceLock<Door>>,
     pub(crate) shelf: Arc<OnceLock<Shelf>>,
     pub(crate) orders: Arc<OnceLock<Orders>>,
@@ -107,7 +118,10 @@ impl Node {
     /// `Bind`; `Relay` where the relay's URL is none.
     pub async fn bind(config: NodeConfig) -> Result<Self, NetError> {
         let NodeConfig { identity, bind, lan, relay, deadlines } = config;
-        let relay = relay.map(|url| relay_url(&url)).transpose()?;
+        let (relay, claim) = match relay {
+            Some(RelayUse { url, claim }) => (Some(relay_url(&url)?), claim),
+            None => (None, None),
+        };
         let relay_mode = relay.clone().map_or(RelayMode::Disabled, |url| RelayMode::custom([url]));
         let mut builder = Endpoint::builder(presets::Minimal)
             .secret_key(iroh::SecretKey::from_bytes(&identity.key.to_bytes()))
@@ -138,6 +152,7 @@ impl Node {
             links: Links::default(),
             finder,
             relay,
+            _relay_claim: claim,
             door: Arc::default(),
             shelf: Arc::default(),
             orders: Arc::default(),

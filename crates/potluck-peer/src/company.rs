@@ -47,18 +47,20 @@ impl Company {
 
     /// A session's next step is here.
     pub(crate) fn came(&mut self, session: SessionKey, now: Instant) {
-        if let Some(member) = self.members.get_mut(&session)
-            && let Some(answered) = member.answered.take()
-        {
+        let member = self.members.entry(session).or_default();
+        if let Some(answered) = member.answered.take() {
             member.away = Some(now.saturating_duration_since(answered));
         }
     }
 
-    /// A batch of short steps ended, after so long.
+    /// A batch of short steps ended, after so long, of sessions that have no further step here. One that has ended meanwhile is
+    /// not taken up again.
     pub(crate) fn ran(&mut self, sessions: impl Iterator<Item = SessionKey>, now: Instant, cost: Duration) {
         self.cost = cost;
         for session in sessions {
-            self.members.entry(session).or_default().answered = Some(now);
+            if let Some(member) = self.members.get_mut(&session) {
+                member.answered = Some(now);
+            }
         }
     }
 
@@ -101,6 +103,7 @@ mod tests {
     fn company(first: Duration, second: Duration) -> (Company, Instant) {
         let mut company = Company::default();
         let now = Instant::now();
+        [1, 2].into_iter().for_each(|n| company.came(key(n), now));
         company.ran([key(1), key(2)].into_iter(), now, 40 * MS);
         assert!(!company.is_due(now + MS), "how long they take is not known yet");
         company.came(key(1), now + first);
@@ -141,5 +144,7 @@ mod tests {
         assert!(company.is_due(now + 8 * MS), "for another that came in the meantime");
         company.forget(key(2));
         assert!(!company.is_due(now + 8 * MS));
+        company.ran([key(2)].into_iter(), now + 9 * MS, MS);
+        assert_eq!(company.members.len(), 1, "its last step does not bring it back");
     }
 }

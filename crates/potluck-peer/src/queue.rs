@@ -198,6 +198,8 @@ impl StageQueue {
         let ended = self.running.take_if(|running| running.number == batch)?;
         if !self.shape.exact && !self.last_was_long {
             let sessions = ended.steps.iter().map(|step| step.session);
+            // Whoever has sent more is here.
+            let sessions = sessions.filter(|session| !self.waiting.contains_key(session));
             self.company.ran(sessions, now, now.saturating_duration_since(ended.begun));
         }
         Some(ended)
@@ -335,6 +337,14 @@ mod tests {
         came(&mut queue, 1, 121);
         assert!(queue.next_batch(at(121)).is_some());
         assert_eq!((sessions(&queue), queue.held_until()), (2, None));
+
+        // One that has sent two steps at once is not waited for: it is here.
+        let batch = queue.batches;
+        came(&mut queue, 2, 122);
+        queue.finish(batch, at(141)).unwrap();
+        assert!(queue.next_batch(at(141)).is_none(), "the other one is");
+        came(&mut queue, 1, 142);
+        assert_eq!((queue.next_batch(at(142)).is_some(), sessions(&queue)), (true, 2));
 
         // Whoever is gone, or late, holds nobody up.
         let batch = queue.batches;

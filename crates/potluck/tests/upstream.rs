@@ -86,6 +86,107 @@ fn code(answer: &Answer) -> String {
     answer.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
 }
 
+/// The data of server-sent events.
+fn data(body: &str) -> Vec<Value> {
+    let data = body.lines().filter_map(|line| line.strip_prefix("data: {"));
+    data.map(|rest| serde_json::from_str(&format!("{{{rest}")).unwrap()).collect()
+}
+
+/// A model that is lent answers every API, whole and streamed, and calls tools. `text`: what it says to the question.
+fn other_apis_say_the_same(url: &str, text: &str) {
+    let post = |path: &str, body: &Value| {
+        let answer = ask(url, "POST", path, &[], &body.to_string());
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        answer
+    };
+    let with = |body: &Value, more: Value| {
+        let mut body = body.clone();
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    let schema = json!({ "type": "object", "properties": { "city": { "type": "string", "maxLength": 12 } }, "required": ["city"] });
+    let question = json!([{ "role": "user", "content": "What is 2+2?" }]);
+
+    let ask_it = json!({ "model": NAME, "max_tokens": 8, "temperature": 0, "messages": question });
+    let whole = post("/v1/messages", &ask_it).json();
+    assert_eq!(
+        (&whole["content"][0]["text"], whole["content"].as_array().unwrap().len()),
+        (&json!(text), 1),
+        "{whole}"
+    );
+    assert!(whole["usage"]["input_tokens"].as_u64().unwrap() > 4 && whole["usage"]["output_tokens"] == 8, "{whole}");
+    assert_eq!(whole["stop_reason"], "max_tokens");
+    let events = data(&post("/v1/messages", &with(&ask_it, json!({ "stream": true }))).body);
+    let said: String = events.iter().filter_map(|event| event["delta"]["text"].as_str()).collect();
+    let end = events.iter().find(|event| event["type"] == "message_delta").unwrap();
+    assert_eq!((&*said, &end["usage"]["input_tokens"]), (text, &whole["usage"]["input_tokens"]), "{events:?}");
+    assert_eq!(events.last().unwrap()["type"], "message_stop");
+    let tools = json!([{ "name": "weather", "description": "The weather", "input_schema": schema }]);
+    let call = json!({ "max_tokens": 60, "tools": tools, "tool_choice": { "type": "any" } });
+    let called = post("/v1/messages", &with(&ask_it, call.clone())).json();
+    let block = &called["content"][0];
+    assert_eq!(
+        (&block["type"], &block["name"], &called["stop_reason"]),
+        (&json!("tool_use"), &json!("weather"), &json!("tool_use"))
+    );
+    assert!(block["input"]["city"].is_string(), "{called}");
+    // The result goes back by its call's name.
+    let turns = json!([
+        question[0], { "role": "assistant", "content": [block] },
+        { "role": "user", "content": [{ "type": "tool_result", "tool_use_id": block["id"], "content": "rain" }] },
+    ]);
+    let answer = post("/v1/messages", &with(&ask_it, json!({ "messages": turns, "tools": tools }))).json();
+    assert!(answer["usage"]["input_tokens"].as_u64() > whole["usage"]["input_tokens"].as_u64(), "{answer}");
+    let events = data(&post("/v1/messages", &with(&with(&ask_it, call), json!({ "stream": true }))).body);
+    let starts: Vec<_> = events.iter().filter(|event| event["type"] == "content_block_start").collect();
+    assert_eq!((starts.len(), &starts[0]["content_block"]["type"]), (1, &json!("tool_use")), "{events:?}");
+    let wrong = ask(url, "POST", "/v1/messages", &[], &with(&ask_it, json!({ "temperature": 9 })).to_string());
+    assert_eq!(
+        (wrong.status, &wrong.json()["error"]["type"]),
+        (400, &json!("invalid_request_error")),
+        "{}",
+        wrong.body
+    );
+    let counted = ask(url, "POST", "/v1/messages/count_tokens", &[], &ask_it.to_string());
+    assert!(counted.status == 400 && counted.body.contains("tokens"), "{}", counted.body);
+
+    let ask_it = json!({ "model": NAME, "max_output_tokens": 8, "temperature": 0, "input": "What is 2+2?" });
+    let whole = post("/v1/responses", &ask_it).json();
+    assert_eq!(whole["output"][0]["content"][0]["text"], text, "{whole}");
+    let events = data(&post("/v1/responses", &with(&ask_it, json!({ "stream": true }))).body);
+    let said: String = events.iter().filter_map(|event| event["delta"].as_str()).collect();
+    let last = &events.last().unwrap()["response"];
+    assert_eq!((&*said, &last["usage"], &last["status"]), (text, &whole["usage"], &json!("incomplete")));
+    let tools = json!([{ "type": "function", "name": "weather", "parameters": schema }]);
+    let call = json!({ "max_output_tokens": 60, "tools": tools, "tool_choice": "required" });
+    let called = post("/v1/responses", &with(&ask_it, call)).json();
+    assert_eq!(
+        (&called["output"][0]["type"], &called["output"][0]["name"]),
+        (&json!("function_call"), &json!("weather")),
+        "{called}"
+    );
+
+    let options = json!({ "temperature": 0, "num_predict": 8 });
+    let ask_it = json!({ "model": NAME, "options": options, "messages": question });
+    let whole = post("/api/chat", &with(&ask_it, json!({ "stream": false }))).json();
+    assert_eq!(
+        (&whole["message"]["content"], &whole["done_reason"], &whole["eval_count"]),
+        (&json!(text), &json!("length"), &json!(8))
+    );
+    let lines = post("/api/chat", &ask_it).body;
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let said: String = lines.iter().filter_map(|line| line["message"]["content"].as_str()).collect();
+    assert_eq!((&*said, &lines.last().unwrap()["done"]), (text, &json!(true)));
+    let generate = json!({ "model": NAME, "options": options, "prompt": "What is 2+2?", "stream": false });
+    assert_eq!(post("/api/generate", &generate).json()["response"], text);
+    let raw = post("/api/generate", &with(&generate, json!({ "raw": true, "prompt": "1, 2, 3, 4, 5," }))).json();
+    assert_eq!(raw["eval_count"], 8, "{raw}");
+    let format = json!({ "format": { "type": "object", "properties": { "n": { "enum": [4] } }, "required": ["n"] }, "options": { "num_predict": 40 } });
+    let formed = post("/api/generate", &with(&generate, format)).json();
+    let formed: Value = serde_json::from_str(formed["response"].as_str().unwrap()).unwrap();
+    assert_eq!(formed, json!({ "n": 4 }));
+}
+
 fn ends(running: Running) {
     running.signal("TERM");
     assert_eq!(running.end().0, Some(0));
@@ -167,16 +268,12 @@ fn a_server_that_runs_already_answers_the_swarm() {
     let wrong = ask(&url, "POST", CHAT, &[], &chat("Hi", &json!({ "temperature": 9 })));
     assert_eq!((wrong.status, &*code(&wrong)), (400, "invalid_value"), "{}", wrong.body);
 
-    // No other address, and no other way of asking.
-    for (path, body) in [
-        ("/v1/responses", json!({ "model": NAME, "input": "Hi" })),
-        ("/v1/messages", json!({ "model": NAME, "max_tokens": 4, "messages": [] })),
-        ("/api/chat", json!({ "model": NAME, "messages": [] })),
-        ("/api/embed", json!({ "model": NAME, "input": "Hi" })),
-    ] {
-        let refused = ask(&url, "POST", path, &[], &body.to_string());
-        assert!(refused.status == 400 && refused.body.contains(CHAT), "{path}: {} {}", refused.status, refused.body);
-    }
+    other_apis_say_the_same(&url, &text);
+    let embeddings = ask(&url, "POST", "/api/embed", &[], &json!({ "model": NAME, "input": ["x", "y"] }).to_string());
+    let embeddings = embeddings.json()["embeddings"].clone();
+    assert_eq!((&embeddings[0], embeddings.as_array().unwrap().len()), (&embedded.json()["data"][0]["embedding"], 2));
+
+    // No other way of asking.
     assert_eq!(ask(&url, "GET", CHAT, &[], "").status, 405);
     assert_eq!(ask(&url, "POST", "/v1/models", &[], "{}").status, 405);
     assert_eq!(ask(&url, "POST", "/v1/chat/completions/../../metrics", &[], &chat("Hi", &json!({}))).status, 404);
@@ -185,19 +282,22 @@ fn a_server_that_runs_already_answers_the_swarm() {
 
     // A client that hangs up stops the server, two machines away.
     let long = chat("Count to a thousand.", &json!({ "stream": true, "max_tokens": 900, "ignore_eos": true }));
-    let mut stream = send(&url, "POST", CHAT, &[], &long);
-    assert_eq!(status(&mut stream), 200);
-    let mut event = String::new();
-    while !event.contains("content") {
-        event.clear();
-        stream.read_line(&mut event).unwrap();
+    let story = json!({ "model": NAME, "stream": true, "prompt": "1, 2, 3, 4, 5, 6,", "raw": true, "options": { "num_predict": 900 } });
+    for (path, body, first) in [(CHAT, long, "content"), ("/api/generate", story.to_string(), "response")] {
+        let mut stream = send(&url, "POST", path, &[], &body);
+        assert_eq!(status(&mut stream), 200);
+        let mut event = String::new();
+        while !event.contains(first) {
+            event.clear();
+            stream.read_line(&mut event).unwrap();
+        }
+        let metrics = |key| ask(&server.url, "GET", "/metrics", &[key], "").body;
+        assert!(metrics(key).contains("vllm:num_requests_running 1"), "the first words are here while it goes on");
+        assert_eq!(metric(&url, "potluck_lent_requests_running"), 1.0);
+        drop(stream);
+        wait_until("the server has stopped", || metrics(key).contains("vllm:num_requests_running 0"));
+        wait_until("the turn is free", || metric(&url, "potluck_lent_requests_running") == 0.0);
     }
-    let metrics = |key| ask(&server.url, "GET", "/metrics", &[key], "").body;
-    assert!(metrics(key).contains("vllm:num_requests_running 1"), "the first words are here while it goes on");
-    assert_eq!(metric(&url, "potluck_lent_requests_running"), 1.0);
-    drop(stream);
-    wait_until("the server has stopped", || metrics(key).contains("vllm:num_requests_running 0"));
-    wait_until("the turn is free", || metric(&url, "potluck_lent_requests_running") == 0.0);
 
     // The server falls over: its lender lists it no more, and says why to whoever asks.
     server.running.signal("KILL");

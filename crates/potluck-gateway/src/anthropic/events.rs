@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use potluck_chain::sample::FinishReason;
-use potluck_client::{Outcome, TokenEvent};
+use potluck_client::TokenEvent;
 use serde_json::{Value, json};
 
 use super::object;
 use crate::{
     Problem,
+    answer::Ended,
     metrics::Metrics,
     stream::{Format, Writer},
     tools::{Call, Held, Said, Tools},
@@ -21,7 +22,10 @@ pub(super) struct Events {
     pub(super) prompt_tokens: usize,
     pub(super) ends: Vec<u32>,
     pub(super) stops: Vec<String>,
+    /// What finds calls in its text, where they are there.
     pub(super) tools: Option<Arc<Tools>>,
+    /// It may have calls, of which nothing is known until its end.
+    pub(super) may_call: bool,
     pub(super) metrics: Arc<Metrics>,
     pub(super) held: Held,
     /// Blocks that have begun. The last one is open where it is text.
@@ -31,18 +35,16 @@ pub(super) struct Events {
 
 impl Events {
     /// The whole message.
-    pub(super) fn whole(&self, outcome: &Outcome) -> Value {
-        let Said { text, calls } = match &self.tools {
-            Some(tools) => tools.read(&outcome.text),
-            None => Said { text: outcome.text.clone(), calls: Vec::new() },
-        };
+    pub(super) fn whole(&self, ended: &Ended) -> Value {
+        let Said { text, calls } = ended.said(self.tools.as_deref());
         let text = (!text.is_empty() || calls.is_empty()).then(|| json!({ "type": "text", "text": text }));
         let content: Vec<_> = text.into_iter().chain(calls.iter().map(|call| block(call, call.input()))).collect();
         let mut message = self.message(&content);
-        let (reason, sequence) = self.stop(outcome, &calls);
+        let (reason, sequence) = self.stop(ended, &calls);
         message["stop_reason"] = reason.into();
         message["stop_sequence"] = sequence;
-        message["usage"]["output_tokens"] = outcome.completion_tokens.into();
+        message["usage"]["input_tokens"] = ended.outcome.prompt_tokens.into();
+        message["usage"]["output_tokens"] = ended.outcome.completion_tokens.into();
         message
     }
 
@@ -55,16 +57,20 @@ impl Events {
     }
 
     /// Why it ended, in Anthropic's words; and the text that ended it, where it is known.
-    fn stop(&self, outcome: &Outcome, calls: &[Call]) -> (&'static str, Value) {
+    fn stop(&self, ended: &Ended, calls: &[Call]) -> (&'static str, Value) {
+        let Ended { outcome, told } = ended;
         let by_model = outcome.tokens.last().is_some_and(|token| self.ends.contains(token));
+        let stop = told.as_ref().map(|told| told.stop.as_ref().filter(|stop| self.stops.contains(stop)));
         match outcome.finish_reason {
             FinishReason::Length => ("max_tokens", Value::Null),
             _ if !calls.is_empty() => ("tool_use", Value::Null),
-            FinishReason::Stop if !by_model => {
-                let only = if let [only] = &self.stops[..] { only.clone().into() } else { Value::Null };
-                ("stop_sequence", only)
-            }
-            FinishReason::Stop | FinishReason::Cancel => ("end_turn", Value::Null),
+            FinishReason::Stop => match (stop, &self.stops[..]) {
+                (Some(Some(stop)), _) => ("stop_sequence", stop.clone().into()),
+                (None, [only]) if !by_model => ("stop_sequence", only.clone().into()),
+                (None, _) if !by_model => ("stop_sequence", Value::Null),
+                _ => ("end_turn", Value::Null),
+            },
+            FinishReason::Cancel => ("end_turn", Value::Null),
         }
     }
 
@@ -115,7 +121,7 @@ fn block(call: &Call, input: Value) -> Value {
 impl Format for Events {
     fn begin(&mut self, writer: &mut Writer) {
         writer.event("message_start", &json!({ "type": "message_start", "message": self.message(&[]) }));
-        if self.tools.is_none() {
+        if !self.may_call {
             self.open_text(writer);
         }
         self.beat(writer);
@@ -127,10 +133,11 @@ impl Format for Events {
         self.say(&text, writer);
     }
 
-    fn done(&mut self, _: usize, outcome: &Outcome, writer: &mut Writer) {
-        self.metrics.answered(outcome);
+    fn done(&mut self, _: usize, ended: &Ended, writer: &mut Writer) {
+        self.metrics.answered(ended);
+        let outcome = &ended.outcome;
         let tools = self.tools.clone();
-        let Said { text, calls } = self.held.rest(tools.as_deref());
+        let Said { text, calls } = self.held.rest(tools.as_deref(), ended);
         self.say(&text, writer);
         if calls.is_empty() && self.blocks == 0 {
             self.open_text(writer);
@@ -141,7 +148,7 @@ impl Format for Events {
             self.delta(&json!({ "type": "input_json_delta", "partial_json": call.input().to_string() }), writer);
             self.stop_block(writer);
         }
-        let (reason, sequence) = self.stop(outcome, &calls);
+        let (reason, sequence) = self.stop(ended, &calls);
         let delta = json!({ "stop_reason": reason, "stop_sequence": sequence });
         let usage = json!({ "input_tokens": outcome.prompt_tokens, "output_tokens": outcome.completion_tokens });
         writer.event("message_delta", &json!({ "type": "message_delta", "delta": delta, "usage": usage }));

@@ -15,10 +15,11 @@ use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use crate::{
-    Model, Problem,
+    LentModel, Model, Problem,
     access::Caller,
     answer::Answers,
     http::{Asker, Json as Body, Shared, Site, either, or_default},
+    lent::Question,
     openai::{OneOrMany, Params, for_template},
     overflow::{Fit, Fitted},
     prompt,
@@ -85,47 +86,91 @@ fn object(problem: &Problem) -> Value {
     json!({ "type": "error", "error": { "type": problem.kind(), "message": problem.message } })
 }
 
-async fn answer(shared: &Shared, caller: &Caller, request: MessagesRequest) -> Result<Response, Problem> {
+async fn answer(shared: &Arc<Shared>, caller: &Caller, request: MessagesRequest) -> Result<Response, Problem> {
+    if let Some(lent) = shared.to_ask(request.model.as_deref()) {
+        return answer_lent(shared, caller, request, lent).await;
+    }
     let model = shared.named(request.model.as_deref())?;
-    let limit = request.max_tokens.ok_or_else(|| Problem::value("max_tokens", "max_tokens: Field required"))?;
+    let params = request.params()?;
     let tools = request.tools()?.map(Arc::new);
-    let fit = shared.fit(None, Some(limit));
+    let fit = shared.fit(None, params.max_tokens);
     let Fitted { tokens, dropped } = request.tokens(model, tools.as_deref(), fit).await?;
-    let params = Params {
-        temperature: request.temperature,
-        top_p: request.top_p,
-        top_k: request.top_k,
-        stop: Some(OneOrMany::Many(request.stop_sequences.clone())),
-        max_tokens: Some(limit),
-        ..Params::default()
-    };
     let mut requests = shared.requests(model, &params, &tokens, None)?;
     if let Some(grammar) = tools.as_deref().and_then(Tools::grammar) {
         requests.iter_mut().for_each(|request| request.grammar = Some(grammar.clone()));
     }
     let answers = Answers::ask(&shared.jobs, caller, requests).await?;
     let format = Events {
-        id: format!("msg_{:032x}", fastrand::u128(..)),
-        model: request.model.unwrap_or_else(|| model.name.clone()),
         prompt_tokens: tokens.len(),
         ends: model.vocabulary.info().ends.clone(),
-        stops: request.stop_sequences,
+        may_call: tools.is_some(),
         tools,
-        metrics: shared.metrics.clone(),
-        held: Held::default(),
-        blocks: 0,
-        text_open: false,
+        ..request.events(shared, &model.name)
     };
+    Ok(dropped.mark(write(shared, answers, &request, format).await?))
+}
+
+/// The same, by a model that others lend: what it calls, its lender says.
+async fn answer_lent(
+    shared: &Arc<Shared>,
+    caller: &Caller,
+    request: MessagesRequest,
+    lent: LentModel,
+) -> Result<Response, Problem> {
+    let (params, tools) = (request.params()?, functions(&request.tools)?);
+    let messages = for_template(conversation(&request.system, &request.messages)?)?;
+    let format = Events { may_call: !tools.is_empty(), ..request.events(shared, &lent.name) };
+    let question = Question::chat(messages)?.tools(tools, choice(&request.tool_choice)?)?.with(params);
+    let answers = shared.ask_lent(caller, lent, question);
+    write(shared, answers, &request, format).await
+}
+
+/// The answer, as it comes or whole.
+async fn write(
+    shared: &Shared,
+    answers: Answers,
+    request: &MessagesRequest,
+    format: Events,
+) -> Result<Response, Problem> {
     if request.stream == Some(true) {
-        return Ok(dropped.mark(respond(answers, Framing::Events, format).await?));
+        return respond(answers, Framing::Events, format).await;
     }
     let whole = answers.whole().await?.pop();
-    let outcome = whole.map(|whole| whole.outcome).ok_or_else(|| Problem::value("messages", "no answer"))?;
-    shared.answered(&outcome);
-    Ok(dropped.mark(Json(format.whole(&outcome)).into_response()))
+    let ended = whole.map(|whole| whole.ended).ok_or_else(|| Problem::value("messages", "no answer"))?;
+    shared.answered(&ended);
+    Ok(Json(format.whole(&ended)).into_response())
 }
 
 impl MessagesRequest {
+    fn params(&self) -> Result<Params, Problem> {
+        let limit = self.max_tokens.ok_or_else(|| Problem::value("max_tokens", "max_tokens: Field required"))?;
+        Ok(Params {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            stop: Some(OneOrMany::Many(self.stop_sequences.clone())),
+            max_tokens: Some(limit),
+            ..Params::default()
+        })
+    }
+
+    /// Events of an answer of which nothing is known yet. `name`: what the model is called, where the request does not say.
+    fn events(&self, shared: &Shared, name: &str) -> Events {
+        Events {
+            id: format!("msg_{:032x}", fastrand::u128(..)),
+            model: self.model.clone().unwrap_or_else(|| name.to_owned()),
+            prompt_tokens: 0,
+            ends: Vec::new(),
+            stops: self.stop_sequences.clone(),
+            tools: None,
+            may_call: false,
+            metrics: shared.metrics.clone(),
+            held: Held::default(),
+            blocks: 0,
+            text_open: false,
+        }
+    }
+
     fn tools(&self) -> Result<Option<Tools>, Problem> {
         Tools::of(Some(&functions(&self.tools)?), choice(&self.tool_choice)?.as_ref())
     }

@@ -13,7 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
-use potluck_client::{Outcome, Request};
+use potluck_client::Request;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
@@ -22,6 +22,7 @@ use tokio::{
 use crate::{
     Access, Lent, LentModel, Model, Opener, Overflow, Problem, Whose,
     access::Caller,
+    answer::Ended,
     anthropic,
     document::document,
     keeper::{self, Keeper, WISHES_MAX, Wish},
@@ -192,6 +193,11 @@ impl Shared {
         self.lending.as_ref().filter(|_| !self.is_own(name))?.find(name)
     }
 
+    /// The same, for a request that may name none.
+    pub(crate) fn to_ask(&self, name: Option<&str>) -> Option<LentModel> {
+        self.to_pass_on(name?)
+    }
+
     /// The same for a request that is passed on: also one that was lent before, which nobody may answer now.
     pub(crate) fn to_pass_on(&self, name: &str) -> Option<LentModel> {
         self.lending.as_ref().filter(|_| !self.is_own(name))?.find_or_knew(name)
@@ -248,8 +254,8 @@ impl Shared {
     }
 
     /// Counts an answer.
-    pub(crate) fn answered(&self, outcome: &Outcome) {
-        self.metrics.answered(outcome);
+    pub(crate) fn answered(&self, ended: &Ended) {
+        self.metrics.answered(ended);
     }
 }
 

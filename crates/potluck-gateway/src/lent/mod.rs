@@ -1,9 +1,12 @@
 //! Models that others run whole and lend: listed beside the gateway's own, and asked for as they are.
 //!
-//! What answers is behind [`Lent`]. A request passes unread but for the model that it names, its answer comes back piece by piece;
-//! who may ask, whose turn it is and how large a request may be is decided here, as for the gateway's own model.
+//! What answers is behind [`Lent`]. A request that its lender reads as it is passes unread but for the model that it names, and its
+//! answer comes back piece by piece; one of another API is asked in OpenAI's words, and the answer read. Who may ask, whose turn it is and how large a request may be is decided here, as for the gateway's own model.
 
+mod ask;
 mod pass;
+mod question;
+mod reply;
 mod turns;
 
 use std::{fmt, time::SystemTime};
@@ -15,6 +18,7 @@ use potluck_core::Endpoint;
 use crate::{Problem, Whose};
 
 pub(crate) use pass::pass;
+pub(crate) use question::Question;
 pub(crate) use turns::Turns;
 
 /// A model that somebody lends whole.
@@ -88,9 +92,8 @@ fn plain(name: &str) -> &str {
     name.strip_suffix(":latest").unwrap_or(name)
 }
 
-/// What whoever asks elsewhere for such a model is told.
+/// What whoever asks for something that only its lender knows is told.
 pub(crate) fn elsewhere(model: &LentModel) -> Problem {
-    let paths = Endpoint::ALL.map(Endpoint::path).join(", ");
-    let message = format!("`{}` is lent whole by another server, and answers at {paths} only.", model.name);
+    let message = format!("`{}` is lent whole by another server: what its tokens are is not known here.", model.name);
     Problem { param: Some("model".into()), ..Problem::new(Whose::Request, "unsupported_endpoint", message) }
 }

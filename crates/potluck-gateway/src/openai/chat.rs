@@ -98,32 +98,32 @@ async fn answer(shared: &Shared, caller: &Caller, request: ChatRequest) -> Resul
         return Ok(dropped.mark(respond(answers, Framing::Events, format).await?));
     }
     let whole = answers.whole().await?;
-    whole.iter().for_each(|choice| shared.answered(&choice.outcome));
+    whole.iter().for_each(|choice| shared.answered(&choice.ended));
     let mut choices = Vec::with_capacity(whole.len());
     for (index, choice) in whole.iter().enumerate() {
         choices.push(self::choice(model, index, choice, tools.as_deref()).await);
     }
     let mut object = head.object("chat.completion");
     object["choices"] = choices.into();
-    object["usage"] = usage(whole.iter().map(|choice| &choice.outcome));
-    object["timings"] = whole.first().map_or(Value::Null, |choice| timings(&choice.outcome));
-    add_trace(&mut object, whole.first().map(|choice| &choice.outcome));
+    object["usage"] = usage(whole.iter().map(|choice| &choice.ended.outcome));
+    object["timings"] = whole.first().map_or(Value::Null, |choice| timings(&choice.ended.outcome));
+    add_trace(&mut object, whole.first().map(|choice| &choice.ended.outcome));
     Ok(dropped.mark(Json(object).into_response()))
 }
 
 async fn choice(model: &Model, index: usize, choice: &Whole, tools: Option<&Tools>) -> Value {
-    let mut content = Vec::new();
+    let (mut content, outcome) = (Vec::new(), &choice.ended.outcome);
     for token in &choice.tokens {
         content.extend(logprobs::entries(&model.vocabulary, token).await.map(logprobs::chat));
     }
-    let logprobs = match choice.outcome.logprobs {
+    let logprobs = match outcome.logprobs {
         Some(_) => json!({ "content": content, "refusal": null }),
         None => Value::Null,
     };
-    let mut message = json!({ "role": "assistant", "content": choice.outcome.text, "refusal": null });
-    let mut finish = finish_reason(&choice.outcome);
+    let mut message = json!({ "role": "assistant", "content": outcome.text, "refusal": null });
+    let mut finish = finish_reason(outcome);
     if let Some(tools) = tools {
-        let Said { text, calls } = tools.read(&choice.outcome.text);
+        let Said { text, calls } = tools.read(&outcome.text);
         finish = finish_with(finish, tools, &calls);
         message["content"] = if text.is_empty() && !calls.is_empty() { Value::Null } else { text.into() };
         if !calls.is_empty() {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{add_trace, chat::finish_with, finish_reason, logprobs, new_id, now, timings, usage};
 use crate::{
     Model, Problem,
+    answer::Ended,
     metrics::Metrics,
     stream::{Format, Writer},
     tools::{Held, Said, Tools},
@@ -122,11 +123,12 @@ impl Format for ChatFormat {
         writer.data(&self.delta(index, json!({ "content": text }), logprobs, Value::Null));
     }
 
-    fn done(&mut self, index: usize, outcome: &Outcome, writer: &mut Writer) {
+    fn done(&mut self, index: usize, ended: &Ended, writer: &mut Writer) {
         self.begin_choice(index, writer);
-        self.metrics.answered(outcome);
+        self.metrics.answered(ended);
+        let outcome = &ended.outcome;
         let tools = self.tools.clone();
-        let Said { text, calls } = self.held(index).rest(tools.as_deref());
+        let Said { text, calls } = self.held(index).rest(tools.as_deref(), ended);
         if !text.is_empty() {
             writer.data(&self.delta(index, json!({ "content": text }), Value::Null, Value::Null));
         }

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     Model, Problem,
     access::Caller,
-    answer::{Answers, CHOICES_MAX, Whole},
+    answer::{Answers, CHOICES_MAX, Ended, Whole},
     http::{Asker, Json as Body, Shared, Site, either},
     metrics::Metrics,
     overflow::{Dropped, Fit, Fitted},
@@ -98,16 +98,16 @@ async fn answer(shared: &Shared, caller: &Caller, mut request: CompletionRequest
         return Ok(dropped.mark(respond(answers, Framing::Events, format).await?));
     }
     let whole = answers.whole().await?;
-    whole.iter().for_each(|choice| shared.answered(&choice.outcome));
+    whole.iter().for_each(|choice| shared.answered(&choice.ended));
     let mut choices = Vec::with_capacity(whole.len());
     for (index, (choice, echo)) in whole.iter().zip(&echoes).enumerate() {
         choices.push(self::choice(model, index, choice, echo).await);
     }
     let mut object = head.object("text_completion");
     object["choices"] = choices.into();
-    object["usage"] = usage(whole.iter().map(|choice| &choice.outcome));
-    object["timings"] = whole.first().map_or(Value::Null, |choice| timings(&choice.outcome));
-    add_trace(&mut object, whole.first().map(|choice| &choice.outcome));
+    object["usage"] = usage(whole.iter().map(|choice| &choice.ended.outcome));
+    object["timings"] = whole.first().map_or(Value::Null, |choice| timings(&choice.ended.outcome));
+    add_trace(&mut object, whole.first().map(|choice| &choice.ended.outcome));
     Ok(dropped.mark(Json(object).into_response()))
 }
 
@@ -122,7 +122,7 @@ async fn choice(model: &Model, index: usize, choice: &Whole, echo: &str) -> Valu
         token_logprobs.push(chosen.logprob);
         tokens.push(chosen.text);
     }
-    let logprobs = match choice.outcome.logprobs {
+    let logprobs = match choice.ended.outcome.logprobs {
         Some(_) => {
             json!({ "tokens": tokens, "token_logprobs": token_logprobs, "top_logprobs": top, "text_offset": offsets })
         }
@@ -130,9 +130,9 @@ async fn choice(model: &Model, index: usize, choice: &Whole, echo: &str) -> Valu
     };
     json!({
         "index": index,
-        "text": format!("{echo}{}", choice.outcome.text),
+        "text": format!("{echo}{}", choice.ended.outcome.text),
         "logprobs": logprobs,
-        "finish_reason": finish_reason(&choice.outcome),
+        "finish_reason": finish_reason(&choice.ended.outcome),
     })
 }
 
@@ -227,8 +227,9 @@ impl Format for TextFormat {
         writer.data(&self.chunk(json!([choice])));
     }
 
-    fn done(&mut self, index: usize, outcome: &Outcome, writer: &mut Writer) {
-        self.metrics.answered(outcome);
+    fn done(&mut self, index: usize, ended: &Ended, writer: &mut Writer) {
+        self.metrics.answered(ended);
+        let outcome = &ended.outcome;
         let finish = finish_reason(outcome);
         let choice = json!({ "index": index, "text": "", "logprobs": null, "finish_reason": finish });
         let mut chunk = self.chunk(json!([choice]));

@@ -1,6 +1,7 @@
 //! An answer that may yet become a call: what of it may be shown while it comes.
 
 use super::{OPEN, Said, Tools};
+use crate::answer::Ended;
 
 /// What an answer has said, where calls may come.
 #[derive(Debug, Default)]
@@ -24,8 +25,11 @@ impl Held {
     }
 
     /// What is left to say at the end, and what it calls.
-    pub(crate) fn rest(&mut self, tools: Option<&Tools>) -> Said {
+    pub(crate) fn rest(&mut self, tools: Option<&Tools>, ended: &Ended) -> Said {
         let Self { text, shown } = std::mem::take(self);
+        if let Some(told) = &ended.told {
+            return Said { text: String::new(), calls: told.calls.clone() };
+        }
         match tools {
             Some(tools) => {
                 let Said { text, calls } = tools.read(&text);

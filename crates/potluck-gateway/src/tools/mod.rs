@@ -10,7 +10,7 @@ use crate::{Model, Problem};
 pub(crate) use held::Held;
 
 /// Tools of one request. More are refused.
-const TOOLS_MAX: usize = 128;
+pub(crate) const TOOLS_MAX: usize = 128;
 
 /// What a call begins and ends with, in the form that most models were trained on.
 const OPEN: &str = "<tool_call>";
@@ -186,7 +186,7 @@ impl Tools {
             Value::String(text) => text.clone(),
             object => object.to_string(),
         };
-        Some(Call { id: format!("call_{:024x}", fastrand::u128(..) >> 32), name, arguments })
+        Some(Call { id: Call::new_id(), name, arguments })
     }
 
     fn find(&self, name: &str) -> Option<&Value> {
@@ -195,6 +195,11 @@ impl Tools {
 }
 
 impl Call {
+    /// A name for a call, which no other has.
+    pub(crate) fn new_id() -> String {
+        format!("call_{:024x}", fastrand::u128(..) >> 32)
+    }
+
     /// The arguments as an object: what is none has no arguments.
     pub(crate) fn input(&self) -> Value {
         serde_json::from_str(&self.arguments).ok().filter(Value::is_object).unwrap_or_else(|| json!({}))

@@ -89,7 +89,7 @@ async fn ask(home: &Home, invitation: &Invitation, relay: Option<&String>) -> Re
     // It has no grant yet, and greets nobody.
     let who = NetIdentity { key: identity.key.clone(), grant: Vec::new(), gate: Gate::new(swarm) };
     let (lan, deadlines) = (home.reach.asking(), NetDeadlines::default());
-    let relay = home.reach.relay_or(relay);
+    let relay = home.reach.relay_or(relay).and_then(|url| home.claim_relay(url));
     let node = Node::bind(NodeConfig { identity: who, bind: Bind::Any, lan, relay, deadlines }).await?;
     let asked = node.join(&invitation.inviter, invitation.secret, keys.to_vec()).await;
     node.close().await;

@@ -263,9 +263,9 @@ fn grant(home: &Home, screen: Screen, command: Grant) -> Result<(), Failure> {
     let root = SwarmRoot::open(home)?;
     let membership = Membership::open(home)?;
     let relay = membership.relay(home);
-    let named = command.contact.into_iter().map(|contact| PeerAddress { relay: relay.clone(), ..contact });
-    let contacts: Vec<_> = named.collect();
-    let contacts = if contacts.is_empty() { membership.contacts } else { contacts };
+    let mut contacts = if command.contact.is_empty() { membership.contacts } else { command.contact };
+    let own = Identity::open(home, Role::Peer)?.key.peer_id();
+    contacts.iter_mut().filter(|contact| contact.peer == own).for_each(|contact| contact.relay.clone_from(&relay));
     if contacts.is_empty() {
         screen.note("nobody of this swarm has served yet, so the line names no one to ask: see --contact");
     }

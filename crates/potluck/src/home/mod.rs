@@ -9,9 +9,11 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use directories::ProjectDirs;
+use potluck_net::RelayUse;
 use tempfile::NamedTempFile;
 
 use crate::{args::Reach, failure::Failure};
@@ -20,6 +22,9 @@ pub(crate) use identity::{Identity, Role, new_key};
 pub(crate) use invitation::{Admission, Invitation, Line};
 pub(crate) use invitations::{GRANT_DAYS, Invitations};
 pub(crate) use membership::{CONTACTS_KEPT, Membership, SwarmRoot};
+
+/// Held by the process that is at the relay with the key that asks.
+const RELAY_LOCK: &str = "relay.lock";
 
 /// The directory of one machine's keys, swarm and models, and how this command reaches the others of the swarm.
 #[derive(Debug, Clone)]
@@ -48,6 +53,16 @@ impl Home {
     /// A file in it.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
+    }
+
+    /// That relay for one of the processes that ask with this machine's key; none while another of them is there.
+    pub(crate) fn claim_relay(&self, url: String) -> Option<RelayUse> {
+        let file = fs::File::options().create(true).truncate(false).write(true).open(self.path(RELAY_LOCK)).ok()?;
+        if file.try_lock().is_err() {
+            tracing::warn!("another command of this machine is at the relay: this one goes without");
+            return None;
+        }
+        Some(RelayUse { url, claim: Some(Arc::new(file)) })
     }
 
     /// The same home, where what is fetched takes no more than so many bytes.

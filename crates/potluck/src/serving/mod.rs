@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use potluck_core::{PeerId, SignedOffer, StageShape, StageSpec, StageSpeed};
 use potluck_engine::EngineSettings;
-use potluck_net::{Bind, Identity, Lan, NetDeadlines, Node, NodeConfig, Serving, StagePort, serve};
+use potluck_net::{Bind, Identity, Lan, NetDeadlines, Node, NodeConfig, RelayUse, Serving, StagePort, serve};
 use potluck_peer::{Peer, PeerConfig};
 use potluck_store::Entry;
 use potluck_wire::PeerAddress;
@@ -161,6 +161,8 @@ pub(crate) async fn bind_node(
     lan: Lan,
     relay: Option<String>,
 ) -> Result<Node, Failure> {
+    // Whoever serves has locked its key.
+    let relay = relay.map(|url| RelayUse { url, claim: None });
     Ok(Node::bind(NodeConfig { identity, bind, lan, relay, deadlines: NetDeadlines::default() }).await?)
 }
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::ResponsesRequest;
 use crate::{
     Problem,
+    answer::Ended,
     metrics::Metrics,
     openai::now,
     overflow::Fit,
@@ -25,7 +26,10 @@ pub(super) struct Events {
     /// Whether the message has begun.
     speaks: bool,
     number: u64,
+    /// What finds calls in its text, where they are there.
     tools: Option<Arc<Tools>>,
+    /// It may have calls, of which nothing is known until its end.
+    may_call: bool,
     held: Held,
     metrics: Arc<Metrics>,
 }
@@ -64,18 +68,15 @@ impl Events {
             "metadata": if request.metadata.is_object() { request.metadata.clone() } else { json!({}) },
         });
         let item = format!("msg_{:032x}", fastrand::u128(..));
-        let (text, held) = (String::new(), Held::default());
-        Self { response, item, text, speaks: false, number: 0, tools, held, metrics }
+        let (text, held, may_call) = (String::new(), Held::default(), tools.is_some() || !request.tools.is_empty());
+        Self { response, item, text, speaks: false, number: 0, tools, may_call, held, metrics }
     }
 
     /// The whole response.
-    pub(super) fn whole(&mut self, outcome: &Outcome) -> Value {
-        let Said { text, calls } = match &self.tools {
-            Some(tools) => tools.read(&outcome.text),
-            None => Said { text: outcome.text.clone(), calls: Vec::new() },
-        };
+    pub(super) fn whole(&mut self, ended: &Ended) -> Value {
+        let Said { text, calls } = ended.said(self.tools.as_deref());
         self.text = text;
-        self.finished(outcome, &calls)
+        self.finished(&ended.outcome, &calls)
     }
 
     fn send(&mut self, kind: &str, mut event: Value, writer: &mut Writer) {
@@ -171,7 +172,7 @@ impl Format for Events {
             let event = json!({ "response": self.response });
             self.send(kind, event, writer);
         }
-        if self.tools.is_none() {
+        if !self.may_call {
             self.speak(writer);
         }
     }
@@ -182,15 +183,15 @@ impl Format for Events {
         self.say(text, writer);
     }
 
-    fn done(&mut self, _: usize, outcome: &Outcome, writer: &mut Writer) {
-        self.metrics.answered(outcome);
+    fn done(&mut self, _: usize, ended: &Ended, writer: &mut Writer) {
+        self.metrics.answered(ended);
         let tools = self.tools.clone();
-        let Said { text, calls } = self.held.rest(tools.as_deref());
+        let Said { text, calls } = self.held.rest(tools.as_deref(), ended);
         self.say(text, writer);
         if calls.is_empty() {
             self.speak(writer);
         }
-        let response = self.finished(outcome, &calls);
+        let response = self.finished(&ended.outcome, &calls);
         if self.speaks {
             let (text, content) = (self.text.clone(), self.content());
             self.part("response.output_text.done", "text", text.into(), writer);

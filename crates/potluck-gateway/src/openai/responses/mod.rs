@@ -16,10 +16,11 @@ use utoipa::ToSchema;
 
 use super::params::Params;
 use crate::{
-    Problem,
+    LentModel, Problem,
     access::Caller,
     answer::Answers,
     http::{Asker, Json as Body, Shared, Site, either, or_default},
+    lent::Question,
     overflow::Fitted,
     prompt,
     stream::{Framing, respond},
@@ -68,9 +69,12 @@ pub(crate) async fn handle(
     either(result.await, Problem::openai)
 }
 
-async fn answer(shared: &Shared, caller: &Caller, request: ResponsesRequest) -> Result<Response, Problem> {
-    let model = shared.named(request.model.as_deref())?;
+async fn answer(shared: &Arc<Shared>, caller: &Caller, request: ResponsesRequest) -> Result<Response, Problem> {
     request.check()?;
+    if let Some(lent) = shared.to_ask(request.model.as_deref()) {
+        return answer_lent(shared, caller, request, lent).await;
+    }
+    let model = shared.named(request.model.as_deref())?;
     let tools = Tools::of(Some(&input::functions(&request.tools)?), input::choice(&request.tool_choice).as_ref())?;
     let tools = tools.map(Arc::new);
     let mut messages = input::conversation(request.instructions.as_deref(), &request.input)?;
@@ -80,29 +84,61 @@ async fn answer(shared: &Shared, caller: &Caller, request: ResponsesRequest) -> 
     }
     let fit = shared.fit(request.truncates()?, request.max_output_tokens);
     let Fitted { tokens, dropped } = prompt::of_messages(model, messages, variables, fit).await?;
-    let params = Params {
-        temperature: request.temperature,
-        top_p: request.top_p,
-        max_tokens: request.max_output_tokens,
-        response_format: request.format()?,
-        ..Params::default()
-    };
-    let mut requests = shared.requests(model, &params, &tokens, None)?;
+    let mut requests = shared.requests(model, &request.params()?, &tokens, None)?;
     if let Some(grammar) = tools.as_deref().and_then(Tools::grammar) {
         requests.iter_mut().for_each(|request| request.grammar = Some(grammar.clone()));
     }
     let answers = Answers::ask(&shared.jobs, caller, requests).await?;
-    let mut format = Events::new(&request, fit, &model.name, tools, shared.metrics.clone());
+    let format = Events::new(&request, fit, &model.name, tools, shared.metrics.clone());
+    Ok(dropped.mark(write(shared, answers, &request, format).await?))
+}
+
+/// The same, by a model that others lend: what it calls, its lender says.
+async fn answer_lent(
+    shared: &Arc<Shared>,
+    caller: &Caller,
+    request: ResponsesRequest,
+    lent: LentModel,
+) -> Result<Response, Problem> {
+    if request.truncates()? == Some(true) {
+        let message = "how long a conversation this model takes is known to its lender: send one that fits";
+        return Err(Problem::unsupported("truncation", message));
+    }
+    let messages = input::conversation(request.instructions.as_deref(), &request.input)?;
+    let (functions, choice) = (input::functions(&request.tools)?, input::choice(&request.tool_choice));
+    let question = Question::chat(messages)?.tools(functions, choice)?.with(request.params()?);
+    let format = Events::new(&request, shared.fit(Some(false), None), &lent.name, None, shared.metrics.clone());
+    let answers = shared.ask_lent(caller, lent, question);
+    write(shared, answers, &request, format).await
+}
+
+/// The answer, as it comes or whole.
+async fn write(
+    shared: &Shared,
+    answers: Answers,
+    request: &ResponsesRequest,
+    mut format: Events,
+) -> Result<Response, Problem> {
     if request.stream == Some(true) {
-        return Ok(dropped.mark(respond(answers, Framing::Events, format).await?));
+        return respond(answers, Framing::Events, format).await;
     }
     let whole = answers.whole().await?.pop();
-    let outcome = whole.map(|whole| whole.outcome).ok_or_else(|| Problem::value("input", "no answer"))?;
-    shared.answered(&outcome);
-    Ok(dropped.mark(Json(format.whole(&outcome)).into_response()))
+    let ended = whole.map(|whole| whole.ended).ok_or_else(|| Problem::value("input", "no answer"))?;
+    shared.answered(&ended);
+    Ok(Json(format.whole(&ended)).into_response())
 }
 
 impl ResponsesRequest {
+    fn params(&self) -> Result<Params, Problem> {
+        Ok(Params {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            max_tokens: self.max_output_tokens,
+            response_format: self.format()?,
+            ..Params::default()
+        })
+    }
+
     fn check(&self) -> Result<(), Problem> {
         if self.previous_response_id.is_some() {
             let message = "nothing is kept here between requests: send the whole conversation as input";
