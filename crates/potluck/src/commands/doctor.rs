@@ -216,21 +216,24 @@ async fn swarm(findings: &mut Findings, home: &Home) -> Result<(), Failure> {
         }
     }
     let node = client_node(home, &membership).await?;
-    relay(findings, &node).await;
+    relay(findings, &node, membership.relay(home)).await;
     reach(findings, &node, &membership).await;
     node.close().await;
     Ok(())
 }
 
 /// Whether the relay answers that this machine would use.
-async fn relay(findings: &mut Findings, node: &Node) {
-    let Some(url) = node.address().relay else { return };
+async fn relay(findings: &mut Findings, node: &Node, url: Option<String>) {
+    let Some(url) = url else { return };
     match node.relay_answers().await {
+        None => {
+            findings.ok("relay", format!("{url} is in use by another command of this machine: this one goes without"))
+        }
         Some(Err(why)) => {
             let hint = "its owner's turn: is it running? Another one, or none: potluck serve --relay URL|none";
             findings.add("relay", How::Fail, format!("{url} does not answer: {why}"), hint);
         }
-        _ => findings.ok("relay", format!("{url} answers")),
+        Some(Ok(())) => findings.ok("relay", format!("{url} answers")),
     }
 }
 
