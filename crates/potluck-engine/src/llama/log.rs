@@ -19,8 +19,9 @@ pub(crate) const VERBOSE_VARIABLE: &str = "POTLUCK_ENGINE_LOG";
 
 static COMPLAINTS: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
 
-/// Prepares llama.cpp, once a process.
+/// Prepares llama.cpp, once a process; and the thread that calls it.
 pub(crate) fn init() {
+    crate::sandbox::without_amx();
     static INIT: Once = Once::new();
     INIT.call_once(|| {
         let verbose = std::env::var_os(VERBOSE_VARIABLE).is_some();

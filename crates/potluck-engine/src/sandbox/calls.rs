@@ -120,6 +120,14 @@ pub(super) fn forbid(gpu: bool) -> Result<(), Error> {
     install(allowed(gpu)?, SeccompAction::Errno(libc::EPERM as u32), 0)
 }
 
+/// Refuses this thread, and those that it starts, the tiles of AMX; see `arch_prctl(2)`.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn forbid_amx() -> Result<(), Error> {
+    const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
+    let asks = vec![equals(0, ARCH_REQ_XCOMP_PERM)?];
+    install(BTreeMap::from([(libc::SYS_arch_prctl, asks)]), SeccompAction::Allow, libc::EPERM)
+}
+
 /// Installs a filter. With `Allow` as what is usual, the calls listed give `errno`; else they are allowed.
 fn install(calls: BTreeMap<i64, Vec<SeccompRule>>, usual: SeccompAction, errno: i32) -> Result<(), Error> {
     let listed = match usual {

@@ -47,6 +47,20 @@ pub(crate) fn enter(_gpu: bool) -> Result<(), EngineError> {
     Ok(())
 }
 
+/// An engine within its sandbox cannot ask the kernel for AMX, the tiles of some processors; outside it, as in tests and the
+/// bench, it does not get them either, for it is to compute the same bits. Virtual machines also announce them, grant them, and then end
+/// whoever uses them.
+pub(crate) fn without_amx() {
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    {
+        thread_local!(static DONE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) });
+        if !DONE.replace(true) {
+            // Within the sandbox it is refused already, and so is this.
+            let _ = calls::forbid_amx();
+        }
+    }
+}
+
 /// A crash must not leave hidden states on the disk.
 fn no_core_dump() {
     let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
