@@ -51,6 +51,11 @@ pub(crate) struct Told {
 }
 
 impl Ended {
+    /// False where whoever made it has not said how many tokens there were: no prompt has none.
+    pub(crate) fn is_counted(&self) -> bool {
+        self.told.is_none() || self.outcome.prompt_tokens > 0
+    }
+
     /// What it says, and what it calls.
     pub(crate) fn said(&self, tools: Option<&Tools>) -> Said {
         let text = &self.outcome.text;

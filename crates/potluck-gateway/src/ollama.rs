@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use potluck_chain::sample::FinishReason;
-use potluck_client::{Outcome, TokenEvent};
+use potluck_client::TokenEvent;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
@@ -162,13 +162,14 @@ pub(crate) async fn chat(
         let ChatRequest { model, messages, rest } = body?;
         let images = |message: &Value| message["images"].as_array().is_some_and(|images| !images.is_empty());
         if messages.iter().any(images) {
-            return Err(Problem::unsupported("images", "this model reads text only"));
+            return Err(Problem::unsupported("images", "text alone is read here"));
         }
         if let Some(lent) = shared.to_ask(model.as_deref()) {
             if messages.is_empty() {
                 return Ok(loaded(&lent.name, &Kind::Chat(None)));
             }
-            let question = Question::chat(for_template(messages)?)?.tools(rest.tools.clone(), None)?;
+            let messages = for_template(messages.into_iter().map(with_name).collect())?;
+            let question = Question::chat(messages)?.tools(rest.tools.clone(), None)?;
             return answer_lent(&shared, &caller, lent, question, rest, Kind::Chat(None)).await;
         }
         let known = shared.named(model.as_deref())?;
@@ -228,6 +229,14 @@ pub(crate) async fn generate(
     either(result.await, Problem::ollama)
 }
 
+/// A result of a tool, which Ollama's clients name by a field of their own.
+fn with_name(mut message: Value) -> Value {
+    if let Some(name) = message.get_mut("tool_name").map(Value::take) {
+        message["name"] = name;
+    }
+    message
+}
+
 async fn answer(
     shared: &Shared,
     caller: &Caller,
@@ -271,7 +280,7 @@ async fn write(shared: &Shared, answers: Answers, model: String, kind: Kind, who
     let whole = answers.whole().await?.pop();
     let ended = whole.map(|whole| whole.ended).ok_or_else(|| Problem::value("n", "no answer"))?;
     shared.answered(&ended);
-    let mut line = format.last(&ended.outcome);
+    let mut line = format.last(&ended);
     format.put(&mut line, &ended.said(format.tools().as_deref()));
     Ok(Json(line).into_response())
 }
@@ -350,7 +359,8 @@ impl Lines {
     }
 
     /// The last line, with the figures in nanoseconds.
-    fn last(&self, outcome: &Outcome) -> Value {
+    fn last(&self, ended: &Ended) -> Value {
+        let outcome = &ended.outcome;
         let mut line = self.line(&said(String::new()), true);
         let ns = |tokens: usize, rate: f64| if rate > 0.0 { (tokens as f64 / rate * 1e9) as u64 } else { 0 };
         let evaluated = outcome.prompt_tokens - outcome.reused_tokens;
@@ -358,6 +368,9 @@ impl Lines {
         line["done_reason"] = if outcome.finish_reason == FinishReason::Length { "length" } else { "stop" }.into();
         line["total_duration"] = (self.begun.elapsed().unwrap_or_default().as_nanos() as u64).into();
         line["load_duration"] = 0.into();
+        if !ended.is_counted() {
+            return line;
+        }
         line["prompt_eval_count"] = outcome.prompt_tokens.into();
         line["prompt_eval_duration"] = ns(evaluated, outcome.prefill_tokens_per_s).into();
         line["eval_count"] = outcome.completion_tokens.into();
@@ -382,7 +395,7 @@ impl Format for Lines {
         if !rest.text.is_empty() || !rest.calls.is_empty() {
             writer.data(&self.line(&rest, false));
         }
-        writer.data(&self.last(&ended.outcome));
+        writer.data(&self.last(ended));
     }
 
     fn end(&mut self, _: &mut Writer) {}
@@ -434,11 +447,11 @@ fn lent_entry(model: &LentModel, since: SystemTime) -> Value {
 }
 
 fn lent_details(model: &LentModel, since: SystemTime) -> Value {
-    let info: Map<_, _> =
-        model.context.map(|context| ("unknown.context_length".to_owned(), json!(context))).into_iter().collect();
+    let mut info = Map::from_iter([("general.architecture".to_owned(), json!("unknown"))]);
+    info.extend(model.context.map(|context| ("unknown.context_length".to_owned(), json!(context))));
     json!({
         "modelfile": "", "parameters": "", "template": "", "details": unknown_details(), "model_info": info,
-        "capabilities": ["completion"], "modified_at": rfc3339(since),
+        "capabilities": ["completion", "tools"], "modified_at": rfc3339(since),
     })
 }
 

@@ -4,11 +4,14 @@
 #[path = "machine/http.rs"]
 mod http;
 mod machine;
+#[path = "machine/odd.rs"]
+mod odd;
 
 use std::io::BufRead;
 
 use http::{Answer, ask, metric, send, status};
 use machine::{Machine, Running, model, wait_until};
+use odd::{Odd, Says, chunks};
 use serde_json::{Value, json};
 
 /// The model's name, at the upstream and so for everybody.
@@ -429,5 +432,202 @@ fn a_stranger_finds_nobody_who_lends_and_nonsense_is_refused() {
         assert_eq!(refused["error"]["code"], expected, "{args:?}: {refused}");
         assert!(!refused.to_string().contains("secret"), "{refused}");
     }
+    ends(lending);
+}
+
+/// What ends a stream as OpenAI's API has it.
+const DONE: &str = "data: [DONE]\n\n";
+
+/// A question to the model `odd` in each API that is put in OpenAI's words.
+fn questions() -> [(&'static str, Value); 4] {
+    let messages = json!([{ "role": "user", "content": "Hi" }]);
+    [
+        ("/v1/messages", json!({ "model": "odd", "max_tokens": 8, "messages": messages })),
+        ("/v1/responses", json!({ "model": "odd", "input": "Hi" })),
+        ("/api/chat", json!({ "model": "odd", "messages": messages })),
+        ("/api/generate", json!({ "model": "odd", "prompt": "Hi" })),
+    ]
+}
+
+fn post(url: &str, path: &str, body: &Value, stream: bool) -> Answer {
+    let mut body = body.clone();
+    body["stream"] = stream.into();
+    ask(url, "POST", path, &[], &body.to_string())
+}
+
+/// An error's text, in the shape of the API that was asked.
+fn error_of(path: &str, answer: &Value) -> String {
+    let text = match path {
+        "/v1/messages" => {
+            assert_eq!(answer["type"], "error", "{answer}");
+            &answer["error"]["message"]
+        }
+        "/v1/responses" => &answer["error"]["message"],
+        _ => &answer["error"],
+    };
+    text.as_str().unwrap_or_else(|| panic!("{path}: {answer}")).to_owned()
+}
+
+#[test]
+fn what_a_lender_s_server_says_wrong_is_said_in_each_api_s_words() {
+    let (owner, odd) = (Machine::new(), Odd::start());
+    owner.json(&["swarm", "create"]);
+    let (lending, _) = lend(&owner, &odd.url, &[]);
+    let (running, url, ready) = gateway(&owner, &[]);
+    assert_eq!(ready["lent"], json!(["odd"]), "{ready}");
+
+    let refusal = json!({ "error": { "message": "too hot", "type": "invalid_request_error", "param": "temperature", "code": "invalid_value" } });
+    let long = json!({ "error": { "message": "too long", "type": "exceed_context_size_error", "code": 400 } });
+    let late = chunks(std::slice::from_ref(&long));
+    let half = json!({ "content": "half" });
+    for (says, status, words, what) in [
+        (Says::Refusal(400, refusal), 400, "too hot", "invalid_value"),
+        (Says::Refusal(500, json!("x")), 503, "answered 500", "upstream_error"),
+        (Says::Refusal(400, long), 400, "too long", "context_length_exceeded"),
+        (Says::Stream(late), 400, "too long", "context_length_exceeded"),
+        (Says::Stream("data: nonsense\n\n".into()), 503, "no answer that can be read", "upstream_protocol"),
+        (Says::Stream(DONE.into()), 503, "broke off", "upstream_protocol"),
+        (Says::Stream(String::new()), 503, "broke off", "upstream_protocol"),
+        (Says::Endless, 503, "longer than", "upstream_protocol"),
+    ] {
+        odd.says(says);
+        for (path, question) in questions() {
+            for stream in [false, true] {
+                let answer = post(&url, path, &question, stream);
+                assert_eq!(answer.status, status, "{path} {words}: {}", answer.body);
+                let text = error_of(path, &answer.json());
+                assert!(text.contains(words), "{path}: {text}");
+                if path == "/v1/responses" {
+                    assert_eq!(code(&answer), what, "{}", answer.body);
+                }
+            }
+        }
+    }
+    wait_until("the endless answers are stopped", || odd.left() == 8);
+
+    // What has been said is not taken back: the stream says what is wrong, and ends.
+    let begun = chunks(&[half]);
+    for end in [String::new(), DONE.into(), chunks(&[json!({ "error": "lost" })])] {
+        odd.says(Says::Stream(format!("{begun}{end}")));
+        for (path, question) in questions() {
+            assert_eq!(post(&url, path, &question, false).status, 503, "{path}");
+            let answer = post(&url, path, &question, true);
+            assert!(answer.status == 200 && answer.body.contains("half"), "{path}: {}", answer.body);
+            let events = if path.starts_with("/v1/") { data(&answer.body) } else { lines(&answer.body) };
+            let last = events.last().unwrap();
+            let error = if path == "/v1/responses" { &last["response"] } else { last };
+            assert!(!error_of(path, error).is_empty() && last["done"] != true, "{path}: {}", answer.body);
+            assert!(!answer.body.contains("message_stop") && !answer.body.contains("response.completed"));
+        }
+    }
+    ends(running);
+    ends(lending);
+}
+
+fn lines(body: &str) -> Vec<Value> {
+    body.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn a_lent_model_s_calls_and_silences_reach_whoever_asked() {
+    let (owner, odd) = (Machine::new(), Odd::start());
+    owner.json(&["swarm", "create"]);
+    let (lending, _) = lend(&owner, &odd.url, &[]);
+    let (running, url, _) = gateway(&owner, &[]);
+    let [messages, responses, chat, _] = questions();
+    let with = |(path, mut body): (&'static str, Value), more: Value| {
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        (path, body)
+    };
+    let schema = json!({ "type": "object", "properties": { "city": { "type": "string" } } });
+    let function = json!({ "name": "weather", "parameters": schema });
+
+    // Two calls after a word, numbered as Ollama does; what it thinks is left out; how many tokens there were it does not say.
+    let call = |id: &str, city: &str| {
+        let arguments = json!({ "city": city }).to_string();
+        let function = json!({ "name": "weather", "arguments": arguments });
+        json!({ "tool_calls": [{ "index": 0, "id": id, "type": "function", "function": function }] })
+    };
+    let said = [json!({ "reasoning": "hm" }), json!({ "content": "I look." }), call("c1", "Rome"), call("c2", "Oslo")];
+    odd.says(Says::Stream(chunks(&[&said[..], &[json!("tool_calls")]].concat()) + DONE));
+    let tools = json!({ "tools": [{ "name": "weather", "input_schema": schema }] });
+    let (path, body) = with(messages.clone(), tools.clone());
+    let whole = post(&url, path, &body, false).json();
+    let kinds = |blocks: &[&Value]| -> Vec<String> {
+        blocks.iter().map(|block| block["type"].as_str().unwrap().to_owned()).collect()
+    };
+    let blocks: Vec<_> = whole["content"].as_array().unwrap().iter().collect();
+    assert_eq!(
+        (kinds(&blocks), &whole["stop_reason"]),
+        (vec!["text".into(), "tool_use".into(), "tool_use".into()], &json!("tool_use"))
+    );
+    assert_eq!(
+        (&blocks[0]["text"], &blocks[2]["id"], &blocks[2]["input"]),
+        (&json!("I look."), &json!("c2"), &json!({ "city": "Oslo" }))
+    );
+    let asked = odd.asked();
+    assert_eq!(asked["tools"], json!([{ "type": "function", "function": function }]), "{asked}");
+    assert_eq!((&asked["max_tokens"], &asked["stream"], asked.get("temperature")), (&json!(8), &json!(true), None));
+    let streamed = post(&url, path, &body, true).body;
+    let events = data(&streamed);
+    let starts: Vec<_> = events
+        .iter()
+        .filter(|event| event["type"] == "content_block_start")
+        .map(|event| &event["content_block"])
+        .collect();
+    assert_eq!(kinds(&starts), ["text", "tool_use", "tool_use"], "{streamed}");
+    let inputs: Vec<_> = events.iter().filter_map(|event| event["delta"]["partial_json"].as_str()).collect();
+    assert_eq!(inputs, [r#"{"city":"Rome"}"#, r#"{"city":"Oslo"}"#]);
+    let (path, silent) = with((path, body), json!({ "tool_choice": { "type": "none" } }));
+    odd.says(Says::Stream(chunks(&[json!({ "content": "No." }), json!("stop")])));
+    let whole = post(&url, path, &silent, false).json();
+    assert_eq!((&whole["content"][0]["text"], &whole["stop_reason"]), (&json!("No."), &json!("end_turn")));
+    assert!(odd.asked().get("tools").is_none(), "what is not to be called is not sent: {}", odd.asked());
+
+    odd.says(Says::Stream(chunks(&[&said[..], &[json!("tool_calls")]].concat()) + DONE));
+    let (path, body) =
+        with(responses, json!({ "tools": [{ "type": "function", "name": "weather", "parameters": schema }] }));
+    for stream in [false, true] {
+        let answer = post(&url, path, &body, stream);
+        let whole = if stream { data(&answer.body).last().unwrap()["response"].clone() } else { answer.json() };
+        let items: Vec<_> = whole["output"].as_array().unwrap().iter().collect();
+        assert_eq!(kinds(&items), ["message", "function_call", "function_call"], "{whole}");
+        assert_eq!((&items[1]["call_id"], &items[2]["arguments"]), (&json!("c1"), &json!(r#"{"city":"Oslo"}"#)));
+        assert_eq!((&whole["status"], &whole["usage"]), (&json!("completed"), &Value::Null), "it was not said");
+    }
+    let (path, body) = with(chat.clone(), json!({ "tools": [{ "type": "function", "function": function }] }));
+    for stream in [false, true] {
+        let lines = lines(&post(&url, path, &body, stream).body);
+        let text: String = lines.iter().filter_map(|line| line["message"]["content"].as_str()).collect();
+        let calls: Vec<_> =
+            lines.iter().filter_map(|line| line["message"]["tool_calls"].as_array()).flatten().collect();
+        assert_eq!(
+            (&*text, calls.len(), &calls[1]["function"]["arguments"]),
+            ("I look.", 2, &json!({ "city": "Oslo" }))
+        );
+        let last = lines.last().unwrap();
+        assert_eq!((&last["done"], last.get("eval_count")), (&json!(true), None), "{last}");
+    }
+    let shown = ask(&url, "POST", "/api/show", &[], &json!({ "model": "odd" }).to_string()).json();
+    assert_eq!(shown["capabilities"], json!(["completion", "tools"]));
+
+    // Who hangs up before the first word, or after it, streamed or not, stops the server.
+    for (nth, (says, stream)) in [("", false), ("", true), ("half", false), ("half", true)].into_iter().enumerate() {
+        let words = if says.is_empty() { String::new() } else { chunks(&[json!({ "content": says })]) };
+        odd.says(Says::Silence(words));
+        let (path, mut body) = messages.clone();
+        body["stream"] = stream.into();
+        let times = odd.times();
+        let mut waiting = send(&url, "POST", path, &[], &body.to_string());
+        wait_until("it is asked", || odd.times() > times);
+        assert_eq!(metric(&url, "potluck_lent_requests_running"), 1.0);
+        if stream {
+            assert_eq!(status(&mut waiting), 200);
+        }
+        drop(waiting);
+        wait_until("it is stopped", || odd.left() == nth + 1);
+        wait_until("the turn is free", || metric(&url, "potluck_lent_requests_running") == 0.0);
+    }
+    ends(running);
     ends(lending);
 }

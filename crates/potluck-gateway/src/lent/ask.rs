@@ -10,7 +10,8 @@ use tokio::sync::mpsc;
 
 use super::{
     LentAnswer, LentModel, Question,
-    reply::{follow, nonsense, refusal, whole},
+    refusal::{nonsense, refusal},
+    reply::{follow, whole},
     turns::Turn,
 };
 use crate::{
@@ -80,7 +81,7 @@ impl Shared {
         if texts.is_empty() {
             return Ok((Vec::new(), 0));
         }
-        let request = json!({ "model": model.name, "input": texts });
+        let request = json!({ "model": model.name, "input": texts, "encoding_format": "float" });
         let (answer, _turn) = self.send_lent(caller, model, Endpoint::Embeddings, &request).await?;
         let bytes_max = (texts.len() + 1).saturating_mul(EMBEDDING_BYTES_MAX).min(EMBEDDINGS_BYTES_MAX);
         let body = whole(answer.body, bytes_max).await?;
@@ -88,6 +89,10 @@ impl Shared {
         data.sort_by_key(|one| one.index);
         if data.len() != texts.len() {
             return Err(nonsense(format!("{} embeddings for {} texts", data.len(), texts.len())));
+        }
+        // JSON knows no other numbers: whoever asked would get `null`.
+        if data.iter().flat_map(|one| &one.embedding).any(|number| !number.is_finite()) {
+            return Err(nonsense("a number of an embedding is too large"));
         }
         let tokens = usage.map_or(0, |usage| usage.prompt_tokens) as usize;
         Ok((data.into_iter().map(|one| one.embedding).collect(), tokens))

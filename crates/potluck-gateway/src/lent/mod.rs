@@ -6,6 +6,7 @@
 mod ask;
 mod pass;
 mod question;
+mod refusal;
 mod reply;
 mod turns;
 

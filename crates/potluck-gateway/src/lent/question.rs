@@ -11,6 +11,9 @@ use crate::{
     tools::Tools,
 };
 
+/// Tokens of a text that goes on where nobody sets a limit: servers differ in what they do then, and some stop after 16.
+const TEXT_TOKENS: u32 = 128;
+
 /// A request to a lender, but for the model's name.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Question {
@@ -31,7 +34,9 @@ impl Question {
 
     /// A text that goes on.
     pub(crate) fn text(prompt: String) -> Self {
-        Self::new(Endpoint::Completions, "prompt", prompt.into())
+        let mut question = Self::new(Endpoint::Completions, "prompt", prompt.into());
+        question.request.insert("max_tokens".into(), TEXT_TOKENS.into());
+        question
     }
 
     fn new(endpoint: Endpoint, field: &str, value: Value) -> Self {
@@ -44,8 +49,10 @@ impl Question {
 
     /// With these functions, and this choice among them.
     pub(crate) fn tools(mut self, mut tools: Vec<Value>, choice: Option<Value>) -> Result<Self, Problem> {
-        // What is wrong with them is wrong whoever answers.
-        Tools::of(Some(&tools), choice.as_ref())?;
+        // What is wrong with them is wrong whoever answers. Some servers heed no choice: what is not to be called is not sent.
+        if Tools::of(Some(&tools), choice.as_ref())?.is_none() {
+            return Ok(self);
+        }
         for tool in &mut tools {
             if let Some(function) = tool["function"].as_object_mut() {
                 // Servers read what is null as a word that they do not know.
@@ -53,10 +60,8 @@ impl Question {
                 self.functions.extend(function.get("name").and_then(Value::as_str).map(str::to_owned));
             }
         }
-        if !tools.is_empty() {
-            self.request.insert("tools".into(), tools.into());
-            self.request.extend(choice.map(|choice| ("tool_choice".to_owned(), choice)));
-        }
+        self.request.insert("tools".into(), tools.into());
+        self.request.extend(choice.map(|choice| ("tool_choice".to_owned(), choice)));
         Ok(self)
     }
 
@@ -119,7 +124,7 @@ fn as_sent(mut messages: Vec<Value>) -> Result<Vec<Value>, Problem> {
                 call["id"] = format!("call_{count}").into();
             }
             count += 1;
-            unanswered.push_back(call["id"].clone());
+            unanswered.push_back((call["id"].clone(), call["function"]["name"].clone()));
             call["type"] = "function".into();
             let arguments = call["function"]["arguments"].take();
             call["function"]["arguments"] = match arguments {
@@ -130,8 +135,13 @@ fn as_sent(mut messages: Vec<Value>) -> Result<Vec<Value>, Problem> {
         }
         if message["role"] == "tool" {
             match message.get("tool_call_id").and_then(Value::as_str) {
-                Some(id) => unanswered.retain(|call| call != id),
-                None => message["tool_call_id"] = unanswered.pop_front().unwrap_or_else(|| "call_0".into()),
+                Some(id) => unanswered.retain(|(call, _)| call != id),
+                // That of the tool that it names, else the first that has none.
+                None => {
+                    let of = unanswered.iter().position(|(_, tool)| *tool == message["name"]).unwrap_or(0);
+                    let (id, _) = unanswered.remove(of).unwrap_or_else(|| ("call_0".into(), Value::Null));
+                    message["tool_call_id"] = id;
+                }
             }
         }
     }
@@ -161,6 +171,16 @@ mod tests {
         assert_eq!(sent[1]["tool_calls"][1]["function"]["arguments"], r#"{"a":1}"#);
         let ids = [2, 3, 5].map(|at| sent[at]["tool_call_id"].as_str().unwrap());
         assert_eq!(ids, ["call_0", "call_1", "x"]);
+        let result = |name: &str| json!({ "role": "tool", "content": "", "name": name });
+        let crossed = vec![
+            json!({ "role": "assistant", "content": "", "tool_calls": [call("f"), call("g")] }),
+            result("g"),
+            result("absent"),
+            result("f"),
+        ];
+        let sent = Value::from(Question::chat(crossed).unwrap().request);
+        let ids = [1, 2, 3].map(|at| sent["messages"][at]["tool_call_id"].as_str().unwrap());
+        assert_eq!(ids, ["call_1", "call_0", "call_0"], "of the tool that it names, then in turn");
         assert!(Question::chat(Vec::new()).is_err());
         for call in [json!("x"), json!({}), json!({ "function": "f" }), json!(7)] {
             let messages = vec![json!({ "role": "assistant", "content": "", "tool_calls": [call] })];
@@ -192,5 +212,9 @@ mod tests {
         let called = Question::text("x".into()).tools(vec![tool], Some("required".into())).unwrap();
         assert_eq!(called.request["tools"], json!([{ "type": "function", "function": { "name": "f" } }]));
         assert_eq!((&called.request["tool_choice"], &*called.functions), (&json!("required"), &["f".to_owned()][..]));
+        let tool = json!({ "type": "function", "function": { "name": "f" } });
+        let silent = Question::text("x".into()).tools(vec![tool], Some("none".into()));
+        assert_eq!(silent, Ok(Question::text("x".into())), "what is not to be called is not sent");
+        assert_eq!((&request["max_tokens"], &silent.unwrap().request["max_tokens"]), (&json!(5), &json!(TEXT_TOKENS)));
     }
 }

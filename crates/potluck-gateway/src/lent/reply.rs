@@ -8,9 +8,12 @@ use potluck_chain::sample::FinishReason;
 use potluck_client::{Outcome, TokenEvent};
 use serde_json::Value;
 
-use super::LentAnswer;
+use super::{
+    LentAnswer,
+    refusal::{cut, is_word, nonsense, within},
+};
 use crate::{
-    Problem, Whose,
+    Problem,
     answer::{Ended, Told},
     slots::{Event, Events},
     tools::{Call, TOOLS_MAX},
@@ -24,13 +27,6 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// What a piece takes while it waits to be read.
 const PIECE_BYTES: usize = 96;
-
-/// Bytes of a refusal that are read, and characters of it that are passed on.
-const REFUSAL_BYTES_MAX: usize = 64 << 10;
-const REFUSAL_CHARS_MAX: usize = 2_000;
-
-/// Seconds after which it may go better, where nobody says.
-const RETRY_SECONDS: u32 = 5;
 
 /// Reads an answer to its end. `functions`: those that it may call.
 pub(super) async fn follow(answer: LentAnswer, functions: Vec<String>, events: &Events) {
@@ -65,58 +61,14 @@ pub(super) async fn whole(mut body: BoxStream<Result<Bytes, Problem>>, bytes_max
     Ok(read)
 }
 
-/// Why a lender did not answer, in its own words where it has some.
-pub(super) async fn refusal(answer: LentAnswer) -> Problem {
-    let LentAnswer { status, retry_after, mut body, .. } = answer;
-    let mut read = Vec::new();
-    while let Some(Ok(piece)) = body.next().await
-        && read.len() < REFUSAL_BYTES_MAX
-    {
-        read.extend_from_slice(&piece);
-    }
-    read.truncate(REFUSAL_BYTES_MAX);
-    let object: Value = serde_json::from_slice(&read).unwrap_or_default();
-    let whose = match status {
-        400 | 422 => Whose::Request,
-        404 => Whose::Missing,
-        413 => Whose::Size,
-        429 => Whose::Busy(retry_after.unwrap_or(RETRY_SECONDS)),
-        _ => Whose::Lenders(retry_after.unwrap_or(RETRY_SECONDS)),
-    };
-    let code = object["error"]["code"].as_str().filter(|code| is_word(code)).map(str::to_owned);
-    let words = said_of(&object).unwrap_or_else(|| format!("the server that lends this model answered {status}"));
-    Problem::new(whose, code.unwrap_or_else(|| "upstream_error".into()), cut(&words))
-}
-
-fn is_word(code: &str) -> bool {
-    (1..=64).contains(&code.len()) && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
-}
-
-/// What servers call an error's text.
-fn said_of(object: &Value) -> Option<String> {
-    let error = &object["error"];
-    [&error["message"], error, &object["message"], &object["detail"]]
-        .into_iter()
-        .find_map(Value::as_str)
-        .map(str::to_owned)
-}
-
-fn cut(text: &str) -> String {
-    text.chars().take(REFUSAL_CHARS_MAX).collect()
-}
-
-pub(super) fn nonsense(what: impl std::fmt::Display) -> Problem {
-    let message = format!("the server that lends this model gave no answer that can be read: {what}");
-    Problem::new(Whose::Lenders(RETRY_SECONDS), "upstream_protocol", message)
-}
-
 /// An answer as far as it has come.
 struct Reading {
     functions: Vec<String>,
     /// Bytes of all that came.
     bytes: usize,
     text: String,
-    calls: Vec<Call>,
+    /// Each with its server's number.
+    calls: Vec<(u64, Call)>,
     finish: Option<FinishReason>,
     stop: Option<String>,
     prompt_tokens: usize,
@@ -163,7 +115,7 @@ impl Reading {
                     continue;
                 }
                 match event(&line)? {
-                    Some(Chunk::End) => return Ok(()),
+                    Some(Chunk::End) => return self.over(),
                     Some(Chunk::More(chunk)) => {
                         let text = self.chunk(&chunk, "delta")?;
                         if !text.is_empty() {
@@ -175,11 +127,12 @@ impl Reading {
                 line.clear();
             }
         }
-        match self.finish {
-            // It said all that it had to say, but that this was all.
-            Some(_) => Ok(()),
-            None => Err(nonsense("it broke off")),
-        }
+        self.over()
+    }
+
+    /// Its stream is over. One that says why it ended is whole, also without the stream's own end; no other is.
+    fn over(&self) -> Result<(), Problem> {
+        if self.finish.is_some() { Ok(()) } else { Err(nonsense("it broke off")) }
     }
 
     /// An answer in one piece; its text.
@@ -195,8 +148,7 @@ impl Reading {
     /// Takes one chunk; the text in it.
     fn chunk(&mut self, chunk: &Value, part: &str) -> Result<String, Problem> {
         if !chunk["error"].is_null() {
-            let words = said_of(chunk).unwrap_or_else(|| "the server that lends this model failed".into());
-            return Err(Problem::new(Whose::Lenders(RETRY_SECONDS), "upstream_error", cut(&words)));
+            return Err(within(chunk));
         }
         let count = |value: &Value| value.as_u64().map(|count| count.min(u64::from(u32::MAX)) as usize);
         let usage = &chunk["usage"];
@@ -213,7 +165,7 @@ impl Reading {
         let said = &choice[part];
         let text = said["content"].as_str().or(choice["text"].as_str()).unwrap_or_default();
         for (at, call) in said["tool_calls"].as_array().into_iter().flatten().enumerate() {
-            self.call(call["index"].as_u64().map_or(at, |index| index as usize), call)?;
+            self.call(call["index"].as_u64().unwrap_or(at as u64), call)?;
         }
         if let Some(finish) = choice["finish_reason"].as_str() {
             self.finish = Some(if finish == "length" { FinishReason::Length } else { FinishReason::Stop });
@@ -231,21 +183,27 @@ impl Reading {
         Ok(text.to_owned())
     }
 
-    /// A call, or more of one.
-    fn call(&mut self, at: usize, piece: &Value) -> Result<(), Problem> {
-        if at > self.calls.len() || at >= TOOLS_MAX {
-            return Err(nonsense(format!("call {at} comes after {}", self.calls.len())));
-        }
-        if at == self.calls.len() {
-            self.calls.push(Call { id: Call::new_id(), name: String::new(), arguments: String::new() });
-        }
-        let call = &mut self.calls[at];
-        if let Some(id) = piece["id"].as_str().filter(|id| is_word(id)) {
-            id.clone_into(&mut call.id);
-        }
+    /// A call, or more of one: Ollama numbers all calls 0, and each is a new one where it has a name and another id.
+    fn call(&mut self, number: u64, piece: &Value) -> Result<(), Problem> {
+        let id = piece["id"].as_str().filter(|id| is_word(id));
+        let function = &piece["function"];
+        let name = function["name"].as_str().unwrap_or_default();
+        let last = self.calls.iter().rposition(|(known, _)| *known == number);
+        let same = |&at: &usize| name.is_empty() || id.is_none_or(|id| id == self.calls[at].1.id);
+        let at = match last.filter(same) {
+            Some(at) => at,
+            None if self.calls.len() >= TOOLS_MAX => return Err(nonsense(format!("more than {TOOLS_MAX} calls"))),
+            None => {
+                let id = id.map_or_else(Call::new_id, str::to_owned);
+                self.calls.push((number, Call { id, name: String::new(), arguments: String::new() }));
+                self.bytes += PIECE_BYTES;
+                self.calls.len() - 1
+            }
+        };
+        let call = &mut self.calls[at].1;
         let before = call.name.len() + call.arguments.len();
-        call.name += piece["function"]["name"].as_str().unwrap_or_default();
-        match &piece["function"]["arguments"] {
+        call.name += name;
+        match &function["arguments"] {
             Value::String(text) => call.arguments += text,
             Value::Null => {}
             object => call.arguments += &object.to_string(),
@@ -256,7 +214,7 @@ impl Reading {
 
     /// Calls as they may be handed on: of functions that were offered, with arguments that are whole.
     fn called(&mut self) -> Result<Vec<Call>, Problem> {
-        let mut calls = std::mem::take(&mut self.calls);
+        let mut calls: Vec<Call> = std::mem::take(&mut self.calls).into_iter().map(|(_, call)| call).collect();
         let is_whole =
             |call: &Call| call.arguments.is_empty() || serde_json::from_str::<Value>(&call.arguments).is_ok();
         // One that was cut off by a limit is none.
@@ -393,7 +351,9 @@ mod tests {
     async fn what_is_no_answer_is_said_to_be_none() {
         let line = format!("data: {}", "x".repeat(LINE_BYTES_MAX));
         let text = delta(&format!(r#"{{"content":"{}"}}"#, "x".repeat(LINE_BYTES_MAX - 1_000)), "null");
-        let call = delta(r#"{"tool_calls":[{"index":200,"function":{"name":"f"}}]}"#, "null");
+        let calls: Vec<_> =
+            (0..=TOOLS_MAX).map(|at| serde_json::json!({ "index": at, "function": { "name": "f" } })).collect();
+        let calls = delta(&serde_json::json!({ "tool_calls": calls }).to_string(), "null");
         let called = |name: &str, arguments: &str, finish: &str| {
             let function = serde_json::json!({ "index": 0, "function": { "name": name, "arguments": arguments } });
             delta(&serde_json::json!({ "tool_calls": [function] }).to_string(), finish)
@@ -406,7 +366,9 @@ mod tests {
             &[&half],
             &[],
             &[&*text; 17],
-            &[&call],
+            &[&calls],
+            &[DONE],
+            &[&half, DONE],
             &[&other, DONE],
             &[&broken, DONE],
         ] {
@@ -418,6 +380,46 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn calls_are_told_apart_however_they_are_numbered() {
+        let call = |index: &str, id: &str, name: &str, arguments: &str| {
+            let arguments = Value::from(arguments);
+            delta(
+                &format!(
+                    r#"{{"tool_calls":[{{{index}"id":{id},"function":{{"name":{name},"arguments":{arguments}}}}}]}}"#
+                ),
+                "null",
+            )
+        };
+        let end = delta("{}", r#""tool_calls""#);
+        // As Ollama has it; as vLLM has it, in pieces, one with an empty id; from 1; and without any number.
+        for pieces in [
+            [call(r#""index":0,"#, r#""a""#, r#""f""#, "{}"), call(r#""index":0,"#, r#""b""#, r#""f""#, "[1]")]
+                .to_vec(),
+            [
+                call(r#""index":0,"#, r#""a""#, r#""f""#, ""),
+                call(r#""index":0,"#, "null", "null", "{}"),
+                call(r#""index":1,"#, r#""b""#, r#""f""#, "["),
+                call(r#""index":1,"#, "\"\"", "\"\"", "1]"),
+            ]
+            .to_vec(),
+            [
+                call(r#""index":1,"#, r#""a""#, r#""f""#, "{"),
+                call(r#""index":1,"#, r#""a""#, "null", "}"),
+                call(r#""index":2,"#, r#""b""#, r#""f""#, "[1]"),
+            ]
+            .to_vec(),
+            [call("", r#""a""#, r#""f""#, "{}"), call("", r#""b""#, r#""f""#, "[1]")].to_vec(),
+        ] {
+            let pieces: Vec<&str> = pieces.iter().chain([&end]).map(String::as_str).collect();
+            let events = events(answer("text/event-stream", &pieces)).await;
+            let Some(Event::Done(ended)) = events.last() else { panic!("{events:?}") };
+            let told = ended.told.as_ref().unwrap();
+            let calls: Vec<_> = told.calls.iter().map(|call| (&*call.id, &*call.name, &*call.arguments)).collect();
+            assert_eq!(calls, [("a", "f", "{}"), ("b", "f", "[1]")], "{pieces:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_call_that_a_limit_cut_off_is_none() {
         let cut = delta(r#"{"tool_calls":[{"index":0,"function":{"name":"f","arguments":"{\"a"}}]}"#, r#""length""#);
         let bare = delta(r#"{"tool_calls":[{"index":0,"function":{"name":"f"}}]}"#, r#""tool_calls""#);
@@ -426,28 +428,6 @@ mod tests {
             let Some(Event::Done(ended)) = events.last() else { panic!("{events:?}") };
             let told = ended.told.as_ref().unwrap();
             assert_eq!(told.calls.iter().map(|call| &*call.arguments).collect::<Vec<_>>(), calls);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_refusal_keeps_its_status_and_its_words() {
-        for (status, body, expected, code, words) in [
-            (
-                400,
-                r#"{"error":{"message":"too long","code":"context_length_exceeded"}}"#,
-                400,
-                "context_length_exceeded",
-                "too long",
-            ),
-            (404, r#"{"error":"no such model"}"#, 404, "upstream_error", "no such model"),
-            (422, r#"{"detail":"top_k"}"#, 400, "upstream_error", "top_k"),
-            (429, "{}", 429, "upstream_error", "answered 429"),
-            (500, "<html>", 503, "upstream_error", "answered 500"),
-            (400, r#"{"error":{"message":"x","code":"a b\n"}}"#, 400, "upstream_error", "x"),
-        ] {
-            let problem = refusal(LentAnswer { status, ..answer("", &[body]) }).await;
-            assert_eq!((problem.status(), &*problem.code), (expected, code), "{body}");
-            assert!(problem.message.contains(words), "{problem}");
         }
     }
 }

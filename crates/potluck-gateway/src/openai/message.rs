@@ -50,7 +50,7 @@ pub(crate) fn text(param: &str, content: Value) -> Result<String, Problem> {
                 }
                 Some("refusal") => Ok(part["refusal"].as_str().unwrap_or_default().to_owned()),
                 Some(other) => {
-                    let message = format!("this model reads text only; it cannot read a part of type `{other}`");
+                    let message = format!("text alone is read here; a part of type `{other}` is not");
                     Err(Problem::unsupported(param.to_owned(), message))
                 }
             };

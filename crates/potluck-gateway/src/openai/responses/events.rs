@@ -76,7 +76,7 @@ impl Events {
     pub(super) fn whole(&mut self, ended: &Ended) -> Value {
         let Said { text, calls } = ended.said(self.tools.as_deref());
         self.text = text;
-        self.finished(&ended.outcome, &calls)
+        self.finished(ended, &calls)
     }
 
     fn send(&mut self, kind: &str, mut event: Value, writer: &mut Writer) {
@@ -101,7 +101,8 @@ impl Events {
         json!({ "type": "message", "id": self.item, "status": status, "role": "assistant", "content": content })
     }
 
-    fn finished(&self, outcome: &Outcome, calls: &[Call]) -> Value {
+    fn finished(&self, ended: &Ended, calls: &[Call]) -> Value {
+        let outcome = &ended.outcome;
         let cut = outcome.finish_reason == FinishReason::Length;
         let status = if cut { "incomplete" } else { "completed" };
         let mut response = self.response.clone();
@@ -110,13 +111,7 @@ impl Events {
         let speaks = self.speaks || !self.text.is_empty() || calls.is_empty();
         let message = speaks.then(|| self.message(status, json!([self.content()])));
         response["output"] = message.into_iter().chain(calls.iter().map(|call| item(call, true))).collect();
-        response["usage"] = json!({
-            "input_tokens": outcome.prompt_tokens,
-            "input_tokens_details": { "cached_tokens": outcome.reused_tokens },
-            "output_tokens": outcome.completion_tokens,
-            "output_tokens_details": { "reasoning_tokens": 0 },
-            "total_tokens": outcome.prompt_tokens + outcome.completion_tokens,
-        });
+        response["usage"] = if ended.is_counted() { usage(outcome) } else { Value::Null };
         response
     }
 
@@ -152,6 +147,17 @@ impl Events {
         self.send("response.function_call_arguments.done", event, writer);
         self.send("response.output_item.done", json!({ "output_index": at, "item": whole }), writer);
     }
+}
+
+/// Tokens, as responses count them.
+fn usage(outcome: &Outcome) -> Value {
+    json!({
+        "input_tokens": outcome.prompt_tokens,
+        "input_tokens_details": { "cached_tokens": outcome.reused_tokens },
+        "output_tokens": outcome.completion_tokens,
+        "output_tokens_details": { "reasoning_tokens": 0 },
+        "total_tokens": outcome.prompt_tokens + outcome.completion_tokens,
+    })
 }
 
 /// A call as an item: while it comes it has no arguments yet.
@@ -191,7 +197,7 @@ impl Format for Events {
         if calls.is_empty() {
             self.speak(writer);
         }
-        let response = self.finished(&ended.outcome, &calls);
+        let response = self.finished(ended, &calls);
         if self.speaks {
             let (text, content) = (self.text.clone(), self.content());
             self.part("response.output_text.done", "text", text.into(), writer);
