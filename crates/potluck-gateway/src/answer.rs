@@ -140,6 +140,11 @@ impl Answers {
         Some(next)
     }
 
+    /// The only choice, to its end.
+    pub(crate) async fn ended(self) -> Result<Ended, Problem> {
+        self.whole().await?.pop().map(|whole| whole.ended).ok_or_else(leaving)
+    }
+
     /// All choices, whole.
     pub(crate) async fn whole(mut self) -> Result<Vec<Whole>, Problem> {
         let mut tokens: Vec<Vec<TokenEvent>> = (0..self.open).map(|_| Vec::new()).collect();

@@ -277,8 +277,7 @@ async fn write(shared: &Shared, answers: Answers, model: String, kind: Kind, who
     if !whole {
         return respond(answers, Framing::Lines, format).await;
     }
-    let whole = answers.whole().await?.pop();
-    let ended = whole.map(|whole| whole.ended).ok_or_else(|| Problem::value("n", "no answer"))?;
+    let ended = answers.ended().await?;
     shared.answered(&ended);
     let mut line = format.last(&ended);
     format.put(&mut line, &ended.said(format.tools().as_deref()));

@@ -128,3 +128,22 @@ fn make_private_dir(dir: &Path) -> std::io::Result<()> {
 fn make_private_dir(dir: &Path) -> std::io::Result<()> {
     fs::create_dir_all(dir)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_at_a_time_is_at_the_relay() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(Some(dir.path().join("home")), Reach::default()).unwrap();
+        let claim = || home.claim_relay("https://relay.example/".into());
+        let first = claim().unwrap();
+        assert!(claim().is_none(), "they share a key");
+        let clone = first.clone();
+        drop(first);
+        assert!(claim().is_none(), "its node lives");
+        drop(clone);
+        assert!(claim().is_some());
+    }
+}

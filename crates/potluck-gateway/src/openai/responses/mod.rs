@@ -122,8 +122,7 @@ async fn write(
     if request.stream == Some(true) {
         return respond(answers, Framing::Events, format).await;
     }
-    let whole = answers.whole().await?.pop();
-    let ended = whole.map(|whole| whole.ended).ok_or_else(|| Problem::value("input", "no answer"))?;
+    let ended = answers.ended().await?;
     shared.answered(&ended);
     Ok(Json(format.whole(&ended)).into_response())
 }
