@@ -4,8 +4,11 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
+    net::{TcpListener, TcpStream},
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
+    sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -35,6 +38,21 @@ pub(crate) fn model() -> String {
         .unwrap_or_else(|| std::env::home_dir().unwrap().join(".cache/potluck/models/SmolLM2-135M-Instruct.Q4_1.gguf"));
     assert!(path.is_file(), "{} is missing: make model", path.display());
     path.display().to_string()
+}
+
+/// A server on this machine, until the test ends: a thread for each connection. Its address.
+pub(crate) fn listen(answer: impl Fn(TcpStream) -> std::io::Result<()> + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let answer = Arc::new(answer);
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let answer = answer.clone();
+            // A client may hang up whenever it likes.
+            thread::spawn(move || drop(answer(stream)));
+        }
+    });
+    url
 }
 
 impl Machine {

@@ -2,15 +2,16 @@
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    thread,
 };
 
 use serde_json::{Value, json};
+
+use crate::machine::listen;
 
 /// What it answers a request.
 #[derive(Clone)]
@@ -40,18 +41,10 @@ struct Site {
 
 impl Odd {
     pub(crate) fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
         let says = Mutex::new(Says::Refusal(500, json!({})));
         let site = Arc::new(Site { says, asked: Mutex::default(), left: AtomicUsize::new(0) });
         let served = site.clone();
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let site = served.clone();
-                // A client may hang up whenever it likes.
-                thread::spawn(move || drop(site.answer(stream)));
-            }
-        });
+        let url = listen(move |stream| served.answer(stream));
         Self { url, site }
     }
 

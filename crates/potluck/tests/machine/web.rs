@@ -4,13 +4,14 @@
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Write},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::{Arc, Condvar, Mutex},
-    thread,
 };
 
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
+
+use crate::machine::listen;
 
 #[path = "../../../potluck-pull/tests/tiny/mod.rs"]
 mod tiny;
@@ -38,17 +39,9 @@ struct Site {
 
 impl Web {
     pub(crate) fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
         let site = Arc::new(Site::default());
         let served = site.clone();
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let site = served.clone();
-                // A client may hang up whenever it likes.
-                thread::spawn(move || drop(site.answer(stream)));
-            }
-        });
+        let url = listen(move |stream| served.answer(stream));
         Self { url, site }
     }
 
