@@ -7,7 +7,7 @@ use crate::{
     Problem, Whose,
     access::Caller,
     slots::{Event, Job, Task},
-    tools::{Call, Said, Tools},
+    tools::{Call, Piece, Reader},
 };
 
 /// Texts of one request that wait for slots, or are in them, at a time.
@@ -56,14 +56,19 @@ impl Ended {
         self.told.is_none() || self.outcome.prompt_tokens > 0
     }
 
-    /// What it says, and what it calls.
-    pub(crate) fn said(&self, tools: Option<&Tools>) -> Said {
-        let text = &self.outcome.text;
-        match (&self.told, tools) {
-            (Some(told), _) => Said { text: text.clone(), calls: told.calls.clone() },
-            (None, Some(tools)) => tools.read(text),
-            (None, None) => Said { text: text.clone(), calls: Vec::new() },
+    /// What was not read while it came: what was held back, and what its lender says that it calls.
+    pub(crate) fn rest(&self, reader: &mut Reader) -> Vec<Piece> {
+        match &self.told {
+            Some(told) => reader.told(&told.calls),
+            None => reader.end(),
         }
+    }
+
+    /// All of it.
+    pub(crate) fn pieces(&self, reader: &mut Reader) -> Vec<Piece> {
+        let mut pieces = reader.read(&self.outcome.text);
+        pieces.extend(self.rest(reader));
+        pieces
     }
 }
 
@@ -140,9 +145,9 @@ impl Answers {
         Some(next)
     }
 
-    /// The only choice, to its end.
-    pub(crate) async fn ended(self) -> Result<Ended, Problem> {
-        self.whole().await?.pop().map(|whole| whole.ended).ok_or_else(leaving)
+    /// The only choice, whole.
+    pub(crate) async fn only(self) -> Result<Whole, Problem> {
+        self.whole().await?.pop().ok_or_else(leaving)
     }
 
     /// All choices, whole.

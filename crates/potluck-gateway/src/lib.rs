@@ -18,6 +18,7 @@ mod document;
 mod http;
 mod keeper;
 mod lent;
+mod logprobs;
 mod metrics;
 mod model;
 mod ollama;

@@ -12,6 +12,7 @@ use axum::{
 };
 use potluck_chain::sample::FinishReason;
 use potluck_client::TokenEvent;
+use potluck_engine::VocabularyClient;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
@@ -19,15 +20,16 @@ use utoipa::ToSchema;
 use crate::{
     LentModel, Model, Problem,
     access::Caller,
-    answer::{Answers, Ended},
+    answer::{Answers, Ended, Whole},
     http::{Asker, Json as Body, Shared, Site, either, or_default},
     lent::Question,
+    logprobs,
     metrics::Metrics,
     openai::{OneOrMany, Params, for_template},
     overflow::Fitted,
     prompt,
     stream::{Format, Framing, Writer, respond},
-    tools::{Call, Held, Said, Tools},
+    tools::{Call, Piece, Reader, Said, Tools},
 };
 
 /// The version of Ollama whose API this is like: clients ask for a version and expect three numbers.
@@ -90,6 +92,10 @@ struct Rest {
     truncate: Option<bool>,
     #[serde(default, deserialize_with = "or_default")]
     tools: Vec<Value>,
+    #[serde(default)]
+    logprobs: Option<bool>,
+    #[serde(default)]
+    top_logprobs: Option<u16>,
 }
 
 pub(crate) async fn hello() -> &'static str {
@@ -250,10 +256,12 @@ async fn answer(
     }
     let Fitted { tokens, dropped } = prompt;
     let params = rest.options.params(rest.format)?;
-    let requests = shared.requests(model, &params, &tokens, None)?;
+    let logprobs = logprobs::asked(rest.logprobs, rest.top_logprobs)?;
+    let requests = shared.requests(model, &params, &tokens, logprobs)?;
     let answers = Answers::ask(&shared.jobs, caller, requests).await?;
     let whole = rest.stream == Some(false);
-    Ok(dropped.mark(write(shared, answers, model.name.clone(), kind, whole).await?))
+    let format = Lines::new(shared, model.name.clone(), Some(model.vocabulary.clone()), kind);
+    Ok(dropped.mark(write(shared, answers, format, whole).await?))
 }
 
 /// The same, by a model that others lend: what it calls, its lender says.
@@ -265,22 +273,32 @@ async fn answer_lent(
     rest: Rest,
     kind: Kind,
 ) -> Result<Response, Problem> {
-    let name = lent.name.clone();
+    if logprobs::asked(rest.logprobs, rest.top_logprobs)?.is_some() {
+        let message = "this model's lender reports them in its own API alone: ask at /v1/chat/completions";
+        return Err(Problem::unsupported("logprobs", message));
+    }
+    let format = Lines::new(shared, lent.name.clone(), None, kind);
     let answers = shared.ask_lent(caller, lent, question.with(rest.options.params(rest.format)?));
-    write(shared, answers, name, kind, rest.stream == Some(false)).await
+    write(shared, answers, format, rest.stream == Some(false)).await
 }
 
 /// The answer, as it comes or whole.
-async fn write(shared: &Shared, answers: Answers, model: String, kind: Kind, whole: bool) -> Result<Response, Problem> {
-    let metrics = shared.metrics.clone();
-    let format = Lines { model, kind, metrics, begun: SystemTime::now(), held: Held::default() };
+async fn write(shared: &Shared, answers: Answers, mut format: Lines, whole: bool) -> Result<Response, Problem> {
     if !whole {
         return respond(answers, Framing::Lines, format).await;
     }
-    let ended = answers.ended().await?;
+    let Whole { tokens, ended } = answers.only().await?;
     shared.answered(&ended);
     let mut line = format.last(&ended);
-    format.put(&mut line, &ended.said(format.tools().as_deref()));
+    let pieces = ended.pieces(&mut format.reader);
+    format.put(&mut line, &format.reader.said(&pieces));
+    let mut logprobs = Vec::new();
+    for token in &tokens {
+        logprobs.extend(format.logprobs(token).await);
+    }
+    if !logprobs.is_empty() {
+        line["logprobs"] = logprobs.into();
+    }
     Ok(Json(line).into_response())
 }
 
@@ -326,13 +344,25 @@ enum Kind {
 /// The lines of an answer.
 struct Lines {
     model: String,
+    /// Tokens' texts; a lender's are its own.
+    vocabulary: Option<VocabularyClient>,
     kind: Kind,
     metrics: Arc<Metrics>,
     begun: SystemTime,
-    held: Held,
+    reader: Reader,
 }
 
 impl Lines {
+    fn new(shared: &Shared, model: String, vocabulary: Option<VocabularyClient>, kind: Kind) -> Self {
+        let reader = Reader::new(if let Kind::Chat(tools) = &kind { tools.clone() } else { None });
+        Self { model, vocabulary, kind, metrics: shared.metrics.clone(), begun: SystemTime::now(), reader }
+    }
+
+    /// How likely a token was, where that was asked for.
+    async fn logprobs(&self, token: &TokenEvent) -> Option<Value> {
+        logprobs::entries(self.vocabulary.as_ref()?, token).await.map(logprobs::chat)
+    }
+
     fn line(&self, said: &Said, done: bool) -> Value {
         let mut line = json!({ "model": self.model, "created_at": rfc3339(SystemTime::now()), "done": done });
         self.put(&mut line, said);
@@ -351,10 +381,6 @@ impl Lines {
             }
             Kind::Generate => line["response"] = said.text.clone().into(),
         }
-    }
-
-    fn tools(&self) -> Option<Arc<Tools>> {
-        if let Kind::Chat(tools) = &self.kind { tools.clone() } else { None }
     }
 
     /// The last line, with the figures in nanoseconds.
@@ -382,15 +408,23 @@ impl Format for Lines {
     fn begin(&mut self, _: &mut Writer) {}
 
     async fn token(&mut self, _: usize, token: TokenEvent, writer: &mut Writer) {
-        let text = self.held.hold(self.tools().as_deref(), &token.text);
-        if !text.is_empty() {
-            writer.data(&self.line(&said(text), false));
+        // Calls come whole here, at the end.
+        let text: String = self.reader.read(&token.text).iter().filter_map(Piece::text).collect();
+        let logprobs = self.logprobs(&token).await;
+        if text.is_empty() && logprobs.is_none() {
+            return;
         }
+        let mut line = self.line(&said(text), false);
+        if let Some(logprobs) = logprobs {
+            line["logprobs"] = json!([logprobs]);
+        }
+        writer.data(&line);
     }
 
     fn done(&mut self, _: usize, ended: &Ended, writer: &mut Writer) {
         self.metrics.answered(ended);
-        let rest = self.held.rest(self.tools().as_deref(), ended);
+        let pieces = ended.rest(&mut self.reader);
+        let rest = self.reader.said(&pieces);
         if !rest.text.is_empty() || !rest.calls.is_empty() {
             writer.data(&self.line(&rest, false));
         }

@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     Problem,
@@ -68,6 +68,11 @@ pub(crate) trait Format: Send + 'static {
 }
 
 impl Writer {
+    /// Where nothing is written to.
+    pub(crate) fn nobody() -> Self {
+        Self { pieces: mpsc::channel(1).0, framing: Framing::Events, text: String::new() }
+    }
+
     /// Adds an event without a name.
     pub(crate) fn data(&mut self, data: &impl Serialize) {
         let json = serde_json::to_string(data).unwrap_or_default();
@@ -88,12 +93,14 @@ impl Writer {
         self.text += text;
     }
 
-    async fn flush(&mut self) -> Result<(), Gone> {
+    /// Sends what was added; false where that is nothing.
+    async fn flush(&mut self) -> Result<bool, Gone> {
         if self.text.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let text = std::mem::take(&mut self.text);
-        self.pieces.send(text.into()).await.map_err(|_| Gone)
+        self.pieces.send(text.into()).await.map_err(|_| Gone)?;
+        Ok(true)
     }
 }
 
@@ -138,16 +145,21 @@ async fn write(
     mut writer: Writer,
 ) -> Result<(), Gone> {
     format.begin(&mut writer);
+    let mut silent_since = Instant::now();
     loop {
-        writer.flush().await?;
+        // Tokens that are held back, since they may become a call, are a silence too.
+        if writer.flush().await? {
+            silent_since = Instant::now();
+        }
         let gone = writer.pieces.clone();
         let next = tokio::select! {
             biased;
             first = async { first.take() }, if first.is_some() => first,
             () = gone.closed() => return Err(Gone),
             next = answers.next() => next,
-            () = tokio::time::sleep(SILENCE) => {
+            () = tokio::time::sleep_until(silent_since + SILENCE) => {
                 format.beat(&mut writer);
+                silent_since = Instant::now();
                 continue;
             }
         };
@@ -157,11 +169,11 @@ async fn write(
             Some((index, Event::Done(ended))) => format.done(index, &ended, &mut writer),
             Some((_, Event::Failed(problem))) => {
                 format.failed(&problem, &mut writer);
-                return writer.flush().await;
+                return writer.flush().await.map(drop);
             }
             None => {
                 format.end(&mut writer);
-                return writer.flush().await;
+                return writer.flush().await.map(drop);
             }
         }
     }

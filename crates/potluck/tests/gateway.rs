@@ -81,9 +81,14 @@ fn official_clients_work_as_they_are() {
     let web = Web::start();
     let image = web.put_image("tiny", tiny_model(1));
     let (clients, scripts) = (clients(), Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk"));
-    for script in
-        ["openai_client.py", "anthropic_client.py", "ollama_client.py", "langchain_client.py", "openai_client.mjs"]
-    {
+    for script in [
+        "openai_client.py",
+        "openai_recorded.py",
+        "anthropic_client.py",
+        "ollama_client.py",
+        "langchain_client.py",
+        "openai_client.mjs",
+    ] {
         let mut command = Command::new(if script.ends_with(".py") { "python3" } else { "node" });
         command.arg(scripts.join(script)).env("PYTHONPATH", clients.join("python"));
         command.env("POTLUCK_TEST_IMAGE", &image);

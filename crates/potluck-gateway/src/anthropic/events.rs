@@ -12,7 +12,7 @@ use crate::{
     answer::Ended,
     metrics::Metrics,
     stream::{Format, Writer},
-    tools::{Call, Held, Said, Tools},
+    tools::{Call, Piece, Reader, Said},
 };
 
 /// An answer, while it comes.
@@ -22,12 +22,10 @@ pub(super) struct Events {
     pub(super) prompt_tokens: usize,
     pub(super) ends: Vec<u32>,
     pub(super) stops: Vec<String>,
-    /// What finds calls in its text, where they are there.
-    pub(super) tools: Option<Arc<Tools>>,
     /// It may have calls, of which nothing is known until its end.
     pub(super) may_call: bool,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) held: Held,
+    pub(super) reader: Reader,
     /// Blocks that have begun. The last one is open where it is text.
     pub(super) blocks: usize,
     pub(super) text_open: bool,
@@ -35,8 +33,9 @@ pub(super) struct Events {
 
 impl Events {
     /// The whole message.
-    pub(super) fn whole(&self, ended: &Ended) -> Value {
-        let Said { text, calls } = ended.said(self.tools.as_deref());
+    pub(super) fn whole(&mut self, ended: &Ended) -> Value {
+        let pieces = ended.pieces(&mut self.reader);
+        let Said { text, calls } = self.reader.said(&pieces);
         let text = (!text.is_empty() || calls.is_empty()).then(|| json!({ "type": "text", "text": text }));
         let content: Vec<_> = text.into_iter().chain(calls.iter().map(|call| block(call, call.input()))).collect();
         let mut message = self.message(&content);
@@ -128,16 +127,16 @@ impl Format for Events {
     }
 
     async fn token(&mut self, _: usize, token: TokenEvent, writer: &mut Writer) {
-        let tools = self.tools.clone();
-        let text = self.held.hold(tools.as_deref(), &token.text);
+        // Calls come whole, at the end: their input is an object, and none is called with half of it.
+        let text: String = self.reader.read(&token.text).iter().filter_map(Piece::text).collect();
         self.say(&text, writer);
     }
 
     fn done(&mut self, _: usize, ended: &Ended, writer: &mut Writer) {
         self.metrics.answered(ended);
         let outcome = &ended.outcome;
-        let tools = self.tools.clone();
-        let Said { text, calls } = self.held.rest(tools.as_deref(), ended);
+        let pieces = ended.rest(&mut self.reader);
+        let Said { text, calls } = self.reader.said(&pieces);
         self.say(&text, writer);
         if calls.is_empty() && self.blocks == 0 {
             self.open_text(writer);

@@ -24,7 +24,7 @@ use crate::{
     overflow::{Fit, Fitted},
     prompt,
     stream::{Framing, respond},
-    tools::{Held, Tools},
+    tools::{Reader, Tools},
 };
 use events::Events;
 use messages::{choice, conversation, functions};
@@ -104,7 +104,7 @@ async fn answer(shared: &Arc<Shared>, caller: &Caller, request: MessagesRequest)
         prompt_tokens: tokens.len(),
         ends: model.vocabulary.info().ends.clone(),
         may_call: tools.is_some(),
-        tools,
+        reader: Reader::new(tools),
         ..request.events(shared, &model.name)
     };
     Ok(dropped.mark(write(shared, answers, &request, format).await?))
@@ -130,12 +130,12 @@ async fn write(
     shared: &Shared,
     answers: Answers,
     request: &MessagesRequest,
-    format: Events,
+    mut format: Events,
 ) -> Result<Response, Problem> {
     if request.stream == Some(true) {
         return respond(answers, Framing::Events, format).await;
     }
-    let ended = answers.ended().await?;
+    let ended = answers.only().await?.ended;
     shared.answered(&ended);
     Ok(Json(format.whole(&ended)).into_response())
 }
@@ -161,10 +161,9 @@ impl MessagesRequest {
             prompt_tokens: 0,
             ends: Vec::new(),
             stops: self.stop_sequences.clone(),
-            tools: None,
             may_call: false,
             metrics: shared.metrics.clone(),
-            held: Held::default(),
+            reader: Reader::default(),
             blocks: 0,
             text_open: false,
         }

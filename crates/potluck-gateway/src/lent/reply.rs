@@ -163,7 +163,9 @@ impl Reading {
             return Ok(String::new());
         };
         let said = &choice[part];
-        let text = said["content"].as_str().or(choice["text"].as_str()).unwrap_or_default();
+        // A refusal is what it says.
+        let texts = [&said["content"], &said["refusal"], &choice["text"]].map(|text| text.as_str().unwrap_or_default());
+        let text = texts.into_iter().find(|text| !text.is_empty()).unwrap_or_default();
         for (at, call) in said["tool_calls"].as_array().into_iter().flatten().enumerate() {
             self.call(call["index"].as_u64().unwrap_or(at as u64), call)?;
         }

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use super::{
     add_trace,
     chat_format::{ChatFormat, Head},
-    finish_reason, logprobs, message,
+    finish_reason, message,
     params::Params,
     timings, usage,
 };
@@ -23,14 +23,12 @@ use crate::{
     access::Caller,
     answer::{Answers, Whole},
     http::{Asker, Json as Body, Shared, Site, either},
+    logprobs,
     overflow::Fitted,
     prompt,
     stream::{Framing, respond},
-    tools::{Call, Said, Tools},
+    tools::{Call, Piece, Reader, Tools},
 };
-
-/// Alternatives that one may ask to see of each token.
-const TOP_LOGPROBS_MAX: u16 = 20;
 
 /// A request, as OpenAI's clients send it. What is not known is ignored.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -56,6 +54,11 @@ pub(crate) struct ChatRequest {
     modalities: Option<Vec<String>>,
     #[serde(default)]
     audio: Option<Value>,
+    /// What tools were before they were tools.
+    #[serde(default)]
+    functions: Option<Vec<Value>>,
+    #[serde(default)]
+    web_search_options: Option<Value>,
     #[serde(flatten)]
     params: Params,
 }
@@ -78,7 +81,7 @@ pub(crate) async fn handle(
 
 async fn answer(shared: &Shared, caller: &Caller, request: ChatRequest) -> Result<Response, Problem> {
     let model = shared.named(request.model.as_deref())?;
-    let logprobs = request.logprobs()?;
+    let logprobs = logprobs::asked(request.logprobs, request.top_logprobs)?;
     let tools = Tools::of(request.tools.as_deref(), request.tool_choice.as_ref())?.map(Arc::new);
     let (mut messages, mut variables) = (message::for_template(request.messages.clone())?, request.variables()?);
     if let Some(tools) = &tools {
@@ -94,14 +97,15 @@ async fn answer(shared: &Shared, caller: &Caller, request: ChatRequest) -> Resul
     let answers = Answers::ask(&shared.jobs, caller, requests).await?;
     if request.stream == Some(true) {
         let usage = request.stream_options.is_some_and(|options| options.include_usage);
-        let format = ChatFormat::new(head, model.vocabulary.clone(), usage, tools, shared.metrics.clone());
+        let vocabulary = model.vocabulary.clone();
+        let format = ChatFormat::new(head, vocabulary, usage, logprobs.is_some(), tools, shared.metrics.clone());
         return Ok(dropped.mark(respond(answers, Framing::Events, format).await?));
     }
     let whole = answers.whole().await?;
     whole.iter().for_each(|choice| shared.answered(&choice.ended));
     let mut choices = Vec::with_capacity(whole.len());
     for (index, choice) in whole.iter().enumerate() {
-        choices.push(self::choice(model, index, choice, tools.as_deref()).await);
+        choices.push(self::choice(model, index, choice, tools.as_ref()).await);
     }
     let mut object = head.object("chat.completion");
     object["choices"] = choices.into();
@@ -111,7 +115,7 @@ async fn answer(shared: &Shared, caller: &Caller, request: ChatRequest) -> Resul
     Ok(dropped.mark(Json(object).into_response()))
 }
 
-async fn choice(model: &Model, index: usize, choice: &Whole, tools: Option<&Tools>) -> Value {
+async fn choice(model: &Model, index: usize, choice: &Whole, tools: Option<&Arc<Tools>>) -> Value {
     let (mut content, outcome) = (Vec::new(), &choice.ended.outcome);
     for token in &choice.tokens {
         content.extend(logprobs::entries(&model.vocabulary, token).await.map(logprobs::chat));
@@ -123,8 +127,11 @@ async fn choice(model: &Model, index: usize, choice: &Whole, tools: Option<&Tool
     let mut message = json!({ "role": "assistant", "content": outcome.text, "refusal": null });
     let mut finish = finish_reason(outcome);
     if let Some(tools) = tools {
-        let Said { text, calls } = tools.read(&outcome.text);
-        finish = finish_with(finish, tools, &calls);
+        let mut reader = Reader::new(Some(tools.clone()));
+        let pieces = choice.ended.pieces(&mut reader);
+        let text = pieces.iter().filter_map(Piece::text).collect::<String>();
+        let calls = reader.calls();
+        finish = finish_with(finish, tools, !calls.is_empty());
         message["content"] = if text.is_empty() && !calls.is_empty() { Value::Null } else { text.into() };
         if !calls.is_empty() {
             message["tool_calls"] = calls.iter().map(Call::json).collect();
@@ -134,30 +141,21 @@ async fn choice(model: &Model, index: usize, choice: &Whole, tools: Option<&Tool
 }
 
 /// Why an answer with tools ended: a cut one has no call that anybody should make, a named one is what was asked for.
-pub(super) fn finish_with(finish: &'static str, tools: &Tools, calls: &[Call]) -> &'static str {
-    if finish == "stop" && !calls.is_empty() && !tools.is_named() { "tool_calls" } else { finish }
+pub(super) fn finish_with(finish: &'static str, tools: &Tools, calls: bool) -> &'static str {
+    if finish == "stop" && calls && !tools.is_named() { "tool_calls" } else { finish }
 }
 
 impl ChatRequest {
-    /// How many alternatives to report of each token; none: no log-probabilities.
-    fn logprobs(&self) -> Result<Option<u16>, Problem> {
-        match (self.logprobs.unwrap_or(false), self.top_logprobs) {
-            (_, Some(top)) if top > TOP_LOGPROBS_MAX => {
-                let message = format!("top_logprobs is {top}; it must be between 0 and {TOP_LOGPROBS_MAX}");
-                Err(Problem::value("top_logprobs", message))
-            }
-            (false, Some(top)) if top > 0 => {
-                Err(Problem::value("top_logprobs", "top_logprobs needs logprobs to be true"))
-            }
-            (true, top) => Ok(Some(top.unwrap_or(0))),
-            (false, _) => Ok(None),
-        }
-    }
-
     /// What the template gets beside the messages. What this model cannot do is refused.
     fn variables(&self) -> Result<Map<String, Value>, Problem> {
         if self.audio.is_some() || self.modalities.iter().flatten().any(|modality| modality != "text") {
             return Err(Problem::unsupported("modalities", "this model writes text only"));
+        }
+        if self.functions.as_ref().is_some_and(|functions| !functions.is_empty()) {
+            return Err(Problem::unsupported("functions", "functions are called as `tools` here"));
+        }
+        if self.web_search_options.is_some() {
+            return Err(Problem::unsupported("web_search_options", "nothing is looked up here"));
         }
         Ok(self.chat_template_kwargs.clone().unwrap_or_default())
     }

@@ -6,13 +6,14 @@ use potluck_client::{Outcome, TokenEvent};
 use potluck_engine::VocabularyClient;
 use serde_json::{Value, json};
 
-use super::{add_trace, chat::finish_with, finish_reason, logprobs, new_id, now, timings, usage};
+use super::{add_trace, chat::finish_with, finish_reason, new_id, now, timings, usage};
 use crate::{
     Model, Problem,
     answer::Ended,
+    logprobs,
     metrics::Metrics,
     stream::{Format, Writer},
-    tools::{Held, Said, Tools},
+    tools::{Piece, Reader, Tools},
 };
 
 /// What all parts of one response have in common.
@@ -45,19 +46,27 @@ impl Head {
     }
 }
 
+/// One of the answers to a question, while it comes.
+struct Choice {
+    /// It has said who speaks.
+    begun: bool,
+    reader: Reader,
+    /// Calls that have begun.
+    calls: usize,
+}
+
 /// The chunks of a chat.
 pub(super) struct ChatFormat {
     head: Head,
     vocabulary: VocabularyClient,
     /// Whether the total was asked for: then every other chunk says `null`.
     usage: bool,
-    /// Where calls may come: what an answer says is then known at its end.
+    /// Whether log-probabilities were asked for.
+    logprobs: bool,
+    /// Where calls may come.
     tools: Option<Arc<Tools>>,
     metrics: Arc<Metrics>,
-    /// Choices that have said their role.
-    begun: Vec<bool>,
-    /// What each choice has said, where calls may come.
-    held: Vec<Held>,
+    choices: Vec<Choice>,
     outcomes: Vec<Outcome>,
 }
 
@@ -66,10 +75,11 @@ impl ChatFormat {
         head: Head,
         vocabulary: VocabularyClient,
         usage: bool,
+        logprobs: bool,
         tools: Option<Arc<Tools>>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { head, vocabulary, usage, tools, metrics, begun: Vec::new(), held: Vec::new(), outcomes: Vec::new() }
+        Self { head, vocabulary, usage, logprobs, tools, metrics, choices: Vec::new(), outcomes: Vec::new() }
     }
 
     fn chunk(&self, choices: Value) -> Value {
@@ -85,23 +95,49 @@ impl ChatFormat {
         self.chunk(json!([{ "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish }]))
     }
 
-    /// What a choice has said so far.
-    fn held(&mut self, index: usize) -> &mut Held {
-        if self.held.len() <= index {
-            self.held.resize_with(index + 1, Held::default);
+    fn choice(&mut self, index: usize) -> &mut Choice {
+        while self.choices.len() <= index {
+            self.choices.push(Choice { begun: false, reader: Reader::new(self.tools.clone()), calls: 0 });
         }
-        &mut self.held[index]
+        &mut self.choices[index]
     }
 
     /// The first chunk of a choice says who speaks.
     fn begin_choice(&mut self, index: usize, writer: &mut Writer) {
-        if self.begun.len() <= index {
-            self.begun.resize(index + 1, false);
+        if !std::mem::replace(&mut self.choice(index).begun, true) {
+            // What has to call says nothing.
+            let content = self.tools.as_deref().is_none_or(Tools::is_auto).then_some("");
+            let role = json!({ "role": "assistant", "content": content, "refusal": null });
+            let logprobs = if self.logprobs { json!({ "content": [], "refusal": null }) } else { Value::Null };
+            writer.data(&self.delta(index, role, logprobs, Value::Null));
         }
-        if !std::mem::replace(&mut self.begun[index], true) {
-            let role = json!({ "role": "assistant", "content": "" });
-            writer.data(&self.delta(index, role, Value::Null, Value::Null));
+    }
+
+    /// A chunk for each piece. The log-probabilities of the token that they came with go with the first.
+    fn pieces(&mut self, index: usize, pieces: Vec<Piece>, mut logprobs: Value, writer: &mut Writer) {
+        let mut deltas: Vec<Value> = pieces.into_iter().map(|piece| self.choice(index).delta(piece)).collect();
+        if deltas.is_empty() && !logprobs.is_null() {
+            deltas.push(json!({ "content": "" }));
         }
+        for delta in deltas {
+            writer.data(&self.delta(index, delta, logprobs.take(), Value::Null));
+        }
+    }
+}
+
+impl Choice {
+    /// A call's id and name come once; later pieces are its arguments alone.
+    fn delta(&mut self, piece: Piece) -> Value {
+        let mut call = match piece {
+            Piece::Text(text) => return json!({ "content": text }),
+            Piece::Call(call) => {
+                self.calls += 1;
+                call.json()
+            }
+            Piece::Arguments(more) => json!({ "function": { "arguments": more } }),
+        };
+        call["index"] = (self.calls - 1).into();
+        json!({ "tool_calls": [call] })
     }
 }
 
@@ -113,33 +149,20 @@ impl Format for ChatFormat {
     async fn token(&mut self, index: usize, token: TokenEvent, writer: &mut Writer) {
         self.begin_choice(index, writer);
         let entry = logprobs::entries(&self.vocabulary, &token).await;
-        let tools = self.tools.clone();
-        let text = self.held(index).hold(tools.as_deref(), &token.text);
-        if text.is_empty() && entry.is_none() {
-            return;
-        }
         let logprobs =
             entry.map_or(Value::Null, |entry| json!({ "content": [logprobs::chat(entry)], "refusal": null }));
-        writer.data(&self.delta(index, json!({ "content": text }), logprobs, Value::Null));
+        let pieces = self.choice(index).reader.read(&token.text);
+        self.pieces(index, pieces, logprobs, writer);
     }
 
     fn done(&mut self, index: usize, ended: &Ended, writer: &mut Writer) {
         self.begin_choice(index, writer);
         self.metrics.answered(ended);
         let outcome = &ended.outcome;
-        let tools = self.tools.clone();
-        let Said { text, calls } = self.held(index).rest(tools.as_deref(), ended);
-        if !text.is_empty() {
-            writer.data(&self.delta(index, json!({ "content": text }), Value::Null, Value::Null));
-        }
-        for (at, call) in calls.iter().enumerate() {
-            // Whole in one chunk: the id and the name come once, the arguments are a text that may come in pieces.
-            let mut delta = call.json();
-            delta["index"] = at.into();
-            writer.data(&self.delta(index, json!({ "tool_calls": [delta] }), Value::Null, Value::Null));
-        }
-        let finish = finish_reason(outcome);
-        let finish = self.tools.as_deref().map_or(finish, |tools| finish_with(finish, tools, &calls));
+        let pieces = ended.rest(&mut self.choice(index).reader);
+        self.pieces(index, pieces, Value::Null, writer);
+        let (finish, calls) = (finish_reason(outcome), self.choice(index).calls);
+        let finish = self.tools.as_deref().map_or(finish, |tools| finish_with(finish, tools, calls > 0));
         let mut last = self.delta(index, json!({}), Value::Null, finish.into());
         add_trace(&mut last, Some(outcome));
         writer.data(&last);

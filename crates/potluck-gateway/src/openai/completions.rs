@@ -13,14 +13,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::{
-    add_trace, chat::StreamOptions, chat_format::Head, finish_reason, logprobs, new_id, params::Params, timings, usage,
-};
+use super::{add_trace, chat::StreamOptions, chat_format::Head, finish_reason, new_id, params::Params, timings, usage};
 use crate::{
     Model, Problem,
     access::Caller,
     answer::{Answers, CHOICES_MAX, Ended, Whole},
     http::{Asker, Json as Body, Shared, Site, either},
+    logprobs,
     metrics::Metrics,
     overflow::{Dropped, Fit, Fitted},
     prompt,
@@ -94,7 +93,8 @@ async fn answer(shared: &Shared, caller: &Caller, mut request: CompletionRequest
     if request.stream == Some(true) {
         let usage = request.stream_options.is_some_and(|options| options.include_usage);
         let (vocabulary, metrics) = (model.vocabulary.clone(), shared.metrics.clone());
-        let format = TextFormat { head, vocabulary, usage, metrics, echoes, outcomes: Vec::new() };
+        let offsets = echoes.iter().map(|echo| echo.chars().count()).collect();
+        let format = TextFormat { head, vocabulary, usage, metrics, echoes, offsets, outcomes: Vec::new() };
         return Ok(dropped.mark(respond(answers, Framing::Events, format).await?));
     }
     let whole = answers.whole().await?;
@@ -189,6 +189,8 @@ struct TextFormat {
     metrics: Arc<Metrics>,
     /// What each choice begins with; taken when it was sent.
     echoes: Vec<String>,
+    /// Characters of each choice, its echo's too, that its tokens so far had.
+    offsets: Vec<usize>,
     outcomes: Vec<Outcome>,
 }
 
@@ -221,7 +223,12 @@ impl Format for TextFormat {
         }
         let logprobs = entry.map_or(Value::Null, |(chosen, top)| {
             let top: Value = top.iter().map(|entry| (entry.text.clone(), json!(entry.logprob))).collect();
-            json!({ "tokens": [chosen.text], "token_logprobs": [chosen.logprob], "top_logprobs": [top], "text_offset": [] })
+            let offset = self.offsets[index];
+            self.offsets[index] += chosen.text.chars().count();
+            json!({
+                "tokens": [chosen.text], "token_logprobs": [chosen.logprob], "top_logprobs": [top],
+                "text_offset": [offset],
+            })
         });
         let choice = json!({ "index": index, "text": token.text, "logprobs": logprobs, "finish_reason": null });
         writer.data(&self.chunk(json!([choice])));

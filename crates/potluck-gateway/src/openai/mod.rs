@@ -4,7 +4,6 @@ pub(crate) mod chat;
 mod chat_format;
 pub(crate) mod completions;
 pub(crate) mod embeddings;
-mod logprobs;
 mod message;
 pub(crate) mod models;
 mod params;

@@ -1,13 +1,13 @@
 //! Tools: told to the model through its template, or in words where the template knows none; and calls, found in its answer.
 
-mod held;
+mod reader;
 
 use potluck_engine::GrammarSource;
 use serde_json::{Map, Value, json};
 
 use crate::{Model, Problem};
 
-pub(crate) use held::Held;
+pub(crate) use reader::{Piece, Reader};
 
 /// Tools of one request. More are refused.
 pub(crate) const TOOLS_MAX: usize = 128;
@@ -151,30 +151,6 @@ impl Tools {
             },
         };
         Some(GrammarSource::JsonSchema(schema.to_string()))
-    }
-
-    /// What an answer says, and what it calls.
-    pub(crate) fn read(&self, answer: &str) -> Said {
-        let (mut text, mut calls, mut rest) = (String::new(), Vec::new(), answer);
-        while let Some((before, after)) = rest.split_once(OPEN) {
-            // A call that was cut off, by a limit or a stop text, ends with the answer.
-            let (body, following) = after.split_once(CLOSE).unwrap_or((after, ""));
-            text += before;
-            match self.call(body) {
-                Some(call) => calls.push(call),
-                None => text.extend([OPEN, body, CLOSE]),
-            }
-            rest = following;
-        }
-        text += rest;
-        if calls.is_empty()
-            && let Some(call) = self.call(&text)
-        {
-            return Said { text: String::new(), calls: vec![call] };
-        }
-        // Space around calls is not said to anybody. What comes before all else stays: it may have been shown already.
-        let text = if calls.is_empty() { text } else { text.trim_end().to_owned() };
-        Said { text, calls }
     }
 
     /// The call that this JSON is, if it names a tool.
@@ -336,23 +312,5 @@ mod tests {
         );
         let plain = vec![json!({ "role": "user", "content": "a" }), json!({ "role": "user", "content": "b" })];
         assert_eq!(in_words(plain.clone()), plain, "what calls nothing is left as it is");
-    }
-
-    #[test]
-    fn calls_are_found_in_the_forms_that_models_write() {
-        let tools = tools(json!("auto")).unwrap().unwrap();
-        let read = |text: &str| {
-            let said = tools.read(text);
-            (said.text, said.calls.into_iter().map(|call| (call.name, call.arguments)).collect::<Vec<_>>())
-        };
-        let call = |name: &str, arguments: &str| (name.to_owned(), arguments.to_owned());
-        let tagged = "Let me see.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Rome\"}}\n</tool_call>\
-                      <tool_call>{\"name\":\"time\",\"arguments\":{}}</tool_call>";
-        let expected = vec![call("weather", r#"{"city":"Rome"}"#), call("time", "{}")];
-        assert_eq!(read(tagged), ("Let me see.".into(), expected));
-        assert_eq!(read(r#" {"name": "time", "parameters": {}} "#), (String::new(), vec![call("time", "{}")]));
-        for plain in ["It is warm.", r#"{"name": "absent", "arguments": {}}"#, "<tool_call>nonsense</tool_call>"] {
-            assert_eq!(read(plain), (plain.to_owned(), vec![]), "{plain}");
-        }
     }
 }

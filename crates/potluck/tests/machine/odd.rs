@@ -1,5 +1,7 @@
 //! A server of a test's own that lends a model `odd`, and says what it is told to, sense or not.
 
+#![allow(dead_code, reason = "each test uses a part of it")]
+
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,

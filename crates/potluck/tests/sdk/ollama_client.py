@@ -28,6 +28,11 @@ assert text.response and text.done_reason == "length", text
 schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
 assert client.chat(MODEL, ASK, format=schema, options={**OPTIONS, "num_predict": 32}).message.content.startswith("{")
 
+some = client.chat(MODEL, ASK, options={**OPTIONS, "num_predict": 4}, logprobs=True, top_logprobs=2)
+assert len(some.logprobs) == 4 and all(len(token.top_logprobs) == 2 for token in some.logprobs), some.logprobs
+assert "".join(token.token for token in some.logprobs) == some.message.content, some
+parts = client.generate(MODEL, "Once", raw=True, options={**OPTIONS, "num_predict": 4}, logprobs=True, stream=True)
+assert all(part.logprobs[0].logprob <= 0 for part in parts if not part.done)
 
 
 def weather(city: str) -> str:

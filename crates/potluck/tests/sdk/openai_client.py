@@ -107,7 +107,7 @@ def tools():
     with client.chat.completions.stream(model=MODEL, messages=ask, tools=[TOOL], tool_choice="required", max_tokens=64,
                                         temperature=0) as stream:
         streamed = stream.get_final_completion().choices[0]
-    assert streamed.finish_reason == "tool_calls"
+    assert streamed.finish_reason == "tool_calls" and streamed.message.content is None, streamed
     assert streamed.message.tool_calls[0].function.arguments == call.function.arguments
     result = [*ask, answer.message.model_dump(exclude_none=True),
               {"role": "tool", "tool_call_id": call.id, "content": "12 degrees, rain"}]
@@ -127,6 +127,8 @@ def texts():
     some = complete(max_tokens=3, logprobs=2).choices[0].logprobs
     assert len(some.tokens) == len(some.token_logprobs) == len(some.top_logprobs) == len(some.text_offset) == 3, some
     assert "".join(chunk.choices[0].text for chunk in complete(stream=True)) == one.choices[0].text
+    streamed = [chunk.choices[0].logprobs for chunk in complete(max_tokens=3, logprobs=2, stream=True)]
+    assert [offset for part in streamed if part for offset in part.text_offset] == some.text_offset, streamed
 
 
 def responses():
@@ -166,6 +168,7 @@ def errors():
     refused(openai.BadRequestError, "invalid_value", "temperature", temperature=7)
     refused(openai.BadRequestError, "invalid_value", "logit_bias", logit_bias={"1": 101})
     refused(openai.BadRequestError, "unsupported_parameter", "modalities", modalities=["audio"])
+    refused(openai.BadRequestError, "unsupported_parameter", "functions", functions=[TOOL["function"]])
     image = [{"type": "image_url", "image_url": {"url": "data:,"}}]
     refused(openai.BadRequestError, "unsupported_parameter", messages=[{"role": "user", "content": image}])
     for wrong in ({"input": []}, {"input": "x", "dimensions": 8}, {"input": "x", "encoding_format": "hex"}):
@@ -198,14 +201,29 @@ def running():
     return int(next(line.split()[1] for line in lines if line.startswith("vllm:num_requests_running ")))
 
 
-def cancelled():
-    stream = chat(messages=[{"role": "user", "content": "Count to a thousand."}], max_tokens=900, stream=True)
-    next(iter(stream))
-    assert running() == 1
-    stream.close()
+def idle():
     given_up = time.monotonic() + 10
     while running() > 0:
         assert time.monotonic() < given_up, "the answer went on without anybody who listened"
+
+
+LONG = {"messages": [{"role": "user", "content": "Count to a thousand."}], "max_tokens": 900}
+
+
+def cancelled():
+    stream = chat(**LONG, stream=True)
+    next(iter(stream))
+    assert running() == 1
+    stream.close()
+    idle()
+
+
+def timed_out():
+    try:
+        chat(**LONG, timeout=0.3)
+        raise AssertionError("900 tokens came within 0.3 s")
+    except openai.APITimeoutError:
+        idle()
 
 
 async def at_once():
@@ -229,5 +247,6 @@ responses_call_tools()
 embeddings()
 errors()
 cancelled()
+timed_out()
 asyncio.run(at_once())
 print("ok")

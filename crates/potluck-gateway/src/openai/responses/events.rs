@@ -1,4 +1,4 @@
-//! A response, whole and as numbered events: a message where something is said, and an item for each call.
+//! A response, whole and as numbered events: an item for each message and each call, in the order in which they come.
 
 use std::sync::Arc;
 
@@ -14,24 +14,56 @@ use crate::{
     openai::now,
     overflow::Fit,
     stream::{Format, Writer},
-    tools::{Call, Held, Said, Tools},
+    tools::{Call, Piece, Reader, Tools},
 };
 
 /// A response, while it comes.
 pub(super) struct Events {
     /// As far as it is known.
     response: Value,
-    item: String,
-    text: String,
-    /// Whether the message has begun.
-    speaks: bool,
+    /// Its items that are done.
+    output: Vec<Value>,
+    /// The one that is not.
+    open: Option<Item>,
     number: u64,
-    /// What finds calls in its text, where they are there.
-    tools: Option<Arc<Tools>>,
-    /// It may have calls, of which nothing is known until its end.
+    /// It may have calls: whether it says anything is not known before it does.
     may_call: bool,
-    held: Held,
+    reader: Reader,
     metrics: Arc<Metrics>,
+}
+
+/// An item of a response, while it comes.
+enum Item {
+    Message { id: String, text: String },
+    Call(Call),
+}
+
+impl Item {
+    fn message() -> Self {
+        Self::Message { id: format!("msg_{:032x}", fastrand::u128(..)), text: String::new() }
+    }
+
+    /// With this status; while it is in progress it has nothing yet.
+    fn json(&self, status: &str) -> Value {
+        match self {
+            Self::Message { id, text } => {
+                let content = if status == "in_progress" { json!([]) } else { json!([content(text)]) };
+                json!({ "type": "message", "id": id, "status": status, "role": "assistant", "content": content })
+            }
+            Self::Call(call) => json!({
+                "type": "function_call",
+                "id": call.id.replacen("call_", "fc_", 1),
+                "call_id": call.id,
+                "name": call.name,
+                "arguments": if status == "in_progress" { "" } else { call.arguments.as_str() },
+                "status": status,
+            }),
+        }
+    }
+}
+
+fn content(text: &str) -> Value {
+    json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": [] })
 }
 
 impl Events {
@@ -67,16 +99,17 @@ impl Events {
             "usage": null,
             "metadata": if request.metadata.is_object() { request.metadata.clone() } else { json!({}) },
         });
-        let item = format!("msg_{:032x}", fastrand::u128(..));
-        let (text, held, may_call) = (String::new(), Held::default(), tools.is_some() || !request.tools.is_empty());
-        Self { response, item, text, speaks: false, number: 0, tools, may_call, held, metrics }
+        let (may_call, reader) = (tools.is_some() || !request.tools.is_empty(), Reader::new(tools));
+        Self { response, output: Vec::new(), open: None, number: 0, may_call, reader, metrics }
     }
 
     /// The whole response.
     pub(super) fn whole(&mut self, ended: &Ended) -> Value {
-        let Said { text, calls } = ended.said(self.tools.as_deref());
-        self.text = text;
-        self.finished(ended, &calls)
+        // The events of a stream that nobody reads: both end with the same.
+        let mut nobody = Writer::nobody();
+        let pieces = ended.pieces(&mut self.reader);
+        self.pieces(pieces, &mut nobody);
+        self.finish(ended, &mut nobody)
     }
 
     fn send(&mut self, kind: &str, mut event: Value, writer: &mut Writer) {
@@ -86,66 +119,88 @@ impl Events {
         writer.event(kind, &event);
     }
 
-    /// Sends what belongs to the only part of the message.
-    fn part(&mut self, kind: &str, field: &str, value: Value, writer: &mut Writer) {
-        let mut event = json!({ "item_id": self.item, "output_index": 0, "content_index": 0 });
+    /// Sends what belongs to the open item.
+    fn part(&mut self, kind: &str, id: &str, field: &str, value: Value, writer: &mut Writer) {
+        let mut event = json!({ "item_id": id, "output_index": self.output.len() });
+        if !kind.starts_with("response.function") {
+            event["content_index"] = 0.into();
+        }
         event[field] = value;
         self.send(kind, event, writer);
     }
 
-    fn content(&self) -> Value {
-        json!({ "type": "output_text", "text": self.text, "annotations": [], "logprobs": [] })
+    /// An item begins; the one before it is done.
+    fn begin_item(&mut self, item: Item, writer: &mut Writer) {
+        self.close("completed", writer);
+        let added = json!({ "output_index": self.output.len(), "item": item.json("in_progress") });
+        self.send("response.output_item.added", added, writer);
+        if let Item::Message { id, .. } = &item {
+            self.part("response.content_part.added", id, "part", content(""), writer);
+        }
+        self.open = Some(item);
     }
 
-    fn message(&self, status: &str, content: Value) -> Value {
-        json!({ "type": "message", "id": self.item, "status": status, "role": "assistant", "content": content })
+    /// The open item is done, or cut off.
+    fn close(&mut self, status: &str, writer: &mut Writer) {
+        let Some(item) = self.open.take() else { return };
+        let done = item.json(status);
+        match item {
+            Item::Message { id, text } => {
+                self.part("response.output_text.done", &id, "text", text.into(), writer);
+                self.part("response.content_part.done", &id, "part", done["content"][0].clone(), writer);
+            }
+            Item::Call(call) => {
+                let id = done["id"].as_str().unwrap_or_default().to_owned();
+                let mut event = json!({ "item_id": id, "output_index": self.output.len() });
+                event["arguments"] = call.arguments.into();
+                event["name"] = call.name.into();
+                self.send("response.function_call_arguments.done", event, writer);
+            }
+        }
+        self.send("response.output_item.done", json!({ "output_index": self.output.len(), "item": done }), writer);
+        self.output.push(done);
     }
 
-    fn finished(&self, ended: &Ended, calls: &[Call]) -> Value {
+    fn pieces(&mut self, pieces: Vec<Piece>, writer: &mut Writer) {
+        for piece in pieces {
+            match piece {
+                Piece::Text(more) => {
+                    if !matches!(self.open, Some(Item::Message { .. })) {
+                        self.begin_item(Item::message(), writer);
+                    }
+                    if let Some(Item::Message { id, text }) = &mut self.open {
+                        *text += &more;
+                        let id = id.clone();
+                        self.part("response.output_text.delta", &id, "delta", more.into(), writer);
+                    }
+                }
+                Piece::Call(call) => self.begin_item(Item::Call(call), writer),
+                Piece::Arguments(more) => {
+                    if let Some(Item::Call(call)) = &mut self.open {
+                        call.arguments += &more;
+                        let id = call.id.replacen("call_", "fc_", 1);
+                        self.part("response.function_call_arguments.delta", &id, "delta", more.into(), writer);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The answer is over: the response as it is then.
+    fn finish(&mut self, ended: &Ended, writer: &mut Writer) -> Value {
         let outcome = &ended.outcome;
         let cut = outcome.finish_reason == FinishReason::Length;
         let status = if cut { "incomplete" } else { "completed" };
+        if self.output.is_empty() && self.open.is_none() {
+            self.begin_item(Item::message(), writer);
+        }
+        self.close(status, writer);
         let mut response = self.response.clone();
         response["status"] = status.into();
         response["incomplete_details"] = if cut { json!({ "reason": "max_output_tokens" }) } else { Value::Null };
-        let speaks = self.speaks || !self.text.is_empty() || calls.is_empty();
-        let message = speaks.then(|| self.message(status, json!([self.content()])));
-        response["output"] = message.into_iter().chain(calls.iter().map(|call| item(call, true))).collect();
+        response["output"] = self.output.clone().into();
         response["usage"] = if ended.is_counted() { usage(outcome) } else { Value::Null };
         response
-    }
-
-    /// The message begins, where it has not.
-    fn speak(&mut self, writer: &mut Writer) {
-        if std::mem::replace(&mut self.speaks, true) {
-            return;
-        }
-        let item = self.message("in_progress", json!([]));
-        self.send("response.output_item.added", json!({ "output_index": 0, "item": item }), writer);
-        let content = self.content();
-        self.part("response.content_part.added", "part", content, writer);
-    }
-
-    fn say(&mut self, text: String, writer: &mut Writer) {
-        if !text.is_empty() {
-            self.speak(writer);
-            self.text += &text;
-            self.part("response.output_text.delta", "delta", text.into(), writer);
-        }
-    }
-
-    fn call(&mut self, at: usize, call: &Call, writer: &mut Writer) {
-        self.send("response.output_item.added", json!({ "output_index": at, "item": item(call, false) }), writer);
-        let whole = item(call, true);
-        let mut event = json!({ "item_id": whole["id"], "output_index": at, "delta": call.arguments });
-        self.send("response.function_call_arguments.delta", event.clone(), writer);
-        event["arguments"] = event["delta"].take();
-        event["name"] = call.name.clone().into();
-        if let Some(fields) = event.as_object_mut() {
-            fields.remove("delta");
-        }
-        self.send("response.function_call_arguments.done", event, writer);
-        self.send("response.output_item.done", json!({ "output_index": at, "item": whole }), writer);
     }
 }
 
@@ -160,18 +215,6 @@ fn usage(outcome: &Outcome) -> Value {
     })
 }
 
-/// A call as an item: while it comes it has no arguments yet.
-fn item(call: &Call, done: bool) -> Value {
-    json!({
-        "type": "function_call",
-        "id": call.id.replacen("call_", "fc_", 1),
-        "call_id": call.id,
-        "name": call.name,
-        "arguments": if done { call.arguments.as_str() } else { "" },
-        "status": if done { "completed" } else { "in_progress" },
-    })
-}
-
 impl Format for Events {
     fn begin(&mut self, writer: &mut Writer) {
         for kind in ["response.created", "response.in_progress"] {
@@ -179,35 +222,20 @@ impl Format for Events {
             self.send(kind, event, writer);
         }
         if !self.may_call {
-            self.speak(writer);
+            self.begin_item(Item::message(), writer);
         }
     }
 
     async fn token(&mut self, _: usize, token: TokenEvent, writer: &mut Writer) {
-        let tools = self.tools.clone();
-        let text = self.held.hold(tools.as_deref(), &token.text);
-        self.say(text, writer);
+        let pieces = self.reader.read(&token.text);
+        self.pieces(pieces, writer);
     }
 
     fn done(&mut self, _: usize, ended: &Ended, writer: &mut Writer) {
         self.metrics.answered(ended);
-        let tools = self.tools.clone();
-        let Said { text, calls } = self.held.rest(tools.as_deref(), ended);
-        self.say(text, writer);
-        if calls.is_empty() {
-            self.speak(writer);
-        }
-        let response = self.finished(ended, &calls);
-        if self.speaks {
-            let (text, content) = (self.text.clone(), self.content());
-            self.part("response.output_text.done", "text", text.into(), writer);
-            self.part("response.content_part.done", "part", content, writer);
-            let item = response["output"][0].clone();
-            self.send("response.output_item.done", json!({ "output_index": 0, "item": item }), writer);
-        }
-        for (at, call) in (usize::from(self.speaks)..).zip(&calls) {
-            self.call(at, call, writer);
-        }
+        let pieces = ended.rest(&mut self.reader);
+        self.pieces(pieces, writer);
+        let response = self.finish(ended, writer);
         let kind = format!("response.{}", response["status"].as_str().unwrap_or("completed"));
         self.send(&kind, json!({ "response": response }), writer);
     }

@@ -52,6 +52,12 @@ pub(crate) struct ResponsesRequest {
     #[serde(default)]
     background: Option<bool>,
     #[serde(default)]
+    conversation: Value,
+    #[serde(default)]
+    prompt: Value,
+    #[serde(default)]
+    top_logprobs: Option<u16>,
+    #[serde(default)]
     metadata: Value,
     #[serde(default)]
     truncation: Option<String>,
@@ -122,7 +128,7 @@ async fn write(
     if request.stream == Some(true) {
         return respond(answers, Framing::Events, format).await;
     }
-    let ended = answers.ended().await?;
+    let ended = answers.only().await?.ended;
     shared.answered(&ended);
     Ok(Json(format.whole(&ended)).into_response())
 }
@@ -142,6 +148,17 @@ impl ResponsesRequest {
         if self.previous_response_id.is_some() {
             let message = "nothing is kept here between requests: send the whole conversation as input";
             return Err(Problem::unsupported("previous_response_id", message));
+        }
+        if !self.conversation.is_null() {
+            let message = "no conversation is kept here: send the whole of it as input";
+            return Err(Problem::unsupported("conversation", message));
+        }
+        if !self.prompt.is_null() {
+            return Err(Problem::unsupported("prompt", "no prompts are kept here: send it as input"));
+        }
+        if self.top_logprobs.is_some_and(|top| top > 0) {
+            let message = "responses come without them: ask at /v1/chat/completions";
+            return Err(Problem::unsupported("top_logprobs", message));
         }
         if self.background == Some(true) {
             return Err(Problem::unsupported("background", "answers are made while you wait"));

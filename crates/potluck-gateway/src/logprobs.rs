@@ -4,18 +4,36 @@ use potluck_client::TokenEvent;
 use potluck_engine::VocabularyClient;
 use serde_json::{Value, json};
 
+use crate::Problem;
+
 /// What is said of a token that the reduced row did not hold: less likely than any that was reported.
 const UNKNOWN: f32 = -9999.0;
 
+/// Alternatives that one may ask to see of each token.
+const TOP_MAX: u16 = 20;
+
+/// How many alternatives to report of each token; none: no log-probabilities.
+pub(crate) fn asked(logprobs: Option<bool>, top: Option<u16>) -> Result<Option<u16>, Problem> {
+    match (logprobs.unwrap_or(false), top) {
+        (_, Some(top)) if top > TOP_MAX => {
+            let message = format!("top_logprobs is {top}; it must be between 0 and {TOP_MAX}");
+            Err(Problem::value("top_logprobs", message))
+        }
+        (false, Some(top)) if top > 0 => Err(Problem::value("top_logprobs", "top_logprobs needs logprobs to be true")),
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+        (false, _) => Ok(None),
+    }
+}
+
 /// A token, its bytes, and how likely it was.
-pub(super) struct Entry {
-    pub(super) text: String,
+pub(crate) struct Entry {
+    pub(crate) text: String,
     bytes: Vec<u8>,
-    pub(super) logprob: f32,
+    pub(crate) logprob: f32,
 }
 
 /// The chosen token, and its alternatives.
-pub(super) async fn entries(vocabulary: &VocabularyClient, event: &TokenEvent) -> Option<(Entry, Vec<Entry>)> {
+pub(crate) async fn entries(vocabulary: &VocabularyClient, event: &TokenEvent) -> Option<(Entry, Vec<Entry>)> {
     let logprobs = event.logprobs.as_ref()?;
     let chosen = (event.token, logprobs.logprob.unwrap_or(UNKNOWN));
     let all: Vec<_> = std::iter::once(chosen).chain(logprobs.top.iter().copied()).collect();
@@ -39,7 +57,7 @@ impl Entry {
 }
 
 /// As a chat has it: one element of `content`.
-pub(super) fn chat((chosen, top): (Entry, Vec<Entry>)) -> Value {
+pub(crate) fn chat((chosen, top): (Entry, Vec<Entry>)) -> Value {
     let mut entry = chosen.json();
     entry["top_logprobs"] = top.iter().map(Entry::json).collect();
     entry
