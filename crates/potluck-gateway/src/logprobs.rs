@@ -32,9 +32,12 @@ pub(crate) struct Entry {
     pub(crate) logprob: f32,
 }
 
-/// The chosen token, and its alternatives.
+/// The chosen token, and its alternatives; none where they were not asked for. The token that ends an answer is not one of it.
 pub(crate) async fn entries(vocabulary: &VocabularyClient, event: &TokenEvent) -> Option<(Entry, Vec<Entry>)> {
     let logprobs = event.logprobs.as_ref()?;
+    if event.text.is_empty() && vocabulary.info().ends.contains(&event.token) {
+        return None;
+    }
     let chosen = (event.token, logprobs.logprob.unwrap_or(UNKNOWN));
     let all: Vec<_> = std::iter::once(chosen).chain(logprobs.top.iter().copied()).collect();
     let tokens: Vec<u32> = all.iter().map(|(token, _)| *token).collect();

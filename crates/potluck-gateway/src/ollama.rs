@@ -256,7 +256,7 @@ async fn answer(
     }
     let Fitted { tokens, dropped } = prompt;
     let params = rest.options.params(rest.format)?;
-    let logprobs = logprobs::asked(rest.logprobs, rest.top_logprobs)?;
+    let logprobs = rest.logprobs()?;
     let requests = shared.requests(model, &params, &tokens, logprobs)?;
     let answers = Answers::ask(&shared.jobs, caller, requests).await?;
     let whole = rest.stream == Some(false);
@@ -273,7 +273,7 @@ async fn answer_lent(
     rest: Rest,
     kind: Kind,
 ) -> Result<Response, Problem> {
-    if logprobs::asked(rest.logprobs, rest.top_logprobs)?.is_some() {
+    if rest.logprobs()?.is_some() {
         let message = "this model's lender reports them in its own API alone: ask at /v1/chat/completions";
         return Err(Problem::unsupported("logprobs", message));
     }
@@ -300,6 +300,13 @@ async fn write(shared: &Shared, answers: Answers, mut format: Lines, whole: bool
         line["logprobs"] = logprobs.into();
     }
     Ok(Json(line).into_response())
+}
+
+impl Rest {
+    /// Alternatives to report of each token. Their number alone asks for nothing here.
+    fn logprobs(&self) -> Result<Option<u16>, Problem> {
+        logprobs::asked(self.logprobs, self.top_logprobs.filter(|_| self.logprobs == Some(true)))
+    }
 }
 
 impl Options {

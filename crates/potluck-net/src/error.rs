@@ -8,9 +8,14 @@ use potluck_wire::{Failure, FailureCode, WireError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NetError {
-    /// We: no socket could be bound. Hint: another process may use the port; `--bind` chooses one.
-    #[error("no socket could be bound: {0}")]
-    Bind(String),
+    /// The user: no socket could be bound. Hint: another process may use the port; `--bind` chooses one.
+    #[error("UDP {at} could not be bound: {reason}")]
+    Bind {
+        /// Where.
+        at: String,
+        /// Why.
+        reason: String,
+    },
     /// The user: this is no address.
     #[error("`{0}` is no address: expected `ip:port`")]
     Address(String),
@@ -93,7 +98,7 @@ impl NetError {
     /// A short code for machines.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Bind(_) => "bind",
+            Self::Bind { .. } => "bind",
             Self::Address(_) => "bad_address",
             Self::Relay(_) => "bad_relay",
             Self::Unreachable { .. } | Self::Lost { .. } => "peer_lost",
@@ -113,7 +118,7 @@ impl NetError {
     /// What the user can do about it.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::Bind(_) => "choose another address with --bind",
+            Self::Bind { .. } => "another `potluck serve` may use the port; `--bind 0.0.0.0:0` takes any that is free",
             Self::Address(_) => "write it as ip:port, for example 192.168.1.7:7575",
             Self::Relay(_) => "write it as https://relay.example or https://relay.example:8443, or `none`",
             Self::Unreachable { .. } | Self::Lost { .. } => "check that the peer runs: `potluck peers`",

@@ -16,7 +16,11 @@ use potluck_grant::Gate;
 use potluck_wire::{ADDRESSES_MAX, ALPN, CONTROL_BYTES_MAX, PeerAddress};
 use tokio::time::timeout;
 
-use crate::{Door, Lan, Lending, NetDeadlines, NetError, Orders, Shelf, connect::Links, lan::Finder};
+use crate::{
+    Door, Lan, Lending, NetDeadlines, NetError, Orders, Shelf,
+    connect::{Links, chain_of},
+    lan::Finder,
+};
 
 /// Streams that one connection may have open from the other side: a client's or a neighbour's stream for each session
 /// that a stage can hold, and some to greet and to ask for offers. The next one waits, for as long as
@@ -129,7 +133,12 @@ impl Node {
             .relay_mode(relay_mode)
             .clear_address_lookup()
             .transport_config(transport(&deadlines));
-        let refused = |error: &dyn std::fmt::Display| NetError::Bind(error.to_string());
+        let at = match &bind {
+            Bind::Any => "any port".to_owned(),
+            Bind::Loopback => "loopback".to_owned(),
+            Bind::Address(address) => address.to_string(),
+        };
+        let refused = |error: &dyn std::error::Error| NetError::Bind { at: at.clone(), reason: chain_of(error) };
         builder = match bind {
             Bind::Any => builder,
             Bind::Loopback => {

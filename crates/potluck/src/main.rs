@@ -21,13 +21,16 @@ mod telemetry;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+use clap::{
+    CommandFactory, Parser, Subcommand,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 
 use crate::{args::Reach, commands as c, failure::Failure, home::Home, screen::Screen, telemetry::Telemetry};
 
 /// One private AI out of the devices that people already own
 #[derive(Debug, Parser)]
-#[command(name = "potluck", version, disable_help_subcommand = true, max_term_width = 100)]
+#[command(name = "potluck", version, max_term_width = 100)]
 struct Cli {
     /// Machine-readable output: one JSON object on stdout, errors included
     #[arg(long, global = true)]
@@ -131,8 +134,16 @@ fn run(home: &Home, command: Command, screen: Screen) -> Result<(), Failure> {
 }
 
 fn usage(error: &clap::Error, json: bool) -> ExitCode {
+    let meant = meant(error);
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) || !json {
-        let _ = error.print();
+        match error.kind() {
+            // `potluck` alone: what there is.
+            ErrorKind::MissingSubcommand => eprint!("{}", Cli::command().render_help()),
+            _ => drop(error.print()),
+        }
+        if let Some(command) = meant {
+            eprintln!("hint: {command}");
+        }
         return ExitCode::from(error.exit_code() as u8);
     }
     let text = error.render().to_string();
@@ -140,7 +151,32 @@ fn usage(error: &clap::Error, json: bool) -> ExitCode {
     let lines: Vec<_> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
     let message = lines.join(" ");
     let message = message.trim_start_matches("error: ");
-    let failure = Failure::usage(message, "potluck --help");
+    let failure = Failure::usage(message, meant.as_deref().unwrap_or("potluck --help"));
     failure.print(true);
     ExitCode::from(failure.exit_code())
+}
+
+/// Which command was meant by a word that is none here: one of a group's, such as `model pull`, or what neighbours call it.
+fn meant(error: &clap::Error) -> Option<String> {
+    let ContextValue::String(word) = error.get(ContextKind::InvalidSubcommand)? else { return None };
+    let neighbours = [
+        ("ps", "peers"),
+        ("status", "peers"),
+        ("nodes", "peers"),
+        ("get", "peers"),
+        ("ls", "model list"),
+        ("launch", "use"),
+        ("connect", "use"),
+        ("start", "serve"),
+        ("node", "serve"),
+    ];
+    if let Some((_, command)) = neighbours.iter().find(|(theirs, _)| theirs == word) {
+        return Some(format!("potluck {command}"));
+    }
+    let groups = Cli::command();
+    let mut groups = groups.get_subcommands();
+    groups.find_map(|group| {
+        let command = group.find_subcommand(word)?;
+        Some(format!("potluck {} {}", group.get_name(), command.get_name()))
+    })
 }

@@ -49,6 +49,7 @@ pub use preview::{Alternative, PlannedStage, Preview, Verdict, VerdictKind};
 pub use split::{SplitError, split_evenly};
 
 use cost::Costs;
+use preview::gigabytes;
 use search::{Found, Route, search};
 
 /// By how much more stages must be faster before `Preference::Latency` takes them: predictions err.
@@ -63,8 +64,10 @@ pub enum PlanError {
     NoLayers,
     /// The user. Hint: lend more machines, or a shorter `--context`.
     #[error(
-        "no route covers the model: it needs {needed_bytes} bytes, {offered_bytes} are offered by {machines} machines, \
-         and nothing continues after layer {reached}"
+        "no route covers the model: it needs {}, the machines that are there ({machines}) offer {}, and nothing \
+         continues after layer {reached}",
+        gigabytes(*.needed_bytes),
+        gigabytes(*.offered_bytes)
     )]
     NoRoute {
         /// Bytes of all weights and one session's cache.
@@ -78,8 +81,9 @@ pub enum PlanError {
     },
     /// The user. Hint: `--prefer latency`, if peers may see the text.
     #[error(
-        "this machine cannot hold both ends of the model: they need {needed_bytes} bytes, it has {memory_bytes}; or no \
-         peers fill the middle"
+        "this machine cannot hold both ends of the model: they need {}, it has {}; or no peers fill the middle",
+        gigabytes(*.needed_bytes),
+        gigabytes(*.memory_bytes)
     )]
     NotPrivate {
         /// Bytes of the smallest first and last stage.

@@ -131,7 +131,7 @@ async fn choice(model: &Model, index: usize, choice: &Whole, tools: Option<&Arc<
         let pieces = choice.ended.pieces(&mut reader);
         let text = pieces.iter().filter_map(Piece::text).collect::<String>();
         let calls = reader.calls();
-        finish = finish_with(finish, tools, !calls.is_empty());
+        finish = finish_with(finish, tools, reader.has_called());
         message["content"] = if text.is_empty() && !calls.is_empty() { Value::Null } else { text.into() };
         if !calls.is_empty() {
             message["tool_calls"] = calls.iter().map(Call::json).collect();

@@ -102,9 +102,12 @@ impl ChatFormat {
         &mut self.choices[index]
     }
 
-    /// The first chunk of a choice says who speaks.
+    /// The first chunk of a choice says who speaks. Choices begin in their order: clients keep them in a list.
     fn begin_choice(&mut self, index: usize, writer: &mut Writer) {
-        if !std::mem::replace(&mut self.choice(index).begun, true) {
+        for index in 0..=index {
+            if std::mem::replace(&mut self.choice(index).begun, true) {
+                continue;
+            }
             // What has to call says nothing.
             let content = self.tools.as_deref().is_none_or(Tools::is_auto).then_some("");
             let role = json!({ "role": "assistant", "content": content, "refusal": null });
@@ -117,7 +120,8 @@ impl ChatFormat {
     fn pieces(&mut self, index: usize, pieces: Vec<Piece>, mut logprobs: Value, writer: &mut Writer) {
         let mut deltas: Vec<Value> = pieces.into_iter().map(|piece| self.choice(index).delta(piece)).collect();
         if deltas.is_empty() && !logprobs.is_null() {
-            deltas.push(json!({ "content": "" }));
+            let calls = self.choice(index).calls > 0 || self.tools.as_deref().is_some_and(|tools| !tools.is_auto());
+            deltas.push(if calls { json!({}) } else { json!({ "content": "" }) });
         }
         for delta in deltas {
             writer.data(&self.delta(index, delta, logprobs.take(), Value::Null));
@@ -161,8 +165,8 @@ impl Format for ChatFormat {
         let outcome = &ended.outcome;
         let pieces = ended.rest(&mut self.choice(index).reader);
         self.pieces(index, pieces, Value::Null, writer);
-        let (finish, calls) = (finish_reason(outcome), self.choice(index).calls);
-        let finish = self.tools.as_deref().map_or(finish, |tools| finish_with(finish, tools, calls > 0));
+        let (finish, calls) = (finish_reason(outcome), self.choice(index).reader.has_called());
+        let finish = self.tools.as_deref().map_or(finish, |tools| finish_with(finish, tools, calls));
         let mut last = self.delta(index, json!({}), Value::Null, finish.into());
         add_trace(&mut last, Some(outcome));
         writer.data(&last);

@@ -159,6 +159,7 @@ impl Tools {
         let name = call["name"].as_str().filter(|name| self.find(name).is_some())?.to_owned();
         let arguments = call.get("arguments").or(call.get("parameters"))?;
         let arguments = match arguments {
+            Value::String(text) if text.trim().is_empty() => "{}".to_owned(),
             Value::String(text) => text.clone(),
             object => object.to_string(),
         };
@@ -174,6 +175,11 @@ impl Call {
     /// A name for a call, which no other has.
     pub(crate) fn new_id() -> String {
         format!("call_{:024x}", fastrand::u128(..) >> 32)
+    }
+
+    /// True if its arguments are whole: those of a call that was cut off, or that the model got wrong, are no JSON.
+    pub(crate) fn is_whole(&self) -> bool {
+        serde_json::from_str::<serde::de::IgnoredAny>(&self.arguments).is_ok()
     }
 
     /// The arguments as an object: what is none has no arguments.

@@ -127,14 +127,19 @@ impl Reader {
         self.calls.iter().map(|found| found.call.clone()).collect()
     }
 
+    /// True if it makes a call that can be made: its arguments are whole.
+    pub(crate) fn has_called(&self) -> bool {
+        self.calls.iter().any(|found| found.call.is_whole())
+    }
+
     /// What these pieces say, the last ones, and all that is called, where arguments are objects: a call that was not finished
-    /// is said as it was written.
+    /// is said, after all else, as it was written.
     pub(crate) fn said(&self, pieces: &[Piece]) -> Said {
         let mut said = Said { text: pieces.iter().filter_map(Piece::text).collect(), calls: Vec::new() };
         for Found { call, written } in &self.calls {
-            match serde_json::from_str::<serde::de::IgnoredAny>(&call.arguments) {
-                Ok(_) => said.calls.push(call.clone()),
-                Err(_) => said.text += &self.text[written.clone()],
+            match call.is_whole() {
+                true => said.calls.push(call.clone()),
+                false => said.text += &self.text[written.clone()],
             }
         }
         said
@@ -194,9 +199,12 @@ impl Reader {
             self.state = State::Arguments { tagged, depth: 0, quoted: false, escaped: false };
             return true;
         }
-        let Some(end) = tagged.then(|| rest.find(CLOSE)).flatten() else { return false };
+        let Some(end) = tagged.then(|| end_of_call(rest)).flatten() else { return false };
         let call = tools.call(&rest[..end]);
-        self.at += end + CLOSE.len();
+        self.at += end;
+        if self.text[self.at..].starts_with(CLOSE) {
+            self.at += CLOSE.len();
+        }
         self.state = State::Text;
         match call {
             Some(call) => {
@@ -249,12 +257,36 @@ impl Reader {
         over
     }
 
-    /// What comes after arguments is nobody's: a bracket, then the tag.
+    /// What comes after arguments, to the end of the call, is nobody's: brackets, other fields, the tag. Models forget the tag, and put
+    /// several calls between two.
     fn after(&mut self, tagged: bool) -> bool {
-        let Some(end) = tagged.then(|| self.text[self.at..].find(CLOSE)).flatten() else { return false };
-        self.at += end + CLOSE.len();
-        self.state = State::Text;
-        self.written(self.at);
+        let rest = &self.text[self.at..];
+        let skipped = rest.len() - rest.trim_start_matches(|c: char| c == '}' || c.is_whitespace()).len();
+        let (before, next) = rest.split_at(skipped);
+        let may_become = |tag: &str| !next.is_empty() && tag.starts_with(next);
+        if !tagged || next.is_empty() || may_become(OPEN) || may_become(CLOSE) {
+            return false;
+        }
+        if next.starts_with(',') {
+            // More fields of the call.
+            let Some(end) = end_of_call(next) else { return false };
+            self.at += skipped + end;
+            return true;
+        }
+        if next.starts_with(CLOSE) {
+            self.at += skipped + CLOSE.len();
+            self.state = State::Text;
+            self.written(self.at);
+        } else if next.starts_with('{') {
+            self.at += skipped;
+            self.written(self.at);
+            (self.begins, self.state) = (self.at, State::Name { tagged });
+        } else {
+            // Another tag, or something that is said.
+            self.at += before.rfind('}').map_or(0, |at| at + 1);
+            self.state = State::Text;
+            self.written(self.at);
+        }
         true
     }
 
@@ -285,6 +317,13 @@ impl Reader {
         }
         self.space += &text[said.len()..];
     }
+}
+
+/// Where a call is over: before its last tag, or the next call's first.
+fn end_of_call(call: &str) -> Option<usize> {
+    let close = call.find(CLOSE);
+    let open = call[..close.unwrap_or(call.len())].find(OPEN);
+    open.or(close)
 }
 
 /// The name of a call, and how many bytes come before its arguments; none where that is not known yet, or not in this order.
@@ -371,6 +410,22 @@ mod tests {
             &[("time", odd)],
         );
         reads("required", &format!("{{\"name\": \"time\", \"arguments\": {odd}}}"), "", &[("time", odd)]);
+        // Arguments that are none.
+        reads("auto", r#"<tool_call>{"name": "time", "arguments": ""}</tool_call>"#, "", &[("time", "{}")]);
+        // Tags that were forgotten, and two calls between two tags.
+        let (first, second) =
+            (r#"{"name": "weather", "arguments": {"city": "Rome"}}"#, r#"{"name": "time", "arguments": {}}"#);
+        let both = [weather, ("time", "{}")];
+        reads("auto", &format!("<tool_call>{first}\n<tool_call>{second}</tool_call>"), "", &both);
+        reads("auto", &format!("<tool_call>{first}\n{second}</tool_call>"), "", &both);
+        reads("auto", &format!("<tool_call>{first}\nIt is noon."), "\nIt is noon.", &[weather]);
+        let turned = r#"{"arguments": {"a": [1]}, "name": "time"}"#;
+        reads(
+            "auto",
+            &format!("<tool_call>{turned}<tool_call>{second}"),
+            "",
+            &[("time", r#"{"a":[1]}"#), ("time", "{}")],
+        );
         // The last tag may be missing.
         reads("auto", r#"<tool_call>{"arguments": {}, "name": "time"}"#, "", &[("time", "{}")]);
     }

@@ -30,9 +30,10 @@ assert client.chat(MODEL, ASK, format=schema, options={**OPTIONS, "num_predict":
 
 some = client.chat(MODEL, ASK, options={**OPTIONS, "num_predict": 4}, logprobs=True, top_logprobs=2)
 assert len(some.logprobs) == 4 and all(len(token.top_logprobs) == 2 for token in some.logprobs), some.logprobs
-assert "".join(token.token for token in some.logprobs) == some.message.content, some
-parts = client.generate(MODEL, "Once", raw=True, options={**OPTIONS, "num_predict": 4}, logprobs=True, stream=True)
-assert all(part.logprobs[0].logprob <= 0 for part in parts if not part.done)
+ended = client.chat(MODEL, ASK, options={"temperature": 0}, logprobs=True)
+assert ended.done_reason == "stop" and "".join(token.token for token in ended.logprobs) == ended.message.content, ended
+*parts, last = client.generate(MODEL, "Once", raw=True, options={**OPTIONS, "num_predict": 4}, logprobs=True, stream=True)
+assert len(parts) == 4 and all(part.logprobs[0].logprob <= 0 for part in parts) and last.done, parts
 
 
 def weather(city: str) -> str:

@@ -126,6 +126,9 @@ impl Events {
             event["content_index"] = 0.into();
         }
         event[field] = value;
+        if kind.starts_with("response.output_text") {
+            event["logprobs"] = json!([]);
+        }
         self.send(kind, event, writer);
     }
 
@@ -143,7 +146,8 @@ impl Events {
     /// The open item is done, or cut off.
     fn close(&mut self, status: &str, writer: &mut Writer) {
         let Some(item) = self.open.take() else { return };
-        let done = item.json(status);
+        let broken = matches!(&item, Item::Call(call) if !call.is_whole());
+        let done = item.json(if broken { "incomplete" } else { status });
         match item {
             Item::Message { id, text } => {
                 self.part("response.output_text.done", &id, "text", text.into(), writer);

@@ -57,6 +57,8 @@ pub(crate) struct ResponsesRequest {
     prompt: Value,
     #[serde(default)]
     top_logprobs: Option<u16>,
+    #[serde(default, deserialize_with = "or_default")]
+    include: Vec<String>,
     #[serde(default)]
     metadata: Value,
     #[serde(default)]
@@ -156,9 +158,10 @@ impl ResponsesRequest {
         if !self.prompt.is_null() {
             return Err(Problem::unsupported("prompt", "no prompts are kept here: send it as input"));
         }
-        if self.top_logprobs.is_some_and(|top| top > 0) {
-            let message = "responses come without them: ask at /v1/chat/completions";
-            return Err(Problem::unsupported("top_logprobs", message));
+        let included = self.include.iter().any(|what| what == "message.output_text.logprobs");
+        if included || self.top_logprobs.is_some_and(|top| top > 0) {
+            let message = "responses come without log-probabilities: ask at /v1/chat/completions";
+            return Err(Problem::unsupported(if included { "include" } else { "top_logprobs" }, message));
         }
         if self.background == Some(true) {
             return Err(Problem::unsupported("background", "answers are made while you wait"));
