@@ -255,8 +255,8 @@ async fn answer(
         tracing::info!(wanted, context = model.context, "num_ctx is more than the context that is served");
     }
     let Fitted { tokens, dropped } = prompt;
-    let params = rest.options.params(rest.format)?;
     let logprobs = rest.logprobs()?;
+    let params = rest.options.params(rest.format)?;
     let requests = shared.requests(model, &params, &tokens, logprobs)?;
     let answers = Answers::ask(&shared.jobs, caller, requests).await?;
     let whole = rest.stream == Some(false);
