@@ -85,7 +85,7 @@ fn main() -> ExitCode {
     let wants_json = args.iter().any(|arg| arg == "--json");
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error, wants_json),
+        Err(error) => return usage(&error, &args, wants_json),
     };
     if matches!(cli.command, Command::Engine) {
         // Before any thread: the sandbox binds the calling thread and its children only.
@@ -133,12 +133,12 @@ fn run(home: &Home, command: Command, screen: Screen) -> Result<(), Failure> {
     })
 }
 
-fn usage(error: &clap::Error, json: bool) -> ExitCode {
-    let meant = meant(error);
+fn usage(error: &clap::Error, args: &[OsString], json: bool) -> ExitCode {
+    let meant = meant(error, args);
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) || !json {
-        match error.kind() {
-            // `potluck` alone: what there is.
-            ErrorKind::MissingSubcommand => eprint!("{}", Cli::command().render_help()),
+        // `potluck` alone: what there is.
+        match args.len() {
+            0 | 1 => eprint!("{}", Cli::command().render_help()),
             _ => drop(error.print()),
         }
         if let Some(command) = meant {
@@ -157,13 +157,14 @@ fn usage(error: &clap::Error, json: bool) -> ExitCode {
 }
 
 /// Which command was meant by a word that is none here: one of a group's, such as `model pull`, or what neighbours call it.
-fn meant(error: &clap::Error) -> Option<String> {
+fn meant(error: &clap::Error, args: &[OsString]) -> Option<String> {
     let ContextValue::String(word) = error.get(ContextKind::InvalidSubcommand)? else { return None };
+    // Within a group other words are meant than here.
+    args.get(1).filter(|first| *first == word.as_str())?;
     let neighbours = [
         ("ps", "peers"),
         ("status", "peers"),
         ("nodes", "peers"),
-        ("get", "peers"),
         ("ls", "model list"),
         ("launch", "use"),
         ("connect", "use"),

@@ -37,9 +37,41 @@ enum State {
     /// In what looks like a call, and has not said of what. `tagged`: it is between tags.
     Name { tagged: bool },
     /// In a call's arguments.
-    Arguments { tagged: bool, depth: u32, quoted: bool, escaped: bool },
-    /// After a call's arguments.
+    Arguments { tagged: bool, scan: Scan },
+    /// After a call's arguments; with a scan, in other fields of it.
+    Fields { tagged: bool, scan: Option<Scan> },
+    /// After a call.
     After { tagged: bool },
+}
+
+/// Where one is in a piece of JSON: how deep, and whether in a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Scan {
+    depth: u32,
+    quoted: bool,
+    escaped: bool,
+}
+
+impl Scan {
+    /// Reads on; where it ends: after the bracket that closes all of it, before a tag, or, with the scan to go on with, at the end of
+    /// the text.
+    fn to_end(mut self, json: &str) -> (usize, Option<Self>) {
+        for (at, byte) in json.bytes().enumerate() {
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' if self.quoted => self.escaped = true,
+                b'"' => self.quoted = !self.quoted,
+                _ if self.quoted => {}
+                b'{' | b'[' => self.depth += 1,
+                b'}' | b']' if self.depth <= 1 => return (at + 1, None),
+                b'}' | b']' => self.depth -= 1,
+                // JSON has none of these here: a tag comes before the bracket.
+                b'<' => return (at, None),
+                _ => {}
+            }
+        }
+        (json.len(), Some(self))
+    }
 }
 
 /// Reads one answer.
@@ -105,7 +137,7 @@ impl Reader {
                 Some(call) => self.called(call, &mut pieces),
                 None => self.say(self.begins..self.text.len(), &mut pieces),
             },
-            State::Arguments { .. } | State::After { .. } => self.written(self.text.len()),
+            State::Arguments { .. } | State::Fields { .. } | State::After { .. } => self.written(self.text.len()),
         }
         self.at = self.text.len();
         if self.calls.is_empty() && !self.space.is_empty() {
@@ -127,9 +159,9 @@ impl Reader {
         self.calls.iter().map(|found| found.call.clone()).collect()
     }
 
-    /// True if it makes a call that can be made: its arguments are whole.
+    /// True if it calls, and what it calls can be called: all arguments are whole.
     pub(crate) fn has_called(&self) -> bool {
-        self.calls.iter().any(|found| found.call.is_whole())
+        !self.calls.is_empty() && self.calls.iter().all(|found| found.call.is_whole())
     }
 
     /// What these pieces say, the last ones, and all that is called, where arguments are objects: a call that was not finished
@@ -151,9 +183,8 @@ impl Reader {
             State::Start => self.start(),
             State::Text => self.text(pieces),
             State::Name { tagged } => self.name(tools, tagged, pieces),
-            State::Arguments { tagged, depth, quoted, escaped } => {
-                self.arguments((depth, quoted, escaped), tagged, pieces)
-            }
+            State::Arguments { tagged, scan } => self.arguments(scan, tagged, pieces),
+            State::Fields { tagged, scan } => self.fields(scan, tagged),
             State::After { tagged } => self.after(tagged),
         }
     }
@@ -196,7 +227,7 @@ impl Reader {
             let call = Call { id: Call::new_id(), name, arguments: String::new() };
             self.called(call, pieces);
             self.at += skipped;
-            self.state = State::Arguments { tagged, depth: 0, quoted: false, escaped: false };
+            self.state = State::Arguments { tagged, scan: Scan::default() };
             return true;
         }
         let Some(end) = tagged.then(|| end_of_call(rest)).flatten() else { return false };
@@ -217,76 +248,74 @@ impl Reader {
     }
 
     /// Arguments, to the bracket that closes them.
-    fn arguments(
-        &mut self,
-        (mut depth, mut quoted, mut escaped): (u32, bool, bool),
-        tagged: bool,
-        pieces: &mut Vec<Piece>,
-    ) -> bool {
+    fn arguments(&mut self, scan: Scan, tagged: bool, pieces: &mut Vec<Piece>) -> bool {
         let rest = &self.text[self.at..];
-        let (mut end, mut over) = (rest.len(), false);
-        for (at, byte) in rest.bytes().enumerate() {
-            match byte {
-                _ if escaped => escaped = false,
-                b'\\' if quoted => escaped = true,
-                b'"' => quoted = !quoted,
-                _ if quoted => {}
-                b'{' | b'[' => depth += 1,
-                b'}' | b']' if depth <= 1 => {
-                    (end, over) = (at + 1, true);
-                    break;
-                }
-                b'}' | b']' => depth -= 1,
-                // JSON has none of these here: a tag comes before the bracket.
-                b'<' => {
-                    (end, over) = (at, true);
-                    break;
-                }
-                _ => {}
-            }
-        }
+        let (end, scan) = scan.to_end(rest);
         let more = rest[..end].to_owned();
         self.at += end;
-        self.state = if over { State::After { tagged } } else { State::Arguments { tagged, depth, quoted, escaped } };
+        self.state = match scan {
+            Some(scan) => State::Arguments { tagged, scan },
+            None => State::Fields { tagged, scan: None },
+        };
         if !more.is_empty() {
             if let Some(last) = self.calls.last_mut() {
                 last.call.arguments += &more;
             }
             pieces.push(Piece::Arguments(more));
         }
-        over
+        scan.is_none()
     }
 
-    /// What comes after arguments, to the end of the call, is nobody's: brackets, other fields, the tag. Models forget the tag, and put
-    /// several calls between two.
+    /// Other fields of a call are nobody's: they end with its bracket.
+    fn fields(&mut self, scan: Option<Scan>, tagged: bool) -> bool {
+        let rest = &self.text[self.at..];
+        let within = match scan {
+            Some(scan) => scan,
+            None => {
+                let next = rest.trim_start();
+                match next.as_bytes().first() {
+                    None => return false,
+                    Some(b'}' | b',') => Scan { depth: 1, ..Scan::default() },
+                    // It was not closed.
+                    Some(_) => {
+                        self.state = State::After { tagged };
+                        return true;
+                    }
+                }
+            }
+        };
+        let (end, scan) = within.to_end(rest);
+        self.at += end;
+        self.state = match scan {
+            Some(scan) => State::Fields { tagged, scan: Some(scan) },
+            None => State::After { tagged },
+        };
+        scan.is_none()
+    }
+
+    /// Between a call and what follows it: its last tag, or, where the model forgot that, another call or more to say.
     fn after(&mut self, tagged: bool) -> bool {
         let rest = &self.text[self.at..];
-        let skipped = rest.len() - rest.trim_start_matches(|c: char| c == '}' || c.is_whitespace()).len();
-        let (before, next) = rest.split_at(skipped);
-        let may_become = |tag: &str| !next.is_empty() && tag.starts_with(next);
-        if !tagged || next.is_empty() || may_become(OPEN) || may_become(CLOSE) {
+        let is_nothing = |c: char| c.is_whitespace() || "}];,\"`".contains(c);
+        let next = rest.trim_start_matches(is_nothing);
+        let (before, next) = rest.split_at(rest.len() - next.len());
+        let may_become = |tag: &str| next.len() < tag.len() && tag.starts_with(next);
+        if !tagged || may_become(OPEN) || may_become(CLOSE) {
             return false;
         }
-        if next.starts_with(',') {
-            // More fields of the call.
-            let Some(end) = end_of_call(next) else { return false };
-            self.at += skipped + end;
-            return true;
-        }
         if next.starts_with(CLOSE) {
-            self.at += skipped + CLOSE.len();
+            self.at += before.len() + CLOSE.len();
             self.state = State::Text;
-            self.written(self.at);
         } else if next.starts_with('{') {
-            self.at += skipped;
-            self.written(self.at);
-            (self.begins, self.state) = (self.at, State::Name { tagged });
+            self.at += before.len();
+            self.state = State::Name { tagged };
         } else {
-            // Another tag, or something that is said.
-            self.at += before.rfind('}').map_or(0, |at| at + 1);
+            // Another tag, or something that is said, with the space before it.
+            self.at += before.trim_end().len();
             self.state = State::Text;
-            self.written(self.at);
         }
+        self.written(self.at);
+        self.begins = self.at;
         true
     }
 
@@ -319,11 +348,20 @@ impl Reader {
     }
 }
 
-/// Where a call is over: before its last tag, or the next call's first.
+/// Where a call is over: before its last tag, or the next call's first. A tag in one of its texts is none.
 fn end_of_call(call: &str) -> Option<usize> {
-    let close = call.find(CLOSE);
-    let open = call[..close.unwrap_or(call.len())].find(OPEN);
-    open.or(close)
+    let is_json = call.trim_start().starts_with('{');
+    let (mut quoted, mut escaped) = (false, false);
+    call.bytes().enumerate().find_map(|(at, byte)| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = is_json && !quoted,
+            b'<' if !quoted => return [CLOSE, OPEN].iter().any(|tag| call[at..].starts_with(tag)).then_some(at),
+            _ => {}
+        }
+        None
+    })
 }
 
 /// The name of a call, and how many bytes come before its arguments; none where that is not known yet, or not in this order.
@@ -419,6 +457,15 @@ mod tests {
         reads("auto", &format!("<tool_call>{first}\n<tool_call>{second}</tool_call>"), "", &both);
         reads("auto", &format!("<tool_call>{first}\n{second}</tool_call>"), "", &both);
         reads("auto", &format!("<tool_call>{first}\nIt is noon."), "\nIt is noon.", &[weather]);
+        reads("auto", &format!("<tool_call>{first}, {second}</tool_call> So"), " So", &both);
+        reads("auto", &format!("<tool_call>{first}, as you asked."), " as you asked.", &[weather]);
+        reads("auto", &format!("<tool_call>{first}\n]</tool_call> Done."), " Done.", &[weather]);
+        let named = r#"{"name": "weather", "arguments": {"city": "Rome"}, "id": "}</tool_call>", "x": {"y": 7}}"#;
+        reads("auto", &format!("<tool_call>{named}\nIt is noon."), "\nIt is noon.", &[weather]);
+        reads("auto", &format!("<tool_call>{named}\n{second}</tool_call>"), "", &both);
+        let quoting = r#"{"arguments": {"a": "<tool_call> \"x"}, "name": "time"}"#;
+        let quoted = ("time", r#"{"a":"<tool_call> \"x"}"#);
+        reads("auto", &format!("<tool_call>{quoting}</tool_call> ok"), " ok", &[quoted]);
         let turned = r#"{"arguments": {"a": [1]}, "name": "time"}"#;
         reads(
             "auto",
