@@ -23,8 +23,9 @@ const messages = [{ role: "user", content: process.argv[2] ?? "Is it raining in 
 const asked = await client.chat.completions.create({ model, messages, tools, tool_choice: "required", temperature: 0 });
 messages.push(asked.choices[0].message);
 for (const call of asked.choices[0].message.tool_calls) {
-  const result = weather(JSON.parse(call.function.arguments));
-  console.log(`weather(${call.function.arguments}) = ${JSON.stringify(result)}`);
+  const given = JSON.parse(call.function.arguments);
+  const result = weather(given);
+  console.log(`weather(${JSON.stringify(given)}) = ${JSON.stringify(result)}`);
   messages.push({ role: "tool", tool_call_id: call.id, content: JSON.stringify(result) });
 }
 
