@@ -124,7 +124,7 @@ pub(crate) async fn respond(mut answers: Answers, framing: Framing, format: impl
         Err(_) => None,
     };
     let (pieces, read) = mpsc::channel(PIECES_MAX);
-    tokio::spawn(write(first, answers, format, Writer { pieces, framing, text: String::new() }));
+    tokio::spawn(write(first, answers, format, Writer { pieces, framing, text: String::new() }, SILENCE));
     let body = n0_future::stream::unfold(read, async |mut read| {
         let piece = read.recv().await?;
         Some((Ok::<_, std::convert::Infallible>(piece), read))
@@ -143,6 +143,7 @@ async fn write(
     mut answers: Answers,
     mut format: impl Format,
     mut writer: Writer,
+    silence: Duration,
 ) -> Result<(), Gone> {
     format.begin(&mut writer);
     let mut silent_since = Instant::now();
@@ -157,7 +158,7 @@ async fn write(
             first = async { first.take() }, if first.is_some() => first,
             () = gone.closed() => return Err(Gone),
             next = answers.next() => next,
-            () = tokio::time::sleep_until(silent_since + SILENCE) => {
+            () = tokio::time::sleep_until(silent_since + silence) => {
                 format.beat(&mut writer);
                 silent_since = Instant::now();
                 continue;
@@ -176,5 +177,48 @@ async fn write(
                 return writer.flush().await.map(drop);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use potluck_client::TokenEvent;
+
+    use super::*;
+
+    /// Says nothing of tokens: they may become a call.
+    struct Holds;
+
+    impl Format for Holds {
+        fn begin(&mut self, _: &mut Writer) {}
+        async fn token(&mut self, _: usize, _: TokenEvent, _: &mut Writer) {}
+        fn done(&mut self, _: usize, _: &Ended, _: &mut Writer) {}
+        fn end(&mut self, _: &mut Writer) {}
+        fn failed(&mut self, _: &Problem, _: &mut Writer) {}
+        fn beat(&mut self, writer: &mut Writer) {
+            writer.raw(": waiting");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_whose_tokens_are_held_back_says_that_it_is_alive() {
+        let (events, answers) = mpsc::unbounded_channel();
+        let (pieces, mut read) = mpsc::channel(PIECES_MAX);
+        let writer = Writer { pieces, framing: Framing::Events, text: String::new() };
+        let silence = Duration::from_millis(50);
+        tokio::spawn(write(None, Answers::made_by_another(answers), Holds, writer, silence));
+        // Tokens come all the time, and more often than that.
+        let beat = async {
+            loop {
+                let token = TokenEvent { token: 0, text: "x".into(), logprobs: None };
+                drop(events.send((0, Event::Token(token))));
+                tokio::time::sleep(silence / 10).await;
+            }
+        };
+        let said = tokio::select! {
+            said = tokio::time::timeout(Duration::from_secs(20), read.recv()) => said.expect("it is silent"),
+            () = beat => None,
+        };
+        assert_eq!(said.as_deref(), Some(&b": waiting"[..]));
     }
 }

@@ -145,6 +145,14 @@ fn our_answers_have_the_shapes_that_the_clients_tests_recorded() {
     let arguments = called.iter().filter_map(|chunk| chunk.pointer("/choices/0/delta/tool_calls/0/function/arguments"));
     assert!(arguments.count() > 3, "arguments come as they are written: {called:?}");
 
+    // As `tests/lib/test_embeddings.py` has it: base64 where nothing else was asked for.
+    let embedding = json!({ "data": [{ "embedding": "AAAAAA==", "index": 0, "object": "embedding" }],
+        "model": "text-embedding-3-small", "object": "list", "usage": { "prompt_tokens": 1, "total_tokens": 1 } });
+    let body = json!({ "model": NAME, "input": ["one", "two"], "encoding_format": "base64" }).to_string();
+    let embedded = ask(&url, "POST", "/v1/embeddings", &[], &body).json();
+    assert_eq!(embedded["data"].as_array().unwrap().len(), 2);
+    assert!(is_like(&shape(&embedded), &shape(&embedding), false), "{embedded}");
+
     let requests: Vec<Value> = serde_json::from_str(&recorded("ollama_python.json")).unwrap();
     assert!(requests.len() > 10);
     let mut formed = 0;
@@ -223,6 +231,8 @@ fn what_a_service_said_is_what_clients_of_a_lent_model_get() {
         let data = body.lines().filter_map(|line| line.strip_prefix("data: {"));
         data.map(|rest| serde_json::from_str(&format!("{{{rest}")).unwrap()).collect()
     };
+    let likely = json!({ "model": "odd", "messages": messages, "logprobs": true }).to_string();
+    assert_eq!(ask(&url, "POST", "/api/chat", &[], &likely).status, 400, "only in the lender's own API");
     for name in ["text", "schema", "length", "refusal", "logprobs", "tool", "tools"] {
         let recording = recorded(&format!("openai_{name}.sse"));
         odd.says(Says::Stream(recording.clone()));

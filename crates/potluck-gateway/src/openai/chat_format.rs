@@ -48,8 +48,6 @@ impl Head {
 
 /// One of the answers to a question, while it comes.
 struct Choice {
-    /// It has said who speaks.
-    begun: bool,
     reader: Reader,
     /// Calls that have begun.
     calls: usize,
@@ -66,6 +64,7 @@ pub(super) struct ChatFormat {
     /// Where calls may come.
     tools: Option<Arc<Tools>>,
     metrics: Arc<Metrics>,
+    /// Those that have begun.
     choices: Vec<Choice>,
     outcomes: Vec<Outcome>,
 }
@@ -95,32 +94,23 @@ impl ChatFormat {
         self.chunk(json!([{ "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish }]))
     }
 
-    fn choice(&mut self, index: usize) -> &mut Choice {
-        while self.choices.len() <= index {
-            self.choices.push(Choice { begun: false, reader: Reader::new(self.tools.clone()), calls: 0 });
-        }
-        &mut self.choices[index]
-    }
-
     /// The first chunk of a choice says who speaks. Choices begin in their order: clients keep them in a list.
     fn begin_choice(&mut self, index: usize, writer: &mut Writer) {
-        for index in 0..=index {
-            if std::mem::replace(&mut self.choice(index).begun, true) {
-                continue;
-            }
+        while self.choices.len() <= index {
             // What has to call says nothing.
             let content = self.tools.as_deref().is_none_or(Tools::is_auto).then_some("");
             let role = json!({ "role": "assistant", "content": content, "refusal": null });
             let logprobs = if self.logprobs { json!({ "content": [], "refusal": null }) } else { Value::Null };
-            writer.data(&self.delta(index, role, logprobs, Value::Null));
+            writer.data(&self.delta(self.choices.len(), role, logprobs, Value::Null));
+            self.choices.push(Choice { reader: Reader::new(self.tools.clone()), calls: 0 });
         }
     }
 
     /// A chunk for each piece. The log-probabilities of the token that they came with go with the first.
     fn pieces(&mut self, index: usize, pieces: Vec<Piece>, mut logprobs: Value, writer: &mut Writer) {
-        let mut deltas: Vec<Value> = pieces.into_iter().map(|piece| self.choice(index).delta(piece)).collect();
+        let mut deltas: Vec<Value> = pieces.into_iter().map(|piece| self.choices[index].delta(piece)).collect();
         if deltas.is_empty() && !logprobs.is_null() {
-            let calls = self.choice(index).calls > 0 || self.tools.as_deref().is_some_and(|tools| !tools.is_auto());
+            let calls = self.choices[index].calls > 0 || self.tools.as_deref().is_some_and(|tools| !tools.is_auto());
             deltas.push(if calls { json!({}) } else { json!({ "content": "" }) });
         }
         for delta in deltas {
@@ -155,7 +145,7 @@ impl Format for ChatFormat {
         let entry = logprobs::entries(&self.vocabulary, &token).await;
         let logprobs =
             entry.map_or(Value::Null, |entry| json!({ "content": [logprobs::chat(entry)], "refusal": null }));
-        let pieces = self.choice(index).reader.read(&token.text);
+        let pieces = self.choices[index].reader.read(&token.text);
         self.pieces(index, pieces, logprobs, writer);
     }
 
@@ -163,9 +153,9 @@ impl Format for ChatFormat {
         self.begin_choice(index, writer);
         self.metrics.answered(ended);
         let outcome = &ended.outcome;
-        let pieces = ended.rest(&mut self.choice(index).reader);
+        let pieces = ended.rest(&mut self.choices[index].reader);
         self.pieces(index, pieces, Value::Null, writer);
-        let (finish, calls) = (finish_reason(outcome), self.choice(index).reader.has_called());
+        let (finish, calls) = (finish_reason(outcome), self.choices[index].reader.has_called());
         let finish = self.tools.as_deref().map_or(finish, |tools| finish_with(finish, tools, calls));
         let mut last = self.delta(index, json!({}), Value::Null, finish.into());
         add_trace(&mut last, Some(outcome));

@@ -310,8 +310,8 @@ impl Reader {
             self.at += before.len();
             self.state = State::Name { tagged };
         } else {
-            // Another tag, or something that is said, with the space before it.
-            self.at += before.trim_end().len();
+            // Another tag, or something that is said, with the space and the quotes before it.
+            self.at += before.rfind(['}', ']', ';', ',']).map_or(0, |at| at + 1);
             self.state = State::Text;
         }
         self.written(self.at);
@@ -459,7 +459,9 @@ mod tests {
         reads("auto", &format!("<tool_call>{first}\nIt is noon."), "\nIt is noon.", &[weather]);
         reads("auto", &format!("<tool_call>{first}, {second}</tool_call> So"), " So", &both);
         reads("auto", &format!("<tool_call>{first}, as you asked."), " as you asked.", &[weather]);
+        reads("auto", &format!("<tool_call>{first}\n\"Noon\", it says."), "\n\"Noon\", it says.", &[weather]);
         reads("auto", &format!("<tool_call>{first}\n]</tool_call> Done."), " Done.", &[weather]);
+        reads("auto", &format!("<tool_call>{first}\n```\n</tool_call> Done."), " Done.", &[weather]);
         let named = r#"{"name": "weather", "arguments": {"city": "Rome"}, "id": "}</tool_call>", "x": {"y": 7}}"#;
         reads("auto", &format!("<tool_call>{named}\nIt is noon."), "\nIt is noon.", &[weather]);
         reads("auto", &format!("<tool_call>{named}\n{second}</tool_call>"), "", &both);
@@ -515,8 +517,13 @@ mod tests {
         let forgot = r#"<tool_call>{"name": "time", "arguments": {"a": 1</tool_call> So"#;
         reads("auto", forgot, " So", &[("time", r#"{"a": 1"#)]);
         let (.., reader) = read("auto", forgot, 3);
+        assert!(!reader.has_called(), "nobody can make it");
+        let (.., beside) =
+            read("auto", &format!("<tool_call>{}</tool_call>{forgot}", r#"{"name": "time", "arguments": {}}"#), 3);
+        assert_eq!((beside.calls().len(), beside.has_called()), (2, false), "nor both of them");
         assert_eq!(reader.said(&[]).text, r#"<tool_call>{"name": "time", "arguments": {"a": 1</tool_call>"#);
         let (.., reader) = read("required", r#"{"name": "time", "arguments": {"a": 1}}"#, 3);
+        assert!(reader.has_called());
         let Said { text, calls } = reader.said(&[]);
         assert_eq!((&*text, calls.len()), ("", 1));
     }

@@ -72,6 +72,8 @@ const long = { ...ask, messages: [{ role: 'user', content: 'Count to a thousand.
 const cancelled = await client.chat.completions.create({ ...long, stream: true });
 for await (const _ of cancelled) break;
 await idle();
-await assert.rejects(client.chat.completions.create(long, { timeout: 300 }), OpenAI.APIConnectionTimeoutError);
+const late = assert.rejects(client.chat.completions.create(long, { timeout: 2_000 }), OpenAI.APIConnectionTimeoutError);
+while (await running() === 0);
+await late;
 await idle();
 console.log('ok');

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import threading
 import time
 import urllib.request
 
@@ -177,6 +178,13 @@ def errors():
     refused(openai.BadRequestError, "unsupported_parameter", "functions", functions=[TOOL["function"]])
     image = [{"type": "image_url", "image_url": {"url": "data:,"}}]
     refused(openai.BadRequestError, "unsupported_parameter", messages=[{"role": "user", "content": image}])
+    for kept in ({"conversation": "conv_1"}, {"prompt": {"id": "pmpt_1"}}, {"top_logprobs": 2},
+                 {"include": ["message.output_text.logprobs"]}):
+        try:
+            client.responses.create(model=MODEL, input="Hi", **kept)
+            raise AssertionError(f"{kept} was passed over")
+        except openai.BadRequestError as error:
+            assert error.code == "unsupported_parameter" and error.param in kept, error
     for wrong in ({"input": []}, {"input": "x", "dimensions": 8}, {"input": "x", "encoding_format": "hex"}):
         try:
             client.embeddings.create(model=MODEL, **wrong)
@@ -226,11 +234,21 @@ def cancelled():
 
 
 def timed_out():
-    try:
-        chat(**LONG, timeout=0.3)
-        raise AssertionError("900 tokens came within 0.3 s")
-    except openai.APITimeoutError:
-        idle()
+    outcome = []
+
+    def ask():
+        try:
+            outcome.append(chat(**LONG, timeout=2))
+        except openai.APITimeoutError as error:
+            outcome.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    while running() == 0:
+        assert asking.is_alive(), outcome
+    asking.join()
+    assert isinstance(outcome[0], openai.APITimeoutError), outcome
+    idle()
 
 
 async def at_once():
