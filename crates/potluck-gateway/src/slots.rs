@@ -60,6 +60,15 @@ pub(crate) enum Task {
 }
 
 impl Task {
+    /// Others are at work: their next tokens wait at each stage for the step that is there, so no step is to be long.
+    fn make_way(&mut self) {
+        match self {
+            // Whose answer is to be exact has its steps as they would be alone.
+            Self::Generate(request) if !request.reuse => {}
+            Self::Generate(Request { chunk, .. }) | Self::Embed { chunk, .. } => *chunk = BESIDE_OTHERS.min(*chunk),
+        }
+    }
+
     fn prompt(&self) -> &[u32] {
         match self {
             Self::Generate(request) => &request.prompt,
@@ -134,6 +143,9 @@ fn record(span: &Span, event: &Event) {
     }
 }
 
+/// Positions of a step at most where others are at work: half of what a prompt has alone, and nearly as fast.
+const BESIDE_OTHERS: u16 = 256;
+
 /// Seconds that a caller should wait where the queue is full.
 const RETRY_BUSY_SECONDS: u32 = 2;
 
@@ -169,7 +181,10 @@ pub(crate) async fn run<O: Opener>(opener: O, slots: usize, mut jobs: mpsc::Rece
             },
             Some(slot) = freed.recv() => pool.idle.push(slot),
         }
-        while let Some((slot, job)) = pool.assign() {
+        while let Some((slot, mut job)) = pool.assign() {
+            if pool.idle.len() + 1 < slots {
+                job.task.make_way();
+            }
             let (opener, free, metrics) = (opener.clone(), free.clone(), metrics.clone());
             tokio::task::spawn_local(async move {
                 metrics.running(1);

@@ -94,6 +94,20 @@ fn jobs_go_to_slots_in_turn_and_those_of_nobody_to_none() {
 }
 
 #[test]
+fn steps_beside_others_are_short_but_those_of_exact_answers() {
+    let chunk = |chunk: u16, reuse: bool| {
+        let mut task = Task::Generate(Request { chunk, reuse, ..Request::new(vec![1]) });
+        task.make_way();
+        let Task::Generate(request) = task else { panic!("it was one") };
+        request.chunk
+    };
+    assert_eq!([chunk(512, true), chunk(16, true), chunk(512, false)], [BESIDE_OTHERS, 16, 512]);
+    let mut task = Task::Embed { tokens: vec![1], chunk: 512 };
+    task.make_way();
+    assert!(matches!(task, Task::Embed { chunk: BESIDE_OTHERS, .. }));
+}
+
+#[test]
 fn a_full_queue_says_so_and_lets_go_of_those_who_left() {
     let mut pool = pool(1);
     let mut receivers = Vec::new();
