@@ -1,26 +1,24 @@
-//! The check that every connection passes before any work is done for it.
+//! The check that every connection passes before any work is done for it, and every request once more.
 
-use std::time::Duration;
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+};
 
-use biscuit_auth::{Biscuit, datalog::RunLimits, error, macros::authorizer};
-use potluck_core::PeerId;
+use potluck_core::{ModelId, PeerId};
 use potluck_wire::GRANT_BYTES_MAX;
 
-use crate::SwarmId;
-
-/// Facts that checking one grant may derive; a grant that needs more is refused.
-const FACTS_MAX: u64 = 64;
-
-/// Rounds of derivation that checking one grant may take; a grant that needs more is refused.
-const ITERATIONS_MAX: u64 = 16;
-
-/// Time that checking one grant may take. The library's own bound of 1 ms trips on a busy machine.
-const CHECK_TIME_MAX: Duration = Duration::from_millis(50);
+use crate::{
+    Chain, GrantId, Hours, Need, Place, Right, SignedRevocation, SwarmId,
+    chain::LINKS_MAX,
+    revoked::{Revocations, Revoked},
+};
 
 /// A member of the swarm, as its connection's key and a valid grant have proven. Only [`Gate::check`] makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     peer: PeerId,
+    chain: Arc<Chain>,
 }
 
 impl Member {
@@ -28,15 +26,58 @@ impl Member {
     pub fn peer(&self) -> PeerId {
         self.peer
     }
+
+    /// The grant that it has shown.
+    pub fn chain(&self) -> &Chain {
+        &self.chain
+    }
 }
 
-/// Whom a swarm lets in.
-#[derive(Debug, Clone)]
+/// What is asked of a peer, as far as grants say something about it.
+pub trait Request {
+    /// What it takes.
+    fn needs(&self) -> Need;
+}
+
+/// A request that its sender may make, there and then. Only [`Gate::authorize`] makes one: who serves takes this, so that
+/// forgetting the check does not compile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authorized<R> {
+    request: R,
+    by: Member,
+}
+
+impl<R> Authorized<R> {
+    /// Who asks.
+    pub fn by(&self) -> &Member {
+        &self.by
+    }
+
+    /// What is asked.
+    pub fn request(&self) -> &R {
+        &self.request
+    }
+
+    /// Both.
+    pub fn into_parts(self) -> (R, Member) {
+        (self.request, self.by)
+    }
+}
+
+/// Whom a swarm lets in. Clones share what they know of revocations.
+#[derive(Clone)]
 pub struct Gate {
     swarm: SwarmId,
+    revoked: Arc<RwLock<Revocations>>,
 }
 
-/// Why a grant does not let its bearer in. The stranger learns no more than that.
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gate(of {:?})", self.swarm)
+    }
+}
+
+/// Why a grant does not let its bearer in, or not do what it asks. The stranger learns no more than that.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GrantError {
@@ -46,21 +87,54 @@ pub enum GrantError {
         /// Its length.
         len: usize,
     },
+    /// The bearer: handed on more often than a grant may be.
+    #[error("a grant of {0} links; the limit is {LINKS_MAX}")]
+    TooLong(usize),
     /// The bearer: not a token, or not signed by this swarm's root.
     #[error("no grant of this swarm: {0}")]
     NotOurs(String),
-    /// The bearer: somebody has added to the grant, which grants of this version do not provide for.
-    #[error("the grant carries {0} blocks that its root did not sign")]
-    Extended(usize),
-    /// The bearer: another key's grant, or one of another role. Hint: ask for one of this key (`potluck swarm grant`).
+    /// The bearer: it says what this version does not understand, so that nothing of it counts.
+    #[error("the grant cannot be read: {0}")]
+    Unreadable(String),
+    /// The bearer: somebody has added to the grant who did not hold it.
+    #[error("link {0} of the grant is not signed by the holder of the one before")]
+    NotHandedOn(usize),
+    /// The bearer: the grant may not be handed on so often.
+    #[error("the grant was handed on more often than it allows")]
+    HandedOn,
+    /// The bearer: another key's grant. Hint: ask for one of this key (`potluck swarm grant`).
     #[error("the grant does not admit {}: it names another key", .0.short())]
     NotAdmitted(PeerId),
     /// The bearer: the grant's time is over. Hint: ask for a new one (`potluck swarm grant`).
-    #[error("the grant of {} has expired", .0.short())]
-    Expired(PeerId),
-    /// The bearer: checking it takes more than it may.
-    #[error("checking the grant exceeds a limit: {0}")]
-    TooCostly(String),
+    #[error("the grant has expired (at {at}, UTC seconds)")]
+    Expired {
+        /// UTC seconds until which it held.
+        at: u64,
+    },
+    /// The bearer: the grant's time has not come.
+    #[error("the grant holds from {from} on (UTC seconds)")]
+    NotYet {
+        /// UTC seconds.
+        from: u64,
+    },
+    /// The bearer: not at this time of the day.
+    #[error("the grant holds during {0} UTC only")]
+    OutOfHours(Hours),
+    /// The bearer: not at this peer.
+    #[error("the grant does not hold at {}", .0.short())]
+    NotHere(PeerId),
+    /// The bearer: its role does not allow it.
+    #[error("the grant does not allow to {}", .0.verb())]
+    NoRight(Right),
+    /// The bearer: not with this model.
+    #[error("the grant does not allow model {}", .0.short())]
+    NotThisModel(ModelId),
+    /// The bearer: taken back.
+    #[error("revoked: {0}")]
+    Revoked(Taken),
+    /// The signer: so many revocations are not kept.
+    #[error("too many revocations of one signer")]
+    TooMany,
     /// We: the grant could not be signed.
     #[error("the grant could not be signed: {0}")]
     Unsigned(String),
@@ -69,10 +143,23 @@ pub enum GrantError {
     NoSwarm,
 }
 
+/// What of a grant was taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken(pub Revoked);
+
+impl fmt::Display for Taken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Revoked::Key(peer) => write!(f, "the key {}", peer.short()),
+            Revoked::Link(id) => write!(f, "the grant {}", GrantId::from_bytes(id)),
+        }
+    }
+}
+
 impl Gate {
     /// The gate of the swarm that trusts this root.
     pub fn new(swarm: SwarmId) -> Self {
-        Self { swarm }
+        Self { swarm, revoked: Arc::default() }
     }
 
     /// The swarm.
@@ -80,39 +167,62 @@ impl Gate {
         self.swarm
     }
 
-    /// Whether `grant` admits the peer whose connection has proven the key `holder`, at `now` (UTC seconds).
+    /// Whether `grant` admits the peer whose connection has proven the key `holder`, at `now` (UTC seconds). What it may do is
+    /// asked for each request ([`authorize`](Self::authorize)).
     ///
     /// # Errors
     /// As [`GrantError`] says; the bytes may come from anybody.
     pub fn check(&self, grant: &[u8], holder: PeerId, now: u64) -> Result<Member, GrantError> {
-        if grant.len() > GRANT_BYTES_MAX {
-            return Err(GrantError::TooLarge { len: grant.len() });
+        let chain = self.read(grant)?;
+        if chain.holder() != holder {
+            return Err(GrantError::NotAdmitted(holder));
         }
-        let key = self.swarm.key().ok_or(GrantError::NoSwarm)?;
-        let token = Biscuit::from(grant, key).map_err(|error| GrantError::NotOurs(error.to_string()))?;
-        // Block 0 is the root's. Further blocks can only narrow what it grants, but they are a stranger's code to run.
-        if token.block_count() > 1 {
-            return Err(GrantError::Extended(token.block_count() - 1));
+        let member = Member { peer: holder, chain: Arc::new(chain) };
+        self.still(&member, now)?;
+        Ok(member)
+    }
+
+    /// A grant whose signatures are good, whoever shows it and whether or not it holds: to be looked at, not to be let in by.
+    ///
+    /// # Errors
+    /// As [`GrantError`] says.
+    pub fn read(&self, grant: &[u8]) -> Result<Chain, GrantError> {
+        Chain::read(grant, self.swarm.key().ok_or(GrantError::NoSwarm)?)
+    }
+
+    /// Whether a member is one still: its time is not over, and nothing was taken back. Costs no signature.
+    ///
+    /// # Errors
+    /// `Expired`, `NotYet`, `OutOfHours`, `Revoked`.
+    pub fn still(&self, member: &Member, now: u64) -> Result<(), GrantError> {
+        let revoked = self.revoked.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(what) = revoked.ends(&member.chain, self.swarm) {
+            return Err(GrantError::Revoked(Taken(what)));
         }
-        let connection = holder.as_bytes().to_vec();
-        let now = i64::try_from(now).unwrap_or(i64::MAX);
-        let limits = RunLimits { max_facts: FACTS_MAX, max_iterations: ITERATIONS_MAX, max_time: CHECK_TIME_MAX };
-        let checked = authorizer!(
-            r#"
-            connection({connection});
-            now({now});
-            allow if connection($key), role($key, "member") trusting authority;
-            "#
-        )
-        .set_limits(limits)
-        .build(&token)
-        .and_then(|mut authorizer| authorizer.authorize());
-        match checked {
-            Ok(_) => Ok(Member { peer: holder }),
-            Err(error::Token::RunLimit(limit)) => Err(GrantError::TooCostly(limit.to_string())),
-            // The policy matched and a check failed: the root's only check is the expiry.
-            Err(error::Token::FailedLogic(error::Logic::Unauthorized { .. })) => Err(GrantError::Expired(holder)),
-            Err(_) => Err(GrantError::NotAdmitted(holder)),
-        }
+        drop(revoked);
+        member.chain.scope.in_time(now)
+    }
+
+    /// Whether a member may ask that, there and then.
+    ///
+    /// # Errors
+    /// As [`still`](Self::still); `NoRight`, `NotThisModel`, `NotHere`.
+    pub fn authorize<R: Request>(&self, by: &Member, request: R, place: Place) -> Result<Authorized<R>, GrantError> {
+        self.still(by, place.now)?;
+        by.chain.scope.allows(request.needs(), place)?;
+        Ok(Authorized { request, by: by.clone() })
+    }
+
+    /// Takes note of a revocation, which may come from anybody; whether it is new.
+    ///
+    /// # Errors
+    /// `Unreadable`, `NoRight` or `TooMany`.
+    pub fn revoke(&self, revocation: SignedRevocation) -> Result<bool, GrantError> {
+        self.revoked.write().unwrap_or_else(PoisonError::into_inner).note(revocation, self.swarm)
+    }
+
+    /// All revocations that it knows, in a fixed order.
+    pub fn revocations(&self) -> Vec<SignedRevocation> {
+        self.revoked.read().unwrap_or_else(PoisonError::into_inner).all().cloned().collect()
     }
 }

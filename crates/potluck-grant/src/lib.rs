@@ -12,11 +12,18 @@
 //! assert_eq!(gate.check(grant.as_bytes(), peer, 1_900_000_000)?.peer(), peer);
 //! # Ok::<(), potluck_grant::GrantError>(())
 //! ```
-//! One role, `member`, and an expiry. A biscuit is a bearer token: this one is worth nothing without its holder's key.
-//! No IO and no clock: the caller says what time it is.
+//! Further roles and limits are [`Caveats`]; a holder hands its grant on, narrower, without asking anybody ([`Grant::hand_on`]). A
+//! biscuit is a bearer token: this one is worth nothing without its last holder's key. What is taken back ([`Revocation`]) ends all
+//! that rests on it. No IO and no clock: the caller says what time it is.
 
+mod chain;
 mod gate;
+mod revoked;
+mod rights;
 mod root;
 
-pub use gate::{Gate, GrantError, Member};
+pub use chain::{Chain, GrantId, LINKS_MAX, Link};
+pub use gate::{Authorized, Gate, GrantError, Member, Request, Taken};
+pub use revoked::{REVOCATIONS_MAX, Revocation, Revoked, SignedRevocation};
+pub use rights::{Budget, Caveats, Hours, Need, Place, Right, Role, Scope};
 pub use root::{Grant, Root, SwarmId};

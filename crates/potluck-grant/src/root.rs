@@ -2,11 +2,12 @@
 
 use std::{fmt, str::FromStr};
 
-use biscuit_auth::{Algorithm, Biscuit, KeyPair, PrivateKey, PublicKey, macros::biscuit};
+use biscuit_auth::{Algorithm, Biscuit, KeyPair, PrivateKey, PublicKey};
 use data_encoding::HEXLOWER_PERMISSIVE;
 use potluck_core::{PeerId, SecretKey};
+use potluck_wire::GRANT_BYTES_MAX;
 
-use crate::GrantError;
+use crate::{Caveats, Chain, GrantError, Role, chain::write_block};
 
 /// A swarm: its root's public key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,18 +54,17 @@ impl Root {
     /// # Errors
     /// `Unsigned` where the token library fails, which it has no reason to.
     pub fn grant(&self, holder: PeerId, expires: u64) -> Result<Grant, GrantError> {
-        let unsigned = |error: biscuit_auth::error::Token| GrantError::Unsigned(error.to_string());
-        let holder = holder.as_bytes().to_vec();
-        let expires = i64::try_from(expires).unwrap_or(i64::MAX);
-        let token: Biscuit = biscuit!(
-            r#"
-            role({holder}, "member");
-            check if now($now), $now <= {expires};
-            "#
-        )
-        .build(&self.pair()?)
-        .map_err(unsigned)?;
-        token.to_vec().map(Grant).map_err(unsigned)
+        self.grant_as(holder, &Caveats { role: Some(Role::Member), until: Some(expires), ..Caveats::default() })
+    }
+
+    /// Admits `holder` as the caveats say, which name a role and an end.
+    ///
+    /// # Errors
+    /// `Unreadable` where they do not, or are too many; `TooLarge`; `Unsigned`.
+    pub fn grant_as(&self, holder: PeerId, caveats: &Caveats) -> Result<Grant, GrantError> {
+        let block = write_block(holder, caveats)?;
+        let token = Biscuit::builder().merge(block).build(&self.pair()?).map_err(unsigned)?;
+        Grant::of(&token)
     }
 
     /// The same key, to sign what is no grant: an order to a peer.
@@ -73,8 +73,7 @@ impl Root {
     }
 
     fn pair(&self) -> Result<KeyPair, GrantError> {
-        let key = PrivateKey::from_bytes(&self.0, Algorithm::Ed25519);
-        key.map(|key| KeyPair::from(&key)).map_err(|error| GrantError::Unsigned(error.to_string()))
+        key_pair(&self.0)
     }
 }
 
@@ -125,6 +124,41 @@ impl FromStr for SwarmId {
 }
 
 impl Grant {
+    /// A token that this version itself reads: what is too long or says nothing is not given out.
+    fn of(token: &Biscuit) -> Result<Self, GrantError> {
+        Chain::of(token)?;
+        let bytes = token.to_vec().map_err(unsigned)?;
+        if bytes.len() > GRANT_BYTES_MAX {
+            return Err(GrantError::TooLarge { len: bytes.len() });
+        }
+        Ok(Self(bytes))
+    }
+
+    /// Hands a grant on to another key, or narrows it for the same one: signed by its holder, with nobody's help. `caveats` take
+    /// away; they cannot add.
+    ///
+    /// # Errors
+    /// As [`Gate::read`](crate::Gate::read); `NotAdmitted` where `holder` is not the grant's; `HandedOn`, `TooLong` or `TooLarge`
+    /// where it has no room for one more link.
+    pub fn hand_on(
+        grant: &[u8],
+        swarm: SwarmId,
+        holder: &SecretKey,
+        to: PeerId,
+        caveats: &Caveats,
+    ) -> Result<Self, GrantError> {
+        let root = swarm.key().ok_or(GrantError::NoSwarm)?;
+        let chain = Chain::read(grant, root)?;
+        if chain.holder() != holder.peer_id() {
+            return Err(GrantError::NotAdmitted(holder.peer_id()));
+        }
+        let token = Biscuit::from(grant, root).map_err(|error| GrantError::NotOurs(error.to_string()))?;
+        let pair = key_pair(&holder.to_bytes())?;
+        let request = token.third_party_request().map_err(unsigned)?;
+        let block = request.create_block(&pair.private(), write_block(to, caveats)?).map_err(unsigned)?;
+        Self::of(&token.append_third_party(pair.public(), block).map_err(unsigned)?)
+    }
+
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -134,4 +168,13 @@ impl Grant {
     pub fn into_bytes(self) -> Vec<u8> {
         self.0
     }
+}
+
+fn unsigned(error: biscuit_auth::error::Token) -> GrantError {
+    GrantError::Unsigned(error.to_string())
+}
+
+fn key_pair(secret: &[u8; 32]) -> Result<KeyPair, GrantError> {
+    let key = PrivateKey::from_bytes(secret, Algorithm::Ed25519);
+    key.map(|key| KeyPair::from(&key)).map_err(|error| GrantError::Unsigned(error.to_string()))
 }
