@@ -21,6 +21,7 @@ mod order;
 mod piece;
 mod range;
 mod reduce;
+mod revocation;
 mod stage;
 
 pub use account::Account;
@@ -31,6 +32,7 @@ pub use offer::{Offer, OfferError, SignedOffer, StageSpeed};
 pub use order::{Action, Order, OrderError, SignedOrder};
 pub use piece::{PIECE_BYTES, PieceHash, piece_hash, piece_range, pieces_of, tensor_hash};
 pub use range::{LayerRange, RangeError};
+pub use revocation::{Revocation, RevocationError, Revoked, SignedRevocation};
 pub use stage::{
     Hidden, Input, Logits, Output, Rows, Stage, StageCommand, StageError, StageReply, StageShape, StageSpec, Step,
 };

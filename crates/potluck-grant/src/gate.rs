@@ -5,14 +5,10 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use potluck_core::{ModelId, PeerId};
+use potluck_core::{ModelId, PeerId, Revoked, SignedRevocation};
 use potluck_wire::GRANT_BYTES_MAX;
 
-use crate::{
-    Chain, GrantId, Hours, Need, Place, Right, SignedRevocation, SwarmId,
-    chain::LINKS_MAX,
-    revoked::{Revocations, Revoked},
-};
+use crate::{Chain, GrantId, Hours, Lending, Need, Place, Right, SwarmId, chain::LINKS_MAX, revoked::Revocations};
 
 /// A member of the swarm, as its connection's key and a valid grant have proven. Only [`Gate::check`] makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,12 +209,26 @@ impl Gate {
         Ok(Authorized { request, by: by.clone() })
     }
 
+    /// Whether `grant` lets the holder of that key serve others.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check) and [`authorize`](Self::authorize).
+    pub fn check_lender(&self, grant: &[u8], holder: PeerId, now: u64) -> Result<Authorized<Lending>, GrantError> {
+        let member = self.check(grant, holder, now)?;
+        self.authorize(&member, Lending, Place { peer: holder, now })
+    }
+
     /// Takes note of a revocation, which may come from anybody; whether it is new.
     ///
     /// # Errors
     /// `Unreadable`, `NoRight` or `TooMany`.
     pub fn revoke(&self, revocation: SignedRevocation) -> Result<bool, GrantError> {
         self.revoked.write().unwrap_or_else(PoisonError::into_inner).note(revocation, self.swarm)
+    }
+
+    /// What tells apart two peers that know different ones.
+    pub fn revocations_digest(&self) -> [u8; 32] {
+        self.revoked.read().unwrap_or_else(PoisonError::into_inner).digest()
     }
 
     /// All revocations that it knows, in a fixed order.

@@ -13,17 +13,19 @@
 //! # Ok::<(), potluck_grant::GrantError>(())
 //! ```
 //! Further roles and limits are [`Caveats`]; a holder hands its grant on, narrower, without asking anybody ([`Grant::hand_on`]). A
-//! biscuit is a bearer token: this one is worth nothing without its last holder's key. What is taken back ([`Revocation`]) ends all
+//! biscuit is a bearer token: this one is worth nothing without its last holder's key. What is taken back ([`Gate::revoke`]) ends all
 //! that rests on it. No IO and no clock: the caller says what time it is.
 
 mod chain;
 mod gate;
+mod request;
 mod revoked;
 mod rights;
 mod root;
 
 pub use chain::{Chain, GrantId, LINKS_MAX, Link};
 pub use gate::{Authorized, Gate, GrantError, Member, Request, Taken};
-pub use revoked::{REVOCATIONS_MAX, Revocation, Revoked, SignedRevocation};
+pub use request::{Lending, Looking};
+pub use revoked::REVOCATIONS_MAX;
 pub use rights::{Budget, Caveats, Hours, Need, Place, Right, Role, Scope};
 pub use root::{Grant, Root, SwarmId};

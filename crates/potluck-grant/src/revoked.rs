@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use potluck_core::{PeerId, SecretKey};
-use serde::{Deserialize, Serialize};
+use potluck_core::{PeerId, Revocation, Revoked, SignedRevocation};
 
 use crate::{Chain, GrantError, Right, Role, SwarmId};
 
@@ -12,42 +11,6 @@ pub const REVOCATIONS_MAX: usize = 65_536;
 
 /// The same of one signer that is no root.
 const SIGNER_MAX: usize = 1_024;
-
-/// Bytes of what is signed.
-const BYTES_MAX: usize = 128;
-
-const CONTEXT: &[u8] = b"potluck revocation 1\0";
-
-/// What is taken back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Revoked {
-    /// A key: every grant that it holds or has handed on. One is enough for a lost device.
-    Key(PeerId),
-    /// A link of a grant, and all that was handed on from it.
-    Link([u8; 16]),
-}
-
-/// What a revocation says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Revocation {
-    /// In which swarm.
-    pub swarm: [u8; 32],
-    /// What.
-    pub what: Revoked,
-    /// Who says so: the root, or a key that stands above it in the chain.
-    pub by: PeerId,
-    /// UTC seconds.
-    pub at: u64,
-}
-
-/// A revocation and its signature.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SignedRevocation {
-    revocation: Vec<u8>,
-    signature: serde_bytes::ByteArray<64>,
-    /// The signer's grant, where it stands on its right to revoke: empty otherwise.
-    grant: Vec<u8>,
-}
 
 /// What a signer's word is worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,43 +23,12 @@ enum Weight {
     Root,
 }
 
-impl Revocation {
-    /// Takes something back, signed by `key`: the root's, or one that stands above it, or one whose `grant` allows it.
-    pub fn sign(swarm: SwarmId, what: Revoked, at: u64, key: &SecretKey, grant: Vec<u8>) -> SignedRevocation {
-        let said = Self { swarm: *swarm.as_bytes(), what, by: key.peer_id(), at };
-        #[expect(clippy::expect_used, reason = "writing to memory fails only where memory ends")]
-        let revocation = postcard::to_stdvec(&said).expect("a revocation encodes");
-        let signature = key.sign(&[CONTEXT, &revocation].concat());
-        SignedRevocation { revocation, signature: signature.into(), grant }
-    }
-}
-
-impl SignedRevocation {
-    /// What it says, if it is of that swarm and signed by whom it names.
-    ///
-    /// # Errors
-    /// `Unreadable`.
-    pub fn verify(&self, swarm: SwarmId) -> Result<Revocation, GrantError> {
-        let bad = |why: &str| GrantError::Unreadable(format!("no revocation: {why}"));
-        if self.revocation.len() > BYTES_MAX {
-            return Err(bad("too long"));
-        }
-        let said: Revocation = postcard::from_bytes(&self.revocation).map_err(|_| bad("damaged"))?;
-        if said.swarm != *swarm.as_bytes() {
-            return Err(bad("of another swarm"));
-        }
-        if !said.by.verify(&[CONTEXT, &self.revocation].concat(), &self.signature) {
-            return Err(bad("not signed by whom it names"));
-        }
-        Ok(said)
-    }
-}
-
 /// All revocations that a peer knows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Revocations {
     signed: BTreeMap<(Revoked, PeerId), (Weight, SignedRevocation)>,
     by_signer: BTreeMap<PeerId, usize>,
+    digest: [u8; 32],
 }
 
 impl Revocations {
@@ -106,7 +38,7 @@ impl Revocations {
     /// `Unreadable` where it is none of this swarm, or stands on a grant that does not allow it; `TooMany` where there is no
     /// room, which the root's have always.
     pub(crate) fn note(&mut self, signed: SignedRevocation, swarm: SwarmId) -> Result<bool, GrantError> {
-        let said = signed.verify(swarm)?;
+        let said = signed.verify(swarm.root()).map_err(|error| GrantError::Unreadable(error.to_string()))?;
         let weight = self.weight(&said, &signed.grant, swarm)?;
         let place = (said.what, said.by);
         if self.signed.get(&place).is_some_and(|(known, _)| *known >= weight) {
@@ -116,8 +48,13 @@ impl Revocations {
         if weight != Weight::Root && (*count >= SIGNER_MAX || self.signed.len() >= REVOCATIONS_MAX) {
             return Err(GrantError::TooMany);
         }
-        *count += 1;
-        self.signed.insert(place, (weight, signed));
+        let before = self.signed.insert(place, (weight, signed)).map(|(weight, _)| weight);
+        *count += usize::from(before.is_none());
+        // The same set has the same digest, in whichever order it came. Who may revoke could make two sets alike, and gain nothing.
+        for weight in before.into_iter().chain([weight]) {
+            let one = blake3::hash(&[place_bytes(place), vec![weight as u8]].concat());
+            self.digest.iter_mut().zip(one.as_bytes()).for_each(|(sum, byte)| *sum ^= byte);
+        }
         Ok(true)
     }
 
@@ -136,6 +73,11 @@ impl Revocations {
             return Err(GrantError::NoRight(Right::Revoke));
         }
         Ok(Weight::Operator)
+    }
+
+    /// Of what and by whom, over all of them.
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        self.digest
     }
 
     /// All of them, in a fixed order.
@@ -167,4 +109,12 @@ impl Revocations {
         }
         None
     }
+}
+
+fn place_bytes((what, by): (Revoked, PeerId)) -> Vec<u8> {
+    let what: &[u8] = match &what {
+        Revoked::Key(peer) => peer.as_bytes(),
+        Revoked::Link(id) => id,
+    };
+    [what, by.as_bytes()].concat()
 }

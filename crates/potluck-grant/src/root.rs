@@ -4,8 +4,7 @@ use std::{fmt, str::FromStr};
 
 use biscuit_auth::{Algorithm, Biscuit, KeyPair, PrivateKey, PublicKey};
 use data_encoding::HEXLOWER_PERMISSIVE;
-use potluck_core::{PeerId, SecretKey};
-use potluck_wire::GRANT_BYTES_MAX;
+use potluck_core::{Offer, PeerId, SecretKey};
 
 use crate::{Caveats, Chain, GrantError, Role, chain::write_block};
 
@@ -100,6 +99,11 @@ impl SwarmId {
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
+
+    /// The root, as a signer.
+    pub fn root(self) -> PeerId {
+        PeerId::from_bytes(self.0)
+    }
 }
 
 impl fmt::Display for SwarmId {
@@ -128,7 +132,8 @@ impl Grant {
     fn of(token: &Biscuit) -> Result<Self, GrantError> {
         Chain::of(token)?;
         let bytes = token.to_vec().map_err(unsigned)?;
-        if bytes.len() > GRANT_BYTES_MAX {
+        // What travels beside an offer has less room than what greets.
+        if bytes.len() > Offer::GRANT_BYTES_MAX {
             return Err(GrantError::TooLarge { len: bytes.len() });
         }
         Ok(Self(bytes))

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use potluck_core::{ModelId, PeerId, SecretKey};
+use potluck_core::{ModelId, PeerId, Revocation, Revoked, SecretKey, SignedRevocation};
 use potluck_grant::{
-    Authorized, Caveats, Gate, Grant, GrantError, GrantId, Hours, LINKS_MAX, Need, Place, Request, Revocation, Revoked,
-    Right, Role, Root, SignedRevocation, Taken,
+    Authorized, Caveats, Gate, Grant, GrantError, GrantId, Hours, LINKS_MAX, Need, Place, Request, Right, Role, Root,
+    Taken,
 };
 use proptest::prelude::*;
 
@@ -159,7 +159,7 @@ fn what_rests_on_something_taken_back_falls_with_it() {
     let other = hand_on(&member, 1, 3, &Caveats::default()).unwrap();
     let link = |grant: &[u8]| gate.read(grant).unwrap().links().last().unwrap().id;
     let revoke = |what, by: &SecretKey, grant: Vec<u8>| {
-        gate.revoke(Revocation::sign(root().public(), what, NOW, by, grant)).unwrap()
+        gate.revoke(Revocation::sign(root().public().root(), what, NOW, by, grant)).unwrap()
     };
     let id = Revoked::Link(*link(&guest).as_bytes());
     // Whoever stands beside or below has no say.
@@ -187,7 +187,7 @@ fn an_operator_revokes_all_but_owners_and_a_member_cannot_pose_as_one() {
     let (victim, owner) = (granted(3, &as_role(Role::Member)), granted(4, &as_role(Role::Owner)));
     let by = |n: u8, grant: &[u8], of: u8| {
         let what = Revoked::Key(peer(of));
-        gate.revoke(Revocation::sign(root().public(), what, NOW, &key(n), grant.to_vec()))
+        gate.revoke(Revocation::sign(root().public().root(), what, NOW, &key(n), grant.to_vec()))
     };
     assert_eq!(by(2, &member, 3), Err(GrantError::NoRight(Right::Revoke)));
     assert_eq!(by(2, &operator, 3), Err(GrantError::NoRight(Right::Revoke)), "with another's grant");
@@ -204,9 +204,9 @@ fn an_operator_revokes_all_but_owners_and_a_member_cannot_pose_as_one() {
 fn revocations_of_others_and_forged_ones_count_for_nothing() {
     let gate = gate();
     let what = Revoked::Key(peer(1));
-    let elsewhere = Revocation::sign(Root::from_bytes(&[8; 32]).public(), what, NOW, &root().key(), vec![]);
+    let elsewhere = Revocation::sign(Root::from_bytes(&[8; 32]).public().root(), what, NOW, &root().key(), vec![]);
     assert!(matches!(gate.revoke(elsewhere), Err(GrantError::Unreadable(_))));
-    let good = Revocation::sign(root().public(), what, NOW, &root().key(), vec![]);
+    let good = Revocation::sign(root().public().root(), what, NOW, &root().key(), vec![]);
     let bytes = postcard::to_stdvec(&good).unwrap();
     for at in 0..bytes.len() {
         let mut forged = bytes.clone();
@@ -226,11 +226,11 @@ fn one_signer_cannot_fill_the_list() {
     for n in 0..1_100_u32 {
         let mut id = [0; 16];
         id[..4].copy_from_slice(&n.to_le_bytes());
-        let signed = Revocation::sign(root().public(), Revoked::Link(id), NOW, &key(1), vec![]);
+        let signed = Revocation::sign(root().public().root(), Revoked::Link(id), NOW, &key(1), vec![]);
         refused += u32::from(gate.revoke(signed) == Err(GrantError::TooMany));
     }
     assert_eq!(refused, 1_100 - 1_024);
-    let other = Revocation::sign(root().public(), Revoked::Key(peer(2)), NOW, &key(2), vec![]);
+    let other = Revocation::sign(root().public().root(), Revoked::Key(peer(2)), NOW, &key(2), vec![]);
     assert_eq!(gate.revoke(other), Ok(true));
 }
 

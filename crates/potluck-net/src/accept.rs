@@ -11,6 +11,7 @@ use std::{
 
 use iroh::endpoint::{Connection, Incoming, IncomingAddr};
 use potluck_core::PeerId;
+use potluck_grant::Member;
 use potluck_peer::StreamId;
 use potluck_wire::FailureCode;
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
@@ -18,7 +19,7 @@ use tracing::{debug, info};
 
 use crate::{
     Node,
-    greet::{Greeted, admit, close, utc_now},
+    greet::{admit, close, utc_now},
     node::{lift_limits, peer_id},
     places::{Place, Places},
     serve::Happened,
@@ -93,8 +94,8 @@ async fn attend(
 ) {
     let Ok(Ok(connection)) = timeout(node.deadlines.greet, incoming.into_future()).await else { return };
     let peer = peer_id(connection.remote_id());
-    let greeted = match timeout(node.deadlines.greet, admit(&connection, &node)).await {
-        Ok(Ok(Some(greeted))) => greeted,
+    let member = match timeout(node.deadlines.greet, admit(&connection, &node)).await {
+        Ok(Ok(Some(member))) => member,
         Ok(Ok(None)) => return,
         Ok(Err(error)) => {
             info!(peer = %peer.short(), %error, "a connection was refused");
@@ -114,25 +115,36 @@ async fn attend(
     let _place = members.take(peer);
     lift_limits(&connection);
     debug!(peer = %peer.short(), "let in");
-    take_streams(&node, &connection, &greeted, &events, &streams).await;
+    take_streams(&node, &connection, &member, &events, &streams).await;
 }
 
 async fn take_streams(
     node: &Node,
     connection: &Connection,
-    greeted: &Greeted,
+    member: &Member,
     events: &mpsc::Sender<Happened>,
     streams: &AtomicU64,
 ) {
-    let peer = greeted.member.peer();
-    while let Ok(halves) = connection.accept_bi().await {
-        // A connection may outlive the grant that it was let in with.
-        let from = match node.identity.gate.check(&greeted.grant, peer, utc_now()) {
-            Ok(member) => member,
-            Err(error) => {
-                info!(peer = %peer.short(), %error, "a member is one no longer");
-                return close(connection, FailureCode::NotAdmitted);
-            }
+    let peer = member.peer();
+    let mut revoked = node.revoked.subscribe();
+    loop {
+        // A connection may outlive the grant that it was let in with: it is looked at for each stream, and whenever something was
+        // taken back. What is closed here ends every session that came by it.
+        if let Err(error) = node.identity.gate.still(member, utc_now()) {
+            info!(peer = %peer.short(), %error, "a member is one no longer");
+            return close(connection, FailureCode::NotAdmitted);
+        }
+        let halves = tokio::select! {
+            biased;
+            Ok(()) = revoked.changed() => continue,
+            halves = connection.accept_bi() => match halves {
+                Ok(halves) => halves,
+                Err(_) => return,
+            },
+        };
+        let from = match node.identity.gate.still(member, utc_now()) {
+            Ok(()) => member.clone(),
+            Err(_) => continue,
         };
         let stream = StreamId(streams.fetch_add(1, Ordering::Relaxed));
         if events.send(Happened::Opened { stream, from, halves }).await.is_err() {

@@ -62,6 +62,12 @@ impl Links {
         links.entry(peer).or_default().clone()
     }
 
+    /// All that stand.
+    pub(crate) fn all(&self) -> Vec<Link> {
+        let links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        links.values().filter_map(|place| place.get().cloned()).collect()
+    }
+
     fn standing(&self, peer: PeerId) -> Option<Link> {
         let links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         links.get(&peer)?.get().cloned()
@@ -168,6 +174,11 @@ impl Node {
 }
 
 impl Link {
+    /// Whether the connection has ended.
+    pub fn is_closed(&self) -> bool {
+        self.connection.close_reason().is_some()
+    }
+
     /// How it runs at present.
     pub fn path(&self) -> Option<PathInfo> {
         PathInfo::of(&self.connection)

@@ -46,7 +46,7 @@ impl Directory {
         if !self.offers.contains_key(&key) && self.of(content.peer) >= PEER_OFFERS_MAX {
             return Ok(false);
         }
-        gate.check(offer.grant(), content.peer, now)?;
+        gate.check_lender(offer.grant(), content.peer, now)?;
         if self.offers.len() >= OFFERS_KEPT_MAX && !self.offers.contains_key(&key) {
             let first = self.offers.iter().min_by_key(|(_, (offer, _))| offer.expires).map(|(key, _)| *key);
             first.map(|key| self.offers.remove(&key));
@@ -74,6 +74,11 @@ impl Directory {
     /// Offers that hold at `now`.
     pub fn offers(&self, now: u64) -> impl Iterator<Item = &Offer> {
         self.offers.values().map(|(offer, _)| offer).filter(move |offer| offer.expires >= now)
+    }
+
+    /// Forgets whoever may not lend any more: something was taken back.
+    pub(crate) fn review(&mut self, gate: &Gate, now: u64) {
+        self.offers.retain(|(peer, _), (_, signed)| gate.check_lender(signed.grant(), *peer, now).is_ok());
     }
 
     /// Forgets a peer that has left.

@@ -38,8 +38,8 @@ pub(crate) async fn greet(connection: &Connection, identity: &Identity) -> Resul
     write_last(&mut send, &hello).await.map_err(|error| refusal_or(connection, lost(peer, &error)))?;
     match read_one(peer, &mut recv).await.map_err(|error| refusal_or(connection, error))? {
         Frame::Welcome(welcome) => {
-            let member = identity.gate.check(&welcome.grant, peer, utc_now());
-            member.map_err(|error| NetError::NotMember { peer, error })?;
+            let lender = identity.gate.check_lender(&welcome.grant, peer, utc_now());
+            lender.map_err(|error| NetError::NotMember { peer, error })?;
             let offered = welcome.features & !FEATURES == 0 && welcome.codecs == welcome.codecs.common(CodecSet::all());
             if VERSIONS.contains(&welcome.version) && offered {
                 Ok(welcome)
@@ -52,16 +52,9 @@ pub(crate) async fn greet(connection: &Connection, identity: &Identity) -> Resul
     }
 }
 
-/// Who has been let in, and with what.
-#[derive(Debug)]
-pub(crate) struct Greeted {
-    pub(crate) member: Member,
-    pub(crate) grant: Vec<u8>,
-}
-
 /// The acceptor's side: lets in who shows a valid grant, and tells nobody else more than a code. Who shows an invitation gets
 /// its answer, and comes again with the grant: none.
-pub(crate) async fn admit(connection: &Connection, node: &Node) -> Result<Option<Greeted>, NetError> {
+pub(crate) async fn admit(connection: &Connection, node: &Node) -> Result<Option<Member>, NetError> {
     let peer = peer_id(connection.remote_id());
     let (mut send, mut recv) = connection.accept_bi().await.map_err(|error| lost(peer, &error))?;
     let hello = match read_one(peer, &mut recv).await {
@@ -89,11 +82,11 @@ pub(crate) async fn admit(connection: &Connection, node: &Node) -> Result<Option
         // The refusal is only of use if it arrives before the connection ends.
         let _ = send.stopped().await;
     }
-    let (greeted, _) = admitted?;
-    written.map(|()| Some(greeted))
+    let (member, _) = admitted?;
+    written.map(|()| Some(member))
 }
 
-fn judge(peer: PeerId, identity: &Identity, hello: Hello) -> Result<(Greeted, Welcome), NetError> {
+fn judge(peer: PeerId, identity: &Identity, hello: Hello) -> Result<(Member, Welcome), NetError> {
     let version = hello.version_max.min(*VERSIONS.end());
     if version < hello.version_min.max(*VERSIONS.start()) {
         return Err(NetError::Refused { peer, code: FailureCode::Version });
@@ -105,7 +98,7 @@ fn judge(peer: PeerId, identity: &Identity, hello: Hello) -> Result<(Greeted, We
     let codecs = CodecSet::all().common(hello.codecs);
     let welcome =
         Welcome { version, features: hello.features & FEATURES, codecs, bounds, grant: identity.grant.clone() };
-    Ok((Greeted { member, grant: hello.grant }, welcome))
+    Ok((member, welcome))
 }
 
 /// Closes a connection for a reason that the other side may know.

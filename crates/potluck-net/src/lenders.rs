@@ -7,7 +7,7 @@ use std::{
 
 use potluck_core::PeerId;
 use potluck_grant::{Gate, GrantError};
-use potluck_wire::{LENDERS_MAX, Lender, Upstream, Upstreams};
+use potluck_wire::{LENDERS_MAX, Lender, PeerAddress, Upstream, Upstreams};
 
 /// How long a member is remembered that has said that it lends. It says so again well before.
 const REMEMBERED: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ impl Lenders {
         if by != Some(peer) {
             return Err(NotNoted::Another(peer));
         }
-        gate.check(&lender.grant, peer, utc)?;
+        gate.check_lender(&lender.grant, peer, utc)?;
         self.expire(instant);
         if self.0.len() >= LENDERS_KEPT_MAX && !self.0.contains_key(&peer) {
             let first = self.0.iter().min_by_key(|(_, (heard, _))| *heard).map(|(peer, _)| *peer);
@@ -66,6 +66,16 @@ impl Lenders {
         pages
     }
 
+    /// Forgets whoever may not lend any more.
+    pub(crate) fn review(&mut self, gate: &Gate, utc: u64) {
+        self.0.retain(|peer, (_, lender)| gate.check_lender(&lender.grant, *peer, utc).is_ok());
+    }
+
+    /// Where they are.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = PeerAddress> {
+        self.0.values().map(|(_, lender)| lender.address.clone())
+    }
+
     fn expire(&mut self, now: Instant) {
         self.0.retain(|_, (heard, _)| now.saturating_duration_since(*heard) < REMEMBERED);
     }
@@ -73,11 +83,9 @@ impl Lenders {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use potluck_core::SecretKey;
     use potluck_grant::Root;
-    use potluck_wire::PeerAddress;
-
-    use super::*;
 
     const FAR: u64 = 4_000_000_000;
 

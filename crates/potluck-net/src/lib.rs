@@ -29,6 +29,7 @@ mod node;
 mod orders;
 mod path;
 mod places;
+mod revoke;
 mod serve;
 mod session;
 mod shelf;

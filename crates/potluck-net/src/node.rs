@@ -14,7 +14,7 @@ use iroh::{
 use potluck_core::{Offer, PeerId, SecretKey, bounds::STAGE_SESSIONS_MAX};
 use potluck_grant::Gate;
 use potluck_wire::{ADDRESSES_MAX, ALPN, CONTROL_BYTES_MAX, PeerAddress};
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
 use crate::{
     Door, Lan, Lending, NetDeadlines, NetError, Orders, Shelf,
@@ -113,6 +113,8 @@ pub struct Node {
     pub(crate) shelf: Arc<OnceLock<Shelf>>,
     pub(crate) orders: Arc<OnceLock<Orders>>,
     pub(crate) lending: Arc<OnceLock<Lending>>,
+    /// Counts what was taken back.
+    pub(crate) revoked: watch::Sender<u64>,
 }
 
 impl Node {
@@ -166,6 +168,7 @@ impl Node {
             shelf: Arc::default(),
             orders: Arc::default(),
             lending: Arc::default(),
+            revoked: watch::Sender::new(0),
         })
     }
 

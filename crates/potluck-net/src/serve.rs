@@ -10,16 +10,16 @@ use std::{
 };
 
 use iroh::endpoint::{RecvStream, SendStream};
-use potluck_core::{PeerId, SignedOffer, StageCommand, StageReply};
-use potluck_grant::Member;
+use potluck_core::{Offer, PeerId, SignedOffer, SignedRevocation, StageCommand, StageReply};
+use potluck_grant::{Authorized, Looking, Member, Place, Request};
 use potluck_peer::{DialId, Effect, Event, Now, Peer, PeerStatus, StageSlot, StreamId};
-use potluck_wire::{Failure, FailureCode, Frame, Upstreams};
+use potluck_wire::{Failure, FailureCode, Frame, PeerAddress, Upstreams};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
     time::sleep_until,
 };
-use tracing::{debug, info_span, warn};
+use tracing::{debug, info, info_span, warn};
 
 use crate::{
     Directory, NetError, Node,
@@ -28,7 +28,7 @@ use crate::{
     lenders::Lenders,
     lending::{Asks, answer},
     shelf::{Question, Turn, Uploads},
-    stream::{Inbound, Stream},
+    stream::{Asking, Inbound, Stream},
 };
 
 /// Events that wait for the loop: beyond it, readers stop reading.
@@ -182,7 +182,7 @@ struct Driver {
     events: mpsc::Sender<Happened>,
     open: HashMap<StreamId, Stream>,
     /// Who opened a stream, until it carries a session.
-    fresh: HashMap<StreamId, PeerId>,
+    fresh: HashMap<StreamId, Member>,
     /// Streams that wait for an answer from the shelf.
     asked: HashMap<StreamId, Stream>,
     uploads: Uploads,
@@ -204,6 +204,7 @@ impl Driver {
         mut stopped: mpsc::Receiver<Stop>,
     ) {
         let mut draining = false;
+        let mut revoked = self.node.revocations_changed();
         loop {
             if draining && self.machine.status().sessions == 0 {
                 break;
@@ -234,6 +235,7 @@ impl Driver {
                 }
                 () = alarm => self.tell(Event::Timeout),
                 Some(offer) = own_offers.recv() => self.keep(offer),
+                Ok(()) = revoked.changed() => self.review(),
                 // Tasks that ended are let go of.
                 Some(_) = self.tasks.join_next(), if !self.tasks.is_empty() => continue,
             }
@@ -256,7 +258,7 @@ impl Driver {
         match happened {
             Happened::Opened { stream, from, halves } => {
                 self.start(stream, halves);
-                self.fresh.insert(stream, from.peer());
+                self.fresh.insert(stream, from.clone());
                 self.tell(Event::StreamOpened { stream, from });
             }
             Happened::Came { stream, what } if self.open.contains_key(&stream) => self.came(stream, what),
@@ -288,85 +290,170 @@ impl Driver {
     }
 
     fn came(&mut self, stream: StreamId, what: Inbound) {
-        // Questions about offers are asked by a stream's first frame; later ones are the machine's to refuse.
-        let asked_by = self.fresh.remove(&stream);
+        // Questions are asked by a stream's first frame; later ones are the machine's to refuse.
+        let Some(by) = self.fresh.remove(&stream) else { return self.went_on(stream, what) };
         match what {
-            Inbound::Frame(Frame::Announce(offer)) if asked_by.is_some() => {
-                self.keep_announced(asked_by, offer);
-                self.answer(stream, vec![Vec::new()]);
+            Inbound::Frame(frame @ (Frame::Open(_) | Frame::HopOpen(_) | Frame::Failed(_))) => {
+                self.begun(stream, frame)
             }
-            Inbound::Frame(Frame::ListOffers) if asked_by.is_some() => {
-                let pages = self.directory.borrow().pages(utc_now());
-                self.answer(stream, pages);
-            }
-            Inbound::Frame(Frame::ListModels) if asked_by.is_some() => self.look(stream, asked_by, Question::Models),
-            Inbound::Frame(Frame::Fetch(fetch)) if asked_by.is_some() => {
-                self.look(stream, asked_by, Question::Part(fetch));
-            }
-            Inbound::Frame(Frame::Order(order)) if asked_by.is_some() => {
-                let refused = || Failure::new(FailureCode::NotServed, "this peer takes no orders");
-                let answer = self.node.orders.get().map_or_else(refused, |orders| orders.answer(order));
-                if let Some(mut stream) = self.take(stream) {
-                    stream.push(&Frame::Failed(answer));
-                    stream.end(Failure::new(FailureCode::Done, ""));
+            Inbound::Closed(failure) => self.ended(stream, failure),
+            Inbound::Frame(frame) => {
+                if let Err(failure) = self.asked(stream, &by, frame) {
+                    self.refuse(stream, failure);
                 }
-            }
-            Inbound::Frame(Frame::Open(open)) if asked_by.is_some() => {
-                let span = info_span!(
-                    parent: None,
-                    "session",
-                    otel.kind = "server",
-                    potluck.session = %open.session,
-                    potluck.layers = %open.stage.layers,
-                    potluck.model = %open.stage.model.short(),
-                );
-                if let Some(stream) = self.open.get_mut(&stream) {
-                    stream.carries(span);
-                }
-                self.tell(Event::Frame { stream, frame: Frame::Open(open) });
-            }
-            Inbound::Frame(Frame::ListUpstreams) if asked_by.is_some() => {
-                let own = self.node.lending.get().map(|lending| self.asks.describe(lending));
-                let pages = self.lenders.pages(own, Instant::now());
-                self.answer_with(stream, pages.into_iter().map(Frame::Upstreams));
-            }
-            Inbound::Frame(Frame::Lend(lender)) if asked_by.is_some() => {
-                let gate = &self.node.identity.gate;
-                if let Err(error) = self.lenders.note(asked_by, lender, gate, (Instant::now(), utc_now())) {
-                    debug!(%error, "a lender was not noted");
-                }
-                self.answer_with(stream, [Frame::Upstreams(Upstreams::default())]);
             }
             Inbound::Asked(asking) => {
-                let Some(by) = asked_by else {
-                    // On a stream of our own nobody asks for anything: the machine says so.
-                    return self.tell(Event::Frame { stream, frame: Frame::Ask(asking.ask) });
-                };
-                let Some(stream) = self.take(stream) else { return };
-                let none = || Failure::new(FailureCode::NotServed, "this peer lends by no upstream");
-                let lending = self.node.lending.get().cloned().ok_or_else(none);
-                match lending
-                    .and_then(|lending| self.asks.room(by, asking.ask, lending.places).map(|room| (lending, room)))
-                {
-                    Ok((lending, room)) => {
-                        let stall = self.node.deadlines.stall;
-                        self.tasks.spawn(answer(lending, room, *asking, stream, stall));
-                    }
-                    Err(failure) => stream.end(failure),
+                if let Err(failure) = self.asked_upstream(stream, &by, *asking) {
+                    self.refuse(stream, failure);
                 }
-            }
-            Inbound::Frame(frame) => self.tell(Event::Frame { stream, frame }),
-            Inbound::Closed(failure) => {
-                if let Some(stream) = self.open.remove(&stream) {
-                    let ours = failure.code == FailureCode::Protocol;
-                    stream.end(if ours { failure.clone() } else { Failure::new(FailureCode::Done, "") });
-                }
-                self.tell(Event::Closed { stream, failure });
             }
         }
     }
 
+    fn went_on(&mut self, stream: StreamId, what: Inbound) {
+        match what {
+            Inbound::Frame(frame) => self.tell(Event::Frame { stream, frame }),
+            // Nobody asks for anything on a stream that carries something already: the machine says so.
+            Inbound::Asked(asking) => self.tell(Event::Frame { stream, frame: Frame::Ask(asking.ask) }),
+            Inbound::Closed(failure) => self.ended(stream, failure),
+        }
+    }
+
+    /// A session's first frame: whether it may is checked by the machine.
+    fn begun(&mut self, stream: StreamId, frame: Frame) {
+        if let Frame::Open(open) = &frame {
+            let span = info_span!(
+                parent: None,
+                "session",
+                otel.kind = "server",
+                potluck.session = %open.session,
+                potluck.layers = %open.stage.layers,
+                potluck.model = %open.stage.model.short(),
+            );
+            if let Some(stream) = self.open.get_mut(&stream) {
+                stream.carries(span);
+            }
+        }
+        self.tell(Event::Frame { stream, frame });
+    }
+
+    fn ended(&mut self, stream: StreamId, failure: Failure) {
+        if let Some(stream) = self.open.remove(&stream) {
+            let ours = failure.code == FailureCode::Protocol;
+            stream.end(if ours { failure.clone() } else { Failure::new(FailureCode::Done, "") });
+        }
+        self.tell(Event::Closed { stream, failure });
+    }
+
+    fn refuse(&mut self, stream: StreamId, failure: Failure) {
+        if let Some(stream) = self.take(stream) {
+            stream.end(failure);
+        }
+    }
+
+    /// What a member asks for, if it may.
+    fn may<R: Request>(&self, by: &Member, request: R) -> Result<Authorized<R>, Failure> {
+        let here = Place { peer: self.node.id(), now: utc_now() };
+        self.node.identity.gate.authorize(by, request, here).map_err(|error| {
+            // A member may know what its own grant says; whoever is none was told a code.
+            info!(peer = %by.peer().short(), %error, "a member asked for what it may not");
+            Failure::new(FailureCode::NotAllowed, error)
+        })
+    }
+
     /// Answers a question that is no session's business, and ends its stream.
+    fn asked(&mut self, stream: StreamId, by: &Member, frame: Frame) -> Result<(), Failure> {
+        match frame {
+            Frame::Announce(offer) => {
+                let offer = self.may(by, offer)?;
+                self.keep_announced(offer);
+                self.answer(stream, vec![Vec::new()]);
+            }
+            Frame::ListOffers => {
+                self.may(by, Looking)?;
+                let pages = self.directory.borrow().pages(utc_now());
+                self.answer(stream, pages);
+            }
+            Frame::ListModels => {
+                let question = self.may(by, Looking)?;
+                self.look(stream, question.by().peer(), Question::Models);
+            }
+            Frame::Fetch(fetch) => {
+                let (fetch, by) = self.may(by, fetch)?.into_parts();
+                self.look(stream, by.peer(), Question::Part(fetch));
+            }
+            // Signed by the root, which is asked for no grant.
+            Frame::Order(order) => {
+                let refused = || Failure::new(FailureCode::NotServed, "this peer takes no orders");
+                let answer = self.node.orders.get().map_or_else(refused, |orders| orders.answer(order));
+                self.answer_with(stream, [Frame::Failed(answer)]);
+            }
+            Frame::ListUpstreams => {
+                self.may(by, Looking)?;
+                let own = self.node.lending.get().map(|lending| self.asks.describe(lending));
+                let pages = self.lenders.pages(own, Instant::now());
+                self.answer_with(stream, pages.into_iter().map(Frame::Upstreams));
+            }
+            Frame::Lend(lender) => {
+                let (lender, by) = self.may(by, lender)?.into_parts();
+                let gate = &self.node.identity.gate;
+                let noted = self.lenders.note(Some(by.peer()), lender, gate, (Instant::now(), utc_now()));
+                if let Err(error) = noted {
+                    debug!(%error, "a lender was not noted");
+                }
+                self.answer_with(stream, [Frame::Upstreams(Upstreams::default())]);
+            }
+            // What was taken back is everybody's to know and to pass on: it is signed by whoever may.
+            Frame::ListRevocations(digest) => {
+                let pages = self.node.revocation_pages(digest);
+                self.answer_with(stream, pages);
+            }
+            Frame::Revocations(revocations) => {
+                self.note_revocations(revocations);
+                self.answer_with(stream, [Frame::Revocations(Vec::new())]);
+            }
+            frame => self.tell(Event::Frame { stream, frame }),
+        }
+        Ok(())
+    }
+
+    fn asked_upstream(&mut self, stream: StreamId, by: &Member, asking: Asking) -> Result<(), Failure> {
+        let by = self.may(by, asking.ask)?.by().peer();
+        let none = || Failure::new(FailureCode::NotServed, "this peer lends by no upstream");
+        let lending = self.node.lending.get().cloned().ok_or_else(none)?;
+        let room = self.asks.room(by, asking.ask, lending.places)?;
+        if let Some(stream) = self.take(stream) {
+            let stall = self.node.deadlines.stall;
+            self.tasks.spawn(answer(lending, room, asking, stream, stall));
+        }
+        Ok(())
+    }
+
+    /// Acts on what was taken back, and passes on what is new.
+    fn note_revocations(&mut self, revocations: Vec<SignedRevocation>) {
+        let new = self.node.note_revocations(revocations);
+        if new.is_empty() {
+            return;
+        }
+        let own = self.node.id();
+        let offers = self.directory.borrow();
+        let mut members: Vec<_> = offers.offers(utc_now()).map(address_of).chain(self.lenders.addresses()).collect();
+        drop(offers);
+        members.sort_by_key(|member| member.peer);
+        members.dedup_by_key(|member| member.peer);
+        members.retain(|member| member.peer != own);
+        let node = self.node.clone();
+        self.tasks.spawn(async move {
+            node.tell_revocations(new, members).await;
+        });
+    }
+
+    /// Something was taken back: those whom it concerns are forgotten.
+    fn review(&mut self) {
+        let (gate, now) = (self.node.identity.gate.clone(), utc_now());
+        self.directory.send_modify(|directory| directory.review(&gate, now));
+        self.lenders.review(&gate, now);
+    }
     fn answer(&mut self, stream: StreamId, pages: Vec<Vec<SignedOffer>>) {
         self.answer_with(stream, pages.into_iter().map(Frame::Offers));
     }
@@ -386,8 +473,8 @@ impl Driver {
     }
 
     /// Has a question answered by the shelf, on a thread of its own: nothing here waits for a disk.
-    fn look(&mut self, id: StreamId, by: Option<PeerId>, question: Question) {
-        let Some((stream, by)) = self.take(id).zip(by) else { return };
+    fn look(&mut self, id: StreamId, by: PeerId, question: Question) {
+        let Some(stream) = self.take(id) else { return };
         let Some(shelf) = self.node.shelf.get().cloned() else {
             return stream.end(Failure::new(FailureCode::NotServed, "this peer shares no models"));
         };
@@ -400,9 +487,10 @@ impl Driver {
     }
 
     /// A member speaks for itself alone: so nobody can fill the directory, or bury another's offers in it.
-    fn keep_announced(&mut self, by: Option<PeerId>, offer: SignedOffer) {
+    fn keep_announced(&mut self, offer: Authorized<SignedOffer>) {
+        let (offer, by) = offer.into_parts();
         match offer.verify(utc_now()) {
-            Ok(content) if Some(content.peer) == by => self.keep(offer),
+            Ok(content) if content.peer == by.peer() => self.keep(offer),
             Ok(content) => debug!(peer = %content.peer.short(), "an offer was not kept: another member announced it"),
             Err(error) => debug!(%error, "an offer was not kept"),
         }
@@ -483,6 +571,10 @@ impl Driver {
             self.tell(Event::Closed { stream: id, failure });
         }
     }
+}
+
+fn address_of(offer: &Offer) -> PeerAddress {
+    PeerAddress { peer: offer.peer, addresses: offer.addresses.clone(), relay: offer.relay.clone() }
 }
 
 fn now() -> Now {

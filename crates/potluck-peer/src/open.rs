@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use potluck_core::{CacheId, PeerId, SessionId, SessionKey, StageCommand, StageError};
+use potluck_grant::Authorized;
 use potluck_wire::{
     CONTROL_BYTES_MAX, Codec, Failure, FailureCode, Frame, HopOpen, NextHop, OpenSession, PreviousHop,
     step_frame_bytes_max,
@@ -15,8 +16,9 @@ use crate::{
 };
 
 impl Peer {
-    pub(crate) fn open_session(&mut self, now: Now, stream: StreamId, client: PeerId, open: OpenSession) {
-        let key = SessionKey { client, id: open.session };
+    pub(crate) fn open_session(&mut self, now: Now, stream: StreamId, open: Authorized<OpenSession>) {
+        let (open, client) = open.into_parts();
+        let key = SessionKey { client: client.peer(), id: open.session };
         if let Err(failure) = self.try_open(now, stream, key, open) {
             self.close_stream(stream, failure);
         }
@@ -122,7 +124,7 @@ impl Peer {
         if self.dials.len() >= DIALS_MAX || theirs >= DIALS_PER_CLIENT_MAX {
             return Err(Failure::new(FailureCode::Busy, "too many peers are being dialled"));
         }
-        match self.gate.check(grant, address.peer, now.utc) {
+        match self.gate.check_lender(grant, address.peer, now.utc) {
             Ok(_) => Ok(()),
             Err(error) => Err(Failure::new(FailureCode::NotAdmitted, error).of(address.peer)),
         }
@@ -170,8 +172,8 @@ impl Peer {
         }
     }
 
-    pub(crate) fn hop_opened(&mut self, stream: StreamId, from: PeerId, since: Instant, hop: HopOpen) {
-        let HopOpen { session: key, epoch } = hop;
+    pub(crate) fn hop_opened(&mut self, stream: StreamId, since: Instant, hop: &Authorized<HopOpen>) {
+        let (HopOpen { session: key, epoch }, from) = (*hop.request(), hop.by().peer());
         match self.sessions.get(&key).map(|session| session.open.epoch) {
             Some(current) if epoch == current => self.attach(stream, from, key),
             Some(current) if epoch < current => {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use potluck_core::{PeerId, SessionKey, StageCommand, StageReply, StageShape};
-use potluck_grant::Gate;
+use potluck_grant::{Authorized, Gate, Member, Place, Request};
 use potluck_wire::{Failure, FailureCode, Frame, NextHop, PreviousHop};
 
 use crate::{
@@ -70,6 +70,8 @@ pub struct Peer {
     pub(crate) gate: Gate,
     pub(crate) stages: Vec<StageQueue>,
     pub(crate) streams: BTreeMap<StreamId, Stream>,
+    /// Who opened a stream, until its first frame says what for.
+    members: BTreeMap<StreamId, Member>,
     pub(crate) sessions: BTreeMap<SessionKey, Session>,
     pub(crate) dials: BTreeMap<DialId, Dialling>,
     pub(crate) effects: VecDeque<Effect>,
@@ -110,6 +112,7 @@ impl Peer {
             gate,
             stages: Vec::new(),
             streams: BTreeMap::new(),
+            members: BTreeMap::new(),
             sessions: BTreeMap::new(),
             dials: BTreeMap::new(),
             effects: VecDeque::new(),
@@ -164,6 +167,7 @@ impl Peer {
             Event::StreamOpened { stream, from } => {
                 let role = Role::Fresh { since: now.instant };
                 self.streams.insert(stream, Stream { from: from.peer(), role });
+                self.members.insert(stream, from);
             }
             Event::Frame { stream, frame } => self.frame(now, stream, frame),
             Event::Closed { stream, failure } => self.closed(stream, failure),
@@ -187,10 +191,18 @@ impl Peer {
     }
 
     fn frame(&mut self, now: Now, stream: StreamId, frame: Frame) {
-        let Some(Stream { from, role }) = self.streams.get(&stream).copied() else { return };
+        let Some(Stream { role, .. }) = self.streams.get(&stream).copied() else { return };
         match (role, frame) {
-            (Role::Fresh { .. }, Frame::Open(open)) => self.open_session(now, stream, from, *open),
-            (Role::Fresh { since }, Frame::HopOpen(hop)) => self.hop_opened(stream, from, since, hop),
+            (Role::Fresh { .. }, Frame::Open(open)) => {
+                if let Some(open) = self.authorized(now, stream, *open) {
+                    self.open_session(now, stream, open);
+                }
+            }
+            (Role::Fresh { since }, Frame::HopOpen(hop)) => {
+                if let Some(hop) = self.authorized(now, stream, hop) {
+                    self.hop_opened(stream, since, &hop);
+                }
+            }
             (Role::Client(key) | Role::HopIn(key), Frame::Step(step)) => self.step_came(now, stream, key, &step),
             (Role::Client(key) | Role::HopOut(key), Frame::Credit { frames }) => self.credited(stream, key, frames),
             (Role::Client(key), Frame::RowRequest { sequence, row }) => self.row_requested(key, sequence, row),
@@ -207,6 +219,14 @@ impl Peer {
         }
     }
 
+    /// What a stream's first frame asks for, if its sender may. Otherwise the stream ends.
+    fn authorized<R: Request>(&mut self, now: Now, stream: StreamId, request: R) -> Option<Authorized<R>> {
+        let by = self.members.remove(&stream)?;
+        let here = Place { peer: self.config.id, now: now.utc };
+        let answer = self.gate.authorize(&by, request, here);
+        answer.map_err(|error| self.close_stream(stream, Failure::new(FailureCode::NotAllowed, error))).ok()
+    }
+
     /// A stream's sender broke the protocol: the stream ends, and with it the session that relied on it.
     pub(crate) fn misbehaved(&mut self, stream: StreamId, failure: Failure) {
         let Some(Stream { from, role }) = self.streams.get(&stream).copied() else { return };
@@ -219,6 +239,7 @@ impl Peer {
 
     fn closed(&mut self, stream: StreamId, failure: Failure) {
         let Some(Stream { from, role }) = self.streams.remove(&stream) else { return };
+        self.members.remove(&stream);
         match role {
             Role::Fresh { .. } | Role::Parked { .. } => {}
             Role::Client(key) => self.end_session(key, Failure::new(FailureCode::Cancelled, "the client left")),
@@ -254,6 +275,7 @@ impl Peer {
     }
 
     pub(crate) fn close_stream(&mut self, stream: StreamId, failure: Failure) {
+        self.members.remove(&stream);
         if self.streams.remove(&stream).is_some() {
             self.effects.push_back(Effect::Close { stream, failure });
         }

@@ -1,6 +1,9 @@
 //! The bounds of the wire, each with its unit and what happens beyond it.
 
-use potluck_core::bounds::{POSITION_BYTES_MAX, STEP_BYTES_MAX, STEP_POSITIONS_MAX};
+use potluck_core::{
+    Revocation,
+    bounds::{POSITION_BYTES_MAX, STEP_BYTES_MAX, STEP_POSITIONS_MAX},
+};
 
 /// The protocol's name in the TLS handshake. A connection that asks for another is refused there.
 pub const ALPN: &[u8] = b"potluck/hop/1";
@@ -113,6 +116,13 @@ const _: () = assert!(
     "an upstream's models and a page of lenders fit"
 );
 const _: () = assert!(PIECE_HASHES_MAX * size_of::<potluck_core::PieceHash>() <= PART_BYTES_MAX, "hashes fit a part");
+/// Revocations in one message.
+pub const REVOCATIONS_PAGE_MAX: usize = 24;
+
+const _: () = assert!(
+    CONTROL_BYTES_MAX >= REVOCATIONS_PAGE_MAX * (LENDER_GRANT_BYTES_MAX + Revocation::BYTES_MAX + 80),
+    "a page of revocations fits"
+);
 const _: () = assert!(CONTROL_BYTES_MAX >= OFFERS_MAX * OFFER_BYTES, "a page of offers fits");
 const _: () = assert!(potluck_core::Offer::GRANT_BYTES_MAX <= GRANT_BYTES_MAX, "a grant beside an offer is a grant");
 const _: () = assert!(POSITION_BYTES_MAX <= CONTROL_BYTES_MAX * 2, "one position of the widest model is a small frame");

@@ -1,6 +1,6 @@
 //! Frames: a length, a kind, a body.
 
-use potluck_core::{Account, Hidden, Logits, Rows, SignedOffer, SignedOrder};
+use potluck_core::{Account, Hidden, Logits, Rows, SignedOffer, SignedOrder, SignedRevocation};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -169,6 +169,10 @@ pub enum Frame {
     Head(Head),
     /// Member to member: I lend by an upstream, and am reached here.
     Lend(Lender),
+    /// Ask for the revocations that a peer knows, unless they are those whose digest this is.
+    ListRevocations([u8; 32]),
+    /// The answer, a page of it; or member to member, first: these have been made. Answered with an empty one.
+    Revocations(Vec<SignedRevocation>),
 }
 
 const HELLO: u8 = 1;
@@ -202,6 +206,8 @@ const UPSTREAMS: u8 = 28;
 const ASK: u8 = 29;
 const HEAD: u8 = 30;
 const LEND: u8 = 31;
+const LIST_REVOCATIONS: u8 = 32;
+const REVOCATIONS: u8 = 33;
 
 impl Frame {
     /// Its kind in words, for errors and logs.
@@ -242,6 +248,8 @@ impl Frame {
             Self::Ask(_) => ASK,
             Self::Head(_) => HEAD,
             Self::Lend(_) => LEND,
+            Self::ListRevocations(_) => LIST_REVOCATIONS,
+            Self::Revocations(_) => REVOCATIONS,
         }
     }
 
@@ -270,6 +278,8 @@ impl Frame {
             Self::Ask(body) => encode_body(body, out),
             Self::Head(body) => encode_body(body, out),
             Self::Lend(body) => encode_body(body, out),
+            Self::ListRevocations(digest) => encode_body(digest, out),
+            Self::Revocations(body) => encode_body(body, out),
             Self::Credit { frames } => encode_body(frames, out),
             Self::RowRequest { sequence, row } => encode_body(&(sequence, row), out),
             Self::Row { sequence, row, logits } => encode_body(&(sequence, row, logits), out),
@@ -340,6 +350,8 @@ impl Frame {
             ASK => Self::Ask(decode_bounded(kind, body)?),
             HEAD => Self::Head(decode_bounded(kind, body)?),
             LEND => Self::Lend(decode_bounded(kind, body)?),
+            LIST_REVOCATIONS => Self::ListRevocations(decode_body(kind, body)?),
+            REVOCATIONS => Self::Revocations(decode_bounded(kind, body)?),
             other => return Err(WireError::Kind(other)),
         })
     }
@@ -378,6 +390,8 @@ fn kind_name(kind: u8) -> &'static str {
         ASK => "ask",
         HEAD => "head",
         LEND => "lend",
+        LIST_REVOCATIONS => "list-revocations",
+        REVOCATIONS => "revocations",
         _ => "unknown",
     }
 }

@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use potluck_core::{ModelId, PeerId, SessionId, SessionKey, StageSpec};
+use potluck_core::{ModelId, PeerId, SessionId, SessionKey, SignedRevocation, StageSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ADDRESSES_MAX, CONTACTS_MAX, CodecSet, GRANT_BYTES_MAX, JOIN_KEYS_MAX, MODELS_MAX, NAME_BYTES_MAX, TEXT_BYTES_MAX,
-    WireError,
+    ADDRESSES_MAX, CONTACTS_MAX, CodecSet, GRANT_BYTES_MAX, JOIN_KEYS_MAX, LENDER_GRANT_BYTES_MAX, MODELS_MAX,
+    NAME_BYTES_MAX, REVOCATIONS_PAGE_MAX, TEXT_BYTES_MAX, WireError,
 };
 
 /// The dialer's first frame on a connection's first stream.
@@ -260,6 +260,10 @@ pub enum FailureCode {
     InvitationExpired,
     /// The invitation has been used as often as it may be.
     InvitationUsed,
+    /// The grant admits, and does not allow this.
+    NotAllowed,
+    /// The grant's tokens of this day are used up here.
+    Spent,
 }
 
 /// The last frame of a stream that did not end well.
@@ -275,7 +279,7 @@ pub struct Failure {
 
 impl FailureCode {
     /// All of them, in order of their numbers.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::Done,
         Self::Protocol,
         Self::Version,
@@ -297,6 +301,8 @@ impl FailureCode {
         Self::InvitationUnknown,
         Self::InvitationExpired,
         Self::InvitationUsed,
+        Self::NotAllowed,
+        Self::Spent,
     ];
 
     /// The number that closes a QUIC stream or connection for this reason.
@@ -334,6 +340,8 @@ impl fmt::Display for FailureCode {
             Self::InvitationUnknown => "no such invitation",
             Self::InvitationExpired => "the invitation has expired",
             Self::InvitationUsed => "the invitation was used already",
+            Self::NotAllowed => "not allowed",
+            Self::Spent => "the day's tokens are used up",
         })
     }
 }
@@ -416,6 +424,13 @@ impl Bounded for Vec<SharedModel> {
     }
 }
 
+impl Bounded for Vec<SignedRevocation> {
+    fn check(&self) -> Result<(), WireError> {
+        at_most("revocations", self.len(), REVOCATIONS_PAGE_MAX)?;
+        self.iter().try_for_each(|one| at_most("grant", one.grant.len(), LENDER_GRANT_BYTES_MAX))
+    }
+}
+
 impl Bounded for Failure {
     fn check(&self) -> Result<(), WireError> {
         at_most("detail", self.detail.len(), TEXT_BYTES_MAX)
@@ -441,11 +456,11 @@ mod tests {
     #[test]
     fn the_numbers_of_the_reasons_are_pinned() {
         let numbers: Vec<_> = FailureCode::ALL.iter().map(|code| code.number()).collect();
-        assert_eq!(numbers, (0..21).collect::<Vec<_>>());
+        assert_eq!(numbers, (0..23).collect::<Vec<_>>());
         assert_eq!(FailureCode::from_number(3), Some(FailureCode::NotAdmitted));
         assert_eq!(FailureCode::from_number(17), Some(FailureCode::Leaving));
         assert_eq!(FailureCode::from_number(20), Some(FailureCode::InvitationUsed));
-        assert_eq!(FailureCode::from_number(21), None);
+        assert_eq!(FailureCode::from_number(23), None);
     }
 
     #[test]

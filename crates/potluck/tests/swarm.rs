@@ -80,6 +80,66 @@ fn two_machines_answer_a_third() {
 }
 
 #[test]
+fn a_guest_uses_and_does_not_lend_until_it_is_shut_out() {
+    let (owner, guest, friend) = (Machine::new(), Machine::new(), Machine::new());
+    owner.json(&["swarm", "create"]);
+    let serving = serve(&owner, "0..30");
+    let keys_of = |machine: &Machine| -> Vec<String> {
+        let (keys, _) = machine.json(&["swarm", "join"]);
+        keys["keys"].as_array().unwrap().iter().map(|key| key.as_str().unwrap().to_owned()).collect()
+    };
+    let keys = keys_of(&guest);
+    let limits = ["--role", "guest", "--hand-on", "1", "--only-model", &model()];
+    let (granted, code) = owner.json(&[&["swarm", "grant", &keys[0], &keys[1]][..], &limits].concat());
+    assert_eq!(code, 0, "{granted}");
+    assert_eq!(guest.json(&["swarm", "join", granted["invitation"].as_str().unwrap()]).1, 0);
+    let (who, _) = guest.json(&["swarm", "whoami"]);
+    assert_eq!(who["keys"][1]["rights"], serde_json::json!(["look", "use"]), "{who}");
+    assert_eq!(owner.json(&["swarm", "whoami"]).0["keys"][0]["rights"].as_array().unwrap().len(), 7);
+    let (may, _) = guest.json(&["swarm", "explain", "lend"]);
+    assert_eq!((may["may"].as_bool(), may["why"].as_str()), (Some(false), Some("the grant does not allow to lend")));
+    assert_eq!(guest.json(&["swarm", "explain", "use", "--model", &"0".repeat(64)]).0["may"], false);
+    assert_eq!(owner.json(&["swarm", "explain", "look", "--of", &keys[1]]).0["may"], true);
+    assert_eq!(guest.json(&["swarm", "explain", "fly"]).1, 2);
+
+    let asked = ["--context", "512", "--exact", "--prefer", "swarm"];
+    let answer = guest.answer("Hello", 4, &asked);
+    assert_eq!(answer["route"].as_array().unwrap().len(), 1, "{answer}");
+    let (lending, code) = guest.json(&["serve", "--model", &model(), "--layers", "0..30", "--bind", "127.0.0.1:0"]);
+    assert_eq!((lending["error"]["code"].as_str(), code), (Some("not_allowed"), 1), "{lending}");
+
+    // It hands on what it has, without asking anybody, and no more than that.
+    let theirs = keys_of(&friend);
+    let wider = ["--role", "owner", "--days", "3000"];
+    let (handed, code) = guest.json(&[&["swarm", "attenuate", &theirs[0], &theirs[1]][..], &wider].concat());
+    assert_eq!(code, 0, "{handed}");
+    assert_eq!(friend.json(&["swarm", "join", handed["invitation"].as_str().unwrap()]).1, 0);
+    assert_eq!(friend.json(&["swarm", "whoami"]).0["keys"][1]["rights"], serde_json::json!(["look", "use"]));
+    assert_eq!(friend.answer("Hello", 4, &asked)["tokens"], answer["tokens"]);
+    let (further, code) = friend.json(&["swarm", "attenuate", &keys[0]]);
+    assert_eq!((further["error"]["code"].as_str(), code), (Some("grant"), 1), "{further}");
+
+    // One word shuts out both: the friend's right rests on the guest's.
+    let (revoked, code) = owner.json(&["swarm", "revoke", &keys[1]]);
+    assert_eq!((revoked["told"].as_u64(), code), (Some(1), 0), "{revoked}");
+    for machine in [&guest, &friend] {
+        let (refused, code) = machine.json(&["peers"]);
+        assert!(code != 0 || refused["peers"].as_array().unwrap().is_empty(), "{refused}");
+    }
+    let (members, _) = owner.json(&["swarm", "members"]);
+    let states: Vec<_> =
+        members["members"].as_array().unwrap().iter().map(|one| one["state"].as_str().unwrap()).collect();
+    assert!(states[0] == "holds" && states[1].starts_with("revoked"), "{members}");
+    serving.signal("TERM");
+    assert_eq!(serving.end().0, Some(0));
+    // It is known after a restart, too.
+    let serving = serve(&owner, "0..30");
+    let (refused, code) = friend.json(&["peers"]);
+    assert!(code != 0 || refused["peers"].as_array().unwrap().is_empty(), "{refused}");
+    drop(serving);
+}
+
+#[test]
 fn one_line_lets_one_machine_in() {
     let (owner, second, third) = (Machine::new(), Machine::new(), Machine::new());
     let (created, code) = owner.json(&["swarm", "create"]);

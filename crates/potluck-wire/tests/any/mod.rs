@@ -1,8 +1,8 @@
 //! One frame of each kind, and any frame at all.
 
 use potluck_core::{
-    Account, Action, Endpoint, Hidden, LayerRange, Logits, ModelId, Offer, Order, PeerId, Rows, SecretKey, SessionId,
-    SessionKey, SignedOffer, SignedOrder, StageShape, StageSpec, StageSpeed,
+    Account, Action, Endpoint, Hidden, LayerRange, Logits, ModelId, Offer, Order, PeerId, Revocation, Revoked, Rows,
+    SecretKey, SessionId, SessionKey, SignedOffer, SignedOrder, SignedRevocation, StageShape, StageSpec, StageSpeed,
 };
 use potluck_wire::{
     AnswerFrame, Ask, Bounds, Codec, CodecSet, Failure, FailureCode, Fetch, Frame, Head, Held, Hello, HopOpen, Join,
@@ -123,6 +123,8 @@ pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
         ("ask", Frame::Ask(Ask { endpoint: Endpoint::Embeddings, bytes: 300 })),
         ("head", Frame::Head(Head { status: 429, content_type: "application/json".into(), retry_after: Some(5) })),
         ("lend", Frame::Lend(lender(3))),
+        ("list-revocations", Frame::ListRevocations([0xd1; 32])),
+        ("revocations", Frame::Revocations(vec![revocation(1), revocation(2)])),
     ]
 }
 
@@ -225,7 +227,15 @@ pub(crate) fn any_frame() -> impl Strategy<Value = Frame> {
         any_lending(),
         select(vec![Frame::Ready, Frame::HopReady, Frame::ListOffers, Frame::ListModels]),
         select(vec![Frame::AskAccount, Frame::ListUpstreams]),
+        any::<[u8; 32]>().prop_map(Frame::ListRevocations),
+        vec(any::<u8>(), 0..4).prop_map(|ns| Frame::Revocations(ns.into_iter().map(revocation).collect())),
     ]
+}
+
+fn revocation(n: u8) -> SignedRevocation {
+    let what = if n.is_multiple_of(2) { Revoked::Key(PeerId::from_bytes([n; 32])) } else { Revoked::Link([n; 16]) };
+    let grant = vec![n; usize::from(n % 3)];
+    Revocation::sign(PeerId::from_bytes([9; 32]), what, u64::from(n) << 24, &SecretKey::from_bytes(&[n; 32]), grant)
 }
 
 fn any_sharing() -> impl Strategy<Value = Frame> {

@@ -203,7 +203,7 @@ async fn swarm(findings: &mut Findings, home: &Home) -> Result<(), Failure> {
     };
     let root = if SwarmRoot::open(home).is_ok() { ", made here" } else { "" };
     findings.ok("swarm", format!("{}{root}", membership.swarm));
-    let gate = membership.gate()?;
+    let gate = membership.gate(home)?;
     for role in [Role::Peer, Role::Client] {
         let key = Identity::open(home, role)?.key.peer_id();
         let grant = membership.grant(key)?;

@@ -1,5 +1,6 @@
 //! A module a command: its arguments, and what it does with them.
 
+pub(crate) mod authority;
 pub(crate) mod chat;
 pub(crate) mod doctor;
 pub(crate) mod gateway;

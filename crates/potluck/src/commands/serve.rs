@@ -16,7 +16,7 @@ use potluck_pull::{Library, Pulled};
 use potluck_store::{Entry, InUse};
 use potluck_wire::PeerAddress;
 use serde_json::json;
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{sync::mpsc, task::JoinSet, time::sleep};
 
 use crate::{
     apart::apart,
@@ -24,10 +24,11 @@ use crate::{
     commands::{
         join::{join, read_line},
         service::{Level, install, own_arguments, uninstall},
+        swarm::utc_now,
     },
     embedded::{ORDER_BYTES_MAX, Order, Ready},
     failure::{Failure, OrFail},
-    home::{Home, Identity, Membership, Role},
+    home::{Home, Identity, Membership, Role, keep_revocations},
     models::{Models, Sharers, all_layers, find_model, pull_stage},
     placement::{free_memory, model_facts},
     screen::{Screen, size},
@@ -128,7 +129,12 @@ impl Lend {
         let grant = membership.grant(identity.key.peer_id())?;
         let settings = self.engine.settings(CACHES);
         settings.check()?;
-        let who = NetIdentity { key: identity.key.clone(), grant: grant.clone(), gate: membership.gate()? };
+        let who = NetIdentity { key: identity.key.clone(), grant: grant.clone(), gate: membership.gate(home)? };
+        if let Err(error) = who.gate.check_lender(&grant, who.key.peer_id(), utc_now()) {
+            let hint =
+                "potluck swarm whoami says what this machine may; its owner lets it lend with `potluck swarm grant`";
+            return Err(Failure::new("not_allowed", format!("this machine may not lend: {error}"), hint));
+        }
         membership.relay = membership.relay(home);
         let bind = Bind::Address(self.bind);
         let node = bind_node(who, bind, home.reach.serving(), membership.relay.clone()).await?;
@@ -139,6 +145,7 @@ impl Lend {
         if let Some(door) = door(home, screen)? {
             node.open_door(door);
         }
+        let _keeping = keep_what_is_taken_back(home, &node);
         let announcer = Announcer::new(home, identity.key, grant, &membership);
         if let Some(upstream) = upstream {
             return lend_upstream(screen, node, announcer, upstream, &membership.swarm, &mut interrupt).await;
@@ -447,6 +454,21 @@ pub(crate) fn parse_layers(text: &str) -> Result<LayerRange, String> {
     let (start, end) = text.split_once("..").ok_or("expected A..B, such as 0..10")?;
     let number = |text: &str| text.trim().parse().map_err(|_| format!("`{text}` is no layer"));
     LayerRange::new(number(start)?, number(end)?).map_err(|error| error.to_string())
+}
+
+/// Keeps on the disk what is taken back while this machine serves; ends with what it returns.
+fn keep_what_is_taken_back(home: &Home, node: &Node) -> JoinSet<()> {
+    let (home, node) = (home.clone(), node.clone());
+    let mut changed = node.revocations_changed();
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        while changed.changed().await.is_ok() {
+            if let Err(failure) = keep_revocations(&home, &node.identity().gate) {
+                tracing::error!(code = %failure.code, "what was taken back was not kept: {}", failure.message);
+            }
+        }
+    });
+    task
 }
 
 #[cfg(test)]

@@ -4,14 +4,23 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use potluck_core::PeerId;
+use potluck_grant::Caveats;
 use potluck_wire::{ADDRESSES_MAX, PeerAddress};
 use serde_json::json;
 use sysinfo::Networks;
 
 use crate::{
-    commands::{join, join::keys, serve::PORT},
+    commands::{
+        authority::{self, Explain, Limits, Revoke, Standing},
+        join,
+        join::keys,
+        serve::PORT,
+    },
     failure::{Failure, OrFail},
-    home::{Admission, GRANT_DAYS, Home, Identity, Invitation, Invitations, Line, Membership, Role, SwarmRoot},
+    home::{
+        Admission, GRANT_DAYS, Home, Identity, Invitation, Invitations, Line, Membership, Role, SwarmRoot,
+        remember_issued,
+    },
     screen::{Screen, table},
 };
 
@@ -33,6 +42,16 @@ pub(crate) enum Swarm {
     Join(Join),
     /// Let a machine in by its keys, which `potluck swarm join` prints there
     Grant(Grant),
+    /// Hand this machine's grant on to other keys, narrower if you like: nobody else is asked
+    Attenuate(Grant),
+    /// Take back a key, or a grant and all that was handed on from it
+    Revoke(Revoke),
+    /// Whom this machine has let in
+    Members,
+    /// This machine's keys, and what they may
+    Whoami,
+    /// Why a key may do something, or may not
+    Explain(Explain),
     /// Belong to the swarm no longer
     Leave(Leave),
 }
@@ -84,6 +103,8 @@ pub(crate) struct Grant {
     /// Where the new machine asks first: a member's key and address (repeatable) [default: this machine's contacts]
     #[arg(long, value_name = "KEY@IP:PORT", value_parser = parse_contact)]
     contact: Vec<PeerAddress>,
+    #[command(flatten)]
+    limits: Limits,
 }
 
 #[derive(Debug, Args)]
@@ -106,6 +127,11 @@ impl Swarm {
             }
             Self::Join(Join { line: None, .. }) => print_keys(home, screen),
             Self::Grant(command) => grant(home, screen, command),
+            Self::Attenuate(command) => attenuate(home, screen, command),
+            Self::Revoke(command) => command.run(home, screen).await,
+            Self::Members => authority::members(home, screen),
+            Self::Whoami => authority::whoami(home, screen),
+            Self::Explain(command) => command.run(home, screen),
             Self::Leave(command) => leave(home, screen, &command),
         }
     }
@@ -117,7 +143,12 @@ fn create(home: &Home, screen: Screen, command: &Invite) -> Result<(), Failure> 
         return Err(Failure::new("already_joined", "this machine belongs to a swarm already", hint));
     }
     let root = SwarmRoot::create(home)?;
-    let membership = Membership::join(home, &admit(&root, &keys(home)?, GRANT_DAYS, Vec::new())?, None, false)?;
+    let owner =
+        Caveats { role: Some(Standing::Owner), until: Some(days_from(utc_now(), GRANT_DAYS)), ..Caveats::default() };
+    let grants =
+        keys(home)?.into_iter().map(|key| Ok((key, root.admit_as(key, &owner)?))).collect::<Result<_, Failure>>()?;
+    let admission = Admission { swarm: root.swarm().to_string(), grants, contacts: Vec::new() };
+    let membership = Membership::join(home, &admission, None, false)?;
     let line = write(home, &root, &membership, command)?;
     if screen.json {
         return screen.object(&json!({ "swarm": membership.swarm, "invitation": line.to_string() }));
@@ -261,6 +292,33 @@ fn print_keys(home: &Home, screen: Screen) -> Result<(), Failure> {
 
 fn grant(home: &Home, screen: Screen, command: Grant) -> Result<(), Failure> {
     let root = SwarmRoot::open(home)?;
+    let caveats = command.limits.caveats(home, screen, Some(Standing::Member), command.days)?;
+    let swarm = root.swarm().to_string();
+    give(home, screen, command, swarm, |key| root.admit_as(key, &caveats))
+}
+
+/// The same from what this machine itself was granted.
+fn attenuate(home: &Home, screen: Screen, command: Grant) -> Result<(), Failure> {
+    let membership = Membership::open(home)?;
+    let identity = Identity::open(home, Role::Client)?;
+    let own = membership.grant(identity.key.peer_id())?;
+    let swarm =
+        membership.swarm.parse().or_fail("membership", "join again: potluck swarm join --replace INVITATION")?;
+    let caveats = command.limits.caveats(home, screen, None, command.days)?;
+    give(home, screen, command, membership.swarm, |key| {
+        let handed = potluck_grant::Grant::hand_on(&own, swarm, &identity.key, key, &caveats);
+        Ok(handed.or_fail("grant", "potluck swarm whoami says what this machine may hand on")?.into_bytes())
+    })
+}
+
+/// Prints the line that lets these keys in.
+fn give(
+    home: &Home,
+    screen: Screen,
+    command: Grant,
+    swarm: String,
+    admit: impl Fn(PeerId) -> Result<Vec<u8>, Failure>,
+) -> Result<(), Failure> {
     let membership = Membership::open(home)?;
     let relay = membership.relay(home);
     let mut contacts = if command.contact.is_empty() { membership.contacts } else { command.contact };
@@ -269,17 +327,13 @@ fn grant(home: &Home, screen: Screen, command: Grant) -> Result<(), Failure> {
     if contacts.is_empty() {
         screen.note("nobody of this swarm has served yet, so the line names no one to ask: see --contact");
     }
-    let line = Line::Granted(admit(&root, &command.keys, command.days, contacts)?);
+    let grants = command.keys.iter().map(|&key| Ok((key, admit(key)?))).collect::<Result<Vec<_>, Failure>>()?;
+    remember_issued(home, &grants)?;
+    let line = Line::Granted(Admission { swarm, grants, contacts });
     if screen.json {
         return screen.object(&json!({ "invitation": line.to_string(), "days": command.days }));
     }
     screen.text(&format!("potluck join {line}\n"))
-}
-
-fn admit(root: &SwarmRoot, keys: &[PeerId], days: u32, contacts: Vec<PeerAddress>) -> Result<Admission, Failure> {
-    let expires = days_from(utc_now(), days);
-    let grants = keys.iter().map(|&key| Ok((key, root.admit(key, expires)?))).collect::<Result<_, Failure>>()?;
-    Ok(Admission { swarm: root.swarm().to_string(), grants, contacts })
 }
 
 /// UTC seconds so many days later.

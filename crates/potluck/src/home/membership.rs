@@ -1,8 +1,8 @@
 //! The swarm that a machine belongs to, and the root key where it is the one that made the swarm.
 
 use data_encoding::HEXLOWER;
-use potluck_core::{Order, PeerId, SignedOrder};
-use potluck_grant::{Gate, Root, SwarmId};
+use potluck_core::{Order, PeerId, SecretKey, SignedOrder};
+use potluck_grant::{Caveats, Gate, Root, SwarmId};
 use potluck_wire::PeerAddress;
 use serde::{Deserialize, Serialize};
 
@@ -147,9 +147,12 @@ impl Membership {
     }
 
     /// What checks the grants of this swarm's members.
-    pub(crate) fn gate(&self) -> Result<Gate, Failure> {
+    /// It knows what this machine knows to be taken back.
+    pub(crate) fn gate(&self, home: &Home) -> Result<Gate, Failure> {
         let swarm = self.swarm.parse().or_fail("membership", "join again: potluck swarm join --replace INVITATION")?;
-        Ok(Gate::new(swarm))
+        let gate = Gate::new(swarm);
+        super::authority::tell(home, &gate)?;
+        Ok(gate)
     }
 }
 
@@ -209,12 +212,20 @@ impl SwarmRoot {
     pub(crate) fn admit(&self, holder: PeerId, expires: u64) -> Result<Vec<u8>, Failure> {
         Ok(self.0.grant(holder, expires).or_fail("internal", "report this")?.into_bytes())
     }
+
+    /// A grant as these caveats say.
+    pub(crate) fn admit_as(&self, holder: PeerId, caveats: &Caveats) -> Result<Vec<u8>, Failure> {
+        Ok(self.0.grant_as(holder, caveats).or_fail("grant", "name fewer models and peers")?.into_bytes())
+    }
+
+    /// The root's key, to take something back with.
+    pub(crate) fn key(&self) -> SecretKey {
+        self.0.key()
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use potluck_core::SecretKey;
-
     use super::*;
 
     fn member(n: u8, port: u16) -> PeerAddress {

@@ -1,5 +1,6 @@
 //! What a machine remembers: its keys, its swarm, its models. Under `POTLUCK_HOME`, or the platform's data directory.
 
+mod authority;
 mod identity;
 mod invitation;
 mod invitations;
@@ -18,6 +19,7 @@ use tempfile::NamedTempFile;
 
 use crate::{args::Reach, failure::Failure};
 
+pub(crate) use authority::{issued, keep_revocations, remember_issued};
 pub(crate) use identity::{Identity, Role, new_key};
 pub(crate) use invitation::{Admission, Invitation, Line};
 pub(crate) use invitations::{GRANT_DAYS, Invitations};

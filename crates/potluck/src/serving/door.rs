@@ -8,7 +8,7 @@ use tracing::error;
 use crate::{
     commands::swarm::{days_from, utc_now},
     failure::Failure,
-    home::{Home, Identity, Invitations, Membership, Role, SwarmRoot},
+    home::{Home, Identity, Invitations, Membership, Role, SwarmRoot, remember_issued},
     screen::Screen,
 };
 
@@ -46,7 +46,9 @@ fn let_in(home: &Home, peer: PeerId, join: &Join) -> Result<Result<(Joined, Stri
         Err(code) => return Ok(Err(code)),
     };
     let expires = days_from(now, days);
-    let grants = join.keys.iter().map(|&key| root.admit(key, expires)).collect::<Result<_, _>>()?;
+    let grants: Vec<_> = join.keys.iter().map(|&key| root.admit(key, expires)).collect::<Result<_, _>>()?;
+    let named: Vec<_> = join.keys.iter().copied().zip(Vec::clone(&grants)).collect();
+    remember_issued(home, &named)?;
     let mut contacts = Membership::open(home)?.contacts;
     // Whoever lets a newcomer in is the one that it certainly reaches.
     let own = Identity::open(home, Role::Peer)?.key.peer_id();

@@ -102,6 +102,8 @@ impl Announcer {
                         Some(offer) => node.announce(&contact, offer).await?,
                         None => node.tell_lending(&contact).await?,
                     }
+                    // What was taken back while this peer was away, or told to nobody else.
+                    node.pull_revocations(&contact).await?;
                     node.offers(&contact).await
                 };
                 known.await.unwrap_or_else(|error| {
@@ -176,7 +178,7 @@ pub(crate) async fn offers_of(node: &Node, contacts: &[PeerAddress]) -> (Vec<Off
     for contact in contacts.iter().cloned() {
         let node = node.clone();
         asked.spawn(async move {
-            let offers = node.offers(&contact).await;
+            let (offers, _) = tokio::join!(node.offers(&contact), node.pull_revocations(&contact));
             (contact, offers)
         });
     }

@@ -166,7 +166,7 @@ fn remote_hop(offers: &[Offer], peer: PeerId, spec: StageSpec) -> Result<Hop, Fa
 pub(crate) async fn client_node(home: &Home, membership: &Membership) -> Result<Node, Failure> {
     let key = home::Identity::open(home, Role::Client)?.key;
     let grant = membership.grant(key.peer_id())?;
-    let identity = Identity { key, grant, gate: membership.gate()? };
+    let identity = Identity { key, grant, gate: membership.gate(home)? };
     let (lan, deadlines) = (home.reach.asking(), NetDeadlines::default());
     let relay = membership.relay(home).and_then(|url| home.claim_relay(url));
     Ok(Node::bind(NodeConfig { identity, bind: Bind::Any, lan, relay, deadlines }).await?)

@@ -1,0 +1,73 @@
+//! What each message of the wire takes, where it asks a peer for something.
+
+use potluck_core::SignedOffer;
+use potluck_wire::{Ask, Fetch, HopOpen, Lender, OpenSession, Part};
+
+use crate::{Need, Request, Right};
+
+/// A question for what there is: offers, models, lenders, revocations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Looking;
+
+/// To be a peer that others open sessions at and pass their steps to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lending;
+
+fn any_model(right: Right) -> Need {
+    Need { right, model: None }
+}
+
+impl Request for Looking {
+    fn needs(&self) -> Need {
+        any_model(Right::Look)
+    }
+}
+
+impl Request for Lending {
+    fn needs(&self) -> Need {
+        any_model(Right::Lend)
+    }
+}
+
+impl Request for OpenSession {
+    fn needs(&self) -> Need {
+        Need { right: Right::Use, model: Some(self.stage.model) }
+    }
+}
+
+/// Whoever passes on another's steps is a peer of its route.
+impl Request for HopOpen {
+    fn needs(&self) -> Need {
+        any_model(Right::Lend)
+    }
+}
+
+/// The header is what whoever asks needs to know; weights are another right.
+impl Request for Fetch {
+    fn needs(&self) -> Need {
+        let right = match self.part {
+            Part::Held | Part::Manifest(_) => Right::Look,
+            Part::Hashes(..) | Part::Piece(..) => Right::Fetch,
+        };
+        Need { right, model: Some(self.model) }
+    }
+}
+
+/// An upstream's models have names, and no id that a grant could name.
+impl Request for Ask {
+    fn needs(&self) -> Need {
+        any_model(Right::Use)
+    }
+}
+
+impl Request for SignedOffer {
+    fn needs(&self) -> Need {
+        any_model(Right::Lend)
+    }
+}
+
+impl Request for Lender {
+    fn needs(&self) -> Need {
+        any_model(Right::Lend)
+    }
+}

@@ -1,0 +1,78 @@
+//! What this machine knows of its swarm's authority: what was taken back, and whom it let in itself.
+
+use data_encoding::{BASE64, HEXLOWER};
+use potluck_core::{PeerId, SignedRevocation};
+use potluck_grant::Gate;
+use serde::{Deserialize, Serialize};
+
+use super::Home;
+use crate::failure::{Failure, OrFail};
+
+const REVOKED: &str = "revoked.json";
+const ISSUED: &str = "issued.json";
+
+/// Grants that are remembered as given out. Beyond it the oldest are forgotten: they hold all the same.
+const ISSUED_MAX: usize = 10_000;
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Taken {
+    swarm: String,
+    revocations: Vec<String>,
+}
+
+/// A grant that was given out here.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Issued {
+    /// To whom.
+    pub(crate) key: String,
+    /// The grant, in hexadecimal.
+    grant: String,
+}
+
+impl Issued {
+    /// The grant.
+    pub(crate) fn grant(&self) -> Vec<u8> {
+        HEXLOWER.decode(self.grant.as_bytes()).unwrap_or_default()
+    }
+}
+
+/// Tells a gate what this machine knows to be taken back.
+pub(super) fn tell(home: &Home, gate: &Gate) -> Result<(), Failure> {
+    let Some(text) = home.read(REVOKED)? else { return Ok(()) };
+    let restore =
+        "restore it from a copy: without it, whoever was shut out is let in again until another member is asked";
+    let taken: Taken = serde_json::from_str(&text).or_fail("revocations", restore)?;
+    if taken.swarm != gate.swarm().to_string() {
+        return Ok(());
+    }
+    for text in taken.revocations {
+        let bytes = BASE64.decode(text.as_bytes()).or_fail("revocations", restore)?;
+        let signed: SignedRevocation = postcard::from_bytes(&bytes).or_fail("revocations", restore)?;
+        gate.revoke(signed).or_fail("revocations", restore)?;
+    }
+    Ok(())
+}
+
+/// Keeps what a gate knows to be taken back.
+pub(crate) fn keep_revocations(home: &Home, gate: &Gate) -> Result<(), Failure> {
+    let encode = |signed: &SignedRevocation| postcard::to_stdvec(signed).map(|bytes| BASE64.encode(&bytes));
+    let revocations =
+        gate.revocations().iter().map(encode).collect::<Result<_, _>>().or_fail("internal", "report this")?;
+    let taken = Taken { swarm: gate.swarm().to_string(), revocations };
+    home.write(REVOKED, &serde_json::to_string(&taken).or_fail("internal", "report this")?)
+}
+
+/// What was given out here, the oldest first.
+pub(crate) fn issued(home: &Home) -> Result<Vec<Issued>, Failure> {
+    let Some(text) = home.read(ISSUED)? else { return Ok(Vec::new()) };
+    serde_json::from_str(&text).or_fail("issued", "restore issued.json from a copy, or remove it")
+}
+
+/// Remembers that these were given out.
+pub(crate) fn remember_issued(home: &Home, grants: &[(PeerId, Vec<u8>)]) -> Result<(), Failure> {
+    let mut all = issued(home)?;
+    all.extend(grants.iter().map(|(key, grant)| Issued { key: key.to_string(), grant: HEXLOWER.encode(grant) }));
+    let over = all.len().saturating_sub(ISSUED_MAX);
+    all.drain(..over);
+    home.write(ISSUED, &serde_json::to_string(&all).or_fail("internal", "report this")?)
+}
