@@ -128,8 +128,16 @@ pub enum GrantError {
     /// The bearer: taken back.
     #[error("revoked: {0}")]
     Revoked(Taken),
-    /// The signer: so many revocations are not kept.
-    #[error("too many revocations of one signer")]
+    /// The bearer: what the grant allows in a day is used up here. Hint: tomorrow (UTC), or at another peer.
+    #[error("the {tokens_per_day} tokens a day of grant {link} are used up here")]
+    Spent {
+        /// Which link of the grant says so.
+        link: GrantId,
+        /// Positions in a UTC day.
+        tokens_per_day: u64,
+    },
+    /// Whoever made them: so many revocations of one signer, or limits to count, are not kept.
+    #[error("more than is kept of that kind")]
     TooMany,
     /// We: the grant could not be signed.
     #[error("the grant could not be signed: {0}")]

@@ -18,6 +18,7 @@
 
 mod chain;
 mod gate;
+mod meter;
 mod request;
 mod revoked;
 mod rights;
@@ -25,6 +26,7 @@ mod root;
 
 pub use chain::{Chain, GrantId, LINKS_MAX, Link};
 pub use gate::{Authorized, Gate, GrantError, Member, Request, Taken};
+pub use meter::Meter;
 pub use request::{Lending, Looking};
 pub use revoked::REVOCATIONS_MAX;
 pub use rights::{Budget, Caveats, Hours, Need, Place, Right, Role, Scope};

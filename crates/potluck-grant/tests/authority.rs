@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use potluck_core::{ModelId, PeerId, Revocation, Revoked, SecretKey, SignedRevocation};
 use potluck_grant::{
-    Authorized, Caveats, Gate, Grant, GrantError, GrantId, Hours, LINKS_MAX, Need, Place, Request, Right, Role, Root,
-    Taken,
+    Authorized, Caveats, Chain, Gate, Grant, GrantError, GrantId, Hours, LINKS_MAX, Meter, Need, Place, Request, Right,
+    Role, Root, Taken,
 };
 use proptest::prelude::*;
 
@@ -232,6 +232,29 @@ fn one_signer_cannot_fill_the_list() {
     assert_eq!(refused, 1_100 - 1_024);
     let other = Revocation::sign(root().public().root(), Revoked::Key(peer(2)), NOW, &key(2), vec![]);
     assert_eq!(gate.revoke(other), Ok(true));
+}
+
+#[test]
+fn tokens_are_counted_by_link_and_day_for_all_that_rest_on_it() {
+    let limited = |tokens| Caveats { tokens_per_day: Some(tokens), ..Caveats::default() };
+    let grant = granted(1, &Caveats { tokens_per_day: Some(100), ..as_role(Role::Guest) });
+    let (one, other) = (hand_on(&grant, 1, 2, &limited(70)).unwrap(), hand_on(&grant, 1, 3, &limited(70)).unwrap());
+    let [whole, one, other] = [&grant, &one, &other].map(|grant| gate().read(grant).unwrap());
+    let spent = |chain: &Chain, link: usize, tokens_per_day| {
+        Err(GrantError::Spent { link: chain.links()[link].id, tokens_per_day })
+    };
+    let mut meter = Meter::default();
+    let mut charge = |chain: &Chain, tokens, now| meter.charge(chain.scope(), tokens, now);
+    assert_eq!(charge(&one, 70, NOW), Ok(()));
+    assert_eq!(charge(&one, 1, NOW), spent(&one, 1, 70), "its own limit");
+    assert_eq!(charge(&other, 31, NOW), spent(&other, 0, 100), "what is left of the one that both rest on");
+    assert_eq!(charge(&other, 30, NOW), Ok(()), "what was refused was not counted");
+    assert_eq!(charge(&whole, 1, NOW), spent(&whole, 0, 100));
+    assert_eq!(charge(&whole, 1, NOW + DAY), Ok(()), "another day");
+    assert_eq!(charge(&whole, 100, NOW), spent(&whole, 0, 100), "a clock that is set back gives no second one");
+    assert_eq!(charge(&whole, u64::MAX, NOW + DAY), spent(&whole, 0, 100));
+    let free = gate().read(&granted(1, &as_role(Role::Guest))).unwrap();
+    assert_eq!(charge(&free, u64::MAX, NOW), Ok(()));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use potluck_core::{CacheId, PeerId, SessionId, SessionKey, StageCommand, StageError};
-use potluck_grant::Authorized;
+use potluck_grant::{Authorized, Member};
 use potluck_wire::{
     CONTROL_BYTES_MAX, Codec, Failure, FailureCode, Frame, HopOpen, NextHop, OpenSession, PreviousHop,
     step_frame_bytes_max,
@@ -18,13 +18,13 @@ use crate::{
 impl Peer {
     pub(crate) fn open_session(&mut self, now: Now, stream: StreamId, open: Authorized<OpenSession>) {
         let (open, client) = open.into_parts();
-        let key = SessionKey { client: client.peer(), id: open.session };
-        if let Err(failure) = self.try_open(now, stream, key, open) {
+        if let Err(failure) = self.try_open(now, stream, client, open) {
             self.close_stream(stream, failure);
         }
     }
 
-    fn try_open(&mut self, now: Now, stream: StreamId, key: SessionKey, open: OpenSession) -> Result<(), Failure> {
+    fn try_open(&mut self, now: Now, stream: StreamId, member: Member, open: OpenSession) -> Result<(), Failure> {
+        let key = SessionKey { client: member.peer(), id: open.session };
         self.check_open(now, key, &open)?;
         let slot = self.stage_for(&open)?;
         let prefix = self.prefix_cache(key, slot, &open)?;
@@ -75,6 +75,7 @@ impl Peer {
             last_step: now.instant,
             opened: now.instant,
             open,
+            member,
         };
         self.sessions.insert(key, session);
         self.unpark(key);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use potluck_core::{PeerId, SessionKey, StageCommand, StageReply, StageShape};
-use potluck_grant::{Authorized, Gate, Member, Place, Request};
+use potluck_grant::{Authorized, Gate, Member, Meter, Place, Request};
 use potluck_wire::{Failure, FailureCode, Frame, NextHop, PreviousHop};
 
 use crate::{
@@ -80,6 +80,7 @@ pub struct Peer {
     stale_frames: u64,
     failed_sessions: u64,
     pub(crate) draining: bool,
+    pub(crate) meter: Meter,
     pub(crate) stopwatch: Option<fn() -> Instant>,
 }
 
@@ -121,6 +122,7 @@ impl Peer {
             stale_frames: 0,
             failed_sessions: 0,
             draining: false,
+            meter: Meter::default(),
             stopwatch: None,
         }
     }

@@ -4,6 +4,7 @@ use std::{collections::VecDeque, time::Instant};
 
 use potluck_chain::{Credit, Receipts};
 use potluck_core::{CacheId, Input, Output, Rows, SessionKey, bounds};
+use potluck_grant::Member;
 use potluck_wire::{
     AnswerFrame, Codec, Failure, FailureCode, Frame, NextHop, OpenSession, PreviousHop, StepFrame,
     answer_frame_bytes_max,
@@ -22,6 +23,8 @@ pub(crate) struct Session {
     /// is told apart by it.
     pub(crate) serial: u64,
     pub(crate) open: OpenSession,
+    /// Whose it is.
+    pub(crate) member: Member,
     pub(crate) slot: StageSlot,
     pub(crate) cache: CacheId,
     pub(crate) width: u32,

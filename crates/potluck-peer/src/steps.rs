@@ -23,6 +23,9 @@ impl Peer {
         match session.arrive(now.instant, frame) {
             Ok(Arrival::Stale) => self.count_stale(),
             Ok(Arrival::Run(input)) => {
+                if let Err(error) = self.meter.charge(session.member.chain().scope(), frame.count.into(), now.utc) {
+                    return self.end_session(key, Failure::new(FailureCode::Spent, error));
+                }
                 let arrived = watch.now();
                 session.tally.codec += arrived - before;
                 session.tally.bytes_in += frame.bytes() as u64;

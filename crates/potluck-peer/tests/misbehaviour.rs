@@ -8,7 +8,7 @@ use potluck_core::{
     Account, CacheId, Hidden, LayerRange, ModelId, Output, PeerId, Rows, SecretKey, SessionId, SessionKey,
     StageCommand, StageReply, StageShape, StageSpec,
 };
-use potluck_grant::{Gate, Member, Root};
+use potluck_grant::{Caveats, Gate, Member, Role, Root};
 use potluck_peer::{DRAIN_REST, DialId, Effect, Event, Now, Peer, PeerConfig, StageSlot, StreamId};
 use potluck_wire::{
     Codec, Failure, FailureCode, Frame, HOP_FRAMES_MAX, HopOpen, NextHop, OpenSession, PeerAddress, PreviousHop,
@@ -164,6 +164,55 @@ fn ready() -> Test {
     let mut test = Test::new();
     test.ready();
     test
+}
+
+/// A member by a grant that says this.
+fn member_as(n: u8, role: Role, caveats: Caveats) -> Member {
+    let caveats = Caveats { role: Some(role), until: Some(UTC + 1_000), ..caveats };
+    let grant = root().grant_as(id(n), &caveats).unwrap().into_bytes();
+    Gate::new(root().public()).check(&grant, id(n), UTC).unwrap()
+}
+
+#[test]
+fn who_may_not_opens_nothing() {
+    let elsewhere = Caveats { peers: [id(7)].into(), ..Caveats::default() };
+    let another = Caveats { models: [ModelId::from_bytes([6; 32])].into(), ..Caveats::default() };
+    let none = Caveats::default();
+    for (role, caveats) in [(Role::Auditor, none.clone()), (Role::Owner, elsewhere), (Role::Member, another)] {
+        let mut test = Test::new();
+        test.tell(Event::StreamOpened { stream: StreamId(1), from: member_as(9, role, caveats) });
+        let effects = test.frame(1, Frame::Open(Box::new(open())));
+        assert_eq!(closes(&effects, 1).unwrap().code, FailureCode::NotAllowed, "{role}: {effects:?}");
+        assert_eq!(effects.len(), 1, "no cache, no dial: {effects:?}");
+        test.assert_empty();
+    }
+    // A guest has work done, and is nobody's neighbour: neither before this peer nor after it.
+    let mut test = Test::new();
+    test.tell(Event::StreamOpened { stream: StreamId(2), from: member_as(1, Role::Guest, none) });
+    let effects = test.frame(2, Frame::HopOpen(hop(0)));
+    assert_eq!(closes(&effects, 2).unwrap().code, FailureCode::NotAllowed, "{effects:?}");
+    let caveats = Caveats { role: Some(Role::Guest), until: Some(UTC + 1_000), ..Caveats::default() };
+    let grant = root().grant_as(id(3), &caveats).unwrap().into_bytes();
+    let address = PeerAddress { peer: id(3), addresses: vec![], relay: None };
+    let next = NextHop::Peer { address, grant };
+    let effects = test.stream(1, 9, Frame::Open(Box::new(OpenSession { next, ..open() })));
+    assert_eq!(closes(&effects, 1).unwrap().code, FailureCode::NotAdmitted, "{effects:?}");
+    test.assert_empty();
+}
+
+#[test]
+fn a_grant_of_so_many_tokens_a_day_gives_so_many() {
+    let mut test = Test::new();
+    let limited = Caveats { tokens_per_day: Some(3), ..Caveats::default() };
+    test.tell(Event::StreamOpened { stream: StreamId(1), from: member_as(9, Role::Guest, limited) });
+    test.frame(1, Frame::Open(Box::new(open())));
+    test.stream(2, 1, Frame::HopOpen(hop(0)));
+    let opened = StageReply::Opened { cache: CacheId(0), result: Ok(()) };
+    test.tell(Event::Stage { stage: StageSlot(0), reply: opened });
+    test.tell(Event::Dialed { dial: DialId(0), result: Ok(StreamId(3)) });
+    test.frame(3, Frame::HopReady);
+    assert_eq!(runs(&test.frame(2, Frame::Step(step(0, 0, 0, 2)))), 1);
+    ends_with(test, step(1, 0, 2, 2), FailureCode::Spent);
 }
 
 #[test]
