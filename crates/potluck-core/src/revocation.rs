@@ -31,7 +31,7 @@ pub struct Revocation {
 pub struct SignedRevocation {
     revocation: Vec<u8>,
     signature: serde_bytes::ByteArray<64>,
-    /// The signer's grant, where it stands on a right to revoke: empty otherwise.
+    /// The signer's grant; empty where the root signs.
     #[serde(with = "serde_bytes")]
     pub grant: Vec<u8>,
 }
@@ -56,8 +56,8 @@ impl Revocation {
     pub const BYTES_MAX: usize = 128;
     const CONTEXT: &'static [u8] = b"potluck revocation 1\0";
 
-    /// Takes something back at `at` (UTC seconds), signed by `key`. `grant`: what allows it to, where it is neither the root's nor
-    /// stands above what it takes back.
+    /// Takes something back at `at` (UTC seconds), signed by `key`. `grant`: that key's; empty where it is
+    /// the root's.
     pub fn sign(swarm: PeerId, what: Revoked, at: u64, key: &SecretKey, grant: Vec<u8>) -> SignedRevocation {
         let said = Self { swarm, what, by: key.peer_id(), at };
         #[expect(clippy::expect_used, reason = "writing to memory fails only where memory ends")]

@@ -120,7 +120,7 @@ pub enum GrantError {
     #[error("the grant does not hold at {}", .0.short())]
     NotHere(PeerId),
     /// The bearer: its role does not allow it.
-    #[error("the grant does not allow to {}", .0.verb())]
+    #[error("the grant does not allow to {}", .0.name())]
     NoRight(Right),
     /// The bearer: not with this model.
     #[error("the grant does not allow model {}", .0.short())]
@@ -229,7 +229,7 @@ impl Gate {
     /// Takes note of a revocation, which may come from anybody; whether it is new.
     ///
     /// # Errors
-    /// `Unreadable`, `NoRight` or `TooMany`.
+    /// `Unreadable`, `TooMany`, or what is wrong with its signer's grant.
     pub fn revoke(&self, revocation: SignedRevocation) -> Result<bool, GrantError> {
         self.revoked.write().unwrap_or_else(PoisonError::into_inner).note(revocation, self.swarm)
     }
@@ -239,8 +239,8 @@ impl Gate {
         self.revoked.read().unwrap_or_else(PoisonError::into_inner).digest()
     }
 
-    /// All revocations that it knows, in a fixed order.
+    /// All revocations that it knows, in the order in which they came: a gate that hears them so knows the same.
     pub fn revocations(&self) -> Vec<SignedRevocation> {
-        self.revoked.read().unwrap_or_else(PoisonError::into_inner).all().cloned().collect()
+        self.revoked.read().unwrap_or_else(PoisonError::into_inner).all()
     }
 }

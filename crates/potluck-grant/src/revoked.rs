@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use potluck_core::{PeerId, Revocation, Revoked, SignedRevocation};
 
-use crate::{Chain, GrantError, Right, Role, SwarmId};
+use crate::{Chain, GrantError, Right, Role, SwarmId, Taken};
 
 /// Revocations that are kept. A further one is refused: the swarm's root has to be renewed long before.
-pub const REVOCATIONS_MAX: usize = 65_536;
+pub const REVOCATIONS_MAX: usize = 16_384;
 
-/// The same of one signer that is no root.
+/// The same of those who are no operators: they leave room to those who are.
+const HOLDERS_MAX: usize = REVOCATIONS_MAX / 2;
+
+/// The same of one that the root let in and of all that it has handed on to: new keys give nobody more room.
 const SIGNER_MAX: usize = 1_024;
 
 /// What a signer's word is worth.
@@ -23,11 +26,24 @@ enum Weight {
     Root,
 }
 
+#[derive(Debug)]
+struct Kept {
+    weight: Weight,
+    signed: SignedRevocation,
+    /// Its number in the order in which they came.
+    came: u64,
+}
+
 /// All revocations that a peer knows.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Revocations {
-    signed: BTreeMap<(Revoked, PeerId), (Weight, SignedRevocation)>,
+    signed: BTreeMap<(Revoked, PeerId), Kept>,
+    /// How many have come so far.
+    came: u64,
+    /// By the holder of the first link of the signer's grant.
     by_signer: BTreeMap<PeerId, usize>,
+    /// Of those who are no operators.
+    holders: usize,
     digest: [u8; 32],
 }
 
@@ -35,21 +51,32 @@ impl Revocations {
     /// Takes note of one; whether it is new.
     ///
     /// # Errors
-    /// `Unreadable` where it is none of this swarm, or stands on a grant that does not allow it; `TooMany` where there is no
-    /// room, which the root's have always.
+    /// `Unreadable` where it is none of this swarm; what is wrong with its signer's grant; `TooMany` where there is no room, which
+    /// the root's have always.
     pub(crate) fn note(&mut self, signed: SignedRevocation, swarm: SwarmId) -> Result<bool, GrantError> {
         let said = signed.verify(swarm.root()).map_err(|error| GrantError::Unreadable(error.to_string()))?;
-        let weight = self.weight(&said, &signed.grant, swarm)?;
+        let (weight, first) = self.weight(&said, &signed.grant, swarm)?;
         let place = (said.what, said.by);
-        if self.signed.get(&place).is_some_and(|(known, _)| *known >= weight) {
+        if self.signed.get(&place).is_some_and(|known| known.weight >= weight) {
             return Ok(false);
         }
-        let count = self.by_signer.entry(said.by).or_default();
-        if weight != Weight::Root && (*count >= SIGNER_MAX || self.signed.len() >= REVOCATIONS_MAX) {
+        let count = self.by_signer.entry(first).or_default();
+        let full = match weight {
+            Weight::Root => false,
+            Weight::Operator => *count >= SIGNER_MAX || self.signed.len() >= REVOCATIONS_MAX,
+            Weight::Holder => {
+                *count >= SIGNER_MAX || self.holders >= HOLDERS_MAX || self.signed.len() >= REVOCATIONS_MAX
+            }
+        };
+        if full {
             return Err(GrantError::TooMany);
         }
-        let before = self.signed.insert(place, (weight, signed)).map(|(weight, _)| weight);
+        self.came += 1;
+        let kept = Kept { weight, signed, came: self.came };
+        let before = self.signed.insert(place, kept).map(|kept| kept.weight);
         *count += usize::from(before.is_none());
+        self.holders += usize::from(weight == Weight::Holder);
+        self.holders -= usize::from(before == Some(Weight::Holder));
         // The same set has the same digest, in whichever order it came. Who may revoke could make two sets alike, and gain nothing.
         for weight in before.into_iter().chain([weight]) {
             let one = blake3::hash(&[place_bytes(place), vec![weight as u8]].concat());
@@ -58,21 +85,26 @@ impl Revocations {
         Ok(true)
     }
 
-    fn weight(&self, said: &Revocation, grant: &[u8], swarm: SwarmId) -> Result<Weight, GrantError> {
+    /// What it is worth, and the key that the root let in, by whose leave it was said.
+    fn weight(&self, said: &Revocation, grant: &[u8], swarm: SwarmId) -> Result<(Weight, PeerId), GrantError> {
         if said.by.as_bytes() == swarm.as_bytes() {
-            return Ok(Weight::Root);
+            return Ok((Weight::Root, said.by));
         }
-        if grant.is_empty() {
-            return Ok(Weight::Holder);
-        }
+        // Anybody can make keys, and sign with them.
         let chain = Chain::read(grant, swarm.key().ok_or(GrantError::NoSwarm)?)?;
+        if chain.holder() != said.by {
+            return Err(GrantError::NotAdmitted(said.by));
+        }
         // What was said while the grant held stands, also when the grant is over; not when it was taken back.
         let (from, until) = chain.scope.time();
-        let allowed = chain.holder() == said.by && chain.scope.rights().contains(&Right::Revoke);
-        if !allowed || !(from..=until).contains(&said.at) || self.ends(&chain, swarm).is_some() {
-            return Err(GrantError::NoRight(Right::Revoke));
+        if !(from..=until).contains(&said.at) {
+            return Err(GrantError::Expired { at: until });
         }
-        Ok(Weight::Operator)
+        if let Some(what) = self.ends(&chain, swarm) {
+            return Err(GrantError::Revoked(Taken(what)));
+        }
+        let operator = chain.scope.rights().contains(&Right::Revoke);
+        Ok((if operator { Weight::Operator } else { Weight::Holder }, chain.links[0].holder))
     }
 
     /// Of what and by whom, over all of them.
@@ -80,9 +112,11 @@ impl Revocations {
         self.digest
     }
 
-    /// All of them, in a fixed order.
-    pub(crate) fn all(&self) -> impl ExactSizeIterator<Item = &SignedRevocation> {
-        self.signed.values().map(|(_, signed)| signed)
+    /// All of them, in the order in which they came: what an operator said before it was shut out is heard before that.
+    pub(crate) fn all(&self) -> Vec<SignedRevocation> {
+        let mut all: Vec<_> = self.signed.values().collect();
+        all.sort_by_key(|kept| kept.came);
+        all.into_iter().map(|kept| kept.signed.clone()).collect()
     }
 
     /// Whether something that the chain rests on was taken back by whoever may: the root, an operator, or a key above it in this
@@ -102,7 +136,7 @@ impl Revocations {
                     Weight::Operator => !owner || above.contains(&by),
                     Weight::Holder => above.contains(&by),
                 };
-                if self.signed.range(by_anybody).any(|((_, by), (weight, _))| counts(*weight, *by)) {
+                if self.signed.range(by_anybody).any(|((_, by), kept)| counts(kept.weight, *by)) {
                     return Some(what);
                 }
             }

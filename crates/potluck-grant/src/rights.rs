@@ -29,14 +29,14 @@ impl Right {
     /// All of them.
     pub const ALL: [Self; 7] = [Self::Look, Self::Use, Self::Fetch, Self::Lend, Self::Order, Self::Revoke, Self::Audit];
 
-    /// In a sentence: who may ...
-    pub fn verb(self) -> &'static str {
+    /// As it is written, and in a sentence: who may ...
+    pub fn name(self) -> &'static str {
         match self {
             Self::Look => "look",
-            Self::Use => "use models",
-            Self::Fetch => "fetch weights",
+            Self::Use => "use",
+            Self::Fetch => "fetch",
             Self::Lend => "lend",
-            Self::Order => "give orders",
+            Self::Order => "order",
             Self::Revoke => "revoke",
             Self::Audit => "audit",
         }

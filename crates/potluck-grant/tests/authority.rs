@@ -158,20 +158,22 @@ fn what_rests_on_something_taken_back_falls_with_it() {
     let guest = hand_on(&member, 1, 2, &Caveats::default()).unwrap();
     let other = hand_on(&member, 1, 3, &Caveats::default()).unwrap();
     let link = |grant: &[u8]| gate.read(grant).unwrap().links().last().unwrap().id;
-    let revoke = |what, by: &SecretKey, grant: Vec<u8>| {
-        gate.revoke(Revocation::sign(root().public().root(), what, NOW, by, grant)).unwrap()
+    let revoke = |what, by: &SecretKey, grant: &[u8]| {
+        gate.revoke(Revocation::sign(root().public().root(), what, NOW, by, grant.to_vec()))
     };
     let id = Revoked::Link(*link(&guest).as_bytes());
-    // Whoever stands beside or below has no say.
-    assert!(revoke(id, &key(3), vec![]), "noted, for who knows which chain it is about");
+    // Whoever has no grant says nothing; whoever stands beside or below has no say.
+    assert!(matches!(revoke(id, &key(3), &[]), Err(GrantError::NotOurs(_))));
+    assert_eq!(revoke(id, &key(7), &other), Err(GrantError::NotAdmitted(peer(7))), "by another's grant");
+    assert_eq!(revoke(id, &key(3), &other), Ok(true), "noted, for who knows which chain it is about");
     assert!(gate.check(&guest, peer(2), NOW).is_ok());
-    assert!(revoke(id, &key(1), vec![]));
-    assert!(!revoke(id, &key(1), vec![]), "known already");
+    assert_eq!(revoke(id, &key(1), &member), Ok(true));
+    assert_eq!(revoke(id, &key(1), &member), Ok(false), "known already");
     assert_eq!(gate.check(&guest, peer(2), NOW), Err(GrantError::Revoked(Taken(id))));
     assert!(gate.check(&other, peer(3), NOW).is_ok(), "its neighbour stays");
     // A lost device: one revocation ends all that it holds and has handed on, members that stand at the gate included.
     let standing = gate.check(&other, peer(3), NOW).unwrap();
-    assert!(revoke(Revoked::Key(peer(1)), &root().key(), vec![]));
+    assert_eq!(revoke(Revoked::Key(peer(1)), &root().key(), &[]), Ok(true));
     let lost = GrantError::Revoked(Taken(Revoked::Key(peer(1))));
     assert_eq!(gate.check(&member, peer(1), NOW), Err(lost.clone()));
     assert_eq!(gate.check(&other, peer(3), NOW), Err(lost.clone()));
@@ -189,15 +191,21 @@ fn an_operator_revokes_all_but_owners_and_a_member_cannot_pose_as_one() {
         let what = Revoked::Key(peer(of));
         gate.revoke(Revocation::sign(root().public().root(), what, NOW, &key(n), grant.to_vec()))
     };
-    assert_eq!(by(2, &member, 3), Err(GrantError::NoRight(Right::Revoke)));
-    assert_eq!(by(2, &operator, 3), Err(GrantError::NoRight(Right::Revoke)), "with another's grant");
+    assert_eq!(by(2, &member, 3), Ok(true), "noted, and worth nothing against a grant that is not below its own");
+    assert_eq!(by(2, &operator, 3), Err(GrantError::NotAdmitted(peer(2))), "with another's grant");
     assert!(gate.check(&victim, peer(3), NOW).is_ok());
     assert_eq!(by(1, &operator, 3), Ok(true));
     assert!(gate.check(&victim, peer(3), NOW).is_err());
     assert_eq!(by(1, &operator, 4), Ok(true));
     assert!(gate.check(&owner, peer(4), NOW).is_ok(), "owners fall by the root alone");
     assert_eq!(by(1, &operator, 1), Ok(true));
-    assert_eq!(by(1, &operator, 2), Err(GrantError::NoRight(Right::Revoke)), "itself no operator any more");
+    let gone = GrantError::Revoked(Taken(Revoked::Key(peer(1))));
+    assert_eq!(by(1, &operator, 2), Err(gone), "itself no operator any more");
+    // Whoever hears of all this later, in the order in which it came, knows the same: what was said before stands.
+    let later = Gate::new(root().public());
+    assert!(gate.revocations().into_iter().all(|one| later.revoke(one) == Ok(true)));
+    assert_eq!(later.revocations_digest(), gate.revocations_digest());
+    assert!(later.check(&victim, peer(3), NOW).is_err());
 }
 
 #[test]
@@ -220,18 +228,23 @@ fn revocations_of_others_and_forged_ones_count_for_nothing() {
 }
 
 #[test]
-fn one_signer_cannot_fill_the_list() {
+fn no_member_fills_the_list_whatever_keys_it_makes() {
     let gate = gate();
+    let grants = [1, 2].map(|n| granted(n, &as_role(Role::Member)));
+    // A member and a key of its own making take turns.
+    let made = hand_on(&grants[0], 1, 11, &Caveats::default()).unwrap();
     let mut refused = 0;
     for n in 0..1_100_u32 {
         let mut id = [0; 16];
         id[..4].copy_from_slice(&n.to_le_bytes());
-        let signed = Revocation::sign(root().public().root(), Revoked::Link(id), NOW, &key(1), vec![]);
+        let (by, grant) = if n % 2 == 0 { (1, &grants[0]) } else { (11, &made) };
+        let signed = Revocation::sign(root().public().root(), Revoked::Link(id), NOW, &key(by), grant.clone());
         refused += u32::from(gate.revoke(signed) == Err(GrantError::TooMany));
     }
     assert_eq!(refused, 1_100 - 1_024);
-    let other = Revocation::sign(root().public().root(), Revoked::Key(peer(2)), NOW, &key(2), vec![]);
-    assert_eq!(gate.revoke(other), Ok(true));
+    let what = Revoked::Key(peer(2));
+    let other = Revocation::sign(root().public().root(), what, NOW, &key(2), grants[1].clone());
+    assert_eq!(gate.revoke(other), Ok(true), "another has its own room");
 }
 
 #[test]

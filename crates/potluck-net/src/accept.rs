@@ -127,27 +127,25 @@ async fn take_streams(
 ) {
     let peer = member.peer();
     let mut revoked = node.revoked.subscribe();
+    // What was taken back since the greeting counts, too.
+    revoked.mark_changed();
     loop {
-        // A connection may outlive the grant that it was let in with: it is looked at for each stream, and whenever something was
-        // taken back. What is closed here ends every session that came by it.
+        let halves = tokio::select! {
+            biased;
+            Ok(()) = revoked.changed() => None,
+            halves = connection.accept_bi() => match halves {
+                Ok(halves) => Some(halves),
+                Err(_) => return,
+            },
+        };
+        // A connection may outlive the grant that it was let in with. What is closed here ends every session that came by it.
         if let Err(error) = node.identity.gate.still(member, utc_now()) {
             info!(peer = %peer.short(), %error, "a member is one no longer");
             return close(connection, FailureCode::NotAdmitted);
         }
-        let halves = tokio::select! {
-            biased;
-            Ok(()) = revoked.changed() => continue,
-            halves = connection.accept_bi() => match halves {
-                Ok(halves) => halves,
-                Err(_) => return,
-            },
-        };
-        let from = match node.identity.gate.still(member, utc_now()) {
-            Ok(()) => member.clone(),
-            Err(_) => continue,
-        };
+        let Some(halves) = halves else { continue };
         let stream = StreamId(streams.fetch_add(1, Ordering::Relaxed));
-        if events.send(Happened::Opened { stream, from, halves }).await.is_err() {
+        if events.send(Happened::Opened { stream, from: member.clone(), halves }).await.is_err() {
             return;
         }
     }

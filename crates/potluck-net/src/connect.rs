@@ -12,6 +12,7 @@ use iroh::{
     endpoint::{Connection, RecvStream, SendStream},
 };
 use potluck_core::PeerId;
+use potluck_grant::Member;
 use potluck_wire::{ALPN, FailureCode, PeerAddress, Welcome};
 use tokio::{
     sync::OnceCell,
@@ -29,6 +30,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Link {
     pub(crate) connection: Connection,
+    /// The peer, as its grant has proven.
+    pub(crate) member: Member,
     /// The peer.
     pub peer: PeerId,
     /// What it allows, and its grant.
@@ -161,9 +164,9 @@ impl Node {
             Err(unreachable(format!("no welcome within {} s", self.deadlines.greet.as_secs_f32())))
         });
         match greeted {
-            Ok(welcome) => {
+            Ok((welcome, member)) => {
                 lift_limits(&connection);
-                Ok(Link { connection, peer, welcome, found })
+                Ok(Link { connection, peer, welcome, member, found })
             }
             Err(error) => {
                 close(&connection, error.failure().code);

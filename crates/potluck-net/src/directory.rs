@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use potluck_core::{Offer, OfferError, PeerId, SignedOffer, StageSpec};
-use potluck_grant::{Gate, GrantError};
+use potluck_grant::{Gate, GrantError, Member};
 use potluck_wire::OFFERS_MAX;
 
 /// Offers that a peer keeps. Beyond it, the one that expires first makes room.
@@ -27,7 +27,14 @@ pub enum OfferRefused {
 /// The latest offer of each stage of each member. Knows no clock and no socket.
 #[derive(Debug, Default, Clone)]
 pub struct Directory {
-    offers: BTreeMap<(PeerId, StageSpec), (Offer, SignedOffer)>,
+    offers: BTreeMap<(PeerId, StageSpec), Kept>,
+}
+
+#[derive(Debug, Clone)]
+struct Kept {
+    offer: Offer,
+    signed: SignedOffer,
+    lender: Member,
 }
 
 impl Directory {
@@ -40,25 +47,25 @@ impl Directory {
         let content = offer.verify(now)?;
         self.expire(now);
         let key = (content.peer, content.shape.spec);
-        if self.offers.get(&key).is_some_and(|(known, _)| known.sequence >= content.sequence) {
+        if self.offers.get(&key).is_some_and(|known| known.offer.sequence >= content.sequence) {
             return Ok(false);
         }
         if !self.offers.contains_key(&key) && self.of(content.peer) >= PEER_OFFERS_MAX {
             return Ok(false);
         }
-        gate.check_lender(offer.grant(), content.peer, now)?;
+        let (_, lender) = gate.check_lender(offer.grant(), content.peer, now)?.into_parts();
         if self.offers.len() >= OFFERS_KEPT_MAX && !self.offers.contains_key(&key) {
-            let first = self.offers.iter().min_by_key(|(_, (offer, _))| offer.expires).map(|(key, _)| *key);
+            let first = self.offers.iter().min_by_key(|(_, kept)| kept.offer.expires).map(|(key, _)| *key);
             first.map(|key| self.offers.remove(&key));
         }
-        self.offers.insert(key, (content, offer));
+        self.offers.insert(key, Kept { offer: content, signed: offer, lender });
         Ok(true)
     }
 
     /// Offers that hold at `now`, as they were signed.
     pub fn signed(&self, now: u64) -> Vec<SignedOffer> {
-        let holding = self.offers.values().filter(|(offer, _)| offer.expires >= now);
-        holding.map(|(_, signed)| signed.clone()).collect()
+        let holding = self.offers.values().filter(|kept| kept.offer.expires >= now);
+        holding.map(|kept| kept.signed.clone()).collect()
     }
 
     /// The same as messages: full pages, and a last one that is not full.
@@ -73,12 +80,12 @@ impl Directory {
 
     /// Offers that hold at `now`.
     pub fn offers(&self, now: u64) -> impl Iterator<Item = &Offer> {
-        self.offers.values().map(|(offer, _)| offer).filter(move |offer| offer.expires >= now)
+        self.offers.values().map(|kept| &kept.offer).filter(move |offer| offer.expires >= now)
     }
 
     /// Forgets whoever may not lend any more: something was taken back.
     pub(crate) fn review(&mut self, gate: &Gate, now: u64) {
-        self.offers.retain(|(peer, _), (_, signed)| gate.check_lender(signed.grant(), *peer, now).is_ok());
+        self.offers.retain(|_, kept| gate.still(&kept.lender, now).is_ok());
     }
 
     /// Forgets a peer that has left.
@@ -91,7 +98,7 @@ impl Directory {
     }
 
     fn expire(&mut self, now: u64) {
-        self.offers.retain(|_, (offer, _)| offer.expires >= now);
+        self.offers.retain(|_, kept| kept.offer.expires >= now);
     }
 }
 

@@ -24,7 +24,7 @@ pub(crate) fn utc_now() -> u64 {
 }
 
 /// The dialer's side: introduces itself and checks that the other side is a member.
-pub(crate) async fn greet(connection: &Connection, identity: &Identity) -> Result<Welcome, NetError> {
+pub(crate) async fn greet(connection: &Connection, identity: &Identity) -> Result<(Welcome, Member), NetError> {
     let peer = peer_id(connection.remote_id());
     let (mut send, mut recv) = connection.open_bi().await.map_err(|error| lost(peer, &error))?;
     let hello = Frame::Hello(Hello {
@@ -39,10 +39,10 @@ pub(crate) async fn greet(connection: &Connection, identity: &Identity) -> Resul
     match read_one(peer, &mut recv).await.map_err(|error| refusal_or(connection, error))? {
         Frame::Welcome(welcome) => {
             let lender = identity.gate.check_lender(&welcome.grant, peer, utc_now());
-            lender.map_err(|error| NetError::NotMember { peer, error })?;
+            let (_, member) = lender.map_err(|error| NetError::NotMember { peer, error })?.into_parts();
             let offered = welcome.features & !FEATURES == 0 && welcome.codecs == welcome.codecs.common(CodecSet::all());
             if VERSIONS.contains(&welcome.version) && offered {
-                Ok(welcome)
+                Ok((welcome, member))
             } else {
                 Err(NetError::Refused { peer, code: FailureCode::Version })
             }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use potluck_core::PeerId;
-use potluck_grant::{Gate, GrantError};
+use potluck_grant::{Gate, GrantError, Member};
 use potluck_wire::{LENDERS_MAX, Lender, PeerAddress, Upstream, Upstreams};
 
 /// How long a member is remembered that has said that it lends. It says so again well before.
@@ -28,7 +28,14 @@ pub(crate) enum NotNoted {
 
 /// Who has said that it lends, and when. Knows no clock and no socket.
 #[derive(Debug, Default)]
-pub(crate) struct Lenders(BTreeMap<PeerId, (Instant, Lender)>);
+pub(crate) struct Lenders(BTreeMap<PeerId, Noted>);
+
+#[derive(Debug)]
+struct Noted {
+    heard: Instant,
+    lender: Lender,
+    member: Member,
+}
 
 impl Lenders {
     /// Notes what `by` says of itself at this instant (and UTC second).
@@ -43,20 +50,20 @@ impl Lenders {
         if by != Some(peer) {
             return Err(NotNoted::Another(peer));
         }
-        gate.check_lender(&lender.grant, peer, utc)?;
+        let (_, member) = gate.check_lender(&lender.grant, peer, utc)?.into_parts();
         self.expire(instant);
         if self.0.len() >= LENDERS_KEPT_MAX && !self.0.contains_key(&peer) {
-            let first = self.0.iter().min_by_key(|(_, (heard, _))| *heard).map(|(peer, _)| *peer);
+            let first = self.0.iter().min_by_key(|(_, noted)| noted.heard).map(|(peer, _)| *peer);
             first.map(|peer| self.0.remove(&peer));
         }
-        self.0.insert(peer, (instant, lender));
+        self.0.insert(peer, Noted { heard: instant, lender, member });
         Ok(())
     }
 
     /// What a peer answers whoever asks: full pages, and a last one that is not full. The first one says what it lends itself.
     pub(crate) fn pages(&mut self, own: Option<Upstream>, now: Instant) -> Vec<Upstreams> {
         self.expire(now);
-        let others: Vec<_> = self.0.values().map(|(_, lender)| lender.clone()).collect();
+        let others: Vec<_> = self.0.values().map(|noted| noted.lender.clone()).collect();
         let page = |others: &[Lender]| Upstreams { own: None, others: others.to_vec() };
         let mut pages: Vec<_> = others.chunks(LENDERS_MAX).map(page).collect();
         if others.len().is_multiple_of(LENDERS_MAX) {
@@ -68,16 +75,16 @@ impl Lenders {
 
     /// Forgets whoever may not lend any more.
     pub(crate) fn review(&mut self, gate: &Gate, utc: u64) {
-        self.0.retain(|peer, (_, lender)| gate.check_lender(&lender.grant, *peer, utc).is_ok());
+        self.0.retain(|_, noted| gate.still(&noted.member, utc).is_ok());
     }
 
     /// Where they are.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = PeerAddress> {
-        self.0.values().map(|(_, lender)| lender.address.clone())
+        self.0.values().map(|noted| noted.lender.address.clone())
     }
 
     fn expire(&mut self, now: Instant) {
-        self.0.retain(|_, (heard, _)| now.saturating_duration_since(*heard) < REMEMBERED);
+        self.0.retain(|_, noted| now.saturating_duration_since(noted.heard) < REMEMBERED);
     }
 }
 

@@ -26,17 +26,20 @@ impl Node {
         };
         let new: Vec<_> = revocations.into_iter().filter(note).collect();
         if !new.is_empty() {
-            info!(count = new.len(), "grants were taken back");
-            self.revoked.send_modify(|count| *count += 1);
-            let gate = &self.identity.gate;
-            for link in self.links.all() {
-                if let Err(error) = gate.check_lender(&link.welcome.grant, link.peer, utc_now()) {
-                    info!(peer = %link.peer.short(), %error, "a connection is closed");
-                    close(&link.connection, FailureCode::NotAdmitted);
-                }
-            }
+            self.shut_out();
         }
         new
+    }
+
+    /// Ends what rests on something that was taken back.
+    fn shut_out(&self) {
+        self.revoked.send_modify(|count| *count += 1);
+        for link in self.links.all() {
+            if let Err(error) = self.identity.gate.still(&link.member, utc_now()) {
+                info!(peer = %link.peer.short(), %error, "a connection is closed");
+                close(&link.connection, FailureCode::NotAdmitted);
+            }
+        }
     }
 
     /// Counts up whenever something was taken back: to keep what is known on the disk.
@@ -50,7 +53,7 @@ impl Node {
     /// Why it says nothing.
     pub async fn revoke(&self, revocation: SignedRevocation, members: Vec<PeerAddress>) -> Result<usize, GrantError> {
         self.identity.gate.revoke(revocation.clone())?;
-        self.revoked.send_modify(|count| *count += 1);
+        self.shut_out();
         Ok(self.tell_revocations(vec![revocation], members).await)
     }
 

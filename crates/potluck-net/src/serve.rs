@@ -409,8 +409,7 @@ impl Driver {
                 self.answer_with(stream, pages);
             }
             Frame::Revocations(revocations) => {
-                self.note_revocations(revocations);
-                self.answer_with(stream, [Frame::Revocations(Vec::new())]);
+                self.note_revocations(stream, revocations);
             }
             frame => self.tell(Event::Frame { stream, frame }),
         }
@@ -429,12 +428,9 @@ impl Driver {
         Ok(())
     }
 
-    /// Acts on what was taken back, and passes on what is new.
-    fn note_revocations(&mut self, revocations: Vec<SignedRevocation>) {
-        let new = self.node.note_revocations(revocations);
-        if new.is_empty() {
-            return;
-        }
+    /// Acts on what was taken back, says so, and passes on what is new. Signatures are checked on a thread of their own.
+    fn note_revocations(&mut self, stream: StreamId, revocations: Vec<SignedRevocation>) {
+        let Some(mut stream) = self.take(stream) else { return };
         let own = self.node.id();
         let offers = self.directory.borrow();
         let mut members: Vec<_> = offers.offers(utc_now()).map(address_of).chain(self.lenders.addresses()).collect();
@@ -444,7 +440,13 @@ impl Driver {
         members.retain(|member| member.peer != own);
         let node = self.node.clone();
         self.tasks.spawn(async move {
-            node.tell_revocations(new, members).await;
+            let noting = node.clone();
+            let noted = tokio::task::spawn_blocking(move || noting.note_revocations(revocations)).await;
+            stream.push(&Frame::Revocations(Vec::new()));
+            stream.end(Failure::new(FailureCode::Done, ""));
+            if let Ok(new) = noted.map_err(|error| warn!(%error, "revocations were not noted")) {
+                node.tell_revocations(new, members).await;
+            }
         });
     }
 

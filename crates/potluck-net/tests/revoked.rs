@@ -5,9 +5,10 @@ mod swarm;
 
 use std::time::{Duration, Instant};
 
-use potluck_core::{Revocation, Revoked};
+use potluck_core::{Offer, Revocation, Revoked, SignedOffer, Stage as _, StageSpeed};
 use potluck_grant::{Caveats, Gate, Role};
 use potluck_net::{Bind, Identity, Lan, NetDeadlines, NetError, Node, NodeConfig};
+use potluck_sim::toy::ToyStage;
 use potluck_wire::FailureCode;
 use swarm::{FAR, key, lend, node, root, spec};
 
@@ -40,7 +41,6 @@ async fn ten_peers_shut_a_member_out_within_five_seconds() {
         links.push(victim.connect(&peer.address()).await.unwrap());
         other.connect(&peer.address()).await.unwrap();
     }
-    // The owner's word reaches one peer; what follows is theirs.
     let revocation = Revocation::sign(root().public().root(), Revoked::Key(victim.id()), 1, &root().key(), vec![]);
     let begun = Instant::now();
     let told = owner.revoke(revocation, peers.iter().map(|(peer, _)| peer.address()).collect()).await.unwrap();
@@ -54,6 +54,41 @@ async fn ten_peers_shut_a_member_out_within_five_seconds() {
         assert!(matches!(again, Err(NetError::Refused { code: FailureCode::NotAdmitted, .. })), "{again:?}");
         other.offers(&peer.address()).await.unwrap();
     }
+}
+
+/// An offer of that peer's stage, so that others know where it is.
+fn offer(peer: &Node) -> SignedOffer {
+    let shape = ToyStage::new(spec(0, 2, 6), 8, 64).shape().clone();
+    let speed = StageSpeed { decode_us: 1, prefill_position_us: 1 };
+    let (id, now) = (peer.identity(), std::time::UNIX_EPOCH.elapsed().unwrap().as_secs());
+    let (sequence, expires, addresses) = (1, now + 60, peer.address().addresses);
+    let (free_caches, free_bytes, relay) = (1, 0, None);
+    let offer = Offer { peer: peer.id(), sequence, expires, addresses, relay, shape, speed, free_caches, free_bytes };
+    offer.sign(&id.key, id.grant.clone())
+}
+
+#[tokio::test]
+async fn what_one_peer_hears_it_passes_on_and_forgets_whom_it_is_about() {
+    let (first, second) = (node(20, NetDeadlines::default()).await, node(21, NetDeadlines::default()).await);
+    let (heard, told) = (lend(&first, spec(0, 2, 6), OPEN), lend(&second, spec(0, 2, 6), OPEN));
+    let (victim, owner) = (node_as(1, Role::Member).await, node_as(3, Role::Owner).await);
+    // The first peer knows the second and the victim by their offers.
+    heard.announce(offer(&second)).await;
+    victim.announce(&first.address(), offer(&victim)).await.unwrap();
+    let known = || heard.directory().offers(0).count();
+    while known() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let link = victim.connect(&second.address()).await.unwrap();
+    let revocation = Revocation::sign(root().public().root(), Revoked::Key(victim.id()), 1, &root().key(), vec![]);
+    let begun = Instant::now();
+    assert_eq!(owner.revoke(revocation, vec![first.address()]).await.unwrap(), 1);
+    while !link.is_closed() || known() > 1 {
+        assert!(begun.elapsed() < IN_FORCE, "closed {}, {} offers", link.is_closed(), known());
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(second.identity().gate.revocations().len(), 1);
+    drop(told);
 }
 
 #[tokio::test]

@@ -99,13 +99,12 @@ impl Revoke {
             Err(failure) if failure.code == "no_root" => {
                 let key = Identity::open(home, Role::Client)?.key;
                 let (grant, gate) = (membership.grant(key.peer_id())?, membership.gate(home)?);
-                let may = gate.read(&grant).is_ok_and(|chain| chain.scope().rights().contains(&Right::Revoke));
-                if !may {
+                if gate.read(&grant).is_ok_and(|chain| !chain.scope().rights().contains(&Right::Revoke)) {
                     screen.note(
                         "this machine is no operator: it takes back what was handed on from its own grant, and no more",
                     );
                 }
-                Revocation::sign(swarm, what, utc_now(), &key, if may { grant } else { Vec::new() })
+                Revocation::sign(swarm, what, utc_now(), &key, grant)
             }
             Err(failure) => return Err(failure),
         };
@@ -198,7 +197,7 @@ fn described(chain: &Chain, state: &str) -> Value {
         "key": chain.holder().to_string(),
         "state": state,
         "links": chain.links().iter().map(|link| json!({ "id": link.id.to_string(), "holder": link.holder.to_string() })).collect::<Vec<_>>(),
-        "rights": scope.rights().iter().map(|right| name_of(*right)).collect::<Vec<_>>(),
+        "rights": scope.rights().iter().map(|right| right.name()).collect::<Vec<_>>(),
         "from": scope.time().0,
         "until": scope.time().1,
         "hours": scope.hours().iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -213,7 +212,7 @@ fn state(gate: &Gate, grant: &[u8], holder: PeerId, now: u64) -> String {
 }
 
 fn may(scope: &Scope) -> String {
-    scope.rights().iter().map(|right| name_of(*right)).collect::<Vec<_>>().join(", ")
+    scope.rights().iter().map(|right| right.name()).collect::<Vec<_>>().join(", ")
 }
 
 fn limits(scope: &Scope) -> String {
@@ -224,18 +223,6 @@ fn limits(scope: &Scope) -> String {
     limits.extend(scope.peers().map(|peers| format!("at {} peers", peers.len())));
     limits.extend(scope.hand_ons().map(|times| format!("handed on {times} times at most")));
     limits.join(", ")
-}
-
-fn name_of(right: Right) -> &'static str {
-    match right {
-        Right::Look => "look",
-        Right::Use => "use",
-        Right::Fetch => "fetch",
-        Right::Lend => "lend",
-        Right::Order => "order",
-        Right::Revoke => "revoke",
-        Right::Audit => "audit",
-    }
 }
 
 /// A model that a grant is about: one that this machine knows by a name, or any by its id.
@@ -257,8 +244,8 @@ impl Request for Asked {
 
 impl Explain {
     pub(crate) fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
-        let right = Right::ALL.into_iter().find(|right| name_of(*right) == self.right).ok_or_else(|| {
-            let all = Right::ALL.map(name_of).join(", ");
+        let right = Right::ALL.into_iter().find(|right| right.name() == self.right).ok_or_else(|| {
+            let all = Right::ALL.map(Right::name).join(", ");
             Failure::usage(format!("`{}` is no right", self.right), format!("one of {all}"))
         })?;
         let model = self.model.as_deref().map(|name| find_model_id(home, screen, name)).transpose()?;

@@ -1,5 +1,7 @@
 //! What this machine knows of its swarm's authority: what was taken back, and whom it let in itself.
 
+use std::fs::File;
+
 use data_encoding::{BASE64, HEXLOWER};
 use potluck_core::{PeerId, SignedRevocation};
 use potluck_grant::Gate;
@@ -48,18 +50,30 @@ pub(super) fn tell(home: &Home, gate: &Gate) -> Result<(), Failure> {
     for text in taken.revocations {
         let bytes = BASE64.decode(text.as_bytes()).or_fail("revocations", restore)?;
         let signed: SignedRevocation = postcard::from_bytes(&bytes).or_fail("revocations", restore)?;
-        gate.revoke(signed).or_fail("revocations", restore)?;
+        // In the order in which they were kept none is refused, unless the gate has heard of others since.
+        if let Err(error) = gate.revoke(signed) {
+            tracing::debug!(%error, "a revocation that was kept counts no longer");
+        }
     }
     Ok(())
 }
 
-/// Keeps what a gate knows to be taken back.
+/// Keeps what a gate knows to be taken back, beside what is kept already.
 pub(crate) fn keep_revocations(home: &Home, gate: &Gate) -> Result<(), Failure> {
+    let _lock = lock(home)?;
+    tell(home, gate)?;
     let encode = |signed: &SignedRevocation| postcard::to_stdvec(signed).map(|bytes| BASE64.encode(&bytes));
     let revocations =
         gate.revocations().iter().map(encode).collect::<Result<_, _>>().or_fail("internal", "report this")?;
     let taken = Taken { swarm: gate.swarm().to_string(), revocations };
     home.write(REVOKED, &serde_json::to_string(&taken).or_fail("internal", "report this")?)
+}
+
+/// One process at a time changes these files.
+fn lock(home: &Home) -> Result<File, Failure> {
+    let path = home.path("authority.lock");
+    let lock = File::options().create(true).truncate(false).write(true).open(&path);
+    lock.and_then(|file| file.lock().map(|()| file)).map_err(|error| Failure::io(path.display(), &error))
 }
 
 /// What was given out here, the oldest first.
@@ -70,6 +84,7 @@ pub(crate) fn issued(home: &Home) -> Result<Vec<Issued>, Failure> {
 
 /// Remembers that these were given out.
 pub(crate) fn remember_issued(home: &Home, grants: &[(PeerId, Vec<u8>)]) -> Result<(), Failure> {
+    let _lock = lock(home)?;
     let mut all = issued(home)?;
     all.extend(grants.iter().map(|(key, grant)| Issued { key: key.to_string(), grant: HEXLOWER.encode(grant) }));
     let over = all.len().saturating_sub(ISSUED_MAX);

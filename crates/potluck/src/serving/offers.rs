@@ -102,9 +102,9 @@ impl Announcer {
                         Some(offer) => node.announce(&contact, offer).await?,
                         None => node.tell_lending(&contact).await?,
                     }
-                    // What was taken back while this peer was away, or told to nobody else.
-                    node.pull_revocations(&contact).await?;
-                    node.offers(&contact).await
+                    // What was taken back while this peer was away, too; who does not say keeps its offers all the same.
+                    let (offers, _) = tokio::join!(node.offers(&contact), node.pull_revocations(&contact));
+                    offers
                 };
                 known.await.unwrap_or_else(|error| {
                     tracing::info!(peer = %contact.peer.short(), %error, "a contact was not told what is lent");
