@@ -1,4 +1,4 @@
-//! Orders: what the swarm's root asks of one peer, signed, once, for a short time.
+//! Orders: what the swarm's root, or whoever it lets give them, asks of one peer, signed, once, for a short time.
 
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +23,7 @@ pub enum Action {
 pub struct Order {
     /// To whom.
     pub peer: PeerId,
-    /// Counts up with each order of this root: an older one is never obeyed after a newer one.
+    /// Counts up with each order of this key: an older one is never obeyed after a newer one.
     pub sequence: u64,
     /// UTC seconds after which nobody may obey it.
     pub expires: u64,
@@ -31,7 +31,7 @@ pub struct Order {
     pub action: Action,
 }
 
-/// An order and the root's signature.
+/// An order and its signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedOrder {
     order: Vec<u8>,
@@ -45,8 +45,8 @@ pub enum OrderError {
     /// The bytes are no order.
     #[error("these bytes are no order: {0}")]
     Malformed(String),
-    /// It is not signed by the swarm's root.
-    #[error("the order is not signed by the swarm's root")]
+    /// It is not signed by whom it should be.
+    #[error("the order is not signed by whoever gives it")]
     Signature,
     /// It is for another peer.
     #[error("the order is for {0}")]
@@ -66,25 +66,25 @@ impl Order {
     pub const LIFETIME_SECONDS_MAX: u64 = 300;
     const CONTEXT: &'static [u8] = b"potluck order 1\0";
 
-    /// Signs the order with the root's key.
-    pub fn sign(&self, root: &SecretKey) -> SignedOrder {
+    /// Signs the order, with the root's key or with that of whoever may give orders.
+    pub fn sign(&self, key: &SecretKey) -> SignedOrder {
         #[expect(clippy::expect_used, reason = "writing to memory fails only where memory ends")]
         let order = postcard::to_stdvec(self).expect("an order encodes");
-        let signature = root.sign(&[Self::CONTEXT, &order].concat());
+        let signature = key.sign(&[Self::CONTEXT, &order].concat());
         SignedOrder { order, signature: signature.into() }
     }
 }
 
 impl SignedOrder {
-    /// The order, if the root of this swarm (its public key) gave it to `peer` and it holds at `now` (UTC seconds).
+    /// The order, if the holder of the key `by` gave it to `peer` and it holds at `now` (UTC seconds). Whether that one may is for the gate to say.
     ///
     /// # Errors
     /// As [`OrderError`] says.
-    pub fn verify(&self, root: PeerId, peer: PeerId, now: u64) -> Result<Order, OrderError> {
+    pub fn verify(&self, by: PeerId, peer: PeerId, now: u64) -> Result<Order, OrderError> {
         if self.order.len() > Order::BYTES_MAX {
             return Err(OrderError::Malformed(format!("{} bytes", self.order.len())));
         }
-        if !root.verify(&[Order::CONTEXT, &self.order].concat(), &self.signature) {
+        if !by.verify(&[Order::CONTEXT, &self.order].concat(), &self.signature) {
             return Err(OrderError::Signature);
         }
         let order: Order = postcard::from_bytes(&self.order).map_err(|e| OrderError::Malformed(e.to_string()))?;

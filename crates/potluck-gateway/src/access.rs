@@ -1,10 +1,15 @@
 //! Who may ask: keys, and the names by which a browser may call a gateway that only this machine reaches.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::http::HeaderMap;
+use potluck_core::ModelId;
+use potluck_grant::ApiKey;
 
-use crate::{Problem, Whose};
+use crate::{
+    Problem, Whose,
+    granted::{Granted, Guest},
+};
 
 /// Characters of the shortest key that is accepted: shorter ones are guessed.
 pub const KEY_BYTES_MIN: usize = 16;
@@ -16,6 +21,10 @@ pub struct Access {
     keys: Vec<blake3::Hash>,
     /// Only this machine reaches the gateway.
     loopback: bool,
+    /// Keys that the swarm has granted.
+    granted: Option<Arc<Granted>>,
+    /// The gateway's own model.
+    model: Option<ModelId>,
 }
 
 /// By whom a request is counted: each takes its turn.
@@ -25,33 +34,71 @@ pub(crate) enum Caller {
     Key([u8; 32]),
     /// Its address, where there are no keys.
     Address(IpAddr),
+    /// The holder of a key that the swarm has granted.
+    Granted(Guest),
+}
+
+impl Caller {
+    /// Whether it may ask the gateway's own model.
+    pub(crate) fn may_ask_own(&self) -> Result<(), Problem> {
+        if let Self::Granted(guest) = self { guest.may_ask(true) } else { Ok(()) }
+    }
+
+    /// Whether it may ask a model that is lent.
+    pub(crate) fn may_ask_lent(&self) -> Result<(), Problem> {
+        if let Self::Granted(guest) = self { guest.may_ask(false) } else { Ok(()) }
+    }
+
+    /// Counts tokens that are computed for it, before they are.
+    pub(crate) fn charge(&self, tokens: usize) -> Result<(), Problem> {
+        if let Self::Granted(guest) = self { guest.charge(tokens as u64) } else { Ok(()) }
+    }
 }
 
 impl Access {
     /// With these keys; none: whoever reaches the gateway may ask. `loopback`: only this machine does.
     pub fn new(keys: impl IntoIterator<Item = impl AsRef<str>>, loopback: bool) -> Self {
         let keys = keys.into_iter().map(|key| blake3::hash(key.as_ref().as_bytes())).collect();
-        Self { keys, loopback }
+        Self { keys, loopback, granted: None, model: None }
+    }
+
+    /// And whoever shows a key that the swarm has granted.
+    #[must_use]
+    pub fn or_granted(self, granted: Granted) -> Self {
+        Self { granted: Some(Arc::new(granted)), ..self }
+    }
+
+    /// In front of this model.
+    pub(crate) fn before(self, model: Option<ModelId>) -> Self {
+        Self { model, ..self }
+    }
+
+    /// Whether whoever shows no key is let in: where there are none, and nobody else reaches the gateway or keys are granted to nobody.
+    fn is_open(&self) -> bool {
+        self.keys.is_empty() && (self.loopback || self.granted.is_none())
     }
 
     /// Who asks, if it may.
     pub(crate) fn check(&self, headers: &HeaderMap, from: IpAddr) -> Result<Caller, Problem> {
         self.check_host(headers)?;
-        if self.keys.is_empty() {
-            return Ok(Caller::Address(from));
-        }
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let bearer = text("authorization").and_then(|value| value.strip_prefix("Bearer "));
-        let Some(key) = bearer.or_else(|| text("x-api-key")) else {
+        let shown = bearer.or_else(|| text("x-api-key")).map(str::trim);
+        if self.is_open() && !shown.is_some_and(|key| self.granted.is_some() && ApiKey::is_one(key)) {
+            return Ok(Caller::Address(from));
+        }
+        let Some(key) = shown else {
             let message = "You didn't provide an API key: send it as `Authorization: Bearer KEY`.";
             return Err(Problem::new(Whose::Key, "invalid_api_key", message));
         };
         // Hashes compare in constant time.
-        let hash = blake3::hash(key.trim().as_bytes());
-        match self.keys.contains(&hash) {
-            true => Ok(Caller::Key(hash.into())),
-            false => Err(Problem::new(Whose::Key, "invalid_api_key", "Incorrect API key provided.")),
+        let hash = blake3::hash(key.as_bytes());
+        if self.keys.contains(&hash) {
+            return Ok(Caller::Key(hash.into()));
         }
+        let guest = self.granted.as_ref().and_then(|granted| granted.admit(key, hash, self.model));
+        let guest = guest.ok_or_else(|| Problem::new(Whose::Key, "invalid_api_key", "Incorrect API key provided."))?;
+        Ok(Caller::Granted(guest))
     }
 
     /// Whether who asks may change what is on this machine, and not only ask the model: with a key, or from this machine itself; and
@@ -60,6 +107,7 @@ impl Access {
         check_origin(headers)?;
         match caller {
             Caller::Key(_) => Ok(()),
+            Caller::Granted(guest) => guest.may_change(),
             Caller::Address(from) if self.loopback && from.to_canonical().is_loopback() => Ok(()),
             Caller::Address(_) => {
                 let message = "models are pulled and deleted by who has an API key, or from this machine itself";

@@ -24,6 +24,8 @@ pub(crate) struct Answers {
     open: usize,
     /// Their tokens are of use to nobody: text alone came.
     text_only: bool,
+    /// Whose tokens they are.
+    caller: Caller,
 }
 
 /// One choice, whole.
@@ -79,18 +81,20 @@ impl Answers {
         caller: &Caller,
         requests: Vec<Request>,
     ) -> Result<Self, Problem> {
+        caller.may_ask_own()?;
+        caller.charge(requests.iter().map(|request| request.prompt.len()).sum())?;
         let (events, receiver) = mpsc::unbounded_channel();
         let open = requests.len();
         for (index, request) in requests.into_iter().enumerate() {
             let job = Job::new(caller.clone(), Task::Generate(request), index, events.clone());
             jobs.send(job).await.map_err(|_| leaving())?;
         }
-        Ok(Self { events: receiver, open, text_only: false })
+        Ok(Self { events: receiver, open, text_only: false, caller: caller.clone() })
     }
 
     /// An answer that somebody else makes: what happens to it comes by this channel.
-    pub(crate) fn made_by_another(events: mpsc::UnboundedReceiver<(usize, Event)>) -> Self {
-        Self { events, open: 1, text_only: true }
+    pub(crate) fn made_by_another(events: mpsc::UnboundedReceiver<(usize, Event)>, caller: Caller) -> Self {
+        Self { events, open: 1, text_only: true, caller }
     }
 
     /// The embeddings of these texts, in their order.
@@ -100,6 +104,8 @@ impl Answers {
         texts: Vec<Vec<u32>>,
         chunk: u16,
     ) -> Result<Vec<Vec<f32>>, Problem> {
+        caller.may_ask_own()?;
+        caller.charge(texts.iter().map(Vec::len).sum())?;
         let (events, mut receiver) = mpsc::unbounded_channel();
         let mut embeddings: Vec<Option<Vec<f32>>> = texts.iter().map(|_| None).collect();
         let mut waiting = texts.into_iter().enumerate();
@@ -135,7 +141,13 @@ impl Answers {
         if self.open == 0 {
             return None;
         }
-        let next = self.events.recv().await.unwrap_or_else(|| (0, Event::Failed(leaving())));
+        let mut next = self.events.recv().await.unwrap_or_else(|| (0, Event::Failed(leaving())));
+        if matches!(next.1, Event::Token(_))
+            && let Err(problem) = self.caller.charge(1)
+        {
+            // What is not paid for is not given; with the channel gone, its slot stops.
+            next = (next.0, Event::Failed(problem));
+        }
         self.open = match next.1 {
             Event::Done(_) | Event::Embedded(_) => self.open - 1,
             // One choice without an answer is a request without one.

@@ -15,6 +15,7 @@ mod access;
 mod answer;
 mod anthropic;
 mod document;
+mod granted;
 mod http;
 mod keeper;
 mod lent;
@@ -34,6 +35,7 @@ mod stream;
 mod tools;
 
 pub use access::{Access, KEY_BYTES_MIN};
+pub use granted::Granted;
 pub use http::{BODY_BYTES_MAX, Gateway, Own, serve};
 pub use keeper::{Keeper, Step};
 pub use lent::{Lent, LentAnswer, LentModel};

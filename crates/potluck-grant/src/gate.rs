@@ -139,6 +139,9 @@ pub enum GrantError {
     /// Whoever made them: so many revocations of one signer, or limits to count, are not kept.
     #[error("more than is kept of that kind")]
     TooMany,
+    /// The operator of the peer: what the grant limits cannot be kept on its disk.
+    #[error("what is used of a grant could not be kept: {0}")]
+    Uncounted(String),
     /// We: the grant could not be signed.
     #[error("the grant could not be signed: {0}")]
     Unsigned(String),

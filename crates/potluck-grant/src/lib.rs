@@ -16,6 +16,7 @@
 //! biscuit is a bearer token: this one is worth nothing without its last holder's key. What is taken back ([`Gate::revoke`]) ends all
 //! that rests on it. No IO and no clock: the caller says what time it is.
 
+mod api_key;
 mod chain;
 mod gate;
 mod meter;
@@ -25,9 +26,10 @@ mod revoked;
 mod rights;
 mod root;
 
+pub use api_key::{API_KEY_CHARS_MAX, ApiKey, Asking, Operating};
 pub use chain::{Chain, GrantId, LINKS_MAX, Link};
 pub use gate::{Authorized, Gate, GrantError, Member, Request, Taken};
-pub use meter::Meter;
+pub use meter::{Keep, Meter};
 pub use pass::{RELAY_TOKEN_CHARS_MAX, RelayPass, Relayed, relay_token};
 pub use request::{Lending, Looking};
 pub use revoked::REVOCATIONS_MAX;

@@ -45,7 +45,7 @@ pub use lan::Lan;
 pub use lending::{Asked, Lending, Reply};
 pub use lent::{LentAnswer, LentBody};
 pub use node::{Bind, Identity, Node, NodeConfig};
-pub use orders::Orders;
+pub use orders::{Giver, Orders};
 pub use path::{PathInfo, PathKind};
 pub use relay::{RELAYS_MAX, RelayAt, RelayInvitation, RelayUse};
 pub use serve::{Serving, StagePort, StatusWatch, serve};

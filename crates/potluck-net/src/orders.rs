@@ -1,8 +1,9 @@
-//! Orders of the swarm's root: taken by whoever serves, given by whoever holds the key.
+//! Orders of the swarm's root and of its operators: taken by whoever serves.
 
 use std::{fmt, sync::Arc};
 
-use potluck_core::SignedOrder;
+use potluck_core::{PeerId, SignedOrder};
+use potluck_grant::{Authorized, Operating};
 use potluck_wire::{CONTROL_BYTES_MAX, Failure, FailureCode, Frame, FrameReader, PeerAddress};
 
 use crate::{NetError, Node, greet::read_next};
@@ -11,17 +12,36 @@ use crate::{NetError, Node, greet::read_next};
 #[derive(Clone)]
 pub struct Orders(Arc<Answer>);
 
-type Answer = dyn Fn(SignedOrder) -> Result<String, Failure> + Send + Sync;
+type Answer = dyn Fn(SignedOrder, &Giver<'_>) -> Result<String, Failure> + Send + Sync;
+
+/// Who gives an order, where it is not the root that signed it: whether it may is asked when that matters.
+pub struct Giver<'a>(pub(crate) &'a dyn Fn() -> Result<Authorized<Operating>, Failure>);
+
+impl Giver<'_> {
+    /// Its key, if its grant lets it give orders.
+    ///
+    /// # Errors
+    /// `NotAllowed`.
+    pub fn operator(&self) -> Result<PeerId, Failure> {
+        (self.0)().map(|authorized| authorized.by().peer())
+    }
+}
+
+impl fmt::Debug for Giver<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Giver")
+    }
+}
 
 impl Orders {
     /// Takes orders like this.
-    pub fn new(answer: impl Fn(SignedOrder) -> Result<String, Failure> + Send + Sync + 'static) -> Self {
+    pub fn new(answer: impl Fn(SignedOrder, &Giver<'_>) -> Result<String, Failure> + Send + Sync + 'static) -> Self {
         Self(Arc::new(answer))
     }
 
     /// How a stream with an order ends.
-    pub(crate) fn answer(&self, order: SignedOrder) -> Failure {
-        match (self.0)(order) {
+    pub(crate) fn answer(&self, order: SignedOrder, giver: &Giver<'_>) -> Failure {
+        match (self.0)(order, giver) {
             Ok(words) => Failure::new(FailureCode::Done, words),
             Err(failure) => failure,
         }

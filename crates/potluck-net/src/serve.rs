@@ -11,7 +11,7 @@ use std::{
 
 use iroh::endpoint::{RecvStream, SendStream};
 use potluck_core::{Offer, PeerId, SignedOffer, SignedRevocation, StageCommand, StageReply};
-use potluck_grant::{Authorized, Looking, Member, Place, Request};
+use potluck_grant::{Authorized, Looking, Member, Operating, Place, Request};
 use potluck_peer::{DialId, Effect, Event, Now, Peer, PeerStatus, StageSlot, StreamId};
 use potluck_wire::{Failure, FailureCode, Frame, PeerAddress, Upstreams};
 use tokio::{
@@ -22,7 +22,7 @@ use tokio::{
 use tracing::{debug, info, info_span, warn};
 
 use crate::{
-    Directory, NetError, Node,
+    Directory, Giver, NetError, Node,
     accept::accept,
     greet::utc_now,
     lenders::Lenders,
@@ -382,10 +382,11 @@ impl Driver {
                 let (fetch, by) = self.may(by, fetch)?.into_parts();
                 self.look(stream, by.peer(), Question::Part(fetch));
             }
-            // Signed by the root, which is asked for no grant.
+            // Signed by the root, which is asked for no grant, or by the member itself, if it may.
             Frame::Order(order) => {
                 let refused = || Failure::new(FailureCode::NotServed, "this peer takes no orders");
-                let answer = self.node.orders.get().map_or_else(refused, |orders| orders.answer(order));
+                let may = || self.may(by, Operating);
+                let answer = self.node.orders.get().map_or_else(refused, |orders| orders.answer(order, &Giver(&may)));
                 self.answer_with(stream, [Frame::Failed(answer)]);
             }
             Frame::ListUpstreams => {

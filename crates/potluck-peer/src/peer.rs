@@ -127,6 +127,11 @@ impl Peer {
         }
     }
 
+    /// What counts how much grants allow: one that goes on over restarts, where it is to.
+    pub fn set_meter(&mut self, meter: Meter) {
+        self.meter = meter;
+    }
+
     /// What reads the time within an event, for sessions' accounts. Without it, as in the simulator, coding takes no time.
     pub fn set_stopwatch(&mut self, read: fn() -> Instant) {
         self.stopwatch = Some(read);

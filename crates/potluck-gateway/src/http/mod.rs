@@ -129,6 +129,8 @@ pub async fn serve<O: Opener, K: Keeper>(
         // A pull may take hours: it is not waited for, and what has come is kept.
         let _ = stopping.send(());
     };
+    // Its id is the manifest's hash; a model of another name is none that a grant could name.
+    let access = access.before(model.as_ref().and_then(|model: &Model| model.id.parse().ok()));
     let shared = Arc::new(Shared { model, lending, access, jobs, wishes, metrics, chunk, exact, overflow });
     let app = outer::wrap(routes(shared.clone()), shared);
     let served = axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>());

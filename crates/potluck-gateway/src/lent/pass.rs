@@ -68,9 +68,11 @@ async fn ask(
     let gone = || Problem::new(Whose::Lenders(1), "shutting_down", "the gateway is shutting down");
     let lending = shared.lending.as_ref().ok_or_else(gone)?;
     let body = if model.name == name { body } else { renamed(&body, &model.name)? };
+    caller.may_ask_lent()?;
+    caller.charge(tokens_in(body.len()))?;
     let turn = lending.turns.take(caller, &model.name, lending.lent.places(&model.name)).await?;
     let answer = lending.lent.ask(model.name, endpoint, body).await?;
-    Ok(respond(answer, turn))
+    Ok(respond(answer, turn, caller.clone()))
 }
 
 /// The request, with the name that its lender knows.
@@ -84,12 +86,17 @@ fn renamed(body: &[u8], name: &str) -> Result<Bytes, Problem> {
     if body.len() > BODY_BYTES_MAX { Err(too_large()) } else { Ok(body.into()) }
 }
 
-fn respond(answer: LentAnswer, turn: Turn) -> Response {
+/// Tokens that so many bytes count as, where they pass unread: what a limit of tokens takes them for.
+pub(super) fn tokens_in(bytes: usize) -> usize {
+    bytes.div_ceil(4)
+}
+
+fn respond(answer: LentAnswer, turn: Turn, caller: Caller) -> Response {
     let LentAnswer { status, content_type, retry_after, body } = answer;
     let kind = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let known = CONTENT_TYPES.contains(&kind.as_str()).then(|| HeaderValue::from_str(&content_type).ok()).flatten();
     let kind_header = known.unwrap_or(HeaderValue::from_static("application/octet-stream"));
-    let pieces = Pieces { body, _turn: turn, events: kind == EVENTS, between: true };
+    let pieces = Pieces { body, _turn: turn, caller, events: kind == EVENTS, between: true };
     let mut response = Body::from_stream(unfold(Some(pieces), next)).into_response();
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
     let headers = response.headers_mut();
@@ -106,6 +113,7 @@ fn respond(answer: LentAnswer, turn: Turn) -> Response {
 struct Pieces {
     body: BoxStream<Result<Bytes, Problem>>,
     _turn: Turn,
+    caller: Caller,
     events: bool,
     /// The last piece ended with an event.
     between: bool,
@@ -122,7 +130,8 @@ async fn next(pieces: Option<Pieces>) -> Option<(Result<Bytes, Problem>, Option<
             Err(_) => {}
         }
     };
-    match piece {
+    let paid = |bytes: Bytes| pieces.caller.charge(tokens_in(bytes.len())).map(|()| bytes);
+    match piece.and_then(paid) {
         Ok(bytes) => {
             pieces.between = bytes.ends_with(b"\n\n") || bytes.ends_with(b"\r\n\r\n");
             Some((Ok(bytes), Some(pieces)))
@@ -151,7 +160,7 @@ mod tests {
         let turn = turns.take(&Caller::Key([1; 32]), "m", 1).await.unwrap();
         let body: BoxStream<_> = Box::pin(stream::iter(pieces));
         let answer = LentAnswer { status: 200, content_type: content_type.into(), retry_after: Some(7), body };
-        (respond(answer, turn), turns)
+        (respond(answer, turn, Caller::Key([1; 32])), turns)
     }
 
     fn lost() -> Problem {

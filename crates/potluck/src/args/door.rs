@@ -3,10 +3,14 @@
 use std::{fs, net::SocketAddr, path::PathBuf};
 
 use clap::{Args, ValueEnum};
-use potluck_gateway::{Access, KEY_BYTES_MIN, Overflow};
+use potluck_gateway::{Access, Granted, KEY_BYTES_MIN, Overflow};
+use potluck_grant::Gate;
 use tokio::net::TcpListener;
 
-use crate::failure::Failure;
+use crate::{
+    failure::Failure,
+    home::{Counted, Home, Identity, Membership, Role, meter},
+};
 
 /// Bytes of a file of keys: more are refused.
 const KEYS_BYTES_MAX: u64 = 64 << 10;
@@ -24,7 +28,8 @@ pub(crate) struct DoorArgs {
     /// Answers at once; other requests wait their turn
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) slots: u16,
-    /// A file with an API key in each line; without one, whoever reaches the address may ask
+    /// A file with an API key in each line, beside those that the swarm grants (`potluck swarm grant --api-key`) [default: on this machine alone, whoever
+    /// reaches the address may ask]
     #[arg(long, value_name = "FILE", env = "POTLUCK_API_KEY_FILE", hide_env_values = true)]
     api_key_file: Option<PathBuf>,
     /// Another name by which requests may call the model (repeatable)
@@ -90,15 +95,21 @@ impl DoorArgs {
         }
     }
 
-    /// Who may ask.
-    pub(crate) fn access(&self) -> Result<Access, Failure> {
+    /// Who may ask: whoever has one of these keys, or one that the swarm has granted, as the gate says, which is to be told what is taken back.
+    pub(crate) fn access(&self, home: &Home) -> Result<(Access, Option<Gate>), Failure> {
         let at = self.address();
         let keys = self.keys()?;
-        if keys.is_empty() && !at.ip().is_loopback() {
+        let membership = Membership::find(home)?;
+        if keys.is_empty() && membership.is_none() && !at.ip().is_loopback() {
             let message = format!("{at} is reached by others, and there are no API keys");
             return Err(Failure::usage(message, "put a long random key into a file: --api-key-file FILE"));
         }
-        Ok(Access::new(keys, at.ip().is_loopback()))
+        let access = Access::new(keys, at.ip().is_loopback());
+        let Some(membership) = membership else { return Ok((access, None)) };
+        let own = Identity::open(home, Role::Client)?.key.peer_id();
+        let gate = membership.gate(home)?;
+        let granted = Granted::new(gate.clone(), own, meter(home, Counted::Gateway)?);
+        Ok((access.or_granted(granted), Some(gate)))
     }
 
     fn address(&self) -> SocketAddr {
@@ -140,14 +151,15 @@ mod tests {
 
     #[test]
     fn strangers_are_kept_out_by_a_key_of_some_length() {
-        assert!(parse(&[]).access().is_ok(), "this machine only");
-        assert_eq!(parse(&["--listen", "0.0.0.0:0"]).access().unwrap_err().code, "usage");
         let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(Some(dir.path().join("home")), crate::args::Reach::default()).unwrap();
+        assert!(parse(&[]).access(&home).is_ok(), "this machine only");
+        assert_eq!(parse(&["--listen", "0.0.0.0:0"]).access(&home).unwrap_err().code, "usage");
         let file = dir.path().join("keys");
         let path = file.display().to_string();
         let with = |text: &str| {
             fs::write(&file, text).unwrap();
-            parse(&["--listen", "0.0.0.0:0", "--api-key-file", &path]).access().map(drop)
+            parse(&["--listen", "0.0.0.0:0", "--api-key-file", &path]).access(&home).map(drop)
         };
         assert!(with("# for the lab\n0123456789abcdef\n").is_ok());
         assert_eq!(with("short\n").unwrap_err().code, "usage");

@@ -38,6 +38,9 @@ pub(crate) struct Limits {
     /// Only at these hours of each day, in UTC
     #[arg(long, value_name = "HH:MM-HH:MM")]
     hours: Option<Hours>,
+    /// Tokens that each peer, and each gateway, computes under it in a day (UTC), for all that it is handed on to together
+    #[arg(long, value_name = "N")]
+    tokens_per_day: Option<u64>,
     /// How often it may be handed on
     #[arg(long, value_name = "TIMES")]
     hand_on: Option<u8>,
@@ -83,7 +86,7 @@ impl Limits {
             hours: self.hours,
             models,
             peers: self.peers.iter().copied().collect(),
-            tokens_per_day: None,
+            tokens_per_day: self.tokens_per_day,
             hand_on: self.hand_on,
         })
     }

@@ -10,6 +10,7 @@ use crate::{
     failure::Failure,
     home::Home,
     screen::{Screen, printable},
+    serving::keep_hearing,
     signals::Interrupt,
     talk::Front,
 };
@@ -30,11 +31,12 @@ impl Gateway {
             let hint = "leave --own-ends out: the gateway's slots share the engines of its peers";
             return Err(Failure::usage("a gateway holds no stage itself", hint));
         }
-        let access = self.door.access()?;
+        let (access, gate) = self.door.access(home)?;
         let listener = self.door.listen().await?;
         let mut interrupt = Interrupt::listen()?;
         let started = Front::start(home, screen, &self.route, &self.engine, self.door.slots);
         let mut front = interrupt.or(started).await??;
+        let _hearing = keep_hearing(home, front.swarm(), gate);
         tell(screen, &url(&listener)?, &front)?;
         let result = stay(listener, &mut front, access, &self.door, self.engine.chunk, &mut interrupt).await;
         front.close().await;

@@ -1,4 +1,4 @@
-//! `potluck model load|unload`: what the swarm's root asks of a peer.
+//! `potluck model load|unload`: what the swarm's root, or an operator, asks of a peer.
 
 use clap::Args;
 use potluck_core::{Action, LayerRange, Order};
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     failure::Failure,
-    home::{Home, Membership, SwarmRoot},
+    home::{Home, Identity, Membership, Role, SwarmRoot},
     models::find_model,
     placement::members,
     screen::{Screen, printable},
@@ -62,8 +62,13 @@ impl Unload {
 }
 
 async fn give(home: &Home, screen: Screen, peer: &str, action: Action) -> Result<(), Failure> {
-    let root = SwarmRoot::open(home)?;
     let membership = Membership::open(home)?;
+    // Who holds no root key gives orders as the operator that its grant makes it; the peer says if that makes none.
+    let key = match SwarmRoot::open(home) {
+        Ok(root) => root.key(),
+        Err(failure) if failure.code == "no_root" => Identity::open(home, Role::Client)?.key,
+        Err(failure) => return Err(failure),
+    };
     let node = client_node(home, &membership).await?;
     let given = async {
         let to = match parse_contact(peer) {
@@ -76,7 +81,7 @@ async fn give(home: &Home, screen: Screen, peer: &str, action: Action) -> Result
         let now = utc_now();
         // Two orders of one second are told apart by their order.
         let sequence = std::time::UNIX_EPOCH.elapsed().map_or(now << 20, |since| since.as_micros() as u64);
-        let order = root.order(&Order { peer: to.peer, sequence, expires: now + ORDER_SECONDS, action });
+        let order = Order { peer: to.peer, sequence, expires: now + ORDER_SECONDS, action }.sign(&key);
         let said = node.order(&to, order).await?;
         Ok::<_, Failure>((to, said))
     };

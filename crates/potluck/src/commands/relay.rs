@@ -14,8 +14,9 @@ use crate::{
     args::parse_bytes,
     commands::swarm::own_addresses,
     failure::{Failure, OrFail},
-    home::{Home, Membership, keep_revocations},
+    home::{Home, Membership, tell},
     screen::Screen,
+    serving::hear_revocations,
     signals::Interrupt,
     talk::client_node,
 };
@@ -28,9 +29,6 @@ const DISCOVERY: u16 = 7842;
 
 /// How often it is asked for what was taken back, and noted how much was passed on.
 const ASK_EVERY: Duration = Duration::from_secs(3);
-
-/// Members that are asked each time.
-const ASKED: usize = 3;
 
 const SPENT: &str = "relay.json";
 
@@ -147,7 +145,7 @@ impl Relay {
         let done = tokio::select! {
             () = interrupt.wait() => Ok(()),
             ended = relay.ended() => Err(ended.into()),
-            failure = keep(home, spending, node.as_ref()) => Err(failure),
+            failure = keep(home, spending, node.as_ref(), own.as_ref()) => Err(failure),
         };
         keep_spent(home, relay.spent())?;
         if let Some((node, _)) = node {
@@ -235,7 +233,12 @@ fn own_hosts() -> Vec<String> {
 }
 
 /// Hears what was taken back, from the others and from other commands here, and notes how much was passed on, until that fails.
-async fn keep(home: &Home, spending: watch::Receiver<Spent>, node: Option<&(Node, Membership)>) -> Failure {
+async fn keep(
+    home: &Home,
+    spending: watch::Receiver<Spent>,
+    node: Option<&(Node, Membership)>,
+    own: Option<&Gate>,
+) -> Failure {
     let mut ticks = interval(ASK_EVERY);
     loop {
         ticks.tick().await;
@@ -244,13 +247,8 @@ async fn keep(home: &Home, spending: watch::Receiver<Spent>, node: Option<&(Node
             return failure;
         }
         if let Some((node, membership)) = node {
-            for contact in membership.contacts.iter().filter(|contact| contact.peer != node.id()).take(ASKED) {
-                if let Err(error) = node.pull_revocations(contact).await {
-                    tracing::debug!(peer = %contact.peer.short(), %error, "not asked what was taken back");
-                }
-            }
-            // What another command of this machine took back is read in the same breath.
-            if let Err(failure) = keep_revocations(home, &node.identity().gate) {
+            let heard = hear_revocations(home, node, &membership.contacts).await;
+            if let Err(failure) = heard.and_then(|()| own.map_or(Ok(()), |gate| tell(home, gate))) {
                 return failure;
             }
         }

@@ -28,7 +28,7 @@ use crate::{
     },
     embedded::{ORDER_BYTES_MAX, Order, Ready},
     failure::{Failure, OrFail},
-    home::{Home, Identity, Membership, Role, keep_revocations},
+    home::{Counted, Home, Identity, Membership, Role, keep_revocations, meter},
     models::{Models, Sharers, all_layers, find_model, pull_stage},
     placement::{free_memory, model_facts},
     screen::{Screen, size},
@@ -176,7 +176,7 @@ impl Lend {
         };
         loop {
             let order = match now.take() {
-                Some(loaded) => place.serve(screen, loaded, &mut orders, &mut interrupt).await?,
+                Some(loaded) => place.serve(home, screen, loaded, &mut orders, &mut interrupt).await?,
                 None => place.rest(&mut orders, &mut interrupt).await,
             };
             let (before, Some(action)) = order else { break };
@@ -283,6 +283,7 @@ impl Place {
     /// Serves a stage until an order comes or the user interrupts. An order waits for the sessions that are open.
     async fn serve(
         &mut self,
+        home: &Home,
         screen: Screen,
         loaded: Loaded,
         orders: &mut mpsc::Receiver<Action>,
@@ -290,7 +291,7 @@ impl Place {
     ) -> Result<Ordered, Failure> {
         let Loaded { entry, stage, spec, pulled } = loaded;
         self.library.share(entry.id);
-        let mut peer = stage.serve(self.node.clone());
+        let mut peer = stage.serve(self.node.clone(), meter(home, Counted::Peer)?);
         for offer in std::mem::take(&mut self.heard) {
             peer.announce(offer).await;
         }

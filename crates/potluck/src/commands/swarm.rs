@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use potluck_core::PeerId;
-use potluck_grant::Caveats;
+use potluck_grant::{ApiKey, Caveats};
 use potluck_net::RelayAt;
 use potluck_wire::{ADDRESSES_MAX, PeerAddress};
 use serde_json::json;
@@ -19,7 +19,7 @@ use crate::{
     },
     failure::{Failure, OrFail},
     home::{
-        Admission, GRANT_DAYS, Home, Identity, Invitation, Invitations, Line, Membership, Role, SwarmRoot,
+        Admission, GRANT_DAYS, Home, Identity, Invitation, Invitations, Line, Membership, Role, SwarmRoot, new_key,
         remember_issued,
     },
     screen::{Screen, table},
@@ -98,8 +98,11 @@ pub(crate) struct Join {
 #[derive(Debug, Args)]
 pub(crate) struct Grant {
     /// The machine's keys
-    #[arg(required = true, value_name = "KEY")]
+    #[arg(required_unless_present = "api_key", value_name = "KEY")]
     keys: Vec<PeerId>,
+    /// For a program that speaks HTTP: print an API key, which every gateway of the swarm takes
+    #[arg(long, conflicts_with_all = ["keys", "contact"])]
+    api_key: bool,
     /// Days that the grant holds
     #[arg(long, value_name = "DAYS", default_value_t = GRANT_DAYS, value_parser = clap::value_parser!(u32).range(1..=DAYS_MAX))]
     days: u32,
@@ -332,7 +335,11 @@ fn print_keys(home: &Home, screen: Screen) -> Result<(), Failure> {
 
 fn grant(home: &Home, screen: Screen, command: Grant) -> Result<(), Failure> {
     let root = SwarmRoot::open(home)?;
-    let caveats = command.limits.caveats(home, screen, Some(Standing::Member), command.days)?;
+    let standing = if command.api_key { Standing::Guest } else { Standing::Member };
+    let caveats = command.limits.caveats(home, screen, Some(standing), command.days)?;
+    if command.api_key {
+        return give_api_key(home, screen, &command, |key| root.admit_as(key, &caveats));
+    }
     let swarm = root.swarm().to_string();
     give(home, screen, command, swarm, |key| root.admit_as(key, &caveats))
 }
@@ -344,11 +351,39 @@ fn attenuate(home: &Home, screen: Screen, command: Grant) -> Result<(), Failure>
     let own = membership.grant(identity.key.peer_id())?;
     let swarm =
         membership.swarm.parse().or_fail("membership", "join again: potluck swarm join --replace INVITATION")?;
-    let caveats = command.limits.caveats(home, screen, None, command.days)?;
-    give(home, screen, command, membership.swarm, |key| {
+    let standing = command.api_key.then_some(Standing::Guest);
+    let caveats = command.limits.caveats(home, screen, standing, command.days)?;
+    let hand_on = |key| {
         let handed = potluck_grant::Grant::hand_on(&own, swarm, &identity.key, key, &caveats);
         Ok(handed.or_fail("grant", "potluck swarm whoami says what this machine may hand on")?.into_bytes())
-    })
+    };
+    if command.api_key {
+        return give_api_key(home, screen, &command, hand_on);
+    }
+    give(home, screen, command, membership.swarm, hand_on)
+}
+
+/// Prints a grant together with the secret key that it names, which is kept nowhere.
+fn give_api_key(
+    home: &Home,
+    screen: Screen,
+    command: &Grant,
+    admit: impl Fn(PeerId) -> Result<Vec<u8>, Failure>,
+) -> Result<(), Failure> {
+    let secret = new_key()?;
+    let grant = admit(secret.peer_id())?;
+    remember_issued(home, &[(secret.peer_id(), grant.clone())])?;
+    let (key, holder) = (ApiKey::new(&secret, grant), secret.peer_id());
+    if screen.json {
+        let days = command.days;
+        return screen.object(&json!({ "api_key": key.to_string(), "key": holder.to_string(), "days": days }));
+    }
+    screen.text(&format!("{key}\n"))?;
+    screen.note(format!(
+        "for {} days, at every gateway of the swarm; it is shown this once. Take it back: potluck swarm revoke {holder}",
+        command.days
+    ));
+    Ok(())
 }
 
 /// Prints the line that lets these keys in.

@@ -11,6 +11,7 @@ use crate::{
     home::Home,
     prompt::converse,
     screen::Screen,
+    serving::keep_hearing,
     signals::Interrupt,
     talk::{Asked, Front, Talk},
 };
@@ -37,7 +38,8 @@ impl Up {
         // One peer with the whole model is this machine alone, for as many as ask.
         let peers = if std::mem::take(&mut self.route.local) { 1 } else { PEERS };
         self.route.peers = self.route.peers.or(Some(peers));
-        let access = self.door.access()?;
+        let (access, gate) = self.door.access(home)?;
+        let _hearing = keep_hearing(home, None, gate);
         let listener = self.door.listen_somewhere().await?;
         let mut asked = Asked::new(&self.sampling, &self.stop, &self.engine)?;
         let mut interrupt = Interrupt::listen()?;

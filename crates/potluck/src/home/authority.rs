@@ -39,17 +39,8 @@ impl Issued {
 }
 
 /// Tells a gate what this machine knows to be taken back.
-pub(super) fn tell(home: &Home, gate: &Gate) -> Result<(), Failure> {
-    let Some(text) = home.read(REVOKED)? else { return Ok(()) };
-    let restore =
-        "restore it from a copy: without it, whoever was shut out is let in again until another member is asked";
-    let taken: Taken = serde_json::from_str(&text).or_fail("revocations", restore)?;
-    if taken.swarm != gate.swarm().to_string() {
-        return Ok(());
-    }
-    for text in taken.revocations {
-        let bytes = BASE64.decode(text.as_bytes()).or_fail("revocations", restore)?;
-        let signed: SignedRevocation = postcard::from_bytes(&bytes).or_fail("revocations", restore)?;
+pub(crate) fn tell(home: &Home, gate: &Gate) -> Result<(), Failure> {
+    for signed in kept_revocations(home, gate)? {
         // In the order in which they were kept none is refused, unless the gate has heard of others since.
         if let Err(error) = gate.revoke(signed) {
             tracing::debug!(%error, "a revocation that was kept counts no longer");
@@ -58,10 +49,29 @@ pub(super) fn tell(home: &Home, gate: &Gate) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What this machine knows to be taken back in the gate's swarm, in the order in which it came.
+pub(crate) fn kept_revocations(home: &Home, gate: &Gate) -> Result<Vec<SignedRevocation>, Failure> {
+    let Some(text) = home.read(REVOKED)? else { return Ok(Vec::new()) };
+    let restore =
+        "restore it from a copy: without it, whoever was shut out is let in again until another member is asked";
+    let taken: Taken = serde_json::from_str(&text).or_fail("revocations", restore)?;
+    if taken.swarm != gate.swarm().to_string() {
+        return Ok(Vec::new());
+    }
+    let read = |text: &String| {
+        let bytes = BASE64.decode(text.as_bytes()).or_fail("revocations", restore)?;
+        postcard::from_bytes(&bytes).or_fail("revocations", restore)
+    };
+    taken.revocations.iter().map(read).collect()
+}
+
 /// Keeps what a gate knows to be taken back, beside what is kept already.
 pub(crate) fn keep_revocations(home: &Home, gate: &Gate) -> Result<(), Failure> {
     let _lock = lock(home)?;
     tell(home, gate)?;
+    if kept_revocations(home, gate)?.len() == gate.revocations().len() {
+        return Ok(());
+    }
     let encode = |signed: &SignedRevocation| postcard::to_stdvec(signed).map(|bytes| BASE64.encode(&bytes));
     let revocations =
         gate.revocations().iter().map(encode).collect::<Result<_, _>>().or_fail("internal", "report this")?;

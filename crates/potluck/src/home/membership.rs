@@ -1,7 +1,7 @@
 //! The swarm that a machine belongs to, and the root key where it is the one that made the swarm.
 
 use data_encoding::HEXLOWER;
-use potluck_core::{Order, PeerId, SecretKey, SignedOrder};
+use potluck_core::{PeerId, SecretKey};
 use potluck_grant::{Caveats, Gate, RelayPass, Root, SwarmId};
 use potluck_net::{RELAYS_MAX, RelayAt};
 use potluck_wire::PeerAddress;
@@ -219,11 +219,6 @@ impl SwarmRoot {
         Ok(Self(Root::from_bytes(&new_key()?.to_bytes())))
     }
 
-    /// An order, signed.
-    pub(crate) fn order(&self, order: &Order) -> SignedOrder {
-        order.sign(&self.0.key())
-    }
-
     /// A grant that makes this key a member until `expires` (UTC seconds).
     pub(crate) fn admit(&self, holder: PeerId, expires: u64) -> Result<Vec<u8>, Failure> {
         Ok(self.0.grant(holder, expires).or_fail("internal", "report this")?.into_bytes())
@@ -239,7 +234,7 @@ impl SwarmRoot {
         self.0.relay_pass(secret, until)
     }
 
-    /// The root's key, to take something back with.
+    /// The root's key, to take something back with, or to give an order.
     pub(crate) fn key(&self) -> SecretKey {
         self.0.key()
     }

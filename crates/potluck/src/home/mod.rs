@@ -5,6 +5,7 @@ mod identity;
 mod invitation;
 mod invitations;
 mod membership;
+mod meter;
 
 use std::{
     fs,
@@ -19,11 +20,12 @@ use tempfile::NamedTempFile;
 
 use crate::{args::Reach, failure::Failure};
 
-pub(crate) use authority::{issued, keep_revocations, remember_issued};
+pub(crate) use authority::{issued, keep_revocations, kept_revocations, remember_issued, tell};
 pub(crate) use identity::{Identity, Role, new_key};
 pub(crate) use invitation::{Admission, Invitation, Line};
 pub(crate) use invitations::{GRANT_DAYS, Invitations};
 pub(crate) use membership::{CONTACTS_KEPT, Membership, SwarmRoot, usable};
+pub(crate) use meter::{Counted, meter};
 
 /// Held by the process that is at the relay with the key that asks.
 const RELAY_LOCK: &str = "relay.lock";

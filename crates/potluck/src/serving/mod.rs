@@ -5,12 +5,14 @@ mod lenders;
 mod measure;
 mod offers;
 mod orders;
+mod revoked;
 mod upstream;
 
 use std::time::Duration;
 
 use potluck_core::{PeerId, SignedOffer, StageShape, StageSpec, StageSpeed};
 use potluck_engine::EngineSettings;
+use potluck_grant::Meter;
 use potluck_net::{Bind, Identity, Lan, NetDeadlines, Node, NodeConfig, RelayUse, Serving, StagePort, serve};
 use potluck_peer::{Peer, PeerConfig};
 use potluck_store::Entry;
@@ -28,6 +30,7 @@ pub(crate) use lenders::{FoundLender, Heard, hear_lenders, lenders_among};
 pub(crate) use measure::measure;
 pub(crate) use offers::{Announcer, OFFER_SECONDS, offers_of};
 pub(crate) use orders::orders;
+pub(crate) use revoked::{hear_revocations, keep_hearing};
 pub(crate) use upstream::{UpstreamArgs, lend_upstream};
 
 /// Whom a stage is lent to.
@@ -79,7 +82,7 @@ impl ServingPeer {
         lent_to: LentTo,
     ) -> Result<Self, Failure> {
         let stage = LoadedStage::load(entry, spec, settings, lent_to).await?;
-        Ok(stage.serve(bind_node(identity, bind, Lan::Off, Vec::new()).await?))
+        Ok(stage.serve(bind_node(identity, bind, Lan::Off, Vec::new()).await?, Meter::default()))
     }
 
     /// Its id.
@@ -145,9 +148,10 @@ impl LoadedStage {
     }
 
     /// Serves it on that endpoint from then on.
-    pub(crate) fn serve(self, node: Node) -> ServingPeer {
+    pub(crate) fn serve(self, node: Node, meter: Meter) -> ServingPeer {
         let Self { shape, speed, lent_to, pipe: EnginePipe { commands, replies }, engine } = self;
         let mut machine = empty(&node, lent_to.sessions_per_client(shape.caches));
+        machine.set_meter(meter);
         machine.add_stage(shape.clone());
         let serving = serve(node.clone(), machine, vec![StagePort { commands, replies }]);
         ServingPeer { node, shape, speed, serving, engine }

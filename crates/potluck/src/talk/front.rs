@@ -13,7 +13,7 @@ use potluck_gateway::{Access, Gateway, Lent, Model, Opener, Own as GatewayOwn, P
 use potluck_model::Facts;
 use potluck_net::Node;
 use potluck_store::{Entry, InUse};
-use potluck_wire::Codec;
+use potluck_wire::{Codec, PeerAddress};
 use tokio::{net::TcpListener, sync::oneshot};
 
 use super::{
@@ -50,6 +50,8 @@ pub(crate) struct Front {
     lenders: Option<Lenders>,
     /// What fetches and removes models.
     keeper: Keeper,
+    /// This machine in its swarm, and the members that it knows; none where the swarm was not asked.
+    swarm: Option<(Node, Vec<PeerAddress>)>,
     /// What is to be closed at the end.
     nodes: Vec<Node>,
     /// The peers that were started for it.
@@ -118,7 +120,7 @@ impl Front {
                 // What is not here may be lent whole.
                 Err(failure) if failure.code == "no_model" && is_lent(&lent, name) => {
                     let keeper = Keeper::new(home, screen, None);
-                    return Ok(Self { own: None, keeper, lenders, nodes: Vec::new(), embedded: None });
+                    return Ok(Self { own: None, keeper, lenders, swarm: None, nodes: Vec::new(), embedded: None });
                 }
                 found => found?,
             };
@@ -128,7 +130,8 @@ impl Front {
         let started: Result<Self, Failure> = started.await;
         match (started, swarm) {
             (Ok(mut front), swarm) => {
-                front.nodes.extend(swarm.map(|(node, _)| node));
+                front.nodes.extend(swarm.as_ref().map(|(node, _)| node.clone()));
+                front.swarm = swarm.map(|(node, membership)| (node, membership.contacts));
                 Ok(front)
             }
             (Err(failure), swarm) => {
@@ -166,7 +169,7 @@ impl Front {
         let own = Some(Own { model, sessions, exact: settings.exact, _in_use: entry });
         // The swarm's node is closed by whoever has opened it.
         let nodes = embedded.iter().map(|_| node.clone()).collect();
-        Ok(Self { own, keeper, lenders: None, nodes, embedded })
+        Ok(Self { own, keeper, lenders: None, swarm: None, nodes, embedded })
     }
 
     /// In front of the peers that a command has started for a conversation already: they end with it.
@@ -182,7 +185,7 @@ impl Front {
         let model = model(entry, settings, vocabulary)?;
         let keeper = Keeper::new(home, screen, Some(entry.id));
         let own = Some(Own { model, sessions, exact: settings.exact, _in_use: entry.clone() });
-        Ok(Some(Self { own, keeper, lenders: None, nodes: vec![node], embedded: None }))
+        Ok(Some(Self { own, keeper, lenders: None, swarm: None, nodes: vec![node], embedded: None }))
     }
 
     /// Serves on `listener` until `stop`, and then ends what has begun. To be awaited in a local set.
@@ -209,6 +212,11 @@ impl Front {
             let stopped = async move { stop.await.unwrap_or_default() };
             serve(listener, gateway, stopped).await.map_err(|error| Failure::io("serving", &error))
         }
+    }
+
+    /// This machine in its swarm, and whom it knows there.
+    pub(crate) fn swarm(&self) -> Option<(Node, Vec<PeerAddress>)> {
+        self.swarm.clone()
     }
 
     /// What the model that peers run is called; none where there is none.
