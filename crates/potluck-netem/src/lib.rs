@@ -24,6 +24,8 @@ mod error;
 #[cfg(target_os = "linux")]
 mod namespace;
 #[cfg(target_os = "linux")]
+mod wire;
+#[cfg(target_os = "linux")]
 mod world;
 
 pub use nat::{Class, Nat};
@@ -32,5 +34,6 @@ pub use nat::{Class, Nat};
 pub use {
     error::NetemError,
     namespace::{Namespace, Running},
+    wire::{Wire, WireStats},
     world::{RELAY_HOST, RELAY_V4, RELAY_V6, Side, SideId, World},
 };

@@ -163,7 +163,7 @@ impl Nat {
             }
             Self::Hairpin => {
                 let inward = format!("ip daddr {wan} meta l4proto udp dnat to udp dport map @m");
-                let from_lan = "ip saddr 192.168.0.0/16 oifname \"lan\" ct status dnat";
+                let from_lan = "ip saddr 192.168.0.0/16 oifname \"lan*\" ct status dnat";
                 let back = format!(
                     "{from_lan} meta l4proto udp update @m {{ udp sport : ip saddr . udp sport }}\n{from_lan} snat to {wan}"
                 );
@@ -194,7 +194,7 @@ fn base(family: &str, nat: Nat) -> String {
         }
         Nat::UdpBlocked => "meta l4proto udp drop",
         Nat::UdpRejected => "meta l4proto udp reject with icmp type admin-prohibited",
-        Nat::OnlyTcp443 => "iifname \"lan\" oifname \"wan\" tcp dport 443 accept\ndrop",
+        Nat::OnlyTcp443 => "iifname \"lan*\" oifname \"wan\" tcp dport 443 accept\ndrop",
         _ => "",
     };
     format!(

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use crate::{Namespace, Nat, NetemError, namespace::sweep};
+use crate::{Namespace, Nat, NetemError, Wire, link::Profile, namespace::sweep};
 
 /// The name that every machine of a world knows its relay by.
 pub const RELAY_HOST: &str = "relay.test";
@@ -131,6 +131,28 @@ impl World {
         let (world, side) = (self.name.clone(), &mut self.sides[side.0]);
         side.add_host(&world)?;
         Ok(side.hosts.len() - 1)
+    }
+
+    /// The line between the side's first host and its router becomes such a one: there is towards the router. For as long as
+    /// the wire lives, and only once; the host has no other afterwards.
+    ///
+    /// # Errors
+    /// Where the kernel refuses a part of it.
+    pub fn slow_down(&self, side: SideId, both: [Profile; 2], seed: u64) -> Result<Wire, NetemError> {
+        let side = &self[side];
+        let (host, router) = (side.host(), side.inner());
+        let wire = Wire::lay([host, router], ["slow", "lanslow"], both, seed)?;
+        host.ip("link del eth0\n")?;
+        let (own, gateway, bits) = match side.nat {
+            Nat::Ipv6Only => (format!("2001:db8:{}::2", side.number), format!("2001:db8:{}::1", side.number), 128),
+            _ => (format!("{}.2", side.inside()), format!("{}.1", side.inside()), 32),
+        };
+        host.ip(&format!(
+            "addr add {own}/{bits} dev slow\nlink set slow up\nroute add {gateway}/{bits} dev slow\n\
+             route add default via {gateway} dev slow\n"
+        ))?;
+        router.ip(&format!("link set lanslow up\nroute add {own}/{bits} dev lanslow\n"))?;
+        Ok(wire)
     }
 
     /// The side's outside address becomes another, as from a provider that gives out others now: its router forgets everything.
