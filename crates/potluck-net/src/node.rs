@@ -10,6 +10,7 @@ use std::{
 use iroh::{
     Endpoint, EndpointAddr, EndpointId, RelayMode, RelayUrl, TransportAddr, Watcher as _,
     endpoint::{Connection, IdleTimeout, PortmapperConfig, QuicTransportConfig, VarInt, presets},
+    tls::CaTlsConfig,
 };
 use potluck_core::{Offer, PeerId, SecretKey, bounds::STAGE_SESSIONS_MAX};
 use potluck_grant::Gate;
@@ -97,6 +98,8 @@ pub struct RelayUse {
     pub url: String,
     /// What keeps others with the same key off it, held for as long as the node lives: a relay passes on to the latest only.
     pub claim: Option<Arc<File>>,
+    /// Certificates that vouch for it, in DER. None: those that browsers trust.
+    pub roots: Vec<Vec<u8>>,
 }
 
 /// One endpoint with one key: listens, dials, and keeps one connection to each peer.
@@ -124,9 +127,9 @@ impl Node {
     /// `Bind`; `Relay` where the relay's URL is none.
     pub async fn bind(config: NodeConfig) -> Result<Self, NetError> {
         let NodeConfig { identity, bind, lan, relay, deadlines } = config;
-        let (relay, claim) = match relay {
-            Some(RelayUse { url, claim }) => (Some(relay_url(&url)?), claim),
-            None => (None, None),
+        let (relay, claim, roots) = match relay {
+            Some(RelayUse { url, claim, roots }) => (Some(relay_url(&url)?), claim, roots),
+            None => (None, None, Vec::new()),
         };
         let relay_mode = relay.clone().map_or(RelayMode::Disabled, |url| RelayMode::custom([url]));
         let mut builder = Endpoint::builder(presets::Minimal)
@@ -135,6 +138,9 @@ impl Node {
             .relay_mode(relay_mode)
             .clear_address_lookup()
             .transport_config(transport(&deadlines));
+        if !roots.is_empty() {
+            builder = builder.ca_tls_config(CaTlsConfig::custom_roots(roots.into_iter().map(Into::into)));
+        }
         let at = match &bind {
             Bind::Any => "any port".to_owned(),
             Bind::Loopback => "loopback".to_owned(),

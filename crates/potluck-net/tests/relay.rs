@@ -24,7 +24,7 @@ async fn node_at(n: u8, relay: &str) -> Node {
     let (key, gate) = (key(n), Gate::new(root().public()));
     let identity = Identity { grant: grant_of(&root(), key.peer_id(), FAR), key, gate };
     let deadlines = NetDeadlines { connect: Duration::from_secs(5), ..NetDeadlines::default() };
-    let relay = Some(RelayUse { url: relay.into(), claim: None });
+    let relay = Some(RelayUse { url: relay.into(), claim: None, roots: Vec::new() });
     Node::bind(NodeConfig { identity, bind: Bind::Loopback, lan: Lan::Off, relay, deadlines }).await.unwrap()
 }
 

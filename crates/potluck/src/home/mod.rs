@@ -64,7 +64,7 @@ impl Home {
             tracing::warn!("another command of this machine is at the relay: this one goes without");
             return None;
         }
-        Some(RelayUse { url, claim: Some(Arc::new(file)) })
+        Some(RelayUse { url, claim: Some(Arc::new(file)), roots: Vec::new() })
     }
 
     /// The same home, where what is fetched takes no more than so many bytes.

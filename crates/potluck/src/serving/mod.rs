@@ -162,7 +162,7 @@ pub(crate) async fn bind_node(
     relay: Option<String>,
 ) -> Result<Node, Failure> {
     // Whoever serves has locked its key.
-    let relay = relay.map(|url| RelayUse { url, claim: None });
+    let relay = relay.map(|url| RelayUse { url, claim: None, roots: Vec::new() });
     Ok(Node::bind(NodeConfig { identity, bind, lan, relay, deadlines: NetDeadlines::default() }).await?)
 }
 
