@@ -136,7 +136,7 @@ async fn be_guest(key_of: u8, relay: &Meeting, host: u8, mut orders: mpsc::Unbou
     let begun = Instant::now();
     let mut link = dial(&node, &to).await;
     let mut known = link.path().map(|path| path.kind);
-    let mut told = |link: &Link, event: &str, begun: Instant, more: Value| {
+    let told = |link: &Link, event: &str, begun: Instant, more: Value| {
         let path = link.path();
         let ms = begun.elapsed().as_millis() as u64;
         let rtt = path.map(|path| path.rtt.as_secs_f64() * 1e3);
@@ -152,7 +152,8 @@ async fn be_guest(key_of: u8, relay: &Meeting, host: u8, mut orders: mpsc::Unbou
                 if link.is_closed() {
                     told(&link, "lost", begun, Value::Null);
                     link = dial(&node, &to).await;
-                    known = None;
+                    known = link.path().map(|path| path.kind);
+                    told(&link, "again", begun, Value::Null);
                 } else if kind.is_some() && kind != known {
                     known = kind;
                     told(&link, "path", begun, Value::Null);

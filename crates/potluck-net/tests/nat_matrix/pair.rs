@@ -113,8 +113,19 @@ pub(crate) struct Pair {
 impl Pair {
     /// A guest behind the first NAT, which has dialled a host behind the second by its relay. None where there is no network.
     pub(crate) fn connect(guest: Nat, host: Nat, first: First) -> Option<Self> {
+        Self::connect_over(guest, host, first, |_, _| ()).map(|(pair, ())| pair)
+    }
+
+    /// The same, after something was done to the network: to the world, and the guest's side of it.
+    pub(crate) fn connect_over<T>(
+        guest: Nat,
+        host: Nat,
+        first: First,
+        prepare: impl FnOnce(&mut World, SideId) -> T,
+    ) -> Option<(Self, T)> {
         let mut world = World::or_skip()?;
         let [guest_side, host_side] = [guest, host].map(|nat| world.side(nat).unwrap());
+        let prepared = prepare(&mut world, guest_side);
         let (certificate, key) = certificate();
         let meeting = Meeting { url: format!("https://{RELAY_HOST}"), root: certificate.clone() };
         let relay = Child::start(world.relay(), "the relay", &Role::Relay { certificate, key });
@@ -136,7 +147,7 @@ impl Pair {
             First::Guest => (dials(), dialled()),
         };
         let connected = guest.must_say("connected");
-        Some(Self { guest, _host: host, _relay: relay, world, guest_side, host_side, connected })
+        Some((Self { guest, _host: host, _relay: relay, world, guest_side, host_side, connected }, prepared))
     }
 
     /// Waits until the path is direct, or relayed; what the guest said then.
