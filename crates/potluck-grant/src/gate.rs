@@ -207,6 +207,12 @@ impl Gate {
         member.chain.scope.in_time(now)
     }
 
+    /// Whether a key that holds no grant yet was not taken back.
+    pub(crate) fn still_a_key(&self, peer: PeerId) -> Result<(), GrantError> {
+        let revoked = self.revoked.read().unwrap_or_else(PoisonError::into_inner);
+        revoked.ends_key(peer).map_or(Ok(()), |what| Err(GrantError::Revoked(Taken(what))))
+    }
+
     /// Whether a member may ask that, there and then.
     ///
     /// # Errors

@@ -19,6 +19,7 @@
 mod chain;
 mod gate;
 mod meter;
+mod pass;
 mod request;
 mod revoked;
 mod rights;
@@ -27,6 +28,7 @@ mod root;
 pub use chain::{Chain, GrantId, LINKS_MAX, Link};
 pub use gate::{Authorized, Gate, GrantError, Member, Request, Taken};
 pub use meter::Meter;
+pub use pass::{RELAY_TOKEN_CHARS_MAX, RelayPass, Relayed, relay_token};
 pub use request::{Lending, Looking};
 pub use revoked::REVOCATIONS_MAX;
 pub use rights::{Budget, Caveats, Hours, Need, Place, Right, Role, Scope};

@@ -107,6 +107,13 @@ impl Revocations {
         Ok((if operator { Weight::Operator } else { Weight::Holder }, chain.links[0].holder))
     }
 
+    /// Whether that key was taken back by the root or by an operator, whatever it holds.
+    pub(crate) fn ends_key(&self, peer: PeerId) -> Option<Revoked> {
+        let what = Revoked::Key(peer);
+        let by_anybody = (what, PeerId::from_bytes([0; 32]))..=(what, PeerId::from_bytes([255; 32]));
+        self.signed.range(by_anybody).any(|(_, kept)| kept.weight != Weight::Holder).then_some(what)
+    }
+
     /// Of what and by whom, over all of them.
     pub(crate) fn digest(&self) -> [u8; 32] {
         self.digest

@@ -104,13 +104,13 @@ impl Node {
     /// up on the local network as well, and whichever leads to it first counts.
     pub(crate) async fn shake_hands(&self, to: &PeerAddress) -> Result<(Connection, Found), NetError> {
         let unreachable = |reason: String| NetError::Unreachable { peer: to.peer, reason };
-        let address = endpoint_addr(to, self.relay.as_ref())?;
+        let address = endpoint_addr(to, &self.relays)?;
         let unused = to.relay.is_some() && address.relay_urls().next().is_none();
         let unreachable = |reason: String| {
-            unreachable(match (unused, &self.relay) {
+            unreachable(match (unused, self.relays.is_empty()) {
                 (false, _) => reason,
-                (true, None) => reason + "; it listens at a relay, too, and this machine is at none (--relay)",
-                (true, Some(_)) => reason + "; it listens at another relay, which is not asked: not https",
+                (true, true) => reason + "; it listens at a relay, too, and this machine is at none (--relay)",
+                (true, false) => reason + "; it listens at another relay, which is not asked: not https",
             })
         };
         if address.is_empty() && self.finder.is_none() {

@@ -20,7 +20,9 @@ pub enum NetError {
     #[error("`{0}` is no address: expected `ip:port`")]
     Address(String),
     /// The user: this is no relay.
-    #[error("`{0}` is no address of a relay: expected `https://host`")]
+    #[error(
+        "`{0}` is no address of a relay: expected `https://host`, perhaps with `#pin=...` as `potluck relay` prints it"
+    )]
     Relay(String),
     /// The network or the peer: it was not reached.
     #[error("peer {} was not reached: {reason}", .peer.short())]
@@ -120,7 +122,9 @@ impl NetError {
         match self {
             Self::Bind { .. } => "another `potluck serve` may use the port; `--bind 0.0.0.0:0` takes any that is free",
             Self::Address(_) => "write it as ip:port, for example 192.168.1.7:7575",
-            Self::Relay(_) => "write it as https://relay.example or https://relay.example:8443, or `none`",
+            Self::Relay(_) => {
+                "write it as `potluck relay` prints it, or https://relay.example, or https://relay.example:8443, or `none`"
+            }
             Self::Unreachable { .. } | Self::Lost { .. } => "check that the peer runs: `potluck peers`",
             Self::Refused { code, .. } => match code {
                 FailureCode::InvitationUnknown | FailureCode::InvitationExpired | FailureCode::InvitationUsed => {

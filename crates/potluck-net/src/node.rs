@@ -1,18 +1,16 @@
 //! One endpoint with one key.
 
 use std::{
-    fs::File,
     net::{IpAddr, SocketAddr},
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use iroh::{
-    Endpoint, EndpointAddr, EndpointId, RelayMode, RelayUrl, TransportAddr, Watcher as _,
+    Endpoint, EndpointAddr, EndpointId, TransportAddr, Watcher as _,
     endpoint::{Connection, IdleTimeout, PortmapperConfig, QuicTransportConfig, VarInt, presets},
-    tls::CaTlsConfig,
 };
-use potluck_core::{Offer, PeerId, SecretKey, bounds::STAGE_SESSIONS_MAX};
+use potluck_core::{PeerId, SecretKey, bounds::STAGE_SESSIONS_MAX};
 use potluck_grant::Gate;
 use potluck_wire::{ADDRESSES_MAX, ALPN, CONTROL_BYTES_MAX, PeerAddress};
 use tokio::{sync::watch, time::timeout};
@@ -21,6 +19,7 @@ use crate::{
     Door, Lan, Lending, NetDeadlines, NetError, Orders, Shelf,
     connect::{Links, chain_of},
     lan::Finder,
+    relay::{RelayUse, Relays},
 };
 
 /// Streams that one connection may have open from the other side: a client's or a neighbour's stream for each session
@@ -85,21 +84,10 @@ pub struct NodeConfig {
     pub bind: Bind,
     /// What it does with the local network that it is on.
     pub lan: Lan,
-    /// A relay of one's own, for networks that reach nothing else.
+    /// The relays of the swarm, for networks that reach nothing else.
     pub relay: Option<RelayUse>,
     /// How long each wait may last.
     pub deadlines: NetDeadlines,
-}
-
-/// At which relay a node listens.
-#[derive(Debug, Clone)]
-pub struct RelayUse {
-    /// Its URL.
-    pub url: String,
-    /// What keeps others with the same key off it, held for as long as the node lives: a relay passes on to the latest only.
-    pub claim: Option<Arc<File>>,
-    /// Certificates that vouch for it, in DER. None: those that browsers trust.
-    pub roots: Vec<Vec<u8>>,
 }
 
 /// One endpoint with one key: listens, dials, and keeps one connection to each peer.
@@ -110,8 +98,7 @@ pub struct Node {
     pub(crate) deadlines: NetDeadlines,
     pub(crate) links: Links,
     pub(crate) finder: Option<Arc<Finder>>,
-    pub(crate) relay: Option<RelayUrl>,
-    _relay_claim: Option<Arc<File>>,
+    pub(crate) relays: Relays,
     pub(crate) door: Arc<OnceLock<Door>>,
     pub(crate) shelf: Arc<OnceLock<Shelf>>,
     pub(crate) orders: Arc<OnceLock<Orders>>,
@@ -127,20 +114,13 @@ impl Node {
     /// `Bind`; `Relay` where the relay's URL is none.
     pub async fn bind(config: NodeConfig) -> Result<Self, NetError> {
         let NodeConfig { identity, bind, lan, relay, deadlines } = config;
-        let (relay, claim, roots) = match relay {
-            Some(RelayUse { url, claim, roots }) => (Some(relay_url(&url)?), claim, roots),
-            None => (None, None, Vec::new()),
-        };
-        let relay_mode = relay.clone().map_or(RelayMode::Disabled, |url| RelayMode::custom([url]));
+        let (mut relays, pass) = Relays::read(relay)?;
         let mut builder = Endpoint::builder(presets::Minimal)
             .secret_key(iroh::SecretKey::from_bytes(&identity.key.to_bytes()))
             .alpns(vec![ALPN.to_vec()])
-            .relay_mode(relay_mode)
             .clear_address_lookup()
             .transport_config(transport(&deadlines));
-        if !roots.is_empty() {
-            builder = builder.ca_tls_config(CaTlsConfig::custom_roots(roots.into_iter().map(Into::into)));
-        }
+        builder = relays.configure(builder, &identity, pass.as_ref());
         let at = match &bind {
             Bind::Any => "any port".to_owned(),
             Bind::Loopback => "loopback".to_owned(),
@@ -159,6 +139,7 @@ impl Node {
             }
         };
         let endpoint = builder.bind().await.map_err(|error| refused(&error))?;
+        relays.keep(&endpoint, &identity, pass.as_ref());
         let finder = (lan != Lan::Off && !bind.is_loopback())
             .then(|| Arc::new(Finder::start(&endpoint, identity.gate.swarm(), lan == Lan::Announce)));
         tokio::time::sleep(SOCKET_SETTLES).await;
@@ -168,8 +149,7 @@ impl Node {
             deadlines,
             links: Links::default(),
             finder,
-            relay,
-            _relay_claim: claim,
+            relays,
             door: Arc::default(),
             shelf: Arc::default(),
             orders: Arc::default(),
@@ -197,21 +177,32 @@ impl Node {
         let local = bound.iter().filter(|socket| socket.ip().is_loopback()).map(ToString::to_string);
         addresses.extend(local.filter(|text| !addr.ip_addrs().any(|known| known.to_string() == *text)));
         addresses.truncate(ADDRESSES_MAX);
-        // Where it listens, whether or not the relay has answered yet.
-        let relay = self.relay.as_ref().map(ToString::to_string);
+        // Where it listens, whether or not a relay has answered yet.
+        let relay = self.at_relay().or_else(|| self.relays.home(None));
         PeerAddress { peer: self.id(), addresses, relay }
     }
 
-    /// Whether this node's relay lets it listen, waited for as long as for a connection: why it does not, if so. None where the
-    /// node has no relay.
+    /// Whether one of this node's relays lets it listen, waited for as long as for a connection: why none does, if so. None where
+    /// the node has no relay.
     pub async fn relay_answers(&self) -> Option<Result<(), String>> {
-        self.relay.as_ref()?;
+        if self.relays.is_empty() {
+            return None;
+        }
         let mut states = self.endpoint.home_relay_status();
         let within = timeout(self.deadlines.connect, self.endpoint.online()).await;
         Some(within.map_err(|_| {
-            let told = states.get().iter().find_map(|state| state.last_error().map(ToString::to_string));
+            let states = states.get();
+            let denied = states.iter().find_map(|state| state.auth_denied_reason());
+            let denied = denied.map(|code| format!("it refuses this machine's grant ({code})"));
+            let told = denied.or_else(|| states.iter().find_map(|state| state.last_error().map(ToString::to_string)));
             told.unwrap_or_else(|| format!("no answer within {} s", self.deadlines.connect.as_secs_f32()))
         }))
+    }
+
+    /// The relay that lets this node listen at present.
+    pub fn at_relay(&self) -> Option<String> {
+        let connected = self.endpoint.home_relay_status().get().into_iter().find(|state| state.is_connected())?;
+        self.relays.home(Some(connected.url()))
     }
 
     /// Closes every connection and the socket.
@@ -250,45 +241,15 @@ pub(crate) fn peer_id(id: EndpointId) -> PeerId {
 
 /// The transport's form of an address, which may come from anybody: what cannot be dialled is left out, which may be all.
 ///
-/// `own`: the relay of this machine. Without one no relay is asked for anything; with one, those of others are as well, where
-/// the way to them is encrypted.
-///
 /// # Errors
 /// `Unreachable` where the id is no key.
-pub(crate) fn endpoint_addr(address: &PeerAddress, own: Option<&RelayUrl>) -> Result<EndpointAddr, NetError> {
+pub(crate) fn endpoint_addr(address: &PeerAddress, relays: &Relays) -> Result<EndpointAddr, NetError> {
     let id = EndpointId::from_bytes(address.peer.as_bytes())
         .map_err(|error| NetError::Unreachable { peer: address.peer, reason: error.to_string() })?;
     let ips = address.addresses.iter().take(ADDRESSES_MAX).filter_map(|text| text.parse::<SocketAddr>().ok());
     let ips = ips.filter(is_dialled).map(TransportAddr::Ip);
-    let relay = address.relay.as_deref().filter(|_| own.is_some()).and_then(|text| relay_url(text).ok());
-    let relay = relay.filter(|url| own == Some(url) || url.scheme() == "https").map(TransportAddr::Relay);
-    Ok(EndpointAddr::from_parts(id, ips.chain(relay)))
-}
-
-/// A relay's address as it is written: `https://host`, or `http://host` where nobody is on the way. What passes through it is
-/// encrypted from peer to peer in any case.
-///
-/// # Errors
-/// `Relay` where the text is none.
-pub fn parse_relay(text: &str) -> Result<String, NetError> {
-    relay_url(text).map(|url| url.to_string())
-}
-
-/// See [`parse_relay`].
-fn relay_url(text: &str) -> Result<RelayUrl, NetError> {
-    let usable = |url: &RelayUrl| {
-        matches!(url.scheme(), "https" | "http")
-            && url.has_host()
-            && matches!(url.path(), "" | "/")
-            && url.query().is_none()
-            && url.fragment().is_none()
-            && url.username().is_empty()
-            && url.password().is_none()
-    };
-    let url = (text.len() <= Offer::RELAY_CHARS_MAX).then(|| text.parse::<RelayUrl>().ok()).flatten();
-    // As it is written again, it may be longer than it came.
-    url.filter(|url| usable(url) && url.as_str().len() <= Offer::RELAY_CHARS_MAX)
-        .ok_or_else(|| NetError::Relay(text.chars().take(Offer::RELAY_CHARS_MAX).collect()))
+    let relays = relays.to_ask(address.relay.as_deref()).into_iter().map(TransportAddr::Relay);
+    Ok(EndpointAddr::from_parts(id, ips.chain(relays)))
 }
 
 /// One machine's, as far as an address can tell.
@@ -304,6 +265,7 @@ mod tests {
 
     #[test]
     fn an_address_from_a_stranger_is_made_sense_of_or_refused() {
+        let none = Relays::default();
         let peer = SecretKey::from_bytes(&[1; 32]).peer_id();
         let address = |texts: &[&str], relay: Option<&str>| PeerAddress {
             peer,
@@ -312,36 +274,14 @@ mod tests {
         };
         let mixed =
             ["127.0.0.1:7", "nonsense", "0.0.0.0:7", "224.0.0.1:7", "255.255.255.255:7", "1.2.3.4:0", "[::1]:9"];
-        let usable = endpoint_addr(&address(&mixed, None), None).unwrap();
+        let usable = endpoint_addr(&address(&mixed, None), &none).unwrap();
         let mut found: Vec<_> = usable.ip_addrs().map(ToString::to_string).collect();
         found.sort_unstable();
         assert_eq!(found, ["127.0.0.1:7", "[::1]:9"]);
         for hopeless in [address(&[], None), address(&["[ff02::1]:1"], Some("no url"))] {
-            assert!(endpoint_addr(&hopeless, None).unwrap().is_empty());
+            assert!(endpoint_addr(&hopeless, &none).unwrap().is_empty());
         }
         let no_key = PeerAddress { peer: PeerId::from_bytes([2; 32]), ..address(&["127.0.0.1:7"], None) };
-        assert!(matches!(endpoint_addr(&no_key, None), Err(NetError::Unreachable { .. })));
-    }
-
-    #[test]
-    fn who_has_no_relay_asks_none_and_others_are_asked_in_private_only() {
-        let own = relay_url("http://10.0.0.1:3340").unwrap();
-        let peer = SecretKey::from_bytes(&[1; 32]).peer_id();
-        let dialled = |relay: &str, own: Option<&RelayUrl>| {
-            let address = PeerAddress { peer, addresses: vec![], relay: Some(relay.into()) };
-            !endpoint_addr(&address, own).unwrap().is_empty()
-        };
-        for relay in ["http://10.0.0.1:3340", "https://elsewhere.example"] {
-            assert!(!dialled(relay, None), "{relay}");
-            assert!(dialled(relay, Some(&own)), "{relay}");
-        }
-        let refused =
-            ["http://169.254.169.254", "ftp://a", "https://a/b", "https://a?b", "https://u:p@a", "data:a", ""];
-        for relay in refused {
-            assert!(!dialled(relay, Some(&own)), "{relay}");
-        }
-        for text in ["relay", "10.0.0.1:3340", &format!("https://{}", "a".repeat(Offer::RELAY_CHARS_MAX))] {
-            assert!(matches!(relay_url(text), Err(NetError::Relay(_))), "{text}");
-        }
+        assert!(matches!(endpoint_addr(&no_key, &none), Err(NetError::Unreachable { .. })));
     }
 }

@@ -66,6 +66,8 @@ enum Command {
     Model(c::model::Model),
     /// Who is there, and what they offer
     Peers(c::peers::Peers),
+    /// Help the machines of a swarm that do not reach each other: pass on what they alone can read
+    Relay(c::relay::Relay),
     /// What works here, what does not, and what to do about it
     Doctor(c::doctor::Doctor),
     /// Print what another program needs to ask a gateway: an editor, an agent, a script
@@ -126,6 +128,7 @@ fn run(home: &Home, command: Command, screen: Screen) -> Result<(), Failure> {
             Command::Swarm(command) => command.run(home, screen).await,
             Command::Model(command) => command.run(home, screen).await,
             Command::Peers(command) => command.run(home, screen).await,
+            Command::Relay(command) => command.run(home, screen).await,
             Command::Doctor(command) => command.run(home, screen).await,
             Command::Use(command) => command.run(home, screen),
             Command::Completions(_) | Command::Man(_) | Command::Engine => Ok(()),

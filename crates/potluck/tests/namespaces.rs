@@ -7,7 +7,6 @@
 mod machine;
 
 use std::{
-    io::{BufRead, BufReader},
     process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -305,61 +304,22 @@ fn a_peer_that_keeps_to_itself_is_not_found() {
     }
 }
 
-/// What a child of these tests listens as a relay at.
-const RELAY: &str = "POTLUCK_TEST_RELAY";
-
-/// Does nothing but in a child: there it is a relay until it is killed.
-#[test]
-fn the_relay_of_another_test() {
-    let Ok(at) = std::env::var(RELAY) else { return };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let mut config = iroh_relay::server::ServerConfig::default();
-        config.relay = Some(iroh_relay::server::RelayConfig::new(at.parse::<std::net::SocketAddr>().unwrap()));
-        let _server = iroh_relay::server::Server::spawn(config).await.unwrap();
-        println!("listens");
-        std::future::pending::<()>().await;
-    });
-}
-
-/// A relay on a machine of the network, as another test of this program: killed when dropped.
-struct Relay(std::process::Child);
-
-impl Relay {
-    fn start(network: &Network, machine: usize) -> Self {
-        let child = Command::new("ip")
-            .args(["netns", "exec", &network.namespace(machine)])
-            .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "the_relay_of_another_test", "--nocapture"])
-            .env(RELAY, format!("10.77.0.{}:3340", machine + 1))
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut relay = Self(child);
-        let lines = BufReader::new(relay.0.stdout.take().unwrap()).lines();
-        lines.map_while(Result::ok).find(|line| line.contains("listens")).unwrap();
-        relay
-    }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn machines_that_cannot_reach_each_other_meet_at_a_relay() {
     let Some(network) = Network::new(3) else { return };
-    let [first, second, _] = &network.machines[..] else { unreachable!() };
+    let [first, second, third] = &network.machines[..] else { unreachable!() };
     network.part(&[0, 1]);
-    let _relay = Relay::start(&network, 2);
     let alone = first.answer("Hello", 16, &["--local", "--context", "512", "--exact"])["tokens"].clone();
-    first.json(&["swarm", "create", "--relay", "http://10.77.0.3:3340"]);
+    let (created, _) = first.json(&["swarm", "create"]);
+    let swarm = created["swarm"].as_str().unwrap();
+    // The relay is nobody's machine: it knows the swarm's name, and no more.
+    let mut relay = third.start(&["relay", "--also", swarm, "--name", "10.77.0.3", "--json"]);
+    let url = relay.object()["relays"][0].as_str().unwrap().to_owned();
+    let (kept, _) = first.json(&["swarm", "relays", "--add", &url]);
+    assert_eq!(kept["relays"][0], *url);
     let model = model();
     let mut serving = lend(first, 0, &["serve", "--model", &model, "--layers", "0..15"]);
-    assert_eq!(serving.object()["relay"], "http://10.77.0.3:3340/");
+    assert_eq!(serving.object()["relay"], *url);
 
     // Without it the line leads nowhere; with it, it is all that the newcomer needs.
     let line = invitation(first);
@@ -367,7 +327,7 @@ fn machines_that_cannot_reach_each_other_meet_at_a_relay() {
     assert_ne!(code, 0, "they reach each other, relay or not");
     assert!(failed["error"]["message"].as_str().unwrap().contains("--relay"), "{failed}");
     let mut lending = lend(second, 1, &["join", &line, "--model", &model, "--layers", "15..30"]);
-    assert_eq!(lending.object()["relay"], "http://10.77.0.3:3340/");
+    assert_eq!(lending.object()["relays"][0], *url, "it comes with the line");
     assert_eq!(lending.object()["layers"].to_string(), "[15,30]");
     wait_until("each finds the other's layers", || pooled(second).is_some() && pooled(first).is_some());
     assert_eq!([first, second].map(pooled), [Some(alone.clone()), Some(alone)]);
@@ -382,7 +342,7 @@ fn machines_that_cannot_reach_each_other_meet_at_a_relay() {
         let relay = doctor["findings"].as_array().unwrap().iter().find(|finding| finding["id"] == "relay").unwrap();
         assert_eq!(relay["how"], "ok", "{relay}");
     }
-    for running in [serving, lending] {
+    for running in [serving, lending, relay] {
         running.signal("TERM");
         assert_eq!(running.end().0, Some(0));
     }

@@ -3,16 +3,15 @@
 
 use std::{
     io::{BufRead as _, Write as _},
-    net::{Ipv6Addr, SocketAddr},
-    sync::Arc,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use iroh_relay::server::{CertConfig, QuicConfig, RelayConfig, Server, ServerConfig, TlsConfig};
 use potluck_grant::Gate;
-use potluck_net::{Bind, Identity, Lan, Link, NetDeadlines, Node, NodeConfig, PathKind, RelayUse};
+use potluck_net::{Bind, Identity, Lan, Link, NetDeadlines, Node, NodeConfig, PathKind, RelayAt, RelayUse};
+use potluck_netem::RELAY_HOST;
+use potluck_relay::{Certificate, Relay, RelayConfig};
 use potluck_wire::PeerAddress;
-use rustls::pki_types::PrivatePkcs8KeyDer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -31,28 +30,15 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// Longest wait for one answer before it is asked again.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// The relay's ports: of TLS, of address discovery, and of what needs neither.
-const HTTPS: u16 = 443;
-const DISCOVERY: u16 = 7842;
-const HTTP: u16 = 80;
-
 /// What a child is.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Role {
-    /// An iroh relay with this certificate and key, in DER.
-    Relay { certificate: Vec<u8>, key: Vec<u8> },
+    /// The swarm's relay, which keeps its certificate in that folder.
+    Relay { folder: PathBuf },
     /// A peer with that key, which lends a toy stage.
-    Host { key: u8, relay: Meeting },
+    Host { key: u8, relay: String },
     /// A peer with that key, which dials another's.
-    Guest { key: u8, relay: Meeting, host: u8 },
-}
-
-/// Where peers meet.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Meeting {
-    pub(crate) url: String,
-    /// Who vouches for it, in DER.
-    pub(crate) root: Vec<u8>,
+    Guest { key: u8, relay: String, host: u8 },
 }
 
 /// Runs the role; none where this process was told none: it is a test among others.
@@ -62,7 +48,7 @@ pub(crate) fn run() -> Option<()> {
     runtime.block_on(async {
         let orders = orders();
         match role {
-            Role::Relay { certificate, key } => be_relay(certificate, key, orders).await,
+            Role::Relay { folder } => be_relay(&folder, orders).await,
             Role::Host { key, relay } => be_host(key, &relay, orders).await,
             Role::Guest { key, relay, host } => be_guest(key, &relay, host, orders).await,
         }
@@ -91,35 +77,25 @@ fn say(what: &Value) {
     let _ = stdout.flush();
 }
 
-async fn be_relay(certificate: Vec<u8>, key: Vec<u8>, mut orders: mpsc::UnboundedReceiver<String>) {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let server_config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.into()], PrivatePkcs8KeyDer::from(key).into())
-        .unwrap();
-    let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    let mut relay = RelayConfig::new(any(HTTP));
-    relay.tls = Some(TlsConfig::new(any(HTTPS), CertConfig::Manual { server_config }));
-    let mut config = ServerConfig::default();
-    config.relay = Some(relay);
-    config.quic = Some(QuicConfig::new(any(DISCOVERY)));
-    let server = Server::spawn(config).await.unwrap();
-    say(&json!({ "event": "ready" }));
+/// The swarm's own relay, at the usual ports.
+async fn be_relay(folder: &Path, mut orders: mpsc::UnboundedReceiver<String>) {
+    let certificate = Certificate::self_signed(folder, &[RELAY_HOST.into()]).unwrap();
+    let url = RelayAt::with_certificate(&format!("https://{RELAY_HOST}"), certificate.der(), None).unwrap();
+    let relay = Relay::start(RelayConfig::new(vec![Gate::new(root().public())], certificate)).await.unwrap();
+    say(&json!({ "event": "ready", "url": url.to_string() }));
     while orders.recv().await.is_some() {}
-    server.shutdown().await.unwrap();
+    relay.stop().await.unwrap();
 }
 
-async fn node(n: u8, relay: &Meeting) -> Node {
+async fn node(n: u8, relay: &str) -> Node {
     let (key, gate) = (key(n), Gate::new(root().public()));
     let identity = Identity { grant: grant_of(&root(), key.peer_id(), FAR), key, gate };
-    let relay = Some(RelayUse { url: relay.url.clone(), claim: None, roots: vec![relay.root.clone()] });
+    let relay = Some(RelayUse { urls: vec![relay.into()], pass: None, claim: None });
     let deadlines = NetDeadlines::default();
     Node::bind(NodeConfig { identity, bind: Bind::Any, lan: Lan::Off, relay, deadlines }).await.unwrap()
 }
 
-async fn be_host(key: u8, relay: &Meeting, mut orders: mpsc::UnboundedReceiver<String>) {
+async fn be_host(key: u8, relay: &str, mut orders: mpsc::UnboundedReceiver<String>) {
     let node = node(key, relay).await;
     let serving = lend(&node, spec(0, 2, 2), Duration::from_secs(5));
     let online = node.relay_answers().await;
@@ -129,10 +105,10 @@ async fn be_host(key: u8, relay: &Meeting, mut orders: mpsc::UnboundedReceiver<S
 }
 
 /// Dials, says how it is connected, and whenever that changes; an order is to be answered by the host as soon as possible.
-async fn be_guest(key_of: u8, relay: &Meeting, host: u8, mut orders: mpsc::UnboundedReceiver<String>) {
+async fn be_guest(key_of: u8, relay: &str, host: u8, mut orders: mpsc::UnboundedReceiver<String>) {
     let node = node(key_of, relay).await;
     let online = node.relay_answers().await;
-    let to = PeerAddress { peer: key(host).peer_id(), addresses: Vec::new(), relay: Some(relay.url.clone()) };
+    let to = PeerAddress { peer: key(host).peer_id(), addresses: Vec::new(), relay: Some(relay.to_owned()) };
     let begun = Instant::now();
     let mut link = dial(&node, &to).await;
     let mut known = link.path().map(|path| path.kind);

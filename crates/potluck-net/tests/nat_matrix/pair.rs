@@ -7,10 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use potluck_netem::{Namespace, Nat, RELAY_HOST, Running, SideId, World};
+use potluck_netem::{Namespace, Nat, Running, SideId, World};
 use serde_json::{Value, json};
 
-use crate::child::{Meeting, Role, VARIABLE, is_direct};
+use crate::child::{Role, VARIABLE, is_direct};
 
 /// Longest wait for what a child must say.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -126,16 +126,15 @@ impl Pair {
         let mut world = World::or_skip()?;
         let [guest_side, host_side] = [guest, host].map(|nat| world.side(nat).unwrap());
         let prepared = prepare(&mut world, guest_side);
-        let (certificate, key) = certificate();
-        let meeting = Meeting { url: format!("https://{RELAY_HOST}"), root: certificate.clone() };
-        let relay = Child::start(world.relay(), "the relay", &Role::Relay { certificate, key });
-        relay.must_say("ready");
+        let folder = tempfile::tempdir().unwrap();
+        let relay = Child::start(world.relay(), "the relay", &Role::Relay { folder: folder.path().to_owned() });
+        let url = relay.must_say("ready")["url"].as_str().unwrap().to_owned();
         let dialled = || {
-            let role = Role::Host { key: HOST, relay: meeting.clone() };
+            let role = Role::Host { key: HOST, relay: url.clone() };
             Child::start(world[host_side].host(), &format!("the host behind {host}"), &role)
         };
         let dials = || {
-            let role = Role::Guest { key: GUEST, relay: meeting.clone(), host: HOST };
+            let role = Role::Guest { key: GUEST, relay: url.clone(), host: HOST };
             Child::start(world[guest_side].host(), &format!("the guest behind {guest}"), &role)
         };
         let (guest, host) = match first {
@@ -165,10 +164,4 @@ impl Pair {
             None => (false, json!({ "path": self.connected["path"], "ms": null })),
         }
     }
-}
-
-/// For the relay's name, in DER: the certificate, which vouches for itself, and its key.
-fn certificate() -> (Vec<u8>, Vec<u8>) {
-    let made = rcgen::generate_simple_self_signed([RELAY_HOST.to_owned()]).unwrap();
-    (made.cert.der().to_vec(), made.signing_key.serialize_der())
 }

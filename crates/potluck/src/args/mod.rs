@@ -10,6 +10,6 @@ mod sampling;
 pub(crate) use disk::DiskArgs;
 pub(crate) use door::DoorArgs;
 pub(crate) use engine::EngineArgs;
-pub(crate) use reach::{Reach, RelayChoice};
+pub(crate) use reach::Reach;
 pub(crate) use route::{PEERS_MAX, Prefer, RouteArgs, parse_bytes};
 pub(crate) use sampling::{SamplingArgs, StopArgs};

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use clap::{Args, builder::FalseyValueParser};
-use potluck_net::{Lan, NetError, parse_relay};
+use potluck_net::{Lan, NetError, RelayAt};
 
 /// How this machine and the others reach each other.
 #[derive(Debug, Clone, Default, Args)]
@@ -11,9 +11,10 @@ pub(crate) struct Reach {
     /// Look nobody up on the local network, and do not answer there: no mDNS
     #[arg(long, global = true, env = "POTLUCK_NO_MDNS", hide_env = true, value_parser = FalseyValueParser::new())]
     pub(crate) no_mdns: bool,
-    /// The relay that helps where machines do not reach each other, or `none` [default: the one that the swarm was joined with]
-    #[arg(long, global = true, value_name = "URL", env = "POTLUCK_RELAY", hide_env = true)]
-    pub(crate) relay: Option<RelayChoice>,
+    /// The relay that helps where machines do not reach each other, or `none` (repeatable) [default: those of the swarm, as `potluck
+    /// swarm relays` prints them]
+    #[arg(long, global = true, value_name = "URL", env = "POTLUCK_RELAY", hide_env = true, value_delimiter = ',')]
+    pub(crate) relay: Vec<RelayChoice>,
 }
 
 /// Which relay the user wants.
@@ -36,13 +37,15 @@ impl Reach {
         if self.no_mdns { Lan::Off } else { Lan::Announce }
     }
 
-    /// The relay that the user wants, or else this one.
-    pub(crate) fn relay_or(&self, kept: Option<&String>) -> Option<String> {
-        match &self.relay {
-            Some(RelayChoice::None) => None,
-            Some(RelayChoice::At(url)) => Some(url.clone()),
-            None => kept.cloned(),
+    /// The relays that the user wants, or else these.
+    pub(crate) fn relays_or(&self, kept: &[String]) -> Vec<String> {
+        if self.relay.is_empty() {
+            return kept.to_vec();
         }
+        if self.relay.contains(&RelayChoice::None) {
+            return Vec::new();
+        }
+        self.relay.iter().filter_map(RelayChoice::url).collect()
     }
 }
 
@@ -50,7 +53,21 @@ impl FromStr for RelayChoice {
     type Err = NetError;
 
     fn from_str(text: &str) -> Result<Self, NetError> {
-        if text == "none" { Ok(Self::None) } else { parse_relay(text).map(Self::At) }
+        if text == "none" { Ok(Self::None) } else { RelayAt::parse(text).map(|at| Self::At(at.to_string())) }
+    }
+}
+
+impl RelayChoice {
+    fn url(&self) -> Option<String> {
+        match self {
+            Self::None => None,
+            Self::At(url) => Some(url.clone()),
+        }
+    }
+
+    /// As it is written on the command line.
+    pub(crate) fn word(&self) -> String {
+        self.url().unwrap_or_else(|| "none".into())
     }
 }
 
@@ -60,15 +77,15 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_this_time_counts_before_what_is_kept() {
-        let kept = "https://kept.example/".to_owned();
-        let chosen = |text: Option<&str>| {
-            let reach = Reach { no_mdns: false, relay: text.map(|text| text.parse().unwrap()) };
-            (reach.relay_or(Some(&kept)), reach.relay_or(None))
+        let kept = ["https://kept.example/".to_owned()];
+        let chosen = |texts: &[&str]| {
+            let reach = Reach { no_mdns: false, relay: texts.iter().map(|text| text.parse().unwrap()).collect() };
+            (reach.relays_or(&kept), reach.relays_or(&[]))
         };
-        assert_eq!(chosen(None), (Some(kept.clone()), None));
-        assert_eq!(chosen(Some("none")), (None, None));
-        let other = Some("https://other.example/".to_owned());
-        assert_eq!(chosen(Some("https://other.example")), (other.clone(), other));
+        assert_eq!(chosen(&[]), (kept.to_vec(), vec![]));
+        assert_eq!(chosen(&["none"]), (vec![], vec![]));
+        let others = vec!["https://a.example/".to_owned(), "https://b.example/".to_owned()];
+        assert_eq!(chosen(&["https://a.example", "https://b.example"]), (others.clone(), others));
         assert!("other.example".parse::<RelayChoice>().is_err());
     }
 }

@@ -216,15 +216,18 @@ async fn swarm(findings: &mut Findings, home: &Home) -> Result<(), Failure> {
         }
     }
     let node = client_node(home, &membership).await?;
-    relay(findings, &node, membership.relay(home)).await;
+    relay(findings, &node, &membership.relays(home)).await;
     reach(findings, &node, &membership).await;
     node.close().await;
     Ok(())
 }
 
 /// Whether the relay answers that this machine would use.
-async fn relay(findings: &mut Findings, node: &Node, url: Option<String>) {
-    let Some(url) = url else { return };
+async fn relay(findings: &mut Findings, node: &Node, relays: &[String]) {
+    if relays.is_empty() {
+        return;
+    }
+    let url = relays.join(" or ");
     match node.relay_answers().await {
         None => {
             findings.ok("relay", format!("{url} is in use by another command of this machine: this one goes without"))

@@ -4,15 +4,14 @@ use std::io::{Read, stdin};
 
 use clap::Args;
 use potluck_grant::Gate;
-use potluck_net::{Bind, Identity as NetIdentity, NetDeadlines, Node, NodeConfig, parse_relay};
-use potluck_wire::PeerAddress;
+use potluck_net::{Bind, Identity as NetIdentity, NetDeadlines, Node, NodeConfig};
 use serde_json::json;
 
 use crate::{
     apart::apart,
     commands::{serve::Lend, swarm::utc_now},
     failure::{Failure, OrFail},
-    home::{Admission, Home, Identity, Invitation, Line, Membership, Role},
+    home::{Admission, Home, Identity, Invitation, Line, Membership, Role, usable},
     screen::Screen,
 };
 
@@ -45,28 +44,26 @@ pub(crate) async fn read_line(text: String) -> Result<Line, Failure> {
 
 /// Joins with either kind of line.
 pub(crate) async fn join(home: &Home, screen: Screen, line: Line, replace: bool) -> Result<(), Failure> {
-    let (admission, relay, code) = match line {
+    let (admission, code) = match line {
         Line::Granted(admission) => {
-            let relay = admission.contacts.iter().find_map(usable_relay);
             let mine = keys(home)?;
             if !admission.grants.iter().any(|(holder, _)| mine.contains(holder)) {
                 let hint = "the line must name the keys that `potluck swarm join` prints on this machine";
                 return Err(Failure::new("not_for_us", "this line is for another machine", hint));
             }
-            (admission, relay, None)
+            (admission, None)
         }
         Line::Invited(invitation) => {
             // Before the invitation is used up.
             Membership::may_join(home, &invitation.swarm, replace)?;
             let _bar = screen.wait(format!("asking {}", invitation.inviter.addresses.join(" or ")));
-            let relay = usable_relay(&invitation.inviter);
-            let (admission, code) = ask(home, &invitation, relay.as_ref()).await?;
-            (admission, relay, Some(code))
+            let (admission, code) = ask(home, &invitation).await?;
+            (admission, Some(code))
         }
     };
-    let membership = Membership::join(home, &admission, relay.as_ref(), replace)?;
+    let membership = Membership::join(home, &admission, replace)?;
     if screen.json {
-        let joined = json!({ "swarm": membership.swarm, "contacts": membership.contacts.len(), "relay": membership.relay, "code": code });
+        let joined = json!({ "swarm": membership.swarm, "contacts": membership.contacts.len(), "relays": membership.relays, "code": code });
         return screen.object(&joined);
     }
     screen.text(&format!("joined swarm {}\n", membership.swarm))?;
@@ -76,20 +73,16 @@ pub(crate) async fn join(home: &Home, screen: Screen, line: Line, replace: bool)
     Ok(())
 }
 
-/// The relay of whoever lets this machine in becomes its own.
-fn usable_relay(inviter: &PeerAddress) -> Option<String> {
-    inviter.relay.as_deref().and_then(|url| parse_relay(url).ok())
-}
-
 /// Shows the invitation to whoever wrote it.
-async fn ask(home: &Home, invitation: &Invitation, relay: Option<&String>) -> Result<(Admission, String), Failure> {
+async fn ask(home: &Home, invitation: &Invitation) -> Result<(Admission, String), Failure> {
     let keys = keys(home)?;
     let identity = Identity::open(home, Role::Client)?;
     let swarm = invitation.swarm.parse().or_fail("usage", "paste all of the line")?;
     // It has no grant yet, and greets nobody.
     let who = NetIdentity { key: identity.key.clone(), grant: Vec::new(), gate: Gate::new(swarm) };
     let (lan, deadlines) = (home.reach.asking(), NetDeadlines::default());
-    let relay = home.reach.relay_or(relay).and_then(|url| home.claim_relay(url));
+    let relays = home.reach.relays_or(&usable(&invitation.relays));
+    let relay = home.claim_relays(relays, Some(invitation.relay_pass()));
     let node = Node::bind(NodeConfig { identity: who, bind: Bind::Any, lan, relay, deadlines }).await?;
     let asked = node.join(&invitation.inviter, invitation.secret, keys.to_vec()).await;
     node.close().await;
@@ -98,7 +91,12 @@ async fn ask(home: &Home, invitation: &Invitation, relay: Option<&String>) -> Re
         joined.contacts.insert(0, invitation.inviter.clone());
     }
     let grants = keys.into_iter().zip(joined.grants).collect();
-    let admission = Admission { swarm: invitation.swarm.clone(), grants, contacts: joined.contacts };
+    let admission = Admission {
+        swarm: invitation.swarm.clone(),
+        grants,
+        contacts: joined.contacts,
+        relays: invitation.relays.clone(),
+    };
     Ok((admission, invitation.code(identity.key.peer_id())))
 }
 

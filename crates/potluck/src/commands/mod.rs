@@ -9,6 +9,7 @@ pub(crate) mod model;
 pub(crate) mod order;
 pub(crate) mod peers;
 pub(crate) mod plan;
+pub(crate) mod relay;
 pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod service;

@@ -135,9 +135,9 @@ impl Lend {
                 "potluck swarm whoami says what this machine may; its owner lets it lend with `potluck swarm grant`";
             return Err(Failure::new("not_allowed", format!("this machine may not lend: {error}"), hint));
         }
-        membership.relay = membership.relay(home);
+        membership.relays = membership.relays(home);
         let bind = Bind::Address(self.bind);
-        let node = bind_node(who, bind, home.reach.serving(), membership.relay.clone()).await?;
+        let node = bind_node(who, bind, home.reach.serving(), membership.relays.clone()).await?;
         membership.knows(node.address());
         membership.save(home)?;
         let library = Library::new(home.models());

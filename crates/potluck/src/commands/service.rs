@@ -13,7 +13,6 @@ use service_manager::{
 };
 
 use crate::{
-    args::RelayChoice,
     failure::Failure,
     home::{Home, Membership},
     screen::Screen,
@@ -46,14 +45,9 @@ pub(crate) fn install(home: &Home, screen: Screen, level: Level, mut args: Vec<O
     if home.reach.no_mdns && !args.iter().any(|arg| arg == NO_MDNS) {
         args.push(NO_MDNS.into());
     }
-    if let Some(choice) = &home.reach.relay
-        && !args.iter().any(|arg| arg.to_string_lossy().starts_with(RELAY))
-    {
-        let url = match choice {
-            RelayChoice::None => "none",
-            RelayChoice::At(url) => url,
-        };
-        args.extend([RELAY.into(), url.into()]);
+    if !args.iter().any(|arg| arg.to_string_lossy().starts_with(RELAY)) {
+        let chosen = home.reach.relay.iter().flat_map(|choice| [RELAY.into(), choice.word().into()]);
+        args.extend(chosen);
     }
     let manager = manager(level)?;
     let program = std::env::current_exe().map_err(|error| Failure::io("finding this program", &error))?;

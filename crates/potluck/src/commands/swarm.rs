@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::{Args, Subcommand};
 use potluck_core::PeerId;
 use potluck_grant::Caveats;
+use potluck_net::RelayAt;
 use potluck_wire::{ADDRESSES_MAX, PeerAddress};
 use serde_json::json;
 use sysinfo::Networks;
@@ -52,6 +53,8 @@ pub(crate) enum Swarm {
     Whoami,
     /// Why a key may do something, or may not
     Explain(Explain),
+    /// The relays that help this machine, or one more, or one less
+    Relays(Relays),
     /// Belong to the swarm no longer
     Leave(Leave),
 }
@@ -108,6 +111,16 @@ pub(crate) struct Grant {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Relays {
+    /// A relay, as `potluck relay` prints it; what serves here takes it up when it starts again (repeatable)
+    #[arg(long, value_name = "URL", value_parser = RelayAt::parse)]
+    add: Vec<RelayAt>,
+    /// One that helps no longer (repeatable)
+    #[arg(long, value_name = "URL", value_parser = RelayAt::parse)]
+    remove: Vec<RelayAt>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Leave {
     /// Remove the root key that is here, too, of this swarm or an earlier one: nobody is let into that one ever after
     #[arg(long)]
@@ -132,6 +145,7 @@ impl Swarm {
             Self::Members => authority::members(home, screen),
             Self::Whoami => authority::whoami(home, screen),
             Self::Explain(command) => command.run(home, screen),
+            Self::Relays(command) => relays(home, screen, command),
             Self::Leave(command) => leave(home, screen, &command),
         }
     }
@@ -147,8 +161,8 @@ fn create(home: &Home, screen: Screen, command: &Invite) -> Result<(), Failure> 
         Caveats { role: Some(Standing::Owner), until: Some(days_from(utc_now(), GRANT_DAYS)), ..Caveats::default() };
     let grants =
         keys(home)?.into_iter().map(|key| Ok((key, root.admit_as(key, &owner)?))).collect::<Result<_, Failure>>()?;
-    let admission = Admission { swarm: root.swarm().to_string(), grants, contacts: Vec::new() };
-    let membership = Membership::join(home, &admission, None, false)?;
+    let admission = Admission { swarm: root.swarm().to_string(), grants, contacts: Vec::new(), relays: Vec::new() };
+    let membership = Membership::join(home, &admission, false)?;
     let line = write(home, &root, &membership, command)?;
     if screen.json {
         return screen.object(&json!({ "swarm": membership.swarm, "invitation": line.to_string() }));
@@ -165,6 +179,29 @@ fn invite(home: &Home, screen: Screen, command: &Invite) -> Result<(), Failure> 
         return screen.object(&json!({ "invitation": line.to_string(), "uses": uses, "hours": hours, "days": days }));
     }
     show(screen, &line, command)
+}
+
+fn relays(home: &Home, screen: Screen, command: Relays) -> Result<(), Failure> {
+    let mut membership = Membership::open(home)?;
+    for relay in &command.remove {
+        if !membership.forget_relay(relay) {
+            let message = format!("{} is none of this machine's relays", relay.url());
+            return Err(Failure::new("relay_unknown", message, "potluck swarm relays"));
+        }
+    }
+    command.add.iter().for_each(|relay| membership.keep_relay(relay));
+    if !(command.add.is_empty() && command.remove.is_empty()) {
+        membership.save(home)?;
+    }
+    let relays = membership.relays(home);
+    if screen.json {
+        return screen.object(&json!({ "relays": relays }));
+    }
+    if relays.is_empty() {
+        screen.note("no relay: potluck relay runs one; potluck swarm relays --add URL");
+        return Ok(());
+    }
+    screen.text(&(relays.join("\n") + "\n"))
 }
 
 fn leave(home: &Home, screen: Screen, command: &Leave) -> Result<(), Failure> {
@@ -185,7 +222,10 @@ fn leave(home: &Home, screen: Screen, command: &Leave) -> Result<(), Failure> {
 fn write(home: &Home, root: &SwarmRoot, membership: &Membership, command: &Invite) -> Result<Line, Failure> {
     let peer = Identity::open(home, Role::Peer)?.key.peer_id();
     let before = membership.contacts.iter().find(|contact| contact.peer == peer);
-    let relay = membership.relay(home);
+    let relays = membership.relays(home);
+    // Where it is found is known once it has served; before that, any of them.
+    let relay =
+        before.and_then(|known| known.relay.clone()).filter(|at| relays.contains(at)).or(relays.first().cloned());
     let inviter = match before {
         _ if !command.address.is_empty() => {
             let addresses = command.address.iter().take(ADDRESSES_MAX).map(ToString::to_string).collect();
@@ -197,7 +237,7 @@ fn write(home: &Home, root: &SwarmRoot, membership: &Membership, command: &Invit
     let now = utc_now();
     let expires = now + u64::from(command.hours) * 3_600;
     let secret = Invitations::open(home, now)?.write(expires, command.uses, command.days)?;
-    Ok(Line::Invited(Invitation { swarm: root.swarm().to_string(), inviter, secret, expires }))
+    Ok(Line::Invited(Invitation::new(root, inviter, secret, expires, relays)))
 }
 
 fn show(screen: Screen, line: &Line, command: &Invite) -> Result<(), Failure> {
@@ -216,7 +256,7 @@ fn show(screen: Screen, line: &Line, command: &Invite) -> Result<(), Failure> {
 }
 
 /// This machine's addresses, where it has not served yet.
-fn own_addresses() -> Vec<String> {
+pub(crate) fn own_addresses() -> Vec<String> {
     let networks = Networks::new_with_refreshed_list();
     let mut addresses: Vec<_> = networks
         .values()
@@ -320,16 +360,20 @@ fn give(
     admit: impl Fn(PeerId) -> Result<Vec<u8>, Failure>,
 ) -> Result<(), Failure> {
     let membership = Membership::open(home)?;
-    let relay = membership.relay(home);
+    let relays = membership.relays(home);
     let mut contacts = if command.contact.is_empty() { membership.contacts } else { command.contact };
     let own = Identity::open(home, Role::Peer)?.key.peer_id();
-    contacts.iter_mut().filter(|contact| contact.peer == own).for_each(|contact| contact.relay.clone_from(&relay));
+    contacts.iter_mut().filter(|contact| contact.peer == own).for_each(|contact| {
+        if contact.relay.as_ref().is_none_or(|at| !relays.contains(at)) {
+            contact.relay = relays.first().cloned();
+        }
+    });
     if contacts.is_empty() {
         screen.note("nobody of this swarm has served yet, so the line names no one to ask: see --contact");
     }
     let grants = command.keys.iter().map(|&key| Ok((key, admit(key)?))).collect::<Result<Vec<_>, Failure>>()?;
     remember_issued(home, &grants)?;
-    let line = Line::Granted(Admission { swarm, grants, contacts });
+    let line = Line::Granted(Admission { swarm, grants, contacts, relays });
     if screen.json {
         return screen.object(&json!({ "invitation": line.to_string(), "days": command.days }));
     }

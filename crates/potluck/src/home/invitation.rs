@@ -4,10 +4,12 @@ use std::{fmt, str::FromStr};
 
 use data_encoding::BASE64URL_NOPAD;
 use potluck_core::PeerId;
-use potluck_grant::SwarmId;
+use potluck_grant::{RelayPass, SwarmId};
+use potluck_net::RelayInvitation;
 use potluck_wire::PeerAddress;
 use serde::{Deserialize, Serialize};
 
+use super::SwarmRoot;
 use crate::failure::Failure;
 
 /// How a line begins: its kind and version.
@@ -36,6 +38,10 @@ pub(crate) struct Invitation {
     pub(crate) secret: [u8; 16],
     /// UTC seconds until which it may be used, by the inviter's clock.
     pub(crate) expires: u64,
+    /// The swarm's relays.
+    pub(crate) relays: Vec<String>,
+    /// The root's signature that they may help whoever has this, until it expires.
+    pass: serde_bytes::ByteArray<64>,
 }
 
 /// Grants for the keys of one machine, and whom to ask first. Of no use to anyone else, so it may travel in the open.
@@ -47,9 +53,29 @@ pub(crate) struct Admission {
     pub(crate) grants: Vec<(PeerId, Vec<u8>)>,
     /// Members to ask for offers.
     pub(crate) contacts: Vec<PeerAddress>,
+    /// The swarm's relays.
+    pub(crate) relays: Vec<String>,
 }
 
 impl Invitation {
+    /// One to that peer, known by that secret.
+    pub(crate) fn new(
+        root: &SwarmRoot,
+        inviter: PeerAddress,
+        secret: [u8; 16],
+        expires: u64,
+        relays: Vec<String>,
+    ) -> Self {
+        let pass = root.relay_pass(&secret, expires).signature.into();
+        Self { swarm: root.swarm().to_string(), inviter, secret, expires, relays, pass }
+    }
+
+    /// What the swarm's relays are shown by whoever has it.
+    pub(crate) fn relay_pass(&self) -> RelayInvitation {
+        let pass = RelayPass { until: self.expires, signature: self.pass.into_array() };
+        RelayInvitation { pass, secret: self.secret }
+    }
+
     /// Six digits that both sides see once it has been used by that key: where they differ, somebody else came in.
     pub(crate) fn code(&self, newcomer: PeerId) -> String {
         code(&self.swarm, &self.secret, newcomer)
@@ -110,8 +136,11 @@ mod tests {
 
     fn lines() -> [Line; 2] {
         let swarm = Root::from_bytes(&[7; 32]).public().to_string();
-        let invitation = Invitation { swarm: swarm.clone(), inviter: peer(1), secret: [9; 16], expires: 1_800_000_000 };
-        let admission = Admission { swarm, grants: vec![(peer(2).peer, vec![1, 2, 3])], contacts: vec![peer(1)] };
+        let (secret, expires, relays) = ([9; 16], 1_800_000_000, vec!["https://relay.example/".to_owned()]);
+        let root = SwarmRoot::ephemeral().unwrap();
+        let invitation = Invitation::new(&root, peer(1), secret, expires, relays.clone());
+        let grants = vec![(peer(2).peer, vec![1, 2, 3])];
+        let admission = Admission { swarm, grants, contacts: vec![peer(1)], relays };
         [Line::Invited(invitation), Line::Granted(admission)]
     }
 

@@ -2,7 +2,8 @@
 
 use data_encoding::HEXLOWER;
 use potluck_core::{Order, PeerId, SecretKey, SignedOrder};
-use potluck_grant::{Caveats, Gate, Root, SwarmId};
+use potluck_grant::{Caveats, Gate, RelayPass, Root, SwarmId};
+use potluck_net::{RELAYS_MAX, RelayAt};
 use potluck_wire::PeerAddress;
 use serde::{Deserialize, Serialize};
 
@@ -26,9 +27,9 @@ pub(crate) struct Membership {
     grants: Vec<(String, String)>,
     /// Members to ask for offers.
     pub(crate) contacts: Vec<PeerAddress>,
-    /// URL of the relay that this machine listens at, and by which it reaches others that it reaches no other way.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) relay: Option<String>,
+    /// The relays at which this machine listens, and by which it reaches others that it reaches no other way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) relays: Vec<String>,
 }
 
 /// The key that grants places in a swarm.
@@ -65,18 +66,13 @@ impl Membership {
         }
     }
 
-    /// What a machine was granted, kept. `relay`: that of whoever let it in.
-    pub(crate) fn join(
-        home: &Home,
-        admission: &Admission,
-        relay: Option<&String>,
-        replace: bool,
-    ) -> Result<Self, Failure> {
+    /// What a machine was granted, kept.
+    pub(crate) fn join(home: &Home, admission: &Admission, replace: bool) -> Result<Self, Failure> {
         let swarm = admission.swarm.clone();
         Self::may_join(home, &swarm, replace)?;
         let grants = admission.grants.iter().map(|(peer, grant)| (peer.to_string(), HEXLOWER.encode(grant))).collect();
-        let relay = home.reach.relay_or(relay);
-        let membership = Self { swarm, grants, contacts: admission.contacts.clone(), relay };
+        let relays = home.reach.relays_or(&usable(&admission.relays));
+        let membership = Self { swarm, grants, contacts: admission.contacts.clone(), relays };
         membership.save(home)?;
         Ok(membership)
     }
@@ -102,9 +98,23 @@ impl Membership {
         Ok(swarm)
     }
 
-    /// The relay of this machine: what the user wants this time, or else what is kept.
-    pub(crate) fn relay(&self, home: &Home) -> Option<String> {
-        home.reach.relay_or(self.relay.as_ref())
+    /// The relays of this machine: what the user wants this time, or else what is kept.
+    pub(crate) fn relays(&self, home: &Home) -> Vec<String> {
+        home.reach.relays_or(&self.relays)
+    }
+
+    /// Keeps one more relay; one that is known at the same place is replaced.
+    pub(crate) fn keep_relay(&mut self, relay: &RelayAt) {
+        self.forget_relay(relay);
+        self.relays.push(relay.to_string());
+        self.relays.truncate(RELAYS_MAX);
+    }
+
+    /// Keeps one relay less; whether it was there.
+    pub(crate) fn forget_relay(&mut self, relay: &RelayAt) -> bool {
+        let before = self.relays.len();
+        self.relays.retain(|kept| RelayAt::parse(kept).is_ok_and(|kept| kept.url() != relay.url()));
+        self.relays.len() < before
     }
 
     /// Keeps what has changed.
@@ -154,6 +164,12 @@ impl Membership {
         super::authority::tell(home, &gate)?;
         Ok(gate)
     }
+}
+
+/// Those that are relays, of what a line named: as many as a machine listens at.
+pub(crate) fn usable(relays: &[String]) -> Vec<String> {
+    let read = relays.iter().filter_map(|text| RelayAt::parse(text).ok());
+    read.map(|at| at.to_string()).take(RELAYS_MAX).collect()
 }
 
 impl SwarmRoot {
@@ -218,6 +234,11 @@ impl SwarmRoot {
         Ok(self.0.grant_as(holder, caveats).or_fail("grant", "name fewer models and peers")?.into_bytes())
     }
 
+    /// Lets whoever knows that invitation's secret be helped by the swarm's relays until then.
+    pub(crate) fn relay_pass(&self, secret: &[u8; 16], until: u64) -> RelayPass {
+        self.0.relay_pass(secret, until)
+    }
+
     /// The root's key, to take something back with.
     pub(crate) fn key(&self) -> SecretKey {
         self.0.key()
@@ -237,7 +258,7 @@ mod tests {
     fn contacts_are_renewed_and_never_pile_up() {
         let own = member(0, 1);
         let contacts = vec![member(1, 1), own.clone(), member(2, 1), member(3, 1)];
-        let mut membership = Membership { swarm: "07".into(), grants: Vec::new(), contacts, relay: None };
+        let mut membership = Membership { swarm: "07".into(), grants: Vec::new(), contacts, relays: Vec::new() };
         membership.keep_contacts(own.peer, &[member(2, 2), member(4, 2)]);
         let kept = [own.clone(), member(2, 2), member(4, 2), member(1, 1), member(3, 1)];
         assert_eq!(membership.contacts, kept, "own, what is known now, and who was known before");

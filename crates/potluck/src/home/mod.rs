@@ -14,7 +14,7 @@ use std::{
 };
 
 use directories::ProjectDirs;
-use potluck_net::RelayUse;
+use potluck_net::{RelayInvitation, RelayUse};
 use tempfile::NamedTempFile;
 
 use crate::{args::Reach, failure::Failure};
@@ -23,7 +23,7 @@ pub(crate) use authority::{issued, keep_revocations, remember_issued};
 pub(crate) use identity::{Identity, Role, new_key};
 pub(crate) use invitation::{Admission, Invitation, Line};
 pub(crate) use invitations::{GRANT_DAYS, Invitations};
-pub(crate) use membership::{CONTACTS_KEPT, Membership, SwarmRoot};
+pub(crate) use membership::{CONTACTS_KEPT, Membership, SwarmRoot, usable};
 
 /// Held by the process that is at the relay with the key that asks.
 const RELAY_LOCK: &str = "relay.lock";
@@ -57,14 +57,18 @@ impl Home {
         self.folder.join(name)
     }
 
-    /// That relay for one of the processes that ask with this machine's key; none while another of them is there.
-    pub(crate) fn claim_relay(&self, url: String) -> Option<RelayUse> {
+    /// Those relays for one of the processes that ask with this machine's key; none while another of them is there. `pass`: what it shows
+    /// that has no grant yet.
+    pub(crate) fn claim_relays(&self, urls: Vec<String>, pass: Option<RelayInvitation>) -> Option<RelayUse> {
+        if urls.is_empty() {
+            return None;
+        }
         let file = fs::File::options().create(true).truncate(false).write(true).open(self.path(RELAY_LOCK)).ok()?;
         if file.try_lock().is_err() {
             tracing::warn!("another command of this machine is at the relay: this one goes without");
             return None;
         }
-        Some(RelayUse { url, claim: Some(Arc::new(file)), roots: Vec::new() })
+        Some(RelayUse { urls, pass, claim: Some(Arc::new(file)) })
     }
 
     /// The same home, where what is fetched takes no more than so many bytes.
@@ -139,7 +143,8 @@ mod tests {
     fn one_at_a_time_is_at_the_relay() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(Some(dir.path().join("home")), Reach::default()).unwrap();
-        let claim = || home.claim_relay("https://relay.example/".into());
+        let claim = || home.claim_relays(vec!["https://relay.example/".into()], None);
+        assert!(home.claim_relays(Vec::new(), None).is_none());
         let first = claim().unwrap();
         assert!(claim().is_none(), "they share a key");
         let clone = first.clone();

@@ -79,7 +79,7 @@ impl ServingPeer {
         lent_to: LentTo,
     ) -> Result<Self, Failure> {
         let stage = LoadedStage::load(entry, spec, settings, lent_to).await?;
-        Ok(stage.serve(bind_node(identity, bind, Lan::Off, None).await?))
+        Ok(stage.serve(bind_node(identity, bind, Lan::Off, Vec::new()).await?))
     }
 
     /// Its id.
@@ -155,14 +155,9 @@ impl LoadedStage {
 }
 
 /// An endpoint with the deadlines of peers.
-pub(crate) async fn bind_node(
-    identity: Identity,
-    bind: Bind,
-    lan: Lan,
-    relay: Option<String>,
-) -> Result<Node, Failure> {
+pub(crate) async fn bind_node(identity: Identity, bind: Bind, lan: Lan, relays: Vec<String>) -> Result<Node, Failure> {
     // Whoever serves has locked its key.
-    let relay = relay.map(|url| RelayUse { url, claim: None, roots: Vec::new() });
+    let relay = (!relays.is_empty()).then_some(RelayUse { urls: relays, pass: None, claim: None });
     Ok(Node::bind(NodeConfig { identity, bind, lan, relay, deadlines: NetDeadlines::default() }).await?)
 }
 

@@ -168,7 +168,7 @@ pub(crate) async fn client_node(home: &Home, membership: &Membership) -> Result<
     let grant = membership.grant(key.peer_id())?;
     let identity = Identity { key, grant, gate: membership.gate(home)? };
     let (lan, deadlines) = (home.reach.asking(), NetDeadlines::default());
-    let relay = membership.relay(home).and_then(|url| home.claim_relay(url));
+    let relay = home.claim_relays(membership.relays(home), None);
     Ok(Node::bind(NodeConfig { identity, bind: Bind::Any, lan, relay, deadlines }).await?)
 }
 

@@ -1,0 +1,139 @@
+//! Who is let in, and who has to go.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use iroh_relay::server::{Access, AccessControl, ClientRequest, ConnectionId};
+use potluck_core::PeerId;
+use potluck_grant::{Gate, GrantError, Relayed};
+use tracing::info;
+
+use crate::{Limits, metrics::AccessMetrics};
+
+/// What a stranger is told: no more than the kind of refusal.
+const NOT_ALLOWED: &str = "not_allowed";
+const BUSY: &str = "busy";
+const SPENT: &str = "spent";
+
+/// iroh's name of a key.
+pub(crate) type Key = iroh_base::EndpointId;
+
+/// Decides about each connection, once its key is proven.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    gates: Vec<Gate>,
+    limits: Limits,
+    inside: Mutex<Inside>,
+    pub(crate) metrics: Arc<AccessMetrics>,
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    connections: HashMap<ConnectionId, Guest>,
+    of_key: HashMap<Key, usize>,
+    /// The day's bytes are used up.
+    spent: bool,
+}
+
+#[derive(Debug)]
+struct Guest {
+    key: Key,
+    gate: usize,
+    relayed: Relayed,
+}
+
+/// UTC seconds by this machine's clock.
+pub(crate) fn utc_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+impl Guard {
+    pub(crate) fn new(gates: Vec<Gate>, limits: Limits) -> Self {
+        Self { gates, limits, inside: Mutex::default(), metrics: Arc::default() }
+    }
+
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of which of its swarms, and as what.
+    fn judge(&self, request: &ClientRequest, now: u64) -> Result<(usize, Relayed), GrantError> {
+        let peer = PeerId::from_bytes(*request.endpoint_id().as_bytes());
+        let token = request.auth_token().ok_or_else(|| GrantError::Unreadable("no grant was shown".into()))?;
+        let mut refused = GrantError::NotOurs("this relay serves no swarm".into());
+        for (at, gate) in self.gates.iter().enumerate() {
+            match gate.check_relayed(&token, peer, now) {
+                Ok(relayed) => return Ok((at, relayed)),
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
+    }
+
+    fn admit(&self, request: &ClientRequest) -> Result<(), &'static str> {
+        let key = request.endpoint_id();
+        let peer = PeerId::from_bytes(*key.as_bytes()).short();
+        // Before any signature is looked at.
+        if self.inside().spent {
+            self.metrics.spent.inc();
+            return Err(SPENT);
+        }
+        let (gate, relayed) = self.judge(request, utc_now()).map_err(|error| {
+            info!(%peer, "refused: {error}");
+            self.metrics.refused.inc();
+            NOT_ALLOWED
+        })?;
+        let mut inside = self.inside();
+        let of_key = inside.of_key.get(&key).copied().unwrap_or(0);
+        if inside.connections.len() >= self.limits.connections || of_key >= self.limits.connections_of_key {
+            info!(%peer, of_key, "refused: no room");
+            self.metrics.full.inc();
+            return Err(BUSY);
+        }
+        match &relayed {
+            Relayed::Member(_) => self.metrics.members.inc(),
+            Relayed::Invited { .. } => self.metrics.invited.inc(),
+        };
+        *inside.of_key.entry(key).or_default() += 1;
+        inside.connections.insert(request.connection_id(), Guest { key, gate, relayed });
+        self.metrics.connections.set(inside.connections.len() as i64);
+        Ok(())
+    }
+
+    /// Who is there and may not be any longer. `spent`: nobody may.
+    pub(crate) fn to_put_out(&self, spent: bool) -> Vec<(Key, ConnectionId)> {
+        let now = utc_now();
+        let mut inside = self.inside();
+        inside.spent = spent;
+        let over = inside
+            .connections
+            .iter()
+            .filter(|(_, guest)| spent || self.gates[guest.gate].still_relayed(&guest.relayed, now).is_err());
+        over.map(|(&id, guest)| (guest.key, id)).collect()
+    }
+}
+
+impl AccessControl for Guard {
+    async fn on_connect(&self, request: &ClientRequest) -> Access {
+        match self.admit(request) {
+            Ok(()) => Access::Allow,
+            Err(code) => Access::Deny { reason: Some(code.to_owned()) },
+        }
+    }
+
+    fn on_disconnect(&self, key: Key, id: ConnectionId) {
+        let mut inside = self.inside();
+        if inside.connections.remove(&id).is_some() {
+            if let Some(count) = inside.of_key.get_mut(&key) {
+                *count -= 1;
+                if *count == 0 {
+                    inside.of_key.remove(&key);
+                }
+            }
+            self.metrics.connections.set(inside.connections.len() as i64);
+        }
+    }
+}
