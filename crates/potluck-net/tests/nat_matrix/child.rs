@@ -2,6 +2,7 @@
 //! happens to it as lines of JSON, and ends with its stdin.
 
 use std::{
+    cell::Cell,
     io::{BufRead as _, Write as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -112,12 +113,13 @@ async fn be_guest(key_of: u8, relay: &str, host: u8, mut orders: mpsc::Unbounded
     let begun = Instant::now();
     let mut link = dial(&node, &to).await;
     let mut known = link.path().map(|path| path.kind);
+    let lost = Cell::new(0);
     let told = |link: &Link, event: &str, begun: Instant, more: Value| {
         let path = link.path();
         let ms = begun.elapsed().as_millis() as u64;
         let rtt = path.map(|path| path.rtt.as_secs_f64() * 1e3);
         let path = path.map(|path| path.kind.to_string());
-        say(&json!({ "event": event, "ms": ms, "path": path, "rtt_ms": rtt, "more": more }));
+        say(&json!({ "event": event, "ms": ms, "path": path, "rtt_ms": rtt, "lost": lost.get(), "more": more }));
     };
     told(&link, "connected", begun, json!({ "relay": format!("{online:?}"), "addresses": node.address().addresses }));
     let mut glance = tokio::time::interval(GLANCE);
@@ -126,6 +128,7 @@ async fn be_guest(key_of: u8, relay: &str, host: u8, mut orders: mpsc::Unbounded
             _ = glance.tick() => {
                 let kind = link.path().map(|path| path.kind);
                 if link.is_closed() {
+                    lost.set(lost.get() + 1);
                     told(&link, "lost", begun, Value::Null);
                     link = dial(&node, &to).await;
                     known = link.path().map(|path| path.kind);

@@ -15,11 +15,11 @@ use std::{
     fmt::Write as _,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Mutex,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pair::{First, Pair};
-use potluck_netem::Nat;
+use potluck_netem::{Nat, World, link::Profile};
 use serde_json::{Value, json};
 
 /// Longest wait for a direct path where there must be one.
@@ -27,6 +27,12 @@ const DIRECT_WITHIN: Duration = Duration::from_secs(30);
 
 /// So long is a pair watched that must not find one.
 const RELAYED_FOR: Duration = Duration::from_secs(7);
+
+/// Longest wait for a better path than the one that works: iroh looks for one every minute, or when it learns of an address.
+const UPGRADED_WITHIN: Duration = Duration::from_secs(120);
+
+/// How often routers forget in one test.
+const FORGETFUL_ROUNDS: usize = 4;
 
 /// Pairs at once, each in a world of its own. They wait more than they compute.
 const AT_ONCE: usize = 4;
@@ -63,7 +69,7 @@ fn measure((guest, host, first): Cell) -> Option<Value> {
         let answered = pair.guest.asks("moved");
         cell["moved"] = json!({
             "answered_ms": answered["ms"], "questions": answered["more"]["answered"],
-            "survived": answered["more"]["survived"], "path": answered["path"],
+            "survived": answered["more"]["survived"], "lost": answered["lost"], "path": answered["path"],
         });
     }
     Some(cell)
@@ -144,4 +150,79 @@ fn who_moves_to_another_address_is_answered_again() {
         other.into_iter().flat_map(|nat| [(nat, Nat::Changing, First::Host), (Nat::Changing, nat, First::Host)]);
     let cells = measure_all(cells.chain([(Nat::Changing, Nat::Changing, First::Host)]).collect());
     cells.iter().for_each(|cell| println!("{cell}"));
+}
+
+#[test]
+fn a_path_that_is_cut_is_missed_in_seconds_and_found_again() {
+    let Some(pair) = Pair::connect(Nat::PortRestricted, Nat::PortRestricted, First::Host) else { return };
+    assert!(pair.settles(DIRECT_WITHIN).0);
+    pair.world[pair.guest_side].cut(true).unwrap();
+    let cut = Instant::now();
+    let lost = pair.guest.says(&["lost"], DIRECT_WITHIN);
+    println!("missed after {} ms", cut.elapsed().as_millis());
+    assert!(lost.is_some(), "the connection outlives its paths");
+    pair.world[pair.guest_side].cut(false).unwrap();
+    assert!(pair.guest.says(&["again"], DIRECT_WITHIN).is_some());
+}
+
+#[test]
+fn a_relayed_path_becomes_direct_when_what_was_in_its_way_is_gone() {
+    let block = |world: &mut World, side| world[side].block_udp(true).unwrap();
+    let prepared = Pair::connect_over(Nat::PortRestricted, Nat::FullCone, First::Host, block);
+    let Some((pair, ())) = prepared else { return };
+    assert!(!pair.settles(RELAYED_FOR).0, "UDP is blocked: {}", pair.connected);
+    pair.world[pair.guest_side].block_udp(false).unwrap();
+    let lifted = Instant::now();
+    let direct = pair.becomes(true, UPGRADED_WITHIN);
+    println!("direct {} ms after the block was lifted: {direct:?}", lifted.elapsed().as_millis());
+    assert_eq!(direct.unwrap()["lost"], 0, "and it is the same connection");
+}
+
+#[test]
+fn routers_that_forget_everything_again_and_again_lose_nothing() {
+    let Some(mut pair) = Pair::connect(Nat::PortRestricted, Nat::Carrier, First::Host) else { return };
+    assert!(pair.settles(DIRECT_WITHIN).0);
+    for round in 0..FORGETFUL_ROUNDS {
+        pair.world[pair.guest_side].rebind().unwrap();
+        pair.world[pair.host_side].rebind().unwrap();
+        let answered = pair.guest.asks("forgotten");
+        println!("{round}: {answered}");
+        assert_eq!((&answered["more"]["survived"], &answered["lost"]), (&json!(true), &json!(0)), "{answered}");
+    }
+}
+
+#[test]
+fn a_relay_that_is_25_ms_away_answers_in_a_round_trip() {
+    // There and back by the guest's line alone: 50 ms, and whatever the relay takes.
+    let line = Profile { delay: Duration::from_millis(25), rate: Some(20_000_000), ..Profile::default() };
+    let slow = |world: &mut World, side| world.slow_down(side, [line, line], 1).unwrap();
+    let prepared = Pair::connect_over(Nat::UdpBlocked, Nat::PortRestricted, First::Host, slow);
+    let Some((mut pair, wire)) = prepared else { return };
+    assert_eq!(pair.connected["path"], "relay");
+    let answered = pair.guest.asks("far");
+    println!("{answered}");
+    assert_eq!(answered["path"], "relay");
+    assert!(answered["ms"].as_u64().unwrap() >= 50, "{answered}");
+    assert!(wire.stats().iter().all(|direction| direction.delivered > 0 && direction.lost == 0));
+}
+
+/// All pairs of the ten kinds in both roles, and the extras with the usual router, written down.
+#[test]
+fn prove_every_pair() {
+    if std::env::var_os("POTLUCK_PROVE_NAT").is_none() {
+        return;
+    }
+    let extras = Nat::ALL.into_iter().filter(|nat| !Nat::MATRIX.contains(nat) && *nat != Nat::Leaky);
+    let extras =
+        extras.flat_map(|nat| [(nat, Nat::PortRestricted, First::Host), (Nat::PortRestricted, nat, First::Guest)]);
+    let cells = measure_all(square(&Nat::MATRIX).into_iter().chain(extras).collect());
+    let direct = cells.iter().filter(|cell| cell["became"] == "direct").count();
+    let result = json!({
+        "what": "pairs of nodes behind NATs (network namespaces and nftables on one machine, one relay of the swarm's own with TLS and address discovery): connected by the relay's address alone, then watched until the path was direct, or for 7 s; milliseconds since the dial; `moved`: from a change of a side's outside address to the next answer",
+        "pairs": cells.len(), "direct": direct, "cells": cells,
+        "table": table(&cells).lines().collect::<Vec<_>>(),
+        "commit": std::env::var("POTLUCK_COMMIT").unwrap_or_default(),
+    });
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bench/results/nat-matrix.json");
+    std::fs::write(path, format!("{result:#}\n")).unwrap();
 }
