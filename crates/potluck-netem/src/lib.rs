@@ -24,6 +24,8 @@ mod error;
 #[cfg(target_os = "linux")]
 mod namespace;
 #[cfg(target_os = "linux")]
+mod side;
+#[cfg(target_os = "linux")]
 mod wire;
 #[cfg(target_os = "linux")]
 mod world;
@@ -34,6 +36,7 @@ pub use nat::{Class, Nat};
 pub use {
     error::NetemError,
     namespace::{Namespace, Running},
+    side::Side,
     wire::{Wire, WireStats},
-    world::{RELAY_HOST, RELAY_V4, RELAY_V6, Side, SideId, World},
+    world::{RELAY_HOST, RELAY_V4, RELAY_V6, SideId, World},
 };
