@@ -76,7 +76,7 @@ prove-pull: model ## How much of a link a pull from three peers fills (root); wr
 	@POTLUCK_PROVE_PULL=1 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --no-capture -E 'test(fills_the_link)'
 
 prove-nat: setup ## Every pair of kinds of NAT, direct or relayed (root, some minutes); writes bench/results/nat-matrix.json
-	@POTLUCK_PROVE_NAT=1 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --package potluck-net --no-capture -E 'test(prove_every_pair)'
+	@POTLUCK_PROVE_NAT=1 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --package potluck-net --test nat_matrix --no-capture prove_every_pair
 
 bench: model ## Ratios against llama.cpp, side by side; writes bench/results/
 	@bench/run
