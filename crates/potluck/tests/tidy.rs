@@ -15,7 +15,7 @@ const LAYERS: [&[&str]; 7] = [
     &["potluck-core", "potluck-wire"],
     &["potluck-model", "potluck-chain", "potluck-grant"],
     &["potluck-peer"],
-    &["potluck-net", "potluck-engine", "potluck-relay", "potluck-store", "potluck-sim"],
+    &["potluck-net", "potluck-engine", "potluck-relay", "potluck-store", "potluck-sim", "potluck-netem"],
     &["potluck-client", "potluck-pull", "potluck-upstream"],
     &["potluck-gateway"],
     &["potluck", "potluck-bench"],
