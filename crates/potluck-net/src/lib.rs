@@ -15,6 +15,7 @@
 
 mod accept;
 mod ask;
+mod check;
 mod connect;
 mod deadlines;
 mod directory;
@@ -36,6 +37,7 @@ mod session;
 mod shelf;
 mod stream;
 
+pub use check::NetCheck;
 pub use connect::{Found, Link};
 pub use deadlines::NetDeadlines;
 pub use directory::{Directory, OFFERS_KEPT_MAX, OfferRefused, PEER_OFFERS_MAX};

@@ -16,12 +16,14 @@ pub enum PathKind {
 }
 
 /// The path that a connection uses at present.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PathInfo {
     /// What kind.
     pub kind: PathKind,
     /// Its round trip, as measured by the transport.
     pub rtt: Duration,
+    /// Packets that this side sent on it and that were lost, of all that it sent: 0 to 1.
+    pub loss: f64,
 }
 
 impl PathInfo {
@@ -34,7 +36,9 @@ impl PathInfo {
             TransportAddr::Ip(_) => PathKind::Direct,
             _ => PathKind::Relay,
         };
-        Some(Self { kind, rtt: path.rtt() })
+        let stats = path.stats();
+        let loss = stats.lost_packets as f64 / stats.sent_packets.max(1) as f64;
+        Some(Self { kind, rtt: stats.rtt, loss })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use potluck_chain::plan::Preview;
-use potluck_net::{Found, Node};
+use potluck_net::{Found, NetCheck, Node, PathInfo};
 use potluck_store::Entry;
 use serde::Serialize;
 use serde_json::json;
@@ -217,7 +217,11 @@ async fn swarm(findings: &mut Findings, home: &Home) -> Result<(), Failure> {
     }
     let node = client_node(home, &membership).await?;
     relay(findings, &node, &membership.relays(home)).await;
-    reach(findings, &node, &membership).await;
+    let check = node.check_network().await;
+    if let Some(check) = &check {
+        network(findings, check);
+    }
+    reach(findings, &node, &membership, check.as_ref()).await;
     node.close().await;
     Ok(())
 }
@@ -240,19 +244,57 @@ async fn relay(findings: &mut Findings, node: &Node, relays: &[String]) {
     }
 }
 
+/// What the network lets through, as the relays see it.
+fn network(findings: &mut Findings, check: &NetCheck) {
+    let seen: Vec<_> = check.seen_from.iter().map(ToString::to_string).collect();
+    match check.has_udp() {
+        true => findings.ok("udp", format!("gets out; relays see this machine at {}", seen.join(" and "))),
+        false => {
+            let hint = "let UDP out, at least to the relay's port 7842: until then everything goes through the relay";
+            findings.add("udp", How::Warn, "does not get out of this network, or not to any relay's port 7842", hint);
+        }
+    }
+    match check.port_varies {
+        Some(false) => {
+            findings.ok("nat", "each peer sees this machine at the same port: most find a direct path to it")
+        }
+        Some(true) => {
+            let hint =
+                "turn on UPnP at the router, or IPv6; peers behind such routers of their own are reached by the relay";
+            findings.add("nat", How::Warn, "each peer sees this machine at another port (symmetric NAT)", hint);
+        }
+        None if check.relays.len() < 2 => findings.ok("nat", "not known: it takes two relays to tell"),
+        None => findings.ok("nat", "not known: fewer than two relays answered by UDP"),
+    }
+    if check.captive == Some(true) {
+        let hint = "open any page in a browser: the network wants something first";
+        findings.add("captive", How::Warn, "somebody answers in the Internet's place", hint);
+    }
+    for (url, far) in &check.relays {
+        findings.ok("relay", format!("{url} is {:.1} ms away", far.as_secs_f64() * 1e3));
+    }
+}
+
 /// Asks every contact, and every peer that offers something, how far away it is.
-async fn reach(findings: &mut Findings, node: &Node, membership: &Membership) {
+async fn reach(findings: &mut Findings, node: &Node, membership: &Membership, check: Option<&NetCheck>) {
     let (offers, _) = offers_of(node, &membership.contacts).await;
     let everybody = members(&offers, &membership.contacts);
     for peer in &everybody {
         let name = peer.peer.short();
         match node.connect(peer).await {
             Ok(link) => {
-                let path = link
-                    .path()
-                    .map_or(String::new(), |path| format!(", {}, {:.1} ms", path.kind, path.rtt.as_secs_f64() * 1e3));
+                let path = link.path();
+                let words = path.map_or(String::new(), |path| {
+                    format!(", {}, {:.1} ms, loss {:.1} %", path.kind, path.rtt.as_secs_f64() * 1e3, path.loss * 1e2)
+                });
                 let found = if link.found == Found::Lan { ", found by mDNS" } else { "" };
-                findings.ok("peer", format!("{name} answers{path}{found}"));
+                let text = format!("{name} answers{words}{found}");
+                match path.filter(PathInfo::is_relayed).zip(check) {
+                    Some((_, check)) => {
+                        findings.add("peer", How::Ok, text, format!("not directly: {}", check.why_relayed()))
+                    }
+                    None => findings.ok("peer", text),
+                }
             }
             Err(error) => {
                 let hint = format!(

@@ -165,6 +165,7 @@ fn row(offer: &Offer, model: &str, reached: Option<&Result<Reached, String>>) ->
         "free_caches": offer.free_caches,
         "weight_bytes": offer.shape.weight_bytes,
         "rtt_ms": path.as_ref().map(milliseconds),
+        "loss": path.map(|path| path.loss),
         "path": path.map(|path| path.kind.to_string()),
         "found_by_mdns": reached.and_then(|reached| reached.as_ref().ok()).map(|reached| reached.found == Found::Lan),
         "unreached": reached.and_then(|reached| reached.as_ref().err()),
