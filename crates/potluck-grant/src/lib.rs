@@ -16,17 +16,21 @@
 //! biscuit is a bearer token: this one is worth nothing without its last holder's key. What is taken back ([`Gate::revoke`]) ends all
 //! that rests on it. No IO and no clock: the caller says what time it is.
 
+mod bytes;
 mod chain;
 mod gate;
 mod meter;
+mod reach;
 mod request;
 mod revoked;
 mod rights;
 mod root;
 
+pub use bytes::ByteMeter;
 pub use chain::{Chain, GrantId, LINKS_MAX, Link};
 pub use gate::{Authorized, Gate, GrantError, Member, Request, Taken};
 pub use meter::Meter;
+pub use reach::{ByteBudget, Net, Ports, Reach, is_link_local};
 pub use request::{Lending, Looking};
 pub use revoked::REVOCATIONS_MAX;
 pub use rights::{Budget, Caveats, Hours, Need, Place, Right, Role, Scope};

@@ -34,6 +34,7 @@ mod serve;
 mod session;
 mod shelf;
 mod stream;
+mod tunnel;
 
 pub use connect::{Found, Link};
 pub use deadlines::NetDeadlines;
@@ -49,3 +50,7 @@ pub use path::{PathInfo, PathKind};
 pub use serve::{Serving, StagePort, StatusWatch, serve};
 pub use session::{OwnPort, Session, SessionEvent};
 pub use shelf::{Question, Shelf};
+pub use tunnel::{TUNNEL_STREAMS_MAX, Tunnel, Tunnels};
+
+/// The halves of a tunnel's stream.
+pub use iroh::endpoint::{ReadError, ReadExactError, RecvStream, SendStream, VarInt, WriteError};

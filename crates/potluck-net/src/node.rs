@@ -13,13 +13,14 @@ use iroh::{
 };
 use potluck_core::{Offer, PeerId, SecretKey, bounds::STAGE_SESSIONS_MAX};
 use potluck_grant::Gate;
-use potluck_wire::{ADDRESSES_MAX, ALPN, CONTROL_BYTES_MAX, PeerAddress};
+use potluck_wire::{ADDRESSES_MAX, ALPN, CONTROL_BYTES_MAX, PeerAddress, TUNNEL_ALPN};
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
     Door, Lan, Lending, NetDeadlines, NetError, Orders, Shelf,
     connect::{Links, chain_of},
     lan::Finder,
+    tunnel::{DATAGRAM_BYTES, TunnelsCell},
 };
 
 /// Streams that one connection may have open from the other side: a client's or a neighbour's stream for each session
@@ -106,6 +107,8 @@ pub struct Node {
     pub(crate) identity: Arc<Identity>,
     pub(crate) deadlines: NetDeadlines,
     pub(crate) links: Links,
+    /// Those for tunnels.
+    pub(crate) tunnel_links: Links,
     pub(crate) finder: Option<Arc<Finder>>,
     pub(crate) relay: Option<RelayUrl>,
     _relay_claim: Option<Arc<File>>,
@@ -113,6 +116,7 @@ pub struct Node {
     pub(crate) shelf: Arc<OnceLock<Shelf>>,
     pub(crate) orders: Arc<OnceLock<Orders>>,
     pub(crate) lending: Arc<OnceLock<Lending>>,
+    pub(crate) tunnels: TunnelsCell,
     /// Counts what was taken back.
     pub(crate) revoked: watch::Sender<u64>,
 }
@@ -131,7 +135,7 @@ impl Node {
         let relay_mode = relay.clone().map_or(RelayMode::Disabled, |url| RelayMode::custom([url]));
         let mut builder = Endpoint::builder(presets::Minimal)
             .secret_key(iroh::SecretKey::from_bytes(&identity.key.to_bytes()))
-            .alpns(vec![ALPN.to_vec()])
+            .alpns(vec![ALPN.to_vec(), TUNNEL_ALPN.to_vec()])
             .relay_mode(relay_mode)
             .clear_address_lookup()
             .transport_config(transport(&deadlines));
@@ -161,6 +165,7 @@ impl Node {
             identity: Arc::new(identity),
             deadlines,
             links: Links::default(),
+            tunnel_links: Links::default(),
             finder,
             relay,
             _relay_claim: claim,
@@ -168,6 +173,7 @@ impl Node {
             shelf: Arc::default(),
             orders: Arc::default(),
             lending: Arc::default(),
+            tunnels: TunnelsCell::default(),
             revoked: watch::Sender::new(0),
         })
     }
@@ -230,7 +236,7 @@ fn transport(deadlines: &NetDeadlines) -> QuicTransportConfig {
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(GREETING_WINDOW_BYTES))
-        .datagram_receive_buffer_size(None)
+        .datagram_receive_buffer_size(Some(DATAGRAM_BYTES))
         .max_idle_timeout(idle)
         .keep_alive_interval(deadlines.keep_alive())
         .default_path_max_idle_timeout(deadlines.path_idle)
