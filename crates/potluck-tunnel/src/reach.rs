@@ -126,6 +126,10 @@ async fn targets(
             Err(error) => why = refused(error),
         }
     }
+    if matches!(dial.service, Service::Udp(_)) {
+        // A socket of UDP does not say whether anybody listens: the first address is the one.
+        targets.sort_by_key(|target| !matches!(target.0.request().address, Some(IpAddr::V4(_))));
+    }
     targets.truncate(ADDRESSES_TRIED_MAX);
     if targets.is_empty() { Err(why) } else { Ok(targets) }
 }
