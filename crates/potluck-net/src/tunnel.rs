@@ -63,6 +63,11 @@ impl Node {
         let _ = self.tunnels.set(tunnels);
     }
 
+    /// The ports of UDP that this node sends from: what a tunnel carries is not to be the tunnel's own packets.
+    pub fn own_ports(&self) -> Vec<u16> {
+        self.endpoint.bound_sockets().iter().map(std::net::SocketAddr::port).collect()
+    }
+
     /// A connection for tunnels to that peer: the one that stands, or a new one.
     ///
     /// # Errors

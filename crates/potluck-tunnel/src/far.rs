@@ -111,6 +111,17 @@ impl Far {
         self.0.peer
     }
 
+    /// Where it was heard of last.
+    pub fn at(&self) -> PeerAddress {
+        self.0.at.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The ports that the tunnel's own packets are sent from.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn own_ports(&self) -> Vec<u16> {
+        self.0.node.own_ports()
+    }
+
     /// Connects now, where no connection stands: what is wrong is known before anything asks for a service.
     ///
     /// # Errors
@@ -173,8 +184,7 @@ impl Far {
     /// Tries until the peer is reached, or says no.
     async fn connect(&self) -> Result<Tunnel, TunnelError> {
         loop {
-            let at = self.0.at.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            match self.0.node.tunnel(&at).await {
+            match self.0.node.tunnel(&self.at()).await {
                 Ok(tunnel) => return Ok(tunnel),
                 Err(error @ (NetError::Refused { .. } | NetError::NotMember { .. } | NetError::Protocol { .. })) => {
                     return Err(error.into());

@@ -66,6 +66,10 @@ enum Command {
     Model(c::model::Model),
     /// Who is there, and what they offer
     Peers(c::peers::Peers),
+    /// Reach a service of a peer by its key, or let members reach some of this machine
+    Tunnel(c::tunnel::Tunnel),
+    /// Open a door to a peer's network: a SOCKS proxy, or ranges of addresses
+    Connect(c::connect::Connect),
     /// What works here, what does not, and what to do about it
     Doctor(c::doctor::Doctor),
     /// Print what another program needs to ask a gateway: an editor, an agent, a script
@@ -126,6 +130,8 @@ fn run(home: &Home, command: Command, screen: Screen) -> Result<(), Failure> {
             Command::Swarm(command) => command.run(home, screen).await,
             Command::Model(command) => command.run(home, screen).await,
             Command::Peers(command) => command.run(home, screen).await,
+            Command::Tunnel(command) => command.run(home, screen).await,
+            Command::Connect(command) => command.run(home, screen).await,
             Command::Doctor(command) => command.run(home, screen).await,
             Command::Use(command) => command.run(home, screen),
             Command::Completions(_) | Command::Man(_) | Command::Engine => Ok(()),
@@ -167,7 +173,6 @@ fn meant(error: &clap::Error, args: &[OsString]) -> Option<String> {
         ("nodes", "peers"),
         ("ls", "model list"),
         ("launch", "use"),
-        ("connect", "use"),
         ("start", "serve"),
         ("node", "serve"),
     ];

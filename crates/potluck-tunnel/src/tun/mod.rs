@@ -60,7 +60,7 @@ pub async fn serve(device: TunDevice, far: Far, times: UdpTimes, seed: u64) -> i
     let (answers, mut answered) = mpsc::channel::<(Pair, Bytes)>(ANSWERS_MAX);
     let mut flows = UdpFlows::new(far.clone(), times, answers);
     let (mut stack, mut streams, mut echoes) = (Stack::new(seed), JoinSet::new(), JoinSet::<Option<Echo>>::new());
-    let moved = stack.moved();
+    let (moved, own) = (stack.moved(), far.own_ports());
     let mut bytes = vec![0; usize::from(u16::MAX)];
     loop {
         for packet in stack.run() {
@@ -81,6 +81,8 @@ pub async fn serve(device: TunDevice, far: Far, times: UdpTimes, seed: u64) -> i
                         streams.spawn(connection(far.clone(), ends));
                     }
                 }
+                // The endpoint tries every address of the peer, those behind this device as well: that way would lead through itself.
+                Packet::Udp { from, .. } if own.contains(&from.port()) => {}
                 Packet::Udp { from, to, bytes } => {
                     let dial = Dial { service: Service::Udp(to.port()), host: to.ip().into() };
                     flows.send((from, to), dial, Bytes::copy_from_slice(bytes));
