@@ -3,11 +3,8 @@
 //! The token is a biscuit. Block 0 is signed by the root; each further one is a third-party block, signed by whoever held the
 //! grant before it. Blocks hold facts and nothing else ([`Caveats`]): no rule and no check of anybody's is ever run.
 
-use std::{
-    fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    str::FromStr,
-};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{fmt, str::FromStr};
 
 use biscuit_auth::{
     Biscuit, BlockBuilder, PublicKey,

@@ -1,8 +1,8 @@
 //! The check that every connection passes before any work is done for it, and every request once more.
 
+use core::net::IpAddr;
 use std::{
     fmt,
-    net::IpAddr,
     sync::{Arc, PoisonError, RwLock},
 };
 

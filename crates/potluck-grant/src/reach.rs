@@ -1,11 +1,7 @@
 //! Which services a grant lets its holder reach: ports, and networks.
 
-use std::{
-    collections::BTreeSet,
-    fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    str::FromStr,
-};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use potluck_wire::Service;
 

@@ -1,6 +1,6 @@
 //! What each message of the wire takes, where it asks a peer for something.
 
-use std::net::{IpAddr, Ipv4Addr};
+use core::net::{IpAddr, Ipv4Addr};
 
 use potluck_core::SignedOffer;
 use potluck_wire::{Ask, Dial, Fetch, HopOpen, Host, Lender, OpenSession, Part};

@@ -156,7 +156,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-async fn measure(at: [SocketAddr; 2], bytes: u64, rounds: usize) -> Value {
+async fn measure(at: [SocketAddr; 2], bytes: u64, rounds: u64) -> Value {
     let mut seen: [[Vec<f64>; 5]; 2] = Default::default();
     for _ in 0..rounds {
         for (side, at) in at.into_iter().enumerate() {

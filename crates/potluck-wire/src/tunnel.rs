@@ -1,7 +1,7 @@
 //! What travels in a tunnel: a request to reach a service, what became of it, and packets. Beside these a stream carries a
 //! service's own bytes, as they are.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
