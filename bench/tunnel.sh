@@ -26,20 +26,20 @@ measure() {
   local owner="$work/$name/owner" member="$work/$name/member"
   mkdir -p "$owner" "$member"
   export POTLUCK_NO_MDNS=1
-  $there "$bench" service "$at:7101" & pids+=($!)
+  $there "$bench" service "$at:7101" >/dev/null & pids+=($!)
   POTLUCK_HOME="$owner" $there "$potluck" swarm create --json >"$work/$name/created"
   POTLUCK_HOME="$owner" $there "$potluck" tunnel --expose "$at:7101" --bind "$at:7575" --json >"$work/$name/peer" & pids+=($!)
-  until [ -s "$work/$name/peer" ]; do :; done
+  until [ -s "$work/$name/peer" ]; do sleep 0.1; done
   POTLUCK_HOME="$owner" $there "$potluck" swarm invite --address "$at:7575" --json >"$work/$name/invited"
   POTLUCK_HOME="$member" $here "$potluck" swarm join "$(field invitation <"$work/$name/invited")" --json >/dev/null
   POTLUCK_HOME="$member" $here "$potluck" tunnel --to "$(field id <"$work/$name/peer")" --port "$at:7101" --listen 127.0.0.1:7102 --json >"$work/$name/here" & pids+=($!)
-  until [ -s "$work/$name/here" ]; do :; done
-  $here "$bench" measure "$at:7101" 127.0.0.1:7102 "$mib" "$rounds"
+  until [ -s "$work/$name/here" ]; do sleep 0.1; done
+  $here "$bench" measure "$at:7101" 127.0.0.1:7102 "$mib" "$rounds" >"$work/$name.json"
 }
 
 echo "tunnel: loopback, three processes beside the service" >&2
-loopback="$(measure loopback 127.0.0.1 "" "" "$mib")"
-wire=null
+measure loopback 127.0.0.1 "" "" "$mib"
+echo null >"$work/wire.json"
 if [ "$(id -u)" -eq 0 ] && ip netns add potbench0 2>/dev/null; then
   spaces=(potbench0 potbench1)
   ip netns add potbench1
@@ -51,11 +51,11 @@ if [ "$(id -u)" -eq 0 ] && ip netns add potbench0 2>/dev/null; then
     ip netns exec potbench$n tc qdisc add dev wire root tbf rate 100mbit burst 256k latency 50ms
   done
   echo "tunnel: a wire of 100 Mbit/s" >&2
-  wire="$(measure wire 10.79.0.1 "ip netns exec potbench0" "ip netns exec potbench1" $((mib / 8 + 8)))"
+  measure wire 10.79.0.1 "ip netns exec potbench0" "ip netns exec potbench1" $((mib / 8 + 8))
 else
   echo "tunnel: SKIPPED: a wire of 100 Mbit/s takes root and ip netns" >&2
 fi
-python3 - "$loopback" "$wire" "$(git rev-parse --short HEAD)" "$(nproc)" "$(cut -d' ' -f1 /proc/loadavg)" <<'END' | tee bench/results/tunnel.json
+python3 - "$(cat "$work/loopback.json")" "$(cat "$work/wire.json")" "$(git rev-parse --short HEAD)" "$(nproc)" "$(cut -d' ' -f1 /proc/loadavg)" <<'END' | tee bench/results/tunnel.json
 import json, sys
 loopback, wire, commit, cores, load = sys.argv[1:]
 print(json.dumps({
