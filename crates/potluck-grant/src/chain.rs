@@ -3,6 +3,7 @@
 //! The token is a biscuit. Block 0 is signed by the root; each further one is a third-party block, signed by whoever held the
 //! grant before it. Blocks hold facts and nothing else ([`Caveats`]): no rule and no check of anybody's is ever run.
 
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::{fmt, str::FromStr};
 
 use biscuit_auth::{
@@ -16,13 +17,17 @@ use potluck_core::{ModelId, PeerId};
 use potluck_wire::GRANT_BYTES_MAX;
 use prost::Message as _;
 
-use crate::{Caveats, GrantError, Hours, rights::Scope};
+use crate::{Caveats, GrantError, Hours, Net, Ports, rights::Scope};
 
 /// Links of a grant: the root's, and how often it may be handed on. What is longer is refused.
 pub const LINKS_MAX: usize = 8;
 
 /// Facts of one link. What has more is refused.
 const FACTS_MAX: usize = 64;
+
+/// Protocols, as a port's fact names them.
+const TCP: &str = "tcp";
+const UDP: &str = "udp";
 
 /// The name of one link of a grant, and of what was handed on from there: what a revocation names.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -164,6 +169,16 @@ pub(crate) fn write_block(holder: PeerId, caveats: &Caveats) -> Result<BlockBuil
     facts.extend(caveats.peers.iter().map(|peer| fact("peer", &[bytes(peer.as_bytes())])));
     facts.extend(caveats.tokens_per_day.map(|tokens| fact("tokens_per_day", &[int(tokens)])));
     facts.extend(caveats.hand_on.map(|times| fact("hand_on", &[int(times.into())])));
+    facts.extend(caveats.ports.iter().map(|ports| {
+        let (first, last) = ports.range();
+        let protocol = Term::Str(if ports.udp() { UDP } else { TCP }.into());
+        fact("port", &[protocol, int(first.into()), int(last.into())])
+    }));
+    facts.extend(caveats.nets.iter().map(|net| match net.parts() {
+        (IpAddr::V4(address), bits) => fact("net", &[bytes(&address.octets()), int(bits.into())]),
+        (IpAddr::V6(address), bits) => fact("net", &[bytes(&address.octets()), int(bits.into())]),
+    }));
+    facts.extend(caveats.bytes_per_day.map(|count| fact("bytes_per_day", &[int(count)])));
     if facts.len() > FACTS_MAX {
         return Err(GrantError::Unreadable(format!("{} facts in a link; {FACTS_MAX} are allowed", facts.len())));
     }
@@ -204,6 +219,24 @@ fn read_block(bytes: &[u8]) -> Result<(PeerId, Caveats), GrantError> {
             ("peer", [Content::Bytes(peer)]) => caveats.peers.insert(PeerId::from_bytes(sized(peer)?)),
             ("tokens_per_day", [Content::Integer(tokens)]) => set(&mut caveats.tokens_per_day, whole(*tokens)?),
             ("hand_on", [Content::Integer(times)]) => set(&mut caveats.hand_on, whole(*times)?),
+            ("port", [Content::String(protocol), Content::Integer(first), Content::Integer(last)]) => {
+                let udp = match symbols.get_symbol(*protocol) {
+                    Some(TCP) => false,
+                    Some(UDP) => true,
+                    _ => return Err(unreadable("a port of an unknown protocol")),
+                };
+                let ports = Ports::new(udp, whole(*first)?, whole(*last)?).ok_or_else(|| unreadable("no ports"))?;
+                caveats.ports.insert(ports)
+            }
+            ("net", [Content::Bytes(address), Content::Integer(bits)]) => {
+                let address = match address.len() {
+                    4 => IpAddr::V4(Ipv4Addr::from(sized::<4>(address)?)),
+                    _ => IpAddr::V6(Ipv6Addr::from(sized::<16>(address)?)),
+                };
+                let net = Net::new(address, whole(*bits)?).filter(|net| net.parts().0 == address);
+                caveats.nets.insert(net.ok_or_else(|| unreadable("no network"))?)
+            }
+            ("bytes_per_day", [Content::Integer(count)]) => set(&mut caveats.bytes_per_day, whole(*count)?),
             _ => return Err(unreadable("a fact that this version does not know")),
         };
         if !fresh {

@@ -1,14 +1,17 @@
 //! The check that every connection passes before any work is done for it, and every request once more.
 
+use core::net::IpAddr;
 use std::{
     fmt,
     sync::{Arc, PoisonError, RwLock},
 };
 
 use potluck_core::{ModelId, PeerId, Revoked, SignedRevocation};
-use potluck_wire::GRANT_BYTES_MAX;
+use potluck_wire::{GRANT_BYTES_MAX, Service};
 
-use crate::{Chain, GrantId, Hours, Lending, Need, Place, Right, SwarmId, chain::LINKS_MAX, revoked::Revocations};
+use crate::{
+    Chain, GrantId, Hours, Lending, Need, Place, Reach, Right, SwarmId, chain::LINKS_MAX, revoked::Revocations,
+};
 
 /// A member of the swarm, as its connection's key and a valid grant have proven. Only [`Gate::check`] makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +36,11 @@ impl Member {
 pub trait Request {
     /// What it takes.
     fn needs(&self) -> Need;
+
+    /// What it reaches, where it is about a service.
+    fn reaches(&self) -> Option<Reach> {
+        None
+    }
 }
 
 /// A request that its sender may make, there and then. Only [`Gate::authorize`] makes one: who serves takes this, so that
@@ -125,6 +133,12 @@ pub enum GrantError {
     /// The bearer: not with this model.
     #[error("the grant does not allow model {}", .0.short())]
     NotThisModel(ModelId),
+    /// The bearer: not this service.
+    #[error("the grant does not allow to reach {}", service_name(*.0))]
+    NotThisPort(Service),
+    /// The bearer: not there.
+    #[error("the grant does not allow to reach {0}")]
+    NotThisHost(IpAddr),
     /// The bearer: taken back.
     #[error("revoked: {0}")]
     Revoked(Taken),
@@ -135,6 +149,14 @@ pub enum GrantError {
         link: GrantId,
         /// Positions in a UTC day.
         tokens_per_day: u64,
+    },
+    /// The bearer: what the grant allows in a day is used up here. Hint: tomorrow (UTC), or at another peer.
+    #[error("the {bytes_per_day} bytes a day of grant {link} are used up here")]
+    BytesSpent {
+        /// Which link of the grant says so.
+        link: GrantId,
+        /// Bytes in a UTC day.
+        bytes_per_day: u64,
     },
     /// Whoever made them: so many revocations of one signer, or limits to count, are not kept.
     #[error("more than is kept of that kind")]
@@ -148,6 +170,14 @@ pub enum GrantError {
     /// The user: this is no swarm's id.
     #[error("not a swarm's id: expected 64 hexadecimal digits")]
     NoSwarm,
+}
+
+fn service_name(service: Service) -> String {
+    match service {
+        Service::Tcp(port) => format!("TCP port {port}"),
+        Service::Udp(port) => format!("UDP port {port}"),
+        Service::Echo => "hosts".into(),
+    }
 }
 
 /// What of a grant was taken back.
@@ -219,10 +249,11 @@ impl Gate {
     /// Whether a member may ask that, there and then.
     ///
     /// # Errors
-    /// As [`still`](Self::still); `NoRight`, `NotThisModel`, `NotHere`.
+    /// As [`still`](Self::still); `NoRight`, `NotThisModel`, `NotHere`, `NotThisPort`, `NotThisHost`.
     pub fn authorize<R: Request>(&self, by: &Member, request: R, place: Place) -> Result<Authorized<R>, GrantError> {
         self.still(by, place.now)?;
         by.chain.scope.allows(request.needs(), place)?;
+        request.reaches().map_or(Ok(()), |reach| by.chain.scope.reaches(reach))?;
         Ok(Authorized { request, by: by.clone() })
     }
 

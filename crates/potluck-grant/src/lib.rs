@@ -17,20 +17,24 @@
 //! that rests on it. No IO and no clock: the caller says what time it is.
 
 mod api_key;
+mod bytes;
 mod chain;
 mod gate;
 mod meter;
 mod pass;
+mod reach;
 mod request;
 mod revoked;
 mod rights;
 mod root;
 
 pub use api_key::{API_KEY_CHARS_MAX, ApiKey, Asking, Operating};
+pub use bytes::ByteMeter;
 pub use chain::{Chain, GrantId, LINKS_MAX, Link};
 pub use gate::{Authorized, Gate, GrantError, Member, Request, Taken};
 pub use meter::{Keep, Meter};
 pub use pass::{RELAY_TOKEN_CHARS_MAX, RelayPass, Relayed, relay_token};
+pub use reach::{ByteBudget, Net, Ports, Reach, is_link_local};
 pub use request::{Lending, Looking};
 pub use revoked::REVOCATIONS_MAX;
 pub use rights::{Budget, Caveats, Hours, Need, Place, Right, Role, Scope};

@@ -1,9 +1,11 @@
 //! What each message of the wire takes, where it asks a peer for something.
 
-use potluck_core::SignedOffer;
-use potluck_wire::{Ask, Fetch, HopOpen, Lender, OpenSession, Part};
+use core::net::{IpAddr, Ipv4Addr};
 
-use crate::{Need, Request, Right};
+use potluck_core::SignedOffer;
+use potluck_wire::{Ask, Dial, Fetch, HopOpen, Host, Lender, OpenSession, Part};
+
+use crate::{Need, Reach, Request, Right};
 
 /// A question for what there is: offers, models, lenders, revocations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,5 +71,28 @@ impl Request for SignedOffer {
 impl Request for Lender {
     fn needs(&self) -> Need {
         any_model(Right::Lend)
+    }
+}
+
+/// A service, of a host that may not be resolved yet: what is resolved is asked for again.
+impl Request for Dial {
+    fn needs(&self) -> Need {
+        any_model(Right::Reach)
+    }
+
+    fn reaches(&self) -> Option<Reach> {
+        let own = matches!(self.host, Host::Own).then_some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        Some(Reach { service: self.service, address: own.or(self.host.address()) })
+    }
+}
+
+/// A service at an address.
+impl Request for Reach {
+    fn needs(&self) -> Need {
+        any_model(Right::Reach)
+    }
+
+    fn reaches(&self) -> Option<Reach> {
+        Some(*self)
     }
 }

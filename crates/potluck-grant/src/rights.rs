@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use potluck_core::{ModelId, PeerId};
 
-use crate::{GrantError, GrantId};
+use crate::{ByteBudget, GrantError, GrantId, Net, Ports, Reach, reach::ReachScope};
 
 /// One thing that a member may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,6 +17,8 @@ pub enum Right {
     Fetch,
     /// Serve others: make offers, be a peer of a route.
     Lend,
+    /// Reach the services that a peer exposes.
+    Reach,
     /// Say what others serve.
     Order,
     /// Take back others' grants.
@@ -27,7 +29,8 @@ pub enum Right {
 
 impl Right {
     /// All of them.
-    pub const ALL: [Self; 7] = [Self::Look, Self::Use, Self::Fetch, Self::Lend, Self::Order, Self::Revoke, Self::Audit];
+    pub const ALL: [Self; 8] =
+        [Self::Look, Self::Use, Self::Fetch, Self::Lend, Self::Reach, Self::Order, Self::Revoke, Self::Audit];
 
     /// As it is written, and in a sentence: who may ...
     pub fn name(self) -> &'static str {
@@ -36,6 +39,7 @@ impl Right {
             Self::Use => "use",
             Self::Fetch => "fetch",
             Self::Lend => "lend",
+            Self::Reach => "reach",
             Self::Order => "order",
             Self::Revoke => "revoke",
             Self::Audit => "audit",
@@ -50,7 +54,7 @@ pub enum Role {
     Owner,
     /// Everything as well; an owner is told apart by what only the root can do.
     Operator,
-    /// Uses, fetches and lends.
+    /// Uses, fetches, lends, and reaches what is exposed.
     Member,
     /// Uses, and no more.
     Guest,
@@ -77,7 +81,7 @@ impl Role {
     pub fn rights(self) -> BTreeSet<Right> {
         let rights: &[Right] = match self {
             Self::Owner | Self::Operator => &Right::ALL,
-            Self::Member => &[Right::Look, Right::Use, Right::Fetch, Right::Lend],
+            Self::Member => &[Right::Look, Right::Use, Right::Fetch, Right::Lend, Right::Reach],
             Self::Guest => &[Right::Look, Right::Use],
             Self::Auditor => &[Right::Look, Right::Audit],
         };
@@ -171,6 +175,30 @@ pub struct Caveats {
     pub tokens_per_day: Option<u64>,
     /// How often it may be handed on from here.
     pub hand_on: Option<u8>,
+    /// Only these ports of services; empty: no further limit. With a role that reaches nothing by itself, what lets it reach
+    /// these, and no others.
+    pub ports: BTreeSet<Ports>,
+    /// Only services in these networks; empty: no further limit, or, with such a role, the peer's own loopback.
+    pub nets: BTreeSet<Net>,
+    /// Bytes a UTC day to and from services of each peer, all that it was handed on to together.
+    pub bytes_per_day: Option<u64>,
+}
+
+impl Caveats {
+    /// What a role allows here. One that reaches nothing by itself reaches the services that are named beside it: of those
+    /// that the links before it allow.
+    fn rights(&self, role: Role) -> BTreeSet<Right> {
+        let mut rights = role.rights();
+        if !self.ports.is_empty() || !self.nets.is_empty() {
+            rights.insert(Right::Reach);
+        }
+        rights
+    }
+
+    /// Whether its role reaches nothing by itself.
+    fn reaches_by_name(&self) -> bool {
+        self.role.is_some_and(|role| !role.rights().contains(&Right::Reach))
+    }
 }
 
 /// What a chain of links allows.
@@ -184,6 +212,7 @@ pub struct Scope {
     pub(crate) peers: Option<BTreeSet<PeerId>>,
     pub(crate) budgets: Vec<Budget>,
     pub(crate) hand_on: Option<u8>,
+    pub(crate) reach: ReachScope,
 }
 
 /// A limit that is counted: of this link, whoever holds what it was handed on to.
@@ -220,7 +249,7 @@ impl Scope {
         let role = caveats.role.ok_or_else(|| missing("role"))?;
         let until = caveats.until.ok_or_else(|| missing("end"))?;
         let mut scope = Self {
-            rights: role.rights(),
+            rights: caveats.rights(role),
             from: 0,
             until,
             hours: Vec::new(),
@@ -228,15 +257,17 @@ impl Scope {
             peers: None,
             budgets: Vec::new(),
             hand_on: None,
+            reach: ReachScope::default(),
         };
         scope.narrow(caveats, link);
+        scope.reach.link_local = caveats.nets.iter().filter(|net| net.is_link_local()).copied().collect();
         Ok(scope)
     }
 
     /// Takes away what the next link takes away. Nothing that is written in a link adds anything.
     pub(crate) fn narrow(&mut self, caveats: &Caveats, link: GrantId) {
         if let Some(role) = caveats.role {
-            let allowed = role.rights();
+            let allowed = caveats.rights(role);
             self.rights.retain(|right| allowed.contains(right));
         }
         self.from = self.from.max(caveats.from.unwrap_or(0));
@@ -249,6 +280,8 @@ impl Scope {
             (Some(left), Some(now)) => Some(left.min(now)),
             (left, now) => left.or(now),
         };
+        self.reach.narrow(&caveats.ports, &caveats.nets, caveats.reaches_by_name());
+        self.reach.budgets.extend(caveats.bytes_per_day.map(|bytes_per_day| ByteBudget { link, bytes_per_day }));
     }
 
     /// One link further, if the links before it allow one.
@@ -290,6 +323,21 @@ impl Scope {
         &self.budgets
     }
 
+    /// Which ports of services it reaches: all of these sets at once.
+    pub fn ports(&self) -> &[BTreeSet<Ports>] {
+        &self.reach.ports
+    }
+
+    /// In which networks: all of these sets at once.
+    pub fn nets(&self) -> &[BTreeSet<Net>] {
+        &self.reach.nets
+    }
+
+    /// What is counted of the bytes to and from services.
+    pub fn byte_budgets(&self) -> &[ByteBudget] {
+        &self.reach.budgets
+    }
+
     /// How often it may be handed on; `None`: as often as a grant has room for.
     pub fn hand_ons(&self) -> Option<u8> {
         self.hand_on
@@ -322,6 +370,11 @@ impl Scope {
             (Some(models), Some(model)) if !models.contains(&model) => Err(GrantError::NotThisModel(model)),
             _ => Ok(()),
         }
+    }
+
+    /// Whether it allows to reach that.
+    pub(crate) fn reaches(&self, reach: Reach) -> Result<(), GrantError> {
+        self.reach.allows(reach)
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use potluck_core::{ModelId, PeerId, Revocation, Revoked, SecretKey, SignedRevocation};
 use potluck_grant::{
-    Authorized, Caveats, Chain, Gate, Grant, GrantError, GrantId, Hours, LINKS_MAX, Meter, Need, Place, Request, Right,
-    Role, Root, Taken,
+    Authorized, Caveats, Chain, Gate, Grant, GrantError, GrantId, Hours, LINKS_MAX, Meter, Need, Net, Place, Ports,
+    Reach, Request, Right, Role, Root, Taken,
 };
 use proptest::prelude::*;
 
@@ -284,8 +284,11 @@ fn caveats() -> impl Strategy<Value = Caveats> {
     let hours = proptest::option::of((0_u16..1_440, 0_u16..=1_440));
     let count = proptest::option::of(0_u64..1_000);
     let times = proptest::option::of(0_u8..4);
-    (role, time(), time(), hours, ids(), ids(), count, times).prop_map(
-        |(role, from, until, hours, models, peers, tokens_per_day, hand_on)| Caveats {
+    let ports = proptest::collection::btree_set(proptest::sample::select(&PORTS[..]), 0..3);
+    let nets = proptest::collection::btree_set(proptest::sample::select(&NETS[..]), 0..3);
+    let reach = (ports, nets, proptest::option::of(0_u64..1_000));
+    (role, time(), time(), hours, ids(), ids(), (count, times), reach).prop_map(
+        |(role, from, until, hours, models, peers, (tokens_per_day, hand_on), (ports, nets, bytes))| Caveats {
             role,
             from,
             until,
@@ -294,8 +297,26 @@ fn caveats() -> impl Strategy<Value = Caveats> {
             peers: peers.into_iter().map(|n| peer(200 + n)).collect(),
             tokens_per_day,
             hand_on,
+            ports: ports.into_iter().map(|text| text.parse::<Ports>().unwrap()).collect(),
+            nets: nets.into_iter().map(|text| text.parse::<Net>().unwrap()).collect(),
+            bytes_per_day: bytes,
         },
     )
+}
+
+const PORTS: [&str; 6] = ["tcp:22", "tcp:5432", "tcp:20-30", "udp:53", "udp:*", "tcp:*"];
+
+const NETS: [&str; 7] =
+    ["127.0.0.0/8", "10.0.0.0/8", "10.1.0.0/16", "192.168.1.10", "0.0.0.0/0", "fd00::/8", "169.254.0.0/16"];
+
+/// All services that these tests' grants tell apart.
+fn services() -> Vec<Reach> {
+    use potluck_wire::Service::{Echo, Tcp, Udp};
+    let addresses =
+        ["127.0.0.1", "10.1.2.3", "10.9.9.9", "192.168.1.10", "8.8.8.8", "fd00::1", "::1", "169.254.169.254"];
+    let services = [Tcp(22), Tcp(5432), Tcp(80), Udp(53), Udp(5432), Echo];
+    let addresses = addresses.iter().map(|text| Some(text.parse().unwrap())).chain([None]);
+    addresses.flat_map(|address| services.map(|service| Reach { service, address })).collect()
 }
 
 /// All that somebody could ask, as far as these tests' grants tell things apart.
@@ -324,7 +345,13 @@ proptest! {
             let asked = everything.iter().enumerate();
             asked.filter(|(_, (asked, place))| ask(&gate, grant, holder, *asked, *place).is_ok()).map(|(n, _)| n).collect()
         };
+        let reached = |grant: &[u8], holder: u8| -> BTreeSet<usize> {
+            let Ok(member) = gate.check(grant, peer(holder), NOW) else { return BTreeSet::new() };
+            let asked = services().into_iter().enumerate();
+            asked.filter(|(_, reach)| gate.authorize(&member, *reach, here(NOW)).is_ok()).map(|(n, _)| n).collect()
+        };
         let mut grant = granted(1, &first);
+        let mut reach = reached(&grant, 1);
         let (mut before, mut budgets) = (allowed(&grant, 1), gate.read(&grant).unwrap().scope().budgets().len());
         for (holder, caveats) in (1..).zip(&links) {
             let left = gate.read(&grant).unwrap().scope().hand_ons();
@@ -332,6 +359,9 @@ proptest! {
             prop_assert_ne!(left, Some(0));
             let after = allowed(&longer, holder + 1);
             prop_assert!(after.is_subset(&before), "{:?} widens {:?}", caveats, first);
+            let now_reached = reached(&longer, holder + 1);
+            prop_assert!(now_reached.is_subset(&reach), "{:?} reaches further than {:?}", caveats, first);
+            reach = now_reached;
             // The holder's own grant is what it was, and what is counted above is counted below.
             let scope = gate.read(&longer).unwrap().scope().clone();
             prop_assert!(scope.budgets().len() >= budgets);

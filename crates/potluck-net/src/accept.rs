@@ -13,7 +13,7 @@ use iroh::endpoint::{Connection, Incoming, IncomingAddr};
 use potluck_core::PeerId;
 use potluck_grant::Member;
 use potluck_peer::StreamId;
-use potluck_wire::FailureCode;
+use potluck_wire::{FailureCode, TUNNEL_ALPN};
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tracing::{debug, info};
 
@@ -23,6 +23,7 @@ use crate::{
     node::{lift_limits, peer_id},
     places::{Place, Places},
     serve::Happened,
+    tunnel::attend_tunnel,
 };
 
 /// Connections that have not shown a grant yet. The next one is refused before its handshake.
@@ -113,6 +114,9 @@ async fn attend(
         return close(&connection, FailureCode::Busy);
     }
     let _place = members.take(peer);
+    if connection.alpn() == TUNNEL_ALPN {
+        return attend_tunnel(node, connection, member).await;
+    }
     lift_limits(&connection);
     debug!(peer = %peer.short(), "let in");
     take_streams(&node, &connection, &member, &events, &streams).await;

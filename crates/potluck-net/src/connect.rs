@@ -24,6 +24,7 @@ use crate::{
     greet::{close, greet},
     lan::HEAD_START,
     node::{endpoint_addr, lift_limits},
+    tunnel::lift_tunnel_limits,
 };
 
 /// A connection to a member of the swarm: both have shown their grants.
@@ -88,10 +89,15 @@ impl Node {
     /// # Errors
     /// `Unreachable`, `Refused`, `NotMember` or `Protocol`, within the deadlines of connecting and greeting.
     pub async fn connect(&self, to: &PeerAddress) -> Result<Link, NetError> {
-        let place = self.links.place(to.peer);
+        self.link(&self.links, to, ALPN).await
+    }
+
+    /// The connection to that peer that stands among these, or a new one of that protocol.
+    pub(crate) async fn link(&self, links: &Links, to: &PeerAddress, alpn: &'static [u8]) -> Result<Link, NetError> {
+        let place = links.place(to.peer);
         // Whoever waits for another's attempt waits no longer than for its own.
         let patience = self.deadlines.connect + self.deadlines.greet;
-        let attempt = timeout(patience, place.get_or_try_init(|| self.dial(to))).await;
+        let attempt = timeout(patience, place.get_or_try_init(|| self.dial(to, alpn))).await;
         attempt
             .unwrap_or_else(|_| {
                 let reason = format!("no connection within {} s", patience.as_secs_f32());
@@ -102,7 +108,7 @@ impl Node {
 
     /// A connection to whoever holds that key, before any word. Where the addresses do not answer at once, the peer is looked
     /// up on the local network as well, and whichever leads to it first counts.
-    pub(crate) async fn shake_hands(&self, to: &PeerAddress) -> Result<(Connection, Found), NetError> {
+    pub(crate) async fn shake_hands(&self, to: &PeerAddress, alpn: &[u8]) -> Result<(Connection, Found), NetError> {
         let unreachable = |reason: String| NetError::Unreachable { peer: to.peer, reason };
         let address = endpoint_addr(to, &self.relays)?;
         let unused = to.relay.is_some() && address.relay_urls().next().is_none();
@@ -120,25 +126,25 @@ impl Node {
             });
         }
         let seconds = self.deadlines.connect.as_secs_f32();
-        timeout(self.deadlines.connect, self.reach(address))
+        timeout(self.deadlines.connect, self.reach(address, alpn))
             .await
             .map_err(|_| unreachable(format!("no answer within {seconds} s")))?
             .map_err(unreachable)
     }
 
-    async fn reach(&self, address: EndpointAddr) -> Result<(Connection, Found), String> {
+    async fn reach(&self, address: EndpointAddr, alpn: &[u8]) -> Result<(Connection, Found), String> {
         let told = async {
             if address.is_empty() {
                 return Err("none of its addresses is known, and nobody on this network says where it is".to_owned());
             }
-            let connected = self.endpoint.connect(address.clone(), ALPN).await;
+            let connected = self.endpoint.connect(address.clone(), alpn).await;
             connected.map(|connection| (connection, Found::Told)).map_err(|error| chain_of(&error))
         };
         let found = async {
             let finder = self.finder.as_ref()?;
             sleep(if address.is_empty() { Duration::ZERO } else { HEAD_START }).await;
             let place = finder.find(address.id, &address).await?;
-            let connected = self.endpoint.connect(place, ALPN).await;
+            let connected = self.endpoint.connect(place, alpn).await;
             connected.ok().map(|connection| (connection, Found::Lan))
         };
         let (mut told, mut found) = (pin!(told), pin!(found));
@@ -155,17 +161,21 @@ impl Node {
         }
     }
 
-    async fn dial(&self, to: &PeerAddress) -> Result<Link, NetError> {
+    async fn dial(&self, to: &PeerAddress, alpn: &'static [u8]) -> Result<Link, NetError> {
         let peer = to.peer;
         let unreachable = |reason: String| NetError::Unreachable { peer, reason };
-        let (connection, found) = self.shake_hands(to).await?;
+        let (connection, found) = self.shake_hands(to, alpn).await?;
         let greeted = timeout(self.deadlines.greet, greet(&connection, &self.identity)).await;
         let greeted = greeted.unwrap_or_else(|_| {
             Err(unreachable(format!("no welcome within {} s", self.deadlines.greet.as_secs_f32())))
         });
         match greeted {
             Ok((welcome, member)) => {
-                lift_limits(&connection);
+                if alpn == ALPN {
+                    lift_limits(&connection);
+                } else {
+                    lift_tunnel_limits(&connection);
+                }
                 Ok(Link { connection, peer, welcome, member, found })
             }
             Err(error) => {

@@ -7,7 +7,7 @@ use std::{fmt, sync::Arc};
 
 use iroh::endpoint::Connection;
 use potluck_core::PeerId;
-use potluck_wire::{FailureCode, Frame, Join, Joined, PeerAddress, Refusal, VERSIONS};
+use potluck_wire::{ALPN, FailureCode, Frame, Join, Joined, PeerAddress, Refusal, VERSIONS};
 use tokio::time::timeout;
 
 use crate::{
@@ -65,7 +65,7 @@ impl Node {
     /// swarm's root would have given to that key.
     pub async fn join(&self, to: &PeerAddress, secret: [u8; 16], keys: Vec<PeerId>) -> Result<Joined, NetError> {
         let peer = to.peer;
-        let (connection, _) = self.shake_hands(to).await?;
+        let (connection, _) = self.shake_hands(to, ALPN).await?;
         let asked = timeout(self.deadlines.greet, ask(&connection, peer, Join { secret, keys: keys.clone() })).await;
         close(&connection, FailureCode::Done);
         let seconds = self.deadlines.greet.as_secs_f32();

@@ -36,6 +36,7 @@ mod serve;
 mod session;
 mod shelf;
 mod stream;
+mod tunnel;
 
 pub use check::NetCheck;
 pub use connect::{Found, Link};
@@ -53,3 +54,7 @@ pub use relay::{RELAYS_MAX, RelayAt, RelayInvitation, RelayUse};
 pub use serve::{Serving, StagePort, StatusWatch, serve};
 pub use session::{OwnPort, Session, SessionEvent};
 pub use shelf::{Question, Shelf};
+pub use tunnel::{TUNNEL_STREAMS_MAX, Tunnel, Tunnels};
+
+/// The halves of a tunnel's stream.
+pub use iroh::endpoint::{ReadError, ReadExactError, RecvStream, SendStream, VarInt, WriteError};

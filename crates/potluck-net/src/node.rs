@@ -12,7 +12,7 @@ use iroh::{
 };
 use potluck_core::{PeerId, SecretKey, bounds::STAGE_SESSIONS_MAX};
 use potluck_grant::Gate;
-use potluck_wire::{ADDRESSES_MAX, ALPN, CONTROL_BYTES_MAX, PeerAddress};
+use potluck_wire::{ADDRESSES_MAX, ALPN, CONTROL_BYTES_MAX, PeerAddress, TUNNEL_ALPN};
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
     connect::{Links, chain_of},
     lan::Finder,
     relay::{RelayUse, Relays},
+    tunnel::{DATAGRAM_BYTES, TunnelsCell},
 };
 
 /// Streams that one connection may have open from the other side: a client's or a neighbour's stream for each session
@@ -97,12 +98,15 @@ pub struct Node {
     pub(crate) identity: Arc<Identity>,
     pub(crate) deadlines: NetDeadlines,
     pub(crate) links: Links,
+    /// Those for tunnels.
+    pub(crate) tunnel_links: Links,
     pub(crate) finder: Option<Arc<Finder>>,
     pub(crate) relays: Relays,
     pub(crate) door: Arc<OnceLock<Door>>,
     pub(crate) shelf: Arc<OnceLock<Shelf>>,
     pub(crate) orders: Arc<OnceLock<Orders>>,
     pub(crate) lending: Arc<OnceLock<Lending>>,
+    pub(crate) tunnels: TunnelsCell,
     /// Counts what was taken back.
     pub(crate) revoked: watch::Sender<u64>,
 }
@@ -117,7 +121,7 @@ impl Node {
         let (mut relays, pass) = Relays::read(relay)?;
         let mut builder = Endpoint::builder(presets::Minimal)
             .secret_key(iroh::SecretKey::from_bytes(&identity.key.to_bytes()))
-            .alpns(vec![ALPN.to_vec()])
+            .alpns(vec![ALPN.to_vec(), TUNNEL_ALPN.to_vec()])
             .clear_address_lookup()
             .transport_config(transport(&deadlines));
         builder = relays.configure(builder, &identity, pass.as_ref());
@@ -148,12 +152,14 @@ impl Node {
             identity: Arc::new(identity),
             deadlines,
             links: Links::default(),
+            tunnel_links: Links::default(),
             finder,
             relays,
             door: Arc::default(),
             shelf: Arc::default(),
             orders: Arc::default(),
             lending: Arc::default(),
+            tunnels: TunnelsCell::default(),
             revoked: watch::Sender::new(0),
         })
     }
@@ -227,7 +233,7 @@ fn transport(deadlines: &NetDeadlines) -> QuicTransportConfig {
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(GREETING_WINDOW_BYTES))
-        .datagram_receive_buffer_size(None)
+        .datagram_receive_buffer_size(Some(DATAGRAM_BYTES))
         .max_idle_timeout(idle)
         .keep_alive_interval(deadlines.keep_alive())
         .default_path_max_idle_timeout(deadlines.path_idle)

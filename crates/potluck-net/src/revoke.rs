@@ -34,7 +34,7 @@ impl Node {
     /// Ends what rests on something that was taken back.
     fn shut_out(&self) {
         self.revoked.send_modify(|count| *count += 1);
-        for link in self.links.all() {
+        for link in self.links.all().into_iter().chain(self.tunnel_links.all()) {
             if let Err(error) = self.identity.gate.still(&link.member, utc_now()) {
                 info!(peer = %link.peer.short(), %error, "a connection is closed");
                 close(&link.connection, FailureCode::NotAdmitted);

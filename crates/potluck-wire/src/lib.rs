@@ -20,6 +20,7 @@ mod codec;
 mod frame;
 mod message;
 mod reader;
+mod tunnel;
 mod upstream;
 
 pub use bounds::*;
@@ -30,4 +31,8 @@ pub use message::{
     Prefix, PreviousHop, Refusal, SharedModel, Welcome,
 };
 pub use reader::FrameReader;
+pub use tunnel::{
+    Dial, HOST_BYTES_MAX, Host, LENGTH_BYTES, NotReached, PACKET_BYTES_MAX, Service, TUNNEL_ALPN,
+    TUNNEL_FRAME_BYTES_MAX, TunnelFrame, decode_datagram, encode_datagram, encode_packet, packet_length,
+};
 pub use upstream::{Ask, Head, Lender, Upstream, UpstreamModel, Upstreams};

@@ -11,6 +11,8 @@ mod frame_reader;
 mod offer;
 #[path = "../../../fuzz/replay.rs"]
 mod replay;
+#[path = "../../../fuzz/checks/tunnel.rs"]
+mod tunnel;
 
 use replay::replay;
 
@@ -32,4 +34,9 @@ fn codec_corpus() {
 #[test]
 fn offer_corpus() {
     replay("offer", offer::check);
+}
+
+#[test]
+fn tunnel_corpus() {
+    replay("tunnel", tunnel::check);
 }

@@ -68,6 +68,10 @@ enum Command {
     Peers(c::peers::Peers),
     /// Help the machines of a swarm that do not reach each other: pass on what they alone can read
     Relay(c::relay::Relay),
+    /// Reach a service of a peer by its key, or let members reach some of this machine
+    Tunnel(c::tunnel::Tunnel),
+    /// Open a door to a peer's network: a SOCKS proxy, or ranges of addresses
+    Connect(c::connect::Connect),
     /// What works here, what does not, and what to do about it
     Doctor(c::doctor::Doctor),
     /// Print what another program needs to ask a gateway: an editor, an agent, a script
@@ -129,6 +133,8 @@ fn run(home: &Home, command: Command, screen: Screen) -> Result<(), Failure> {
             Command::Model(command) => command.run(home, screen).await,
             Command::Peers(command) => command.run(home, screen).await,
             Command::Relay(command) => command.run(home, screen).await,
+            Command::Tunnel(command) => command.run(home, screen).await,
+            Command::Connect(command) => command.run(home, screen).await,
             Command::Doctor(command) => command.run(home, screen).await,
             Command::Use(command) => command.run(home, screen),
             Command::Completions(_) | Command::Man(_) | Command::Engine => Ok(()),
@@ -170,7 +176,6 @@ fn meant(error: &clap::Error, args: &[OsString]) -> Option<String> {
         ("nodes", "peers"),
         ("ls", "model list"),
         ("launch", "use"),
-        ("connect", "use"),
         ("start", "serve"),
         ("node", "serve"),
     ];

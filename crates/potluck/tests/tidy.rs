@@ -16,7 +16,7 @@ const LAYERS: [&[&str]; 7] = [
     &["potluck-model", "potluck-chain", "potluck-grant"],
     &["potluck-peer"],
     &["potluck-net", "potluck-engine", "potluck-relay", "potluck-store", "potluck-sim", "potluck-netem"],
-    &["potluck-client", "potluck-pull", "potluck-upstream"],
+    &["potluck-client", "potluck-pull", "potluck-upstream", "potluck-tunnel"],
     &["potluck-gateway"],
     &["potluck", "potluck-bench"],
 ];

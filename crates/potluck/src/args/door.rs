@@ -63,7 +63,7 @@ impl From<OverflowArg> for Overflow {
 
 /// Each connection is a handle, and most systems give a process few unless it asks for those that it may have.
 #[cfg(unix)]
-fn take_handles() {
+pub(crate) fn take_handles() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     // Where it is refused, what there is has to do.
@@ -71,7 +71,7 @@ fn take_handles() {
 }
 
 #[cfg(not(unix))]
-fn take_handles() {}
+pub(crate) fn take_handles() {}
 
 impl DoorArgs {
     /// Listens, before anything loads: an address that is taken is told at once.

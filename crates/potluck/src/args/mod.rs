@@ -8,7 +8,7 @@ mod route;
 mod sampling;
 
 pub(crate) use disk::DiskArgs;
-pub(crate) use door::DoorArgs;
+pub(crate) use door::{DoorArgs, take_handles};
 pub(crate) use engine::EngineArgs;
 pub(crate) use reach::Reach;
 pub(crate) use route::{PEERS_MAX, Prefer, RouteArgs, parse_bytes};

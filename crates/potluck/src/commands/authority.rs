@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use clap::Args;
 use potluck_core::{ModelId, PeerId, Revocation, Revoked};
-use potluck_grant::{Caveats, Chain, Gate, GrantId, Hours, Need, Place, Request, Right, Scope};
+use potluck_grant::{Caveats, Chain, Gate, GrantId, Hours, Need, Net, Place, Ports, Request, Right, Scope};
 use serde_json::{Value, json};
 
 pub(crate) use potluck_grant::Role as Standing;
@@ -14,11 +14,12 @@ use super::{
     swarm::{days_from, utc_now},
 };
 use crate::{
+    args::parse_bytes,
     failure::{Failure, OrFail},
     home::{Home, Identity, Line, Membership, Role, SwarmRoot, issued, keep_revocations},
     models::Models,
     placement::members as members_of,
-    screen::{Screen, table},
+    screen::{Screen, size, table},
     serving::offers_of,
     talk::client_node,
 };
@@ -41,6 +42,15 @@ pub(crate) struct Limits {
     /// Tokens that each peer, and each gateway, computes under it in a day (UTC), for all that it is handed on to together
     #[arg(long, value_name = "N")]
     tokens_per_day: Option<u64>,
+    /// Only these ports of services, such as tcp:5432, udp:53 or tcp:8000-8100 (repeatable)
+    #[arg(long = "only-port", value_name = "PORT")]
+    ports: Vec<Ports>,
+    /// Only services in these networks, such as 192.168.1.10 or 10.0.0.0/8 (repeatable)
+    #[arg(long = "only-net", value_name = "NET")]
+    nets: Vec<Net>,
+    /// Bytes a day to and from services of each peer, such as 10GB
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    bytes_per_day: Option<u64>,
     /// How often it may be handed on
     #[arg(long, value_name = "TIMES")]
     hand_on: Option<u8>,
@@ -58,7 +68,7 @@ pub(crate) struct Explain {
     /// Whose grant: a key that was let in here, or a line [default: this machine's own]
     #[arg(long, value_name = "KEY|LINE")]
     of: Option<String>,
-    /// What: look, use, fetch, lend, order, revoke or audit
+    /// What: look, use, fetch, lend, reach, order, revoke or audit
     right: String,
     /// With this model
     #[arg(long, value_name = "MODEL")]
@@ -88,6 +98,9 @@ impl Limits {
             peers: self.peers.iter().copied().collect(),
             tokens_per_day: self.tokens_per_day,
             hand_on: self.hand_on,
+            ports: self.ports.iter().copied().collect(),
+            nets: self.nets.iter().copied().collect(),
+            bytes_per_day: self.bytes_per_day,
         })
     }
 }
@@ -207,11 +220,23 @@ fn described(chain: &Chain, state: &str) -> Value {
         "models": scope.models().map(|models| models.iter().map(ToString::to_string).collect::<Vec<_>>()),
         "peers": scope.peers().map(|peers| peers.iter().map(ToString::to_string).collect::<Vec<_>>()),
         "hand_on": scope.hand_ons(),
+        "ports": sets(scope.ports()),
+        "nets": sets(scope.nets()),
+        "bytes_per_day": scope.byte_budgets().iter().map(|budget| budget.bytes_per_day).min(),
     })
 }
 
 fn state(gate: &Gate, grant: &[u8], holder: PeerId, now: u64) -> String {
     gate.check(grant, holder, now).map_or_else(|error| error.to_string(), |_| "holds".to_owned())
+}
+
+/// Sets of ports or networks, each with the next one's: all of them at once.
+fn sets<T: ToString>(sets: &[BTreeSet<T>]) -> Vec<Vec<String>> {
+    sets.iter().map(|set| set.iter().map(ToString::to_string).collect()).collect()
+}
+
+fn join<T: ToString>(set: &BTreeSet<T>) -> String {
+    set.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn may(scope: &Scope) -> String {
@@ -224,6 +249,11 @@ fn limits(scope: &Scope) -> String {
     limits.extend(scope.hours().iter().map(|hours| format!("{hours} UTC")));
     limits.extend(scope.models().map(|models| format!("{} models", models.len())));
     limits.extend(scope.peers().map(|peers| format!("at {} peers", peers.len())));
+    limits.extend(scope.ports().iter().map(|ports| format!("reaches {}", join(ports))));
+    limits.extend(scope.nets().iter().map(|nets| format!("in {}", join(nets))));
+    limits.extend(
+        scope.byte_budgets().iter().map(|budget| format!("{} a day through each peer", size(budget.bytes_per_day))),
+    );
     limits.extend(scope.hand_ons().map(|times| format!("handed on {times} times at most")));
     limits.join(", ")
 }
@@ -316,6 +346,9 @@ fn steps(chain: &Chain) -> Vec<String> {
         said.extend(caveats.hours.map(|hours| format!("at {hours} UTC")));
         said.extend(caveats.models.iter().map(|model| format!("model {}", model.short())));
         said.extend(caveats.peers.iter().map(|peer| format!("at {}", peer.short())));
+        said.extend(caveats.ports.iter().map(|ports| format!("port {ports}")));
+        said.extend(caveats.nets.iter().map(|net| format!("in {net}")));
+        said.extend(caveats.bytes_per_day.map(|bytes| format!("{} a day", size(bytes))));
         said.extend(caveats.hand_on.map(|times| format!("to be handed on {times} times")));
         lines.push(format!("{by} granted {} {} (grant {})", link.holder.short(), said.join(", "), link.id));
         by = link.holder.short().to_string();

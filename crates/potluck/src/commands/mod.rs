@@ -2,6 +2,7 @@
 
 pub(crate) mod authority;
 pub(crate) mod chat;
+pub(crate) mod connect;
 pub(crate) mod doctor;
 pub(crate) mod gateway;
 pub(crate) mod join;
@@ -16,4 +17,5 @@ pub(crate) mod service;
 pub(crate) mod shell;
 pub(crate) mod swarm;
 pub(crate) mod tools;
+pub(crate) mod tunnel;
 pub(crate) mod up;

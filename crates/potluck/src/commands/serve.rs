@@ -33,7 +33,7 @@ use crate::{
     placement::{free_memory, model_facts},
     screen::{Screen, size},
     serving::{
-        Announcer, LentTo, LoadedStage, ServingPeer, UpstreamArgs, bind_node, door, lend_upstream, orders,
+        Announcer, ExposeArgs, LentTo, LoadedStage, ServingPeer, UpstreamArgs, bind_node, door, lend_upstream, orders,
         serve_nothing,
     },
     signals::Interrupt,
@@ -92,6 +92,8 @@ pub(crate) struct Lend {
     #[arg(long, value_name = "IP:PORT", default_value_t = SocketAddr::from(([0, 0, 0, 0], PORT)))]
     bind: SocketAddr,
     #[command(flatten)]
+    expose: ExposeArgs,
+    #[command(flatten)]
     upstream: UpstreamArgs,
     #[command(flatten)]
     engine: EngineArgs,
@@ -146,6 +148,7 @@ impl Lend {
             node.open_door(door);
         }
         let _keeping = keep_what_is_taken_back(home, &node);
+        let _exposing = self.expose.open(screen, &node);
         let announcer = Announcer::new(home, identity.key, grant, &membership);
         if let Some(upstream) = upstream {
             return lend_upstream(screen, node, announcer, upstream, &membership.swarm, &mut interrupt).await;
@@ -458,7 +461,7 @@ pub(crate) fn parse_layers(text: &str) -> Result<LayerRange, String> {
 }
 
 /// Keeps on the disk what is taken back while this machine serves; ends with what it returns.
-fn keep_what_is_taken_back(home: &Home, node: &Node) -> JoinSet<()> {
+pub(crate) fn keep_what_is_taken_back(home: &Home, node: &Node) -> JoinSet<()> {
     let (home, node) = (home.clone(), node.clone());
     let mut changed = node.revocations_changed();
     let mut task = JoinSet::new();

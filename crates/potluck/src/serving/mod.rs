@@ -1,12 +1,14 @@
 //! A peer that serves one stage: an engine child, an endpoint, and the machine between them.
 
 mod door;
+mod expose;
 mod lenders;
 mod measure;
 mod offers;
 mod orders;
 mod revoked;
 mod upstream;
+mod whereabouts;
 
 use std::time::Duration;
 
@@ -26,12 +28,14 @@ use crate::{
 };
 
 pub(crate) use door::door;
+pub(crate) use expose::ExposeArgs;
 pub(crate) use lenders::{FoundLender, Heard, hear_lenders, lenders_among};
 pub(crate) use measure::measure;
 pub(crate) use offers::{Announcer, OFFER_SECONDS, offers_of};
 pub(crate) use orders::orders;
 pub(crate) use revoked::{hear_revocations, keep_hearing};
 pub(crate) use upstream::{UpstreamArgs, lend_upstream};
+pub(crate) use whereabouts::{find_peer, look_again};
 
 /// Whom a stage is lent to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
