@@ -25,7 +25,7 @@ TEST ?=
 TARGET ?= frame
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup model clients demo install fmt lint test sim fuzz prove-streams prove-pull bench snapshots
+.PHONY: help setup model clients demo install fmt lint test sim fuzz prove-streams prove-pull prove-inversion bench snapshots
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -74,6 +74,9 @@ prove-streams: model ## Two minutes of 16 streams beside clients that misbehave;
 
 prove-pull: model ## How much of a link a pull from three peers fills (root); writes bench/results/pull.json
 	@POTLUCK_PROVE_PULL=1 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --no-capture -E 'test(fills_the_link)'
+
+prove-inversion: model ## How much of a prompt is read back from hidden states, at each depth; writes bench/results/inversion.json
+	@cargo run --locked -p potluck-engine --example inversion -- "$${POTLUCK_TEST_MODEL:-$$HOME/.cache/potluck/models/SmolLM2-135M-Instruct.Q4_1.gguf}" bench/results/inversion.json
 
 bench: model ## Ratios against llama.cpp, side by side; writes bench/results/
 	@bench/run

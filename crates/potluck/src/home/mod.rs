@@ -5,6 +5,7 @@ mod identity;
 mod invitation;
 mod invitations;
 mod membership;
+mod trust;
 
 use std::{
     fs,
@@ -24,6 +25,7 @@ pub(crate) use identity::{Identity, Role, new_key};
 pub(crate) use invitation::{Admission, Invitation, Line};
 pub(crate) use invitations::{GRANT_DAYS, Invitations};
 pub(crate) use membership::{CONTACTS_KEPT, Membership, SwarmRoot};
+pub(crate) use trust::{change_trusted, trusted};
 
 /// Held by the process that is at the relay with the key that asks.
 const RELAY_LOCK: &str = "relay.lock";
