@@ -7,7 +7,6 @@
 //! simplest attacker reaches, and no bound for better ones.
 
 #[path = "../tests/common/mod.rs"]
-#[expect(dead_code, reason = "the tests use the rest")]
 mod common;
 
 use std::{collections::BTreeMap, path::PathBuf};

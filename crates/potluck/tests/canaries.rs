@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says where")]
 
 mod machine;
+#[path = "machine/peers.rs"]
+mod peers;
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +18,8 @@ use std::{
 };
 
 use data_encoding::{BASE64, HEXLOWER};
-use machine::{Machine, kill, model, peers::Model, wait_until};
+use machine::{Machine, kill, model, wait_until};
+use peers::{Model, engine};
 use potluck_core::{CacheId, Input, LayerRange, Output, Rows, Stage as _, StageSpec, Step, TensorType};
 use potluck_engine::{EngineSettings, LlamaStage, Load, Part, VocabularyClient};
 use potluck_model::{facts, slice};
@@ -154,7 +157,9 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        (0..self.machines.len()).for_each(|machine| drop(ip(&format!("netns del {}", self.namespace(machine)))));
+        for machine in 0..self.machines.len() {
+            ip(&format!("netns del {}", self.namespace(machine)));
+        }
         ip(&format!("netns del {}s", self.name));
     }
 }
@@ -202,7 +207,7 @@ fn patterns(machine: &Machine) -> (Patterns, Vec<u32>) {
         EngineSettings { threads: 1, threads_batch: 1, context: 512, caches: 1, exact: true, ..Default::default() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let tokens = runtime.block_on(async {
-        let vocabulary = VocabularyClient::start(machine::peers::engine(), added.vocabulary(&settings)).await.unwrap();
+        let vocabulary = VocabularyClient::start(engine(), added.vocabulary(&settings)).await.unwrap();
         vocabulary.tokenize(CANARY, false, false).await.unwrap()
     });
     let mut all = Patterns::new();
@@ -278,7 +283,6 @@ fn nobody_in_between_has_a_canary_and_nothing_keeps_it() {
     let Some(network) = Network::new() else { return };
     let records = tempfile::tempdir().unwrap();
     let at = |name: &str| records.path().join(name);
-    let peers = [0, 1, 2];
     let relayed = [0, 1, 2, CLIENT];
     let relay_url = format!("http://10.78.0.{}:3340", RELAY_AT + 1);
     let relay_at = format!("10.78.0.{}:3340", RELAY_AT + 1);
@@ -291,7 +295,7 @@ fn nobody_in_between_has_a_canary_and_nothing_keeps_it() {
     let owner = &network.machines[0];
     assert_eq!(owner.json(&["swarm", "create", "--relay", &relay_url]).1, 0);
     let (mut running, mut outputs) = (Vec::new(), Vec::new());
-    for peer in peers {
+    for peer in 0..3 {
         let machine = &network.machines[peer];
         let (log, out) = (at(&format!("peer{peer}.log")), at(&format!("peer{peer}.out")));
         let (layers, bind) = (format!("{}..{}", CUTS[peer], CUTS[peer + 1]), format!("10.78.0.{}:7575", peer + 1));
