@@ -133,10 +133,9 @@ fn while_another_is_open_they_are_overwritten_in_time_and_it_is_none_the_worse()
 #[test]
 fn our_buffers_keep_nothing_of_a_closed_session() {
     let model = small_model();
-    // The ids as they are in a command: a number each, 7 bits a byte; and as the engine is told them.
+    // The ids as they are in a command: 7 bits a byte. As llama.cpp is told them they lie in its scratch memory, until its next batch.
     let canary = tokens(5, 60, 49_152);
     let encoded = postcard::to_stdvec(&canary[..]).unwrap();
-    let ids: Vec<u8> = canary.iter().flat_map(|token| token.to_le_bytes()).collect();
     for (wipe_within, wiped) in [(Some(Duration::from_secs(3_600)), true), (None, false)] {
         let mut stage = start(model.whole(&EngineSettings { context: 512, ..settings(wipe_within) }));
         let pid = stage.pid().unwrap();
@@ -149,6 +148,6 @@ fn our_buffers_keep_nothing_of_a_closed_session() {
             Some(all.iter().any(|region| region.windows(16).any(|bytes| bytes == &pattern[8..24])))
         };
         let Some(commands) = found(&encoded) else { return };
-        assert_eq!((commands, found(&ids).unwrap()), (!wiped, !wiped), "with {wipe_within:?}");
+        assert_eq!(commands, !wiped, "with {wipe_within:?}");
     }
 }
