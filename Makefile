@@ -25,7 +25,7 @@ TEST ?=
 TARGET ?= frame
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup model clients demo install fmt lint test sim fuzz prove-streams prove-pull prove-nat bench snapshots
+.PHONY: help setup model clients demo install fmt lint test sim fuzz prove-streams prove-pull prove-nat prove-inversion prove-privacy bench snapshots
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -77,6 +77,12 @@ prove-pull: model ## How much of a link a pull from three peers fills (root); wr
 
 prove-nat: setup ## Every pair of kinds of NAT, direct or relayed (root, some minutes); writes bench/results/nat-matrix.json
 	@POTLUCK_PROVE_NAT=1 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --package potluck-net --test nat_matrix --no-capture prove_every_pair
+
+prove-inversion: model ## How much of a prompt is read back from hidden states, at each depth; writes bench/results/inversion.json
+	@cargo run --locked -p potluck-engine --example inversion -- "$${POTLUCK_TEST_MODEL:-$$HOME/.cache/potluck/models/SmolLM2-135M-Instruct.Q4_1.gguf}" bench/results/inversion.json
+
+prove-privacy: model ## What each privacy setting costs, side by side; writes bench/results/privacy.json
+	@bench/privacy
 
 bench: model ## Ratios against llama.cpp, side by side; writes bench/results/
 	@bench/run

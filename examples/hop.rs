@@ -159,6 +159,7 @@ impl Route {
             codec: Codec::F16,
             route,
             prefix: None,
+            pad: false,
             deadlines: Deadlines::default(),
         };
         let mut session = client.open(config, vec![]).await?;

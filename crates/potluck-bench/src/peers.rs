@@ -129,6 +129,7 @@ impl Swarm {
             codec: config.codec,
             route,
             prefix: None,
+            pad: false,
             deadlines: Deadlines::default(),
         };
         let identity = Identity { grant: self.grant(&key)?, key, gate: Gate::new(self.root.public()) };

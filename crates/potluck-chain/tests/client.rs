@@ -47,6 +47,7 @@ fn config(route: Vec<Hop>) -> SessionConfig {
         codec: Codec::F32,
         route,
         prefix: None,
+        pad: false,
         deadlines: Deadlines {
             open: Duration::from_secs(5),
             step: Duration::from_secs(10),
@@ -121,7 +122,7 @@ fn top(largest: &[(u32, f32)]) -> Logits {
 }
 
 fn answer(sequence: u32, rows: Vec<Logits>) -> AnswerFrame {
-    AnswerFrame { sequence, epoch: 3, start: 0, count: 2, rows }
+    AnswerFrame { sequence, epoch: 3, start: 0, count: 2, rows, pad: false }
 }
 
 fn good() -> AnswerFrame {
@@ -195,6 +196,7 @@ fn frames_out_of_place_are_the_senders_fault() {
         top: 2,
         codec: Codec::F32,
         payload: vec![0; 16],
+        pad: false,
     };
     for (hop, frame) in [
         (0, Frame::Answer(good())),

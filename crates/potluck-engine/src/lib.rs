@@ -28,6 +28,8 @@ mod error;
 #[allow(unsafe_code, reason = "the foreign functions are here")]
 mod llama;
 mod load;
+#[allow(unsafe_code, reason = "an allocator, and limits of the process")]
+pub mod memory;
 pub mod probe;
 #[allow(unsafe_code, reason = "descriptors, and what happens between fork and exec")]
 mod process;

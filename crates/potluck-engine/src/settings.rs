@@ -92,6 +92,9 @@ pub struct EngineSettings {
     pub load_timeout: Duration,
     /// How long one command may take; then the engine's process is ended.
     pub step_timeout: Duration,
+    /// How long the cells of a closed session may keep what they held while others are open; when none is, they are overwritten
+    /// at once. None: neither, and memory that is given back keeps its content.
+    pub wipe_within: Option<Duration>,
 }
 
 impl Default for EngineSettings {
@@ -113,6 +116,7 @@ impl Default for EngineSettings {
             cache_bytes_max: 8 << 30,
             load_timeout: Duration::from_secs(60),
             step_timeout: Duration::from_secs(120),
+            wipe_within: Some(Duration::from_secs(60)),
         }
     }
 }

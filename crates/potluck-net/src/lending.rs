@@ -144,7 +144,7 @@ async fn pass(
 ) -> Result<(), Failure> {
     let Asking { ask, mut recv, reader } = asking;
     let Room { _place, body: held } = room;
-    let body = read_body(ask, &mut recv, reader, stall).await?;
+    let (body, padded) = read_body(ask, &mut recv, reader, stall).await?;
     let (reply, mut replies) = mpsc::channel(PIECES_MAX);
     let asked = Asked { endpoint: ask.endpoint, body, reply };
     let leaving = |_| Failure::new(FailureCode::Leaving, "the peer is shutting down");
@@ -164,7 +164,7 @@ async fn pass(
             }
             Some(Ok(Reply::Body(bytes))) => {
                 for piece in bytes.chunks(PIECE_BYTES) {
-                    write(send, &Frame::Part(piece.to_vec())).await?;
+                    write(send, &part(piece, padded)).await?;
                 }
             }
             Some(Ok(Reply::End)) if held.is_none() => return Ok(()),
@@ -176,20 +176,29 @@ async fn pass(
     }
 }
 
-/// The request's body: as long as was announced, and held only as far as it has come.
+/// A piece, as the request's came.
+pub(crate) fn part(piece: &[u8], padded: bool) -> Frame {
+    if padded { Frame::PaddedPart(piece.to_vec()) } else { Frame::Part(piece.to_vec()) }
+}
+
+/// The request's body: as long as was announced, and held only as far as it has come; and whether it came padded.
 async fn read_body(
     ask: Ask,
     recv: &mut RecvStream,
     mut reader: FrameReader,
     stall: Duration,
-) -> Result<Bytes, Failure> {
+) -> Result<(Bytes, bool), Failure> {
     let protocol = |what: &dyn std::fmt::Display| Failure::new(FailureCode::Protocol, what);
     let bytes = ask.bytes as usize;
-    let mut body = Vec::new();
+    let (mut body, mut padded) = (Vec::new(), false);
     reader.set_limit(PART_FRAME_BYTES_MAX);
     while body.len() < bytes {
-        match reader.next().map_err(|error| protocol(&error))? {
-            Some(Frame::Part(part)) if body.len() + part.len() <= bytes && !part.is_empty() => {
+        let frame = reader.next().map_err(|error| protocol(&error))?;
+        padded |= matches!(frame, Some(Frame::PaddedPart(_)));
+        match frame {
+            Some(Frame::Part(part) | Frame::PaddedPart(part))
+                if body.len() + part.len() <= bytes && !part.is_empty() =>
+            {
                 body.extend_from_slice(&part);
                 continue;
             }
@@ -202,7 +211,7 @@ async fn read_body(
             Ok(None) | Err(_) => return Err(Failure::new(FailureCode::Cancelled, "the request broke off")),
         }
     }
-    Ok(body.into())
+    Ok((body.into(), padded))
 }
 
 /// Returns when whoever asked wants the answer no longer: it has ended its side, or is lost. More bytes are nothing that it may send.

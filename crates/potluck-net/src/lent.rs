@@ -6,12 +6,12 @@ use bytes::Bytes;
 use iroh::endpoint::{RecvStream, SendStream, VarInt};
 use potluck_core::{Endpoint, PeerId};
 use potluck_wire::{
-    Ask, CONTROL_BYTES_MAX, FailureCode, Frame, FrameReader, Head, LENDERS_MAX, Lender, PART_FRAME_BYTES_MAX,
-    PeerAddress, Upstreams,
+    Ask, CONTROL_BYTES_MAX, FEATURE_PADDING, FailureCode, Frame, FrameReader, Head, LENDERS_MAX, Lender,
+    PART_FRAME_BYTES_MAX, PeerAddress, Upstreams,
 };
 use tokio::time::timeout;
 
-use crate::{Lending, NetError, Node, greet::read_next};
+use crate::{Lending, NetError, Node, greet::read_next, lending::part};
 
 /// Longest wait for an answer to begin: an upstream that does not stream answers when all is done. It gives up a little sooner.
 const HEAD_PATIENCE: Duration = Duration::from_secs(630);
@@ -60,7 +60,7 @@ impl LentBody {
     /// `Failed` where the upstream failed; `Lost` where the connection did, or nothing came for minutes.
     pub async fn next(&mut self) -> Result<Option<Bytes>, NetError> {
         match self.frame(PART_PATIENCE).await? {
-            Some(Frame::Part(bytes)) => Ok(Some(bytes.into())),
+            Some(Frame::Part(bytes) | Frame::PaddedPart(bytes)) => Ok(Some(bytes.into())),
             Some(other) => Err(self.unexpected(&other, "part")),
             None => Ok(None),
         }
@@ -138,7 +138,8 @@ impl Node {
         Ok(all)
     }
 
-    /// Asks a member's upstream; returns when its answer begins. Dropped, it stops the upstream.
+    /// Asks a member's upstream; returns when its answer begins. Dropped, it stops the upstream. `pad`: in pieces of a few sizes,
+    /// and answered so, where the member knows how.
     ///
     /// # Errors
     /// As [`connect`](Self::connect); `Failed` where the peer is busy or its upstream does not answer; `Lost` where it falls silent.
@@ -147,6 +148,7 @@ impl Node {
         of: &PeerAddress,
         endpoint: Endpoint,
         body: &[u8],
+        pad: bool,
     ) -> Result<LentAnswer, NetError> {
         let peer = of.peer;
         let link = self.connect(of).await?;
@@ -154,7 +156,9 @@ impl Node {
         let mut answer = LentBody { peer, send, recv, reader: FrameReader::new(PART_FRAME_BYTES_MAX) };
         let bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
         // Whoever refuses it reads no more of it, and says why.
-        let unwritten = write_ask(&mut answer.send, Ask { endpoint, bytes }, body, self.deadlines.stall).await.err();
+        let pad = pad && link.welcome.features & FEATURE_PADDING != 0;
+        let ask = Ask { endpoint, bytes };
+        let unwritten = write_ask(&mut answer.send, ask, (body, pad), self.deadlines.stall).await.err();
         let patience = if unwritten.is_some() { self.deadlines.stall } else { HEAD_PATIENCE };
         let lost = |reason| Err(NetError::Lost { peer, reason });
         match (answer.frame(patience).await, unwritten) {
@@ -169,13 +173,13 @@ impl Node {
 }
 
 /// Writes a request, a part at a time: the rest of the stream stays open.
-async fn write_ask(send: &mut SendStream, ask: Ask, body: &[u8], stall: Duration) -> Result<(), String> {
+async fn write_ask(send: &mut SendStream, ask: Ask, (body, pad): (&[u8], bool), stall: Duration) -> Result<(), String> {
     let mut bytes = Vec::new();
     Frame::Ask(ask).encode(&mut bytes);
     let mut parts = body.chunks(ASK_PIECE_BYTES);
     loop {
         // A request without a body has no part, and is the upstream's to refuse.
-        let part = parts.next().map(|part| Frame::Part(part.to_vec()).encode(&mut bytes));
+        let part = parts.next().map(|piece| part(piece, pad).encode(&mut bytes));
         if bytes.is_empty() {
             return Ok(());
         }

@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Instant};
 
 use potluck_chain::{Answer, ClientSession, Effect, Event, Hop, SessionConfig, SessionError};
 use potluck_core::{Account, Hidden, Rows, StageCommand, StageReply};
-use potluck_wire::{FEATURE_ACCOUNTS, Failure, FailureCode, Frame};
+use potluck_wire::{FEATURE_ACCOUNTS, FEATURE_PADDING, Failure, FailureCode, Frame};
 use tokio::{sync::mpsc, task::JoinSet, time::sleep_until};
 use tracing::{Span, info_span};
 
@@ -82,6 +82,14 @@ impl Node {
                 remote.grant.clone_from(&link.welcome.grant);
             }
         }
+        if config.pad {
+            let unable = |link: &Link| link.welcome.features & FEATURE_PADDING == 0;
+            let hop = links.iter().position(|link| link.as_ref().is_some_and(unable));
+            if let Some(stage) = hop.map(|hop| &config.route[hop]) {
+                let detail = "it does not know how to pad: leave --pad out, or have its Potluck updated";
+                return Err(failed(stage, Failure::new(FailureCode::Version, detail)));
+            }
+        }
         let mut tasks = JoinSet::new();
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let mut streams = HashMap::new();
@@ -126,8 +134,11 @@ impl Node {
 }
 
 fn unreached(hop: &Hop, error: &NetError) -> SessionError {
+    failed(hop, error.failure())
+}
+
+fn failed(hop: &Hop, failure: Failure) -> SessionError {
     let layers = hop.layers().to_string();
-    let failure = error.failure();
     match hop.peer() {
         Some(peer) if failure.code == FailureCode::PeerLost => SessionError::PeerLost { peer, layers, failure },
         Some(peer) => SessionError::Peer { peer, layers, failure },

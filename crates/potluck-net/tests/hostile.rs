@@ -185,7 +185,17 @@ fn open(session: u8, epoch: u32) -> Frame {
 /// One token at position `start`.
 fn step(sequence: u32, epoch: u32, start: u32) -> Frame {
     let payload = Codec::encode_tokens(&[start % toy::VOCABULARY]);
-    Frame::Step(StepFrame { sequence, epoch, start, count: 1, rows: Rows::Last, top: 4, codec: Codec::Tokens, payload })
+    Frame::Step(StepFrame {
+        sequence,
+        epoch,
+        start,
+        count: 1,
+        rows: Rows::Last,
+        top: 4,
+        codec: Codec::Tokens,
+        payload,
+        pad: false,
+    })
 }
 
 #[tokio::test]
@@ -501,6 +511,7 @@ async fn a_client_that_never_reads_its_answers() {
                 top: 0,
                 codec: Codec::Tokens,
                 payload: payload.clone(),
+                pad: false,
             };
             let mut bytes = Vec::new();
             Frame::Step(frame).encode(&mut bytes);

@@ -97,6 +97,7 @@ async fn a_killed_peer_is_named_in_time_and_its_neighbours_let_go() {
         codec: Codec::F16,
         route,
         prefix: None,
+        pad: false,
         deadlines: Deadlines::default(),
     };
     let mut session = client.open(config, vec![]).await.unwrap();

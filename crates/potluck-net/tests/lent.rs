@@ -59,7 +59,7 @@ async fn an_answer_comes_as_it_is_made_and_a_request_of_megabytes_arrives() {
     let (mut lender, client) = (Lender::start(1).await, member(2).await);
     let at = lender.node.address();
     let body: Vec<u8> = (0..5u32 << 20).map(|n| (n % 251) as u8).collect();
-    let asking = client.ask_upstream(&at, Endpoint::Embeddings, &body);
+    let asking = client.ask_upstream(&at, Endpoint::Embeddings, &body, true);
     let serving = async {
         let asked = lender.asked().await;
         asked.reply.send(head(200)).await.unwrap();
@@ -87,7 +87,7 @@ async fn how_busy_it_is_and_what_is_wrong_is_said_when_asked() {
     let own = async || client.upstreams(&at).await.unwrap().own.unwrap();
     let idle = own().await;
     assert_eq!((&*idle.models[0].name, idle.running, idle.trouble), ("m", 0, None));
-    let asking = client.ask_upstream(&at, Endpoint::Completions, b"{}");
+    let asking = client.ask_upstream(&at, Endpoint::Completions, b"{}", false);
     let busy = async {
         let asked = lender.asked().await;
         let busy = own().await;
@@ -111,12 +111,12 @@ async fn who_is_gone_is_worked_for_no_more() {
     let at = lender.node.address();
     // Before the answer begins.
     let asked = tokio::select! {
-        answer = client.ask_upstream(&at, Endpoint::ChatCompletions, b"{}") => panic!("{answer:?}"),
+        answer = client.ask_upstream(&at, Endpoint::ChatCompletions, b"{}", false) => panic!("{answer:?}"),
         asked = lender.asked() => asked,
     };
     timeout(PATIENCE, asked.reply.closed()).await.expect("it is told that nobody waits");
     // In the middle of it.
-    let (answer, asked) = tokio::join!(client.ask_upstream(&at, Endpoint::ChatCompletions, b"{}"), async {
+    let (answer, asked) = tokio::join!(client.ask_upstream(&at, Endpoint::ChatCompletions, b"{}", false), async {
         let asked = lender.asked().await;
         asked.reply.send(head(200)).await.unwrap();
         asked
@@ -130,7 +130,7 @@ async fn an_answer_that_breaks_off_is_no_whole_one() {
     let (mut lender, client) = (Lender::start(1).await, member(2).await);
     let at = lender.node.address();
     for failure in [None, Some(Failure::new(FailureCode::Deadline, "silent"))] {
-        let (answer, asked) = tokio::join!(client.ask_upstream(&at, Endpoint::ChatCompletions, b"{}"), async {
+        let (answer, asked) = tokio::join!(client.ask_upstream(&at, Endpoint::ChatCompletions, b"{}", false), async {
             let asked = lender.asked().await;
             asked.reply.send(head(200)).await.unwrap();
             asked.reply.send(piece("half")).await.unwrap();
@@ -160,7 +160,7 @@ async fn a_stranger_and_who_asks_a_peer_without_an_upstream_get_nothing() {
         NodeConfig { identity, bind: Bind::Loopback, lan: Lan::Off, relay: None, deadlines: NetDeadlines::default() };
     let stranger = Node::bind(config).await.unwrap();
     let at = lender.node.address();
-    let refused = stranger.ask_upstream(&at, Endpoint::Completions, b"{}").await.unwrap_err();
+    let refused = stranger.ask_upstream(&at, Endpoint::Completions, b"{}", false).await.unwrap_err();
     assert!(matches!(refused, NetError::Refused { code: FailureCode::NotAdmitted, .. }), "{refused}");
     assert!(stranger.upstreams(&at).await.is_err());
     assert!(stranger.tell_lending(&at).await.is_err());
@@ -169,7 +169,7 @@ async fn a_stranger_and_who_asks_a_peer_without_an_upstream_get_nothing() {
     let plain = member(3).await;
     let _serving = lend(&plain, spec(0, 2, 2), Duration::from_secs(5));
     let client = member(2).await;
-    let refused = client.ask_upstream(&plain.address(), Endpoint::Completions, &[7; 3 << 20]).await.unwrap_err();
+    let refused = client.ask_upstream(&plain.address(), Endpoint::Completions, &[7; 3 << 20], false).await.unwrap_err();
     assert!(
         matches!(&refused, NetError::Failed { failure, .. } if failure.code == FailureCode::NotServed),
         "also where it is not read to its end: {refused}"

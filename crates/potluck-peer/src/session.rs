@@ -67,6 +67,7 @@ pub(crate) struct StepHead {
     pub(crate) count: u16,
     pub(crate) rows: potluck_core::Rows,
     pub(crate) top: u16,
+    pub(crate) pad: bool,
 }
 
 /// What became of a step that arrived.
@@ -135,8 +136,8 @@ impl Session {
         self.held = end;
         self.last_step = now;
         self.answered = None;
-        let StepFrame { sequence, start, count, rows, top, .. } = *frame;
-        self.in_flight.push_back(StepHead { sequence, start, count, rows, top });
+        let StepFrame { sequence, start, count, rows, top, pad, .. } = *frame;
+        self.in_flight.push_back(StepHead { sequence, start, count, rows, top, pad });
         Ok(Arrival::Run(input))
     }
 
@@ -190,13 +191,13 @@ impl Session {
     pub(crate) fn label(&mut self, sequence: u32, output: Output) -> Result<Frame, Failure> {
         let engine = |detail: String| Failure::new(FailureCode::Engine, detail);
         let head = self.in_flight.pop_front().filter(|head| head.sequence == sequence);
-        let StepHead { sequence, start, count, rows, top } =
+        let StepHead { sequence, start, count, rows, top, pad } =
             head.ok_or_else(|| engine(format!("the stage answered step {sequence} out of order")))?;
         let epoch = self.open.epoch;
         match output {
             Output::Logits(logits) if self.open.stage.tail => {
                 self.answered = Some((sequence, count));
-                Ok(Frame::Answer(AnswerFrame { sequence, epoch, start, count, rows: logits }))
+                Ok(Frame::Answer(AnswerFrame { sequence, epoch, start, count, rows: logits, pad }))
             }
             Output::Hidden(hidden) if !self.open.stage.tail => {
                 let codec = self.open.codec_out;
@@ -205,7 +206,7 @@ impl Session {
                 if payload.len() != codec.bytes(count.into(), self.width as usize) {
                     return Err(engine(format!("the stage gave {} values for {count} positions", hidden.0.len())));
                 }
-                Ok(Frame::Step(StepFrame { sequence, epoch, start, count, rows, top, codec, payload }))
+                Ok(Frame::Step(StepFrame { sequence, epoch, start, count, rows, top, codec, payload, pad }))
             }
             _ => Err(engine("the stage gave the wrong kind of output".into())),
         }

@@ -129,7 +129,7 @@ fn hop(epoch: u32) -> HopOpen {
 fn step(sequence: u32, epoch: u32, start: u32, count: u16) -> StepFrame {
     let mut payload = Vec::new();
     Codec::F32.encode(&vec![1.0; usize::from(count) * WIDTH as usize], WIDTH as usize, &mut payload).unwrap();
-    StepFrame { sequence, epoch, start, count, rows: Rows::Last, top: 4, codec: Codec::F32, payload }
+    StepFrame { sequence, epoch, start, count, rows: Rows::Last, top: 4, codec: Codec::F32, payload, pad: false }
 }
 
 fn sends(effects: &[Effect], on: u64, what: &Frame) -> bool {

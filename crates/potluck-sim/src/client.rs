@@ -83,6 +83,7 @@ impl SimClient {
             codec: if rng.bool() { Codec::F16 } else { Codec::F32 },
             route,
             prefix: None,
+            pad: false,
             deadlines: Deadlines { step: Duration::from_secs(30), ..Deadlines::default() },
         };
         let prompt = (0..rng.usize(1..=4)).map(|_| random_tokens(rng, 24)).collect();

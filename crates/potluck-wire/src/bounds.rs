@@ -14,8 +14,15 @@ pub const VERSIONS: std::ops::RangeInclusive<u16> = 1..=1;
 /// Feature bit: a peer keeps accounts of its sessions, and may be asked for them.
 pub const FEATURE_ACCOUNTS: u64 = 1;
 
+/// Feature bit: steps and answers may be padded ([`StepFrame::pad`](crate::StepFrame::pad)), parts of a conversation with an
+/// upstream, too.
+pub const FEATURE_PADDING: u64 = 2;
+
 /// All features that this program knows. A greeting agrees on those that both know.
-pub const FEATURES: u64 = FEATURE_ACCOUNTS;
+pub const FEATURES: u64 = FEATURE_ACCOUNTS | FEATURE_PADDING;
+
+/// Bytes of the shortest padded answer, and of the shortest padded part of a conversation: longer ones are a power of two.
+pub const PADDED_BYTES_MIN: usize = 1 << 10;
 
 /// Bytes of the header of a step or an answer, length and kind included.
 pub const HEADER_BYTES: usize = 24;
@@ -95,6 +102,16 @@ pub const fn answer_frame_bytes_max(width: u32, vocabulary: u32) -> usize {
     let step = step_frame_bytes_max(width);
     let row = HEADER_BYTES + 64 + vocabulary as usize * size_of::<f32>();
     if step > row { step } else { row }
+}
+
+/// Positions that a padded step of `count` positions looks like: the next power of two.
+pub const fn padded_positions(count: usize) -> usize {
+    count.next_power_of_two()
+}
+
+/// Bytes of a padded frame of which `bytes` are its own.
+pub const fn padded_bytes(bytes: usize) -> usize {
+    if bytes > PADDED_BYTES_MIN { bytes.next_power_of_two() } else { PADDED_BYTES_MIN }
 }
 
 const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize, "a frame's length fits its field");

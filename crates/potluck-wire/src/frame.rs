@@ -5,7 +5,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     Ask, Codec, CodecError, Failure, Fetch, HEADER_BYTES, Head, Held, Hello, HopOpen, Join, Joined, Lender,
-    OpenSession, PART_BYTES_MAX, Refusal, SharedModel, Upstreams, Welcome, message::Bounded,
+    OpenSession, PART_BYTES_MAX, Refusal, SharedModel, Upstreams, Welcome, message::Bounded, padded_bytes,
+    padded_positions,
 };
 
 /// Whoever sent the bytes: they are no frame, or one that exceeds a bound.
@@ -72,6 +73,9 @@ pub struct StepFrame {
     pub codec: Codec,
     /// Hidden states or token ids.
     pub payload: Vec<u8>,
+    /// As long as a step of the next power of two positions: zeros follow the payload. Whoever is sent a padded step pads
+    /// what it sends on for it.
+    pub pad: bool,
 }
 
 /// The tail's answer to a step, sent to the client. Same header; each step has one, with no rows where none were asked for.
@@ -87,6 +91,8 @@ pub struct AnswerFrame {
     pub count: u16,
     /// One row for each position asked for.
     pub rows: Vec<Logits>,
+    /// Zeros follow, up to [`padded_bytes`].
+    pub pad: bool,
 }
 
 /// Everything that travels on a stream.
@@ -153,6 +159,8 @@ pub enum Frame {
     Held(Held),
     /// The answer to any other [`Fetch`], or a piece of an [`Ask`]'s body or of its answer: the bytes, at most [`PART_BYTES_MAX`].
     Part(Vec<u8>),
+    /// A piece of an [`Ask`]'s body or of its answer, and zeros up to [`padded_bytes`]. Whoever is asked in them answers in them.
+    PaddedPart(Vec<u8>),
     /// The swarm's root to a peer; answered with `Failed`, `Done` where it is obeyed.
     Order(SignedOrder),
     /// Client to a peer of the route, on its session's stream: what have you done for this session?
@@ -174,6 +182,9 @@ pub enum Frame {
     /// The answer, a page of it; or member to member, first: these have been made. Answered with an empty one.
     Revocations(Vec<SignedRevocation>),
 }
+
+/// In the flags of a step or an answer: zeros follow what it carries.
+const FLAG_PADDED: u16 = 8;
 
 const HELLO: u8 = 1;
 const WELCOME: u8 = 2;
@@ -208,6 +219,7 @@ const HEAD: u8 = 30;
 const LEND: u8 = 31;
 const LIST_REVOCATIONS: u8 = 32;
 const REVOCATIONS: u8 = 33;
+const PADDED_PART: u8 = 34;
 
 impl Frame {
     /// Its kind in words, for errors and logs.
@@ -240,6 +252,7 @@ impl Frame {
             Self::Fetch(_) => FETCH,
             Self::Held(_) => HELD,
             Self::Part(_) => PART,
+            Self::PaddedPart(_) => PADDED_PART,
             Self::Order(_) => ORDER,
             Self::AskAccount => ASK_ACCOUNT,
             Self::Account(_) => ACCOUNT,
@@ -272,6 +285,11 @@ impl Frame {
             Self::Fetch(body) => encode_body(body, out),
             Self::Held(body) => encode_body(body, out),
             Self::Part(bytes) => out.extend_from_slice(bytes),
+            Self::PaddedPart(bytes) => {
+                out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+                out.extend_from_slice(bytes);
+                out.resize(at + padded_bytes(out.len() - at), 0);
+            }
             Self::Order(body) => encode_body(body, out),
             Self::Account(body) => encode_body(body, out),
             Self::Upstreams(body) => encode_body(body, out),
@@ -286,10 +304,14 @@ impl Frame {
             Self::Step(step) => {
                 step.encode_header(out);
                 out.extend_from_slice(&step.payload);
+                out.resize(out.len() + step.padding(), 0);
             }
             Self::Answer(answer) => {
                 answer.encode_header(out);
                 encode_body(&answer.rows, out);
+                if answer.pad {
+                    out.resize(at + padded_bytes(out.len() - at), 0);
+                }
             }
             Self::Ready
             | Self::HopReady
@@ -342,6 +364,7 @@ impl Frame {
                 return Err(WireError::Bound { what: "part", len: body.len(), max: PART_BYTES_MAX });
             }
             PART => Self::Part(body.to_vec()),
+            PADDED_PART => Self::PaddedPart(padded_part(body)?.to_vec()),
             ORDER => Self::Order(decode_body(kind, body)?),
             ASK_ACCOUNT => decode_empty(kind, body, Self::AskAccount)?,
             ACCOUNT => Self::Account(decode_body(kind, body)?),
@@ -392,6 +415,7 @@ fn kind_name(kind: u8) -> &'static str {
         LEND => "lend",
         LIST_REVOCATIONS => "list-revocations",
         REVOCATIONS => "revocations",
+        PADDED_PART => "padded-part",
         _ => "unknown",
     }
 }
@@ -418,6 +442,41 @@ fn decode_body<T: Serialize + DeserializeOwned>(kind: u8, body: &[u8]) -> Result
     let mut again = Vec::with_capacity(body.len());
     encode_body(&value, &mut again);
     if again == body { Ok(value) } else { Err(malformed(kind, "a second encoding")) }
+}
+
+/// A body that zeros follow: as many as there must be.
+fn decode_padded<T: Serialize + DeserializeOwned>(kind: u8, padded: &[u8]) -> Result<T, WireError> {
+    let (_, rest): (T, _) = postcard::take_from_bytes(padded).map_err(|e| malformed(kind, e))?;
+    let body = &padded[..padded.len() - rest.len()];
+    if HEADER_BYTES + padded.len() != padded_bytes(HEADER_BYTES + body.len()) || rest.iter().any(|&byte| byte != 0) {
+        return Err(malformed(kind, "its padding is not what it must be"));
+    }
+    decode_body(kind, body)
+}
+
+/// The payload of `count` positions in one that looks like more.
+fn without_padding(padded: &[u8], count: usize) -> Result<&[u8], WireError> {
+    let positions = padded_positions(count);
+    let (payload, rest) = padded.split_at(padded.len() / positions * count);
+    if !padded.len().is_multiple_of(positions) || rest.iter().any(|&byte| byte != 0) {
+        return Err(malformed(STEP, "its padding is not what it must be"));
+    }
+    Ok(payload)
+}
+
+/// The bytes of a padded part.
+fn padded_part(body: &[u8]) -> Result<&[u8], WireError> {
+    if body.len() > PART_BYTES_MAX {
+        return Err(WireError::Bound { what: "part", len: body.len(), max: PART_BYTES_MAX });
+    }
+    let bad = || malformed(PADDED_PART, "its padding is not what it must be");
+    let (len, rest) = body.split_first_chunk::<4>().ok_or_else(bad)?;
+    let (bytes, zeros) = rest.split_at_checked(u32::from_le_bytes(*len) as usize).ok_or_else(bad)?;
+    // The frame's length and kind come before the body.
+    if 5 + body.len() != padded_bytes(5 + len.len() + bytes.len()) || zeros.iter().any(|&byte| byte != 0) {
+        return Err(bad());
+    }
+    Ok(bytes)
 }
 
 fn decode_bounded<T: Serialize + DeserializeOwned + Bounded>(kind: u8, body: &[u8]) -> Result<T, WireError> {
@@ -478,7 +537,13 @@ impl Header {
 impl StepFrame {
     /// Bytes of the whole frame.
     pub fn bytes(&self) -> usize {
-        HEADER_BYTES + self.payload.len()
+        HEADER_BYTES + self.payload.len() + self.padding()
+    }
+
+    /// Bytes after the payload: each position takes as many as any other.
+    fn padding(&self) -> usize {
+        let count = usize::from(self.count).max(1);
+        if self.pad { (padded_positions(count) - count) * (self.payload.len() / count) } else { 0 }
     }
 
     fn encode_header(&self, out: &mut Vec<u8>) {
@@ -488,13 +553,15 @@ impl StepFrame {
             Rows::All => 2,
             Rows::Mean => 3,
         };
-        let Self { sequence, epoch, start, count, top, codec, .. } = *self;
+        let Self { sequence, epoch, start, count, top, codec, pad, .. } = *self;
+        let flags = flags | if pad { FLAG_PADDED } else { 0 };
         Header { codec: codec.number(), flags, sequence, epoch, start, count, top }.encode(out);
     }
 
     fn decode(body: &[u8]) -> Result<Self, WireError> {
         let (header, payload) = Header::decode(STEP, body)?;
-        let rows = match header.flags {
+        let pad = header.flags & FLAG_PADDED != 0;
+        let rows = match header.flags & !FLAG_PADDED {
             0 => Rows::None,
             1 => Rows::Last,
             2 => Rows::All,
@@ -503,7 +570,8 @@ impl StepFrame {
         };
         let Header { sequence, epoch, start, count, top, codec, .. } = header;
         let codec = Codec::from_number(codec)?;
-        Ok(Self { sequence, epoch, start, count, rows, top, codec, payload: payload.to_vec() })
+        let payload = if pad { without_padding(payload, count.into())? } else { payload };
+        Ok(Self { sequence, epoch, start, count, rows, top, codec, payload: payload.to_vec(), pad })
     }
 }
 
@@ -517,24 +585,30 @@ impl AnswerFrame {
             }
             Logits::Whole(values) => 1 + varint_bytes(4 * values.0.len() as u64) + 4 * values.0.len(),
         };
-        HEADER_BYTES + varint_bytes(self.rows.len() as u64) + self.rows.iter().map(row).sum::<usize>()
+        let bytes = HEADER_BYTES + varint_bytes(self.rows.len() as u64) + self.rows.iter().map(row).sum::<usize>();
+        if self.pad { padded_bytes(bytes) } else { bytes }
     }
 
     fn encode_header(&self, out: &mut Vec<u8>) {
-        let Self { sequence, epoch, start, count, .. } = *self;
-        Header { codec: 0, flags: 0, sequence, epoch, start, count, top: 0 }.encode(out);
+        let Self { sequence, epoch, start, count, pad, .. } = *self;
+        let flags = if pad { FLAG_PADDED } else { 0 };
+        Header { codec: 0, flags, sequence, epoch, start, count, top: 0 }.encode(out);
     }
 
     fn decode(body: &[u8]) -> Result<Self, WireError> {
         let (header, payload) = Header::decode(ANSWER, body)?;
-        if (header.codec, header.flags, header.top) != (0, 0, 0) {
+        let pad = header.flags == FLAG_PADDED;
+        if (header.codec, header.flags & !FLAG_PADDED, header.top) != (0, 0, 0) {
             return Err(malformed(ANSWER, "fields set that answers do not have"));
         }
-        let rows: Vec<Logits> = decode_body(ANSWER, payload)?;
+        let rows: Vec<Logits> = match pad {
+            true => decode_padded(ANSWER, payload)?,
+            false => decode_body(ANSWER, payload)?,
+        };
         if rows.len() > usize::from(header.count) {
             return Err(malformed(ANSWER, format!("{} rows for {} positions", rows.len(), header.count)));
         }
         let Header { sequence, epoch, start, count, .. } = header;
-        Ok(Self { sequence, epoch, start, count, rows })
+        Ok(Self { sequence, epoch, start, count, rows, pad })
     }
 }

@@ -6,11 +6,13 @@
 
 mod any;
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use any::{any_frame, examples};
+use potluck_core::{Logits, Rows};
 use potluck_wire::{
-    CONTROL_BYTES_MAX, FRAME_BYTES_MAX, Frame, FrameReader, PART_BYTES_MAX, PART_FRAME_BYTES_MAX, WireError,
+    AnswerFrame, CONTROL_BYTES_MAX, Codec, FRAME_BYTES_MAX, Frame, FrameReader, PART_BYTES_MAX, PART_FRAME_BYTES_MAX,
+    StepFrame, WireError,
 };
 use proptest::prelude::*;
 
@@ -49,8 +51,8 @@ fn the_bytes_of_each_frame_are_pinned() {
 
 #[test]
 fn every_kind_has_an_example() {
-    let kinds: std::collections::BTreeSet<_> = examples().iter().map(|(_, frame)| frame.kind()).collect();
-    assert_eq!(kinds.len(), 33, "{kinds:?}");
+    let kinds: BTreeSet<_> = examples().iter().map(|(_, frame)| frame.kind()).collect();
+    assert_eq!(kinds.len(), 34, "{kinds:?}");
     let unknown: Vec<_> = (0..=u8::MAX).filter(|kind| Frame::decode(&[*kind]) == Err(WireError::Kind(*kind))).collect();
     assert_eq!(unknown.len(), 256 - kinds.len(), "a kind without an example decodes");
 }
@@ -95,7 +97,7 @@ fn an_empty_frame_and_an_empty_body_where_one_belongs_are_malformed() {
         // A step's payload is its codec's business, which knows its length only with the model's width.
         assert_eq!(
             Frame::decode(&longer).is_ok(),
-            bare || matches!(frame, Frame::Step(_)),
+            bare || matches!(&frame, Frame::Step(step) if !step.pad),
             "{name} with a byte too many"
         );
     }
@@ -169,5 +171,51 @@ proptest! {
             prop_assert_eq!(&again[..], &bytes[..again.len()]);
         }
         let _ = Frame::decode(&bytes[..keep.index(bytes.len())]);
+    }
+}
+
+#[test]
+fn padded_frames_have_few_lengths_and_one_encoding_each() {
+    let step = |count: u16, width: usize| StepFrame {
+        sequence: 1,
+        epoch: 0,
+        start: 0,
+        count,
+        rows: Rows::Last,
+        top: 128,
+        codec: Codec::F16,
+        payload: vec![7; Codec::F16.bytes(count.into(), width)],
+        pad: true,
+    };
+    let lengths: BTreeSet<usize> = (1..=512).map(|count| encode(&Frame::Step(step(count, 576))).len()).collect();
+    assert_eq!(lengths.len(), 10, "1, 2, 4, ... 512 positions: {lengths:?}");
+    for count in [1, 3, 512] {
+        let frame = Frame::Step(step(count, 576));
+        assert_eq!(encode(&frame).len(), step(count, 576).bytes());
+        assert_eq!(decode(&encode(&frame)).unwrap(), frame);
+    }
+    assert_eq!(step(1, 576).bytes(), StepFrame { pad: false, ..step(1, 576) }.bytes(), "a single token costs nothing");
+    let answer = |largest: usize| {
+        let largest = (0..largest as u32).map(|token| (token * 300, 1.0)).collect();
+        let rows = vec![Logits::Top { largest, log_sum_exp: 0.0 }];
+        AnswerFrame { sequence: 1, epoch: 0, start: 0, count: 1, rows, pad: true }
+    };
+    let lengths: BTreeSet<usize> = (0..=128).map(|n| encode(&Frame::Answer(answer(n))).len()).collect();
+    assert_eq!(lengths, BTreeSet::from([1_024]), "the logits that are usually asked for, and none");
+    assert_eq!(encode(&Frame::Answer(answer(128))).len(), answer(128).bytes());
+    let parts: BTreeSet<usize> = (0..3_000).map(|n| encode(&Frame::PaddedPart(vec![1; n])).len()).collect();
+    assert_eq!(parts, BTreeSet::from([1_024, 2_048, 4_096]));
+    // Another byte in the padding, or more or less of it, is another frame, and there is none.
+    for frame in [Frame::Step(step(3, 576)), Frame::Answer(answer(9)), Frame::PaddedPart(vec![1; 9])] {
+        let bytes = encode(&frame);
+        let mut dirty = bytes.clone();
+        *dirty.last_mut().unwrap() = 1;
+        assert!(matches!(decode(&dirty), Err(WireError::Malformed { .. })), "{}", frame.kind());
+        for len in [bytes.len() - 1, bytes.len() + 1, 2 * bytes.len() - 5] {
+            let mut other = bytes.clone();
+            other.resize(len, 0);
+            other[..4].copy_from_slice(&(len as u32 - 4).to_le_bytes());
+            assert!(matches!(decode(&other), Err(WireError::Malformed { .. })), "{} of {len} bytes", frame.kind());
+        }
     }
 }

@@ -26,7 +26,12 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
+use potluck_engine::memory;
+
 use crate::{args::Reach, commands as c, failure::Failure, home::Home, screen::Screen, telemetry::Telemetry};
+
+#[global_allocator]
+static ALLOCATOR: memory::WipingAllocator = memory::WipingAllocator;
 
 /// One private AI out of the devices that people already own
 #[derive(Debug, Parser)]
@@ -86,6 +91,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    memory::forbid_dumps();
     // A file that a pipe's reader closed is an error like any other, not a signal: Rust's default.
     let args: Vec<OsString> = std::env::args_os().collect();
     let wants_json = args.iter().any(|arg| arg == "--json");

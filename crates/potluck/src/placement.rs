@@ -92,6 +92,25 @@ pub(crate) fn own_machine(home: &Home, memory: Option<u64>) -> Result<Machine, F
     Ok(Machine::own(memory.unwrap_or_else(free_memory), speed))
 }
 
+/// Layers of the model whose weights are not on this machine, or not all of them.
+pub(crate) fn missing_layers(entry: &Entry) -> BTreeSet<u32> {
+    let manifest = &entry.manifest;
+    let layers = manifest.layers();
+    let last = layers.saturating_sub(1);
+    let mut missing = BTreeSet::new();
+    for tensor in manifest.tensors.iter().filter(|tensor| !entry.has(tensor)) {
+        match tensor.layer {
+            Some(layer) => drop(missing.insert(layer)),
+            None if tensor.name == slice::EMBEDDING_TENSOR && facts::tied(manifest) => missing.extend([0, last]),
+            None if tensor.name == slice::EMBEDDING_TENSOR => drop(missing.insert(0)),
+            None if tensor.name.starts_with("output") => drop(missing.insert(last)),
+            // Such as the frequencies of positions: any stage may need them.
+            None => missing.extend(0..layers),
+        }
+    }
+    missing
+}
+
 /// This machine, as what all stages of `--peers N` run on.
 pub(crate) fn here(home: &Home, memory: Option<u64>) -> Result<Here, Failure> {
     let own = own_machine(home, memory)?;

@@ -134,6 +134,20 @@ fn layers_without_io_stay_without_it() {
 }
 
 #[test]
+fn nothing_is_sent_or_read_before_a_handshake_is_done() {
+    // What travels in a resumed connection's first flight has no forward secrecy and can be replayed: docs/threat-model.md.
+    let mut files = Vec::new();
+    ["crates", "examples"].iter().for_each(|dir| sources(&root().join(dir), &mut files));
+    let early = concat!("0", "rtt");
+    let network = |file: &&PathBuf| file.extension().is_some_and(|extension| extension == "rs");
+    let code: Vec<_> = files.iter().filter(network).collect();
+    assert!(code.len() > 100, "the sources are found");
+    for file in code {
+        assert!(!fs::read_to_string(file).unwrap().contains(early), "{} asks for early data", file.display());
+    }
+}
+
+#[test]
 fn nothing_is_left_for_later() {
     let mut files = Vec::new();
     let dirs = ["crates", "scripts", "bench", "docs", "examples"].map(|dir| root().join(dir));

@@ -145,8 +145,9 @@ impl ClientSession {
         match self.config.route[0] {
             Hop::Own(_) => self.run_own(0, sequence, start, Input::Tokens(tokens), rows, top),
             Hop::Remote(_) => {
-                let (epoch, codec, payload) = (self.config.epoch, Codec::Tokens, Codec::encode_tokens(&tokens));
-                self.send_step(StepFrame { sequence, epoch, start, count, rows, top, codec, payload });
+                let SessionConfig { epoch, pad, .. } = self.config;
+                let (codec, payload) = (Codec::Tokens, Codec::encode_tokens(&tokens));
+                self.send_step(StepFrame { sequence, epoch, start, count, rows, top, codec, payload, pad });
             }
         }
         Ok(sequence)

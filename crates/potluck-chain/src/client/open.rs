@@ -2,7 +2,8 @@
 
 use potluck_core::{StageCommand, bounds};
 use potluck_wire::{
-    CONTROL_BYTES_MAX, Codec, Frame, NextHop, OpenSession, PreviousHop, answer_frame_bytes_max, step_frame_bytes_max,
+    CONTROL_BYTES_MAX, Codec, Frame, NextHop, OpenSession, PreviousHop, answer_frame_bytes_max, padded_bytes,
+    step_frame_bytes_max,
 };
 
 use super::{ClientSession, Effect, Hop, OwnStage};
@@ -48,6 +49,7 @@ impl ClientSession {
         self.send(hop, Frame::Open(Box::new(open)));
         let (width, vocabulary) = (self.config.width, self.config.vocabulary);
         let frame_bytes_max = match (stage.tail, self.remote(hop + 1)) {
+            (true, _) if self.config.pad => padded_bytes(answer_frame_bytes_max(width, vocabulary)),
             (true, _) => answer_frame_bytes_max(width, vocabulary),
             (false, None) => step_frame_bytes_max(width),
             (false, Some(_)) => CONTROL_BYTES_MAX,

@@ -71,7 +71,7 @@ impl ClientSession {
             error: StageError::Engine(error.to_string()),
         })?;
         let Pending { start, count, rows, top, .. } = due;
-        self.send_step(StepFrame { sequence, epoch, start, count, rows, top, codec, payload });
+        self.send_step(StepFrame { sequence, epoch, start, count, rows, top, codec, payload, pad: self.config.pad });
         Ok(())
     }
 

@@ -58,6 +58,8 @@ pub struct SessionConfig {
     pub route: Vec<Hop>,
     /// Start with positions of another session of this client on the same route.
     pub prefix: Option<SharedPrefix>,
+    /// Steps and answers come in a few sizes. Every peer of the route must know how ([`potluck_wire::FEATURE_PADDING`]).
+    pub pad: bool,
     /// How long each wait may last.
     pub deadlines: Deadlines,
 }

@@ -1,5 +1,7 @@
 //! What the planner is told: the model, the machines, the wish.
 
+use std::collections::BTreeSet;
+
 use potluck_core::{LayerRange, ModelId, Offer, PeerId, StageSpec, StageSpeed};
 use potluck_wire::Codec;
 use serde::{Deserialize, Serialize};
@@ -108,6 +110,11 @@ pub struct Machine {
     pub link: Link,
     /// What it has loaded already.
     pub loaded: Option<Loaded>,
+    /// True where the user trusts it with what the first and the last layers see. The own machine always is.
+    pub trusted: bool,
+    /// Layers of the model whose weights are not there, and cannot be had in time: it takes no part with them, unless
+    /// the wish is that machines may load. The embedding counts as the first layer's, the output matrix as the last one's.
+    pub missing: BTreeSet<u32>,
 }
 
 /// What matters most.
@@ -133,6 +140,30 @@ pub struct Wish {
     pub preference: Option<Preference>,
     /// True for a preview: machines may load what they have not loaded. The own machine always may.
     pub may_load: bool,
+    /// At least so many layers at each end of the model stay on the own machine. 0: none need to. More than 0 is
+    /// [`Preference::Private`], whatever `preference` says.
+    pub hide_layers: u32,
+    /// So many layers at each end are for machines alone that are trusted. 0: any machine may hold any.
+    pub trusted_layers: u32,
+    /// Sessions that the own machine's stages keep caches for: as many as are to be open at once.
+    pub own_sessions: u16,
+}
+
+impl Wish {
+    /// True where it keeps machines from layers that they could run.
+    pub(super) fn is_strict(&self) -> bool {
+        self.hide_layers > 0 || self.trusted_layers > 0
+    }
+
+    /// The same without what keeps machines from layers.
+    pub(super) fn open(&self) -> Self {
+        Self { hide_layers: 0, trusted_layers: 0, ..*self }
+    }
+
+    /// True where so many layers at each end of a model of `layers` touch this range.
+    pub(super) fn touches_ends(range: LayerRange, ends: u32, layers: u32) -> bool {
+        ends > 0 && (range.start() < ends || range.end() > layers.saturating_sub(ends))
+    }
 }
 
 impl ModelFacts {
@@ -184,12 +215,15 @@ impl Machine {
             speed: measured.then_some(speed),
             link,
             loaded: Some(loaded),
+            trusted: false,
+            missing: BTreeSet::new(),
         }
     }
 
     /// The client's own machine.
     pub fn own(memory_bytes: u64, speed: Speed) -> Self {
         let link = Link { rtt_us: 0.0, bytes_per_second: f64::INFINITY };
-        Self { who: Who::Own, memory_bytes, speed: Some(speed), link, loaded: None }
+        let missing = BTreeSet::new();
+        Self { who: Who::Own, memory_bytes, speed: Some(speed), link, loaded: None, trusted: true, missing }
     }
 }

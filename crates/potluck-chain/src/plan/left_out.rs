@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     cost::Costs,
-    facts::{Machine, Who},
+    facts::{Machine, Who, Wish},
     search::Found,
     stage::{self, Piece},
 };
@@ -72,6 +72,24 @@ pub enum Reason {
     /// Private: this machine is not the user's own, and it could only be an end.
     #[error("it could only hold an end of the model, which stays private")]
     Private,
+    /// Only trusted machines may hold the layers that it could.
+    #[error("it is not trusted with the first and the last {layers} layers")]
+    NotTrusted {
+        /// How many at each end.
+        layers: u32,
+    },
+    /// The layers that it could hold stay on the own machine.
+    #[error("the first and the last {layers} layers, which it holds some of, stay on this machine")]
+    Hidden {
+        /// How many at each end.
+        layers: u32,
+    },
+    /// The weights are not there.
+    #[error("the weights of {layers} layers are not there")]
+    NotHere {
+        /// Of how many layers.
+        layers: usize,
+    },
     /// More machines than are looked at.
     #[error("more machines offered than are looked at")]
     TooMany,
@@ -92,10 +110,11 @@ pub(super) fn reasons(
             return Reason::TooMany;
         }
         if !usable.contains(&i) {
-            return unusable(costs, machine);
+            return kept_from(costs, i).unwrap_or_else(|| unusable(costs, machine));
         }
         match (found.with_machine.get(&i), open.with_machine.get(&i)) {
             (Some(us), _) => Reason::NotBetter { tokens_per_s: 1e6 / us, chosen_tokens_per_s: 1e6 / decode_us },
+            (None, Some(_)) if !machine.trusted && costs.wish.trusted_layers > 0 => not_trusted(costs),
             (None, Some(_)) => Reason::Private,
             _ if route.len() == 1 => Reason::NotNeeded,
             _ => Reason::NoNeighbour,
@@ -104,6 +123,27 @@ pub(super) fn reasons(
     let absent = |i: &usize| !route.iter().any(|piece| piece.machine == *i);
     let indices = (0..machines.len()).filter(absent);
     indices.map(|i| LeftOut { who: machines[i].who, reason: reason(i, &machines[i]) }).collect()
+}
+
+fn not_trusted(costs: &Costs<'_>) -> Reason {
+    Reason::NotTrusted { layers: costs.wish.trusted_layers.min(costs.model.layers.len() as u32) }
+}
+
+/// Why a machine that could run something of the model may not.
+fn kept_from(costs: &Costs<'_>, index: usize) -> Option<Reason> {
+    let Costs { model, machines, wish } = costs;
+    let machine = &machines[index];
+    if machine.who == Who::Own && !wish.may_load && !machine.missing.is_empty() {
+        return Some(Reason::NotHere { layers: machine.missing.len() });
+    }
+    if !wish.is_strict() || stage::pieces(model, &wish.open(), machines, index).is_empty() {
+        return None;
+    }
+    let trusting = Wish { trusted_layers: 0, ..**wish };
+    if !stage::pieces(model, &trusting, machines, index).is_empty() {
+        return Some(not_trusted(costs));
+    }
+    Some(Reason::Hidden { layers: wish.hide_layers.min(model.layers.len() as u32) })
 }
 
 /// Why no stage of the model can be on this machine.

@@ -17,7 +17,16 @@
 //!     cuts: (1..8).collect(),
 //! };
 //! let own = Machine::own(2 << 30, Speed { decode_us_per_byte: 1e-4, prefill_us_per_byte: 1e-5 });
-//! let wish = Wish { positions: 4096, chunk: 512, codec: Codec::F16, preference: None, may_load: true };
+//! let wish = Wish {
+//!     positions: 4096,
+//!     chunk: 512,
+//!     codec: Codec::F16,
+//!     preference: None,
+//!     may_load: true,
+//!     hide_layers: 0,
+//!     trusted_layers: 0,
+//!     own_sessions: 1,
+//! };
 //! let preview = plan(&model, &[own], &wish)?;
 //! assert_eq!(preview.stages.len(), 1);
 //! println!("{}: {:.0} tokens/s", preview.verdict.reason, preview.decode_tokens_per_s);
@@ -45,7 +54,7 @@ pub use facts::{LayerFacts, Link, Loaded, MACHINES_MAX, Machine, ModelFacts, Pre
 pub use left_out::{LeftOut, Reason};
 pub use lend::lend;
 pub use placed::{Here, placed};
-pub use preview::{Alternative, PlannedStage, Preview, Verdict, VerdictKind};
+pub use preview::{Alternative, PlannedStage, Preview, Sees, Verdict, VerdictKind};
 pub use split::{SplitError, split_evenly};
 
 use cost::Costs;
@@ -91,13 +100,53 @@ pub enum PlanError {
         /// Bytes that it has.
         memory_bytes: u64,
     },
+    /// The user. Hint: what is missing; or a smaller `--hide-layers`.
+    #[error(
+        "this machine cannot keep the first and the last {layers} layers to itself: {}",
+        unhidden(*.needed_bytes, *.memory_bytes, *.missing)
+    )]
+    NotHidden {
+        /// How many at each end.
+        layers: u32,
+        /// Bytes of the smallest first and last stage that hold them.
+        needed_bytes: u64,
+        /// Bytes that it gives.
+        memory_bytes: u64,
+        /// Of those layers, how many have weights that are not here.
+        missing: u32,
+    },
+    /// The user. Hint: `potluck swarm trust KEY`.
+    #[error(
+        "no route covers the model where only trusted machines hold its first and last {layers} layers: {trusted} of the \
+         {machines} peers that are there are trusted, and nothing continues after layer {reached}"
+    )]
+    NotTrusted {
+        /// How many at each end.
+        layers: u32,
+        /// Peers that are there.
+        machines: usize,
+        /// Those of them that are trusted.
+        trusted: usize,
+        /// Layers `0..reached` can be covered.
+        reached: u32,
+    },
+}
+
+fn unhidden(needed: u64, memory: u64, missing: u32) -> String {
+    if missing > 0 {
+        return format!("the weights of {missing} of them are not here");
+    }
+    if needed > memory {
+        return format!("they need {}, it gives {}", gigabytes(needed), gigabytes(memory));
+    }
+    "no peers fill the middle".to_owned()
 }
 
 /// Plans where a model runs.
 ///
 /// One machine if the model fits one; otherwise the fewest stages that fit, and of those the fastest. With
 /// [`Preference::Latency`] more stages are taken where they are predicted a tenth faster. With `Private` the own machine
-/// is both ends.
+/// is both ends, with as many layers of each as the wish says.
 /// # Errors
 /// See [`PlanError`].
 pub fn plan(model: &ModelFacts, machines: &[Machine], wish: &Wish) -> Result<Preview, PlanError> {
@@ -108,16 +157,19 @@ pub fn plan(model: &ModelFacts, machines: &[Machine], wish: &Wish) -> Result<Pre
     let costs = Costs { model, machines: considered, wish };
     let by_start = stage::by_start(model, wish, considered);
     let looked_for = |preference| (preference, search(&costs, &by_start, preference));
-    let (preference, found) = match wish.preference {
+    let hiding = (wish.hide_layers > 0).then_some(Preference::Private);
+    let (preference, found) = match hiding.or(wish.preference) {
         Some(preference) => looked_for(preference),
         None => Some(looked_for(Preference::Private))
             .filter(|(_, found)| !found.routes.is_empty())
             .unwrap_or_else(|| looked_for(Preference::Latency)),
     };
     let Some(route) = choose(&found, preference) else { return Err(no_route(&costs, &found, preference)) };
-    let open = match preference {
-        Preference::Private => search(&costs, &by_start, Preference::Latency),
-        Preference::Latency => Found::default(),
+    // What the wish costs is seen beside what there would be without it.
+    let open = match (wish.is_strict(), preference) {
+        (true, _) => search(&costs, &stage::by_start(model, &wish.open(), considered), Preference::Latency),
+        (false, Preference::Private) => search(&costs, &by_start, Preference::Latency),
+        (false, Preference::Latency) => Found::default(),
     };
     let usable: BTreeSet<usize> = by_start.values().flatten().map(|piece| piece.machine).collect();
     Ok(preview::of(&costs, machines, &usable, preference, route, &found, &open))
@@ -145,6 +197,18 @@ fn no_route(costs: &Costs<'_>, found: &Found, preference: Preference) -> PlanErr
     };
     let bounds = stage::boundaries(model);
     let layers = model.layers.len() as u32;
+    let peers = machines.iter().filter(|machine| machine.who != Who::Own);
+    if wish.trusted_layers > 0 && (wish.hide_layers == 0 || own_ends_fit(costs)) {
+        return PlanError::NotTrusted {
+            layers: wish.trusted_layers.min(layers),
+            machines: peers.clone().count(),
+            trusted: peers.filter(|machine| machine.trusted).count(),
+            reached: found.reached,
+        };
+    }
+    if wish.hide_layers > 0 {
+        return not_hidden(costs);
+    }
     if preference == Preference::Private {
         let own = machines.iter().find(|machine| machine.who == Who::Own);
         let (first, last) = (bounds[1], bounds[bounds.len() - 2]);
@@ -162,4 +226,37 @@ fn no_route(costs: &Costs<'_>, found: &Found, preference: Preference) -> PlanErr
         machines: machines.len(),
         reached: found.reached,
     }
+}
+
+/// What the smallest own ends that hide what is to be hidden take; and how many layers of them are not here.
+fn hidden_ends(costs: &Costs<'_>) -> (u64, u32) {
+    let Costs { model, machines, wish } = costs;
+    let (layers, hide) = (model.layers.len() as u32, wish.hide_layers);
+    let bounds = stage::boundaries(model);
+    let first = bounds.iter().copied().find(|&bound| bound >= hide.min(layers)).unwrap_or(layers);
+    let last = bounds.iter().rev().copied().find(|&bound| bound <= layers.saturating_sub(hide)).unwrap_or(0);
+    let ends = if first >= last { vec![(0, layers)] } else { vec![(0, first), (last, layers)] };
+    let bytes = |&(start, end): &(u32, u32)| {
+        let range = potluck_core::LayerRange::new(start, end);
+        let caches = |r| model.cache_bytes(r, wish.positions).saturating_mul(wish.own_sessions.max(1).into());
+        range.map_or(u64::MAX, |r| model.weight_bytes(r).saturating_add(caches(r)))
+    };
+    let own = machines.iter().find(|machine| machine.who == Who::Own);
+    // A machine that may run nothing here has none of them.
+    let lacks = |layer: u32| own.is_none_or(|own| !wish.may_load && own.missing.contains(&layer));
+    let missing = ends.iter().flat_map(|&(start, end)| start..end).filter(|&layer| lacks(layer)).count();
+    (ends.iter().map(bytes).fold(0, u64::saturating_add), missing as u32)
+}
+
+fn own_ends_fit(costs: &Costs<'_>) -> bool {
+    let (needed, missing) = hidden_ends(costs);
+    let own = costs.machines.iter().find(|machine| machine.who == Who::Own);
+    missing == 0 && own.is_some_and(|own| needed <= own.memory_bytes)
+}
+
+fn not_hidden(costs: &Costs<'_>) -> PlanError {
+    let (needed_bytes, missing) = hidden_ends(costs);
+    let own = costs.machines.iter().find(|machine| machine.who == Who::Own);
+    let layers = costs.wish.hide_layers.min(costs.model.layers.len() as u32);
+    PlanError::NotHidden { layers, needed_bytes, memory_bytes: own.map_or(0, |own| own.memory_bytes), missing }
 }

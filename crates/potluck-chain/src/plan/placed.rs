@@ -1,5 +1,7 @@
 //! A placement that the user has chosen, and what to expect of it: `--peers N`.
 
+use std::collections::BTreeSet;
+
 use potluck_core::LayerRange;
 
 use super::{
@@ -42,6 +44,8 @@ pub fn placed(
         speed: Some(here.speed),
         link: here.link,
         loaded: None,
+        trusted: true,
+        missing: BTreeSet::new(),
     };
     let machines: Vec<Machine> = stages.iter().map(machine).collect();
     let costs = Costs { model, machines: &machines, wish };

@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 
 use super::{
     cost::Costs,
-    facts::{Machine, Preference, Who},
+    facts::{Machine, Preference, Who, Wish},
     left_out::{self, LeftOut},
     search::{Found, Route},
     stage::Piece,
@@ -54,6 +54,8 @@ pub struct PlannedStage {
     pub head: bool,
     /// Makes logits.
     pub tail: bool,
+    /// What whoever runs it can read of the conversation.
+    pub sees: Sees,
     /// True if it runs already; false if it would have to be loaded.
     pub loaded: bool,
     /// Bytes of its weights.
@@ -68,6 +70,47 @@ pub struct PlannedStage {
     pub hop_ms: f64,
     /// Milliseconds from the client to it and back.
     pub rtt_ms: f64,
+}
+
+/// What whoever runs a stage is sent, and so can read, of a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Sees {
+    /// It is the client's own machine.
+    Own,
+    /// Hidden states: no token, but published attacks read much of a prompt back from them.
+    HiddenStates,
+    /// The tokens of the prompt and of the answer: the head of the chain.
+    Prompt,
+    /// The logits of the answer, and hidden states of all of it: the tail of the chain.
+    Answer,
+    /// Both ends.
+    Everything,
+}
+
+impl Sees {
+    /// Of a stage on the client's machine, or on another, that is the head or the tail or neither.
+    pub const fn of(own: bool, head: bool, tail: bool) -> Self {
+        match (own, head, tail) {
+            (true, ..) => Self::Own,
+            (_, true, true) => Self::Everything,
+            (_, true, false) => Self::Prompt,
+            (_, false, true) => Self::Answer,
+            (_, false, false) => Self::HiddenStates,
+        }
+    }
+
+    /// In words, for people.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Own => "yours",
+            Self::HiddenStates => "sees hidden states",
+            Self::Prompt => "sees the text",
+            Self::Answer => "sees the answer",
+            Self::Everything => "sees everything",
+        }
+    }
 }
 
 fn as_pair<S: Serializer>(range: &LayerRange, serializer: S) -> Result<S::Ok, S::Error> {
@@ -117,7 +160,7 @@ pub(super) fn of(
     let pieces = &route.pieces;
     let sum = |of: fn(&Piece) -> u64| pieces.iter().map(of).fold(0, u64::saturating_add);
     let decode_us = costs.decode_us(pieces);
-    let alternatives = alternatives(pieces.len(), found, open);
+    let alternatives = alternatives(pieces.len(), preference, found, open);
     Preview {
         model: costs.model.model.to_string(),
         stages: (0..pieces.len()).map(|i| planned(costs, pieces, i)).collect(),
@@ -142,11 +185,13 @@ pub(super) fn planned(costs: &Costs<'_>, pieces: &[Piece], i: usize) -> PlannedS
     let piece = &pieces[i];
     let machine = &costs.machines[piece.machine];
     let before = i.checked_sub(1).map(|i| &pieces[i]);
+    let (head, tail) = (piece.layers.start() == 0, piece.layers.end() as usize == costs.model.layers.len());
     PlannedStage {
         who: machine.who,
         layers: piece.layers,
-        head: piece.layers.start() == 0,
-        tail: piece.layers.end() as usize == costs.model.layers.len(),
+        head,
+        tail,
+        sees: Sees::of(machine.who == Who::Own, head, tail),
         loaded: piece.loaded,
         weight_bytes: piece.weight_bytes,
         cache_bytes: piece.cache_bytes,
@@ -157,7 +202,7 @@ pub(super) fn planned(costs: &Costs<'_>, pieces: &[Piece], i: usize) -> PlannedS
     }
 }
 
-fn alternatives(chosen: usize, found: &Found, open: &Found) -> Vec<Alternative> {
+fn alternatives(chosen: usize, preference: Preference, found: &Found, open: &Found) -> Vec<Alternative> {
     let list = |found: &Found, private: bool| -> Vec<Alternative> {
         let of = |(&stages, route): (&usize, &Route)| Alternative {
             stages,
@@ -166,7 +211,7 @@ fn alternatives(chosen: usize, found: &Found, open: &Found) -> Vec<Alternative> 
         };
         found.routes.iter().map(of).collect()
     };
-    let private = !open.routes.is_empty();
+    let private = preference == Preference::Private;
     let mut all: Vec<Alternative> = list(found, private).into_iter().filter(|other| other.stages != chosen).collect();
     all.extend(list(open, false));
     all
@@ -192,7 +237,14 @@ fn verdict(costs: &Costs<'_>, pieces: &[Piece], decode_us: f64, alternatives: &[
         return Verdict { kind: VerdictKind::Single, reason };
     }
     let largest = costs.machines.iter().map(|machine| machine.memory_bytes).max().unwrap_or(0);
+    let (layers, Wish { hide_layers, trusted_layers, .. }) = (costs.model.layers.len() as u32, *costs.wish);
+    let trusted = trusted_layers.min(layers);
     let need = match alternatives.iter().any(|other| other.stages == 1) {
+        _ if hide_layers > 0 => {
+            format!("this machine keeps the first and the last {} layers, as asked for", hide_layers.min(layers))
+        }
+        _ if trusted == layers => "only trusted machines may hold a layer".to_owned(),
+        _ if trusted > 0 => format!("only trusted machines may hold the first and the last {trusted} layers"),
         true => "this machine keeps both ends, so that no peer is sent text".to_owned(),
         false if !costs.wish.may_load => "no peer serves all of it".to_owned(),
         false => format!("no machine has room for all of it (the largest gives {})", gigabytes(largest)),

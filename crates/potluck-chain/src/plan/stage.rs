@@ -16,6 +16,8 @@ pub(super) struct Piece {
     pub(super) loaded: bool,
     pub(super) weight_bytes: u64,
     pub(super) cache_bytes: u64,
+    /// Bytes of the caches of further sessions.
+    pub(super) further_bytes: u64,
     /// Microseconds for one position of one session.
     pub(super) decode_us: f64,
     /// Microseconds for a position of a full chunk.
@@ -63,8 +65,28 @@ fn filling(model: &ModelFacts, machines: &[Machine], all: Vec<Piece>) -> Vec<Pie
     all.into_iter().filter(|p| p.loaded || own(p) || full(p) || ends.contains(&p.layers.end())).collect()
 }
 
-/// All stages of the model that a machine could take, given its memory.
+/// All stages of the model that a machine could take, given its memory and whom the wish keeps from what.
 pub(super) fn pieces(model: &ModelFacts, wish: &Wish, machines: &[Machine], machine: usize) -> Vec<Piece> {
+    let mut pieces = possible(model, wish, machines, machine);
+    pieces.retain(|piece| is_allowed(model, wish, &machines[machine], piece.layers));
+    pieces
+}
+
+/// Whether the wish lets this machine hold these layers.
+fn is_allowed(model: &ModelFacts, wish: &Wish, machine: &Machine, range: LayerRange) -> bool {
+    let layers = model.layers.len() as u32;
+    if machine.who != Who::Own {
+        let hidden = Wish::touches_ends(range, wish.hide_layers, layers);
+        return !hidden && (machine.trusted || !Wish::touches_ends(range, wish.trusted_layers, layers));
+    }
+    let here = wish.may_load || !machine.missing.iter().any(|&layer| range.contains(layer));
+    // Whoever holds an end here holds all of it that is to be hidden.
+    let hides = (range.start() > 0 || range.end() >= wish.hide_layers.min(layers))
+        && (range.end() < layers || range.start() <= layers.saturating_sub(wish.hide_layers));
+    here && hides
+}
+
+fn possible(model: &ModelFacts, wish: &Wish, machines: &[Machine], machine: usize) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = loaded_piece(model, wish, &machines[machine], machine).into_iter().collect();
     let may_load = wish.may_load || machines[machine].who == Who::Own;
     if !may_load {
@@ -102,14 +124,18 @@ fn loaded_piece(model: &ModelFacts, wish: &Wish, machine: &Machine, index: usize
         loaded: true,
         weight_bytes: loaded.weight_bytes,
         cache_bytes: loaded.cache_bytes_per_position.saturating_mul(wish.positions.into()),
+        further_bytes: 0,
         decode_us: loaded.speed.decode_us as f64,
         prefill_us: loaded.speed.prefill_position_us as f64,
     })
 }
 
 fn fresh_piece(model: &ModelFacts, wish: &Wish, machine: &Machine, index: usize, layers: LayerRange) -> Option<Piece> {
-    let piece = Piece::fresh(model, wish, machine.speed?, index, layers);
-    (piece.bytes() <= machine.memory_bytes).then_some(piece)
+    let mut piece = Piece::fresh(model, wish, machine.speed?, index, layers);
+    if machine.who == Who::Own {
+        piece.further_bytes = piece.cache_bytes.saturating_mul(wish.own_sessions.saturating_sub(1).into());
+    }
+    (piece.new_bytes() <= machine.memory_bytes).then_some(piece)
 }
 
 impl Piece {
@@ -122,6 +148,7 @@ impl Piece {
             loaded: false,
             weight_bytes: model.weight_bytes(layers),
             cache_bytes: model.cache_bytes(layers, wish.positions),
+            further_bytes: 0,
             decode_us: read * speed.decode_us_per_byte,
             prefill_us: read * speed.prefill_us_per_byte,
         }
@@ -134,6 +161,6 @@ impl Piece {
 
     /// Bytes that it would newly take on its machine.
     pub(super) fn new_bytes(&self) -> u64 {
-        if self.loaded { 0 } else { self.bytes() }
+        if self.loaded { 0 } else { self.bytes().saturating_add(self.further_bytes) }
     }
 }

@@ -1,6 +1,6 @@
 //! Plans: small ones against every possibility, and the reasons given.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use potluck_core::{LayerRange, ModelId, PeerId, StageSpec, StageSpeed};
 use potluck_wire::Codec;
@@ -37,7 +37,8 @@ fn machine(who: Who, layers: u64, us: f64, rtt_us: f64) -> Machine {
     let per_byte = us / (100 * MIB) as f64;
     let speed = Some(Speed { decode_us_per_byte: per_byte, prefill_us_per_byte: per_byte / 10.0 });
     let link = Link { rtt_us, bytes_per_second: 1e8 };
-    Machine { who, memory_bytes: layers * 100 * MIB, speed, link, loaded: None }
+    let trusted = who == Who::Own;
+    Machine { who, memory_bytes: layers * 100 * MIB, speed, link, loaded: None, trusted, missing: BTreeSet::new() }
 }
 
 fn peer(n: u8, layers: u64, us: f64, rtt_us: f64) -> Machine {
@@ -53,7 +54,16 @@ fn serving(n: u8, start: u32, end: u32, of: u32) -> Machine {
 }
 
 fn wish(preference: Option<Preference>) -> Wish {
-    Wish { positions: 4096, chunk: 512, codec: Codec::F16, preference, may_load: true }
+    Wish {
+        positions: 4096,
+        chunk: 512,
+        codec: Codec::F16,
+        preference,
+        may_load: true,
+        hide_layers: 0,
+        trusted_layers: 0,
+        own_sessions: 1,
+    }
 }
 
 fn latency() -> Wish {
@@ -163,6 +173,69 @@ fn private_keeps_both_ends_and_says_what_that_costs() {
 }
 
 #[test]
+fn hidden_layers_stay_here_or_it_says_why_not() {
+    let own = |layers| machine(Who::Own, layers, 2_000.0, 0.0);
+    let peers = [peer(1, 8, 100.0, 1_000.0), peer(2, 8, 100.0, 50_000.0)];
+    let hide = |hide_layers| Wish { hide_layers, ..wish(None) };
+    let with = |own: Machine| [vec![own], peers.to_vec()].concat();
+    let preview = plan(&model(8), &with(own(5)), &hide(2)).unwrap();
+    assert_eq!((text(&preview), preview.preference), ("own 0..2 | 1 2..6 | own 6..8".into(), Preference::Private));
+    let reason = &preview.verdict.reason;
+    assert!(reason.contains("this machine keeps the first and the last 2 layers, as asked for"), "{reason}");
+    assert!(reason.contains("one machine alone is predicted at"), "what it costs: {reason}");
+    assert_eq!(
+        preview.stages.iter().map(|stage| stage.sees).collect::<Vec<_>>(),
+        [Sees::Own, Sees::HiddenStates, Sees::Own]
+    );
+    assert_eq!(text(&plan(&model(8), &with(own(8)), &hide(3)).unwrap()), "own 0..8", "all of it here hides all");
+    let latency = Wish { preference: Some(Preference::Latency), ..hide(2) };
+    assert!(
+        text(&plan(&model(8), &with(own(5)), &latency).unwrap()).starts_with("own 0..2"),
+        "whatever else is wished"
+    );
+    let refused = plan(&model(8), &with(own(3)), &hide(2)).unwrap_err();
+    assert_eq!(
+        refused,
+        PlanError::NotHidden { layers: 2, needed_bytes: 400 * MIB, memory_bytes: 300 * MIB, missing: 0 }
+    );
+    assert!(refused.to_string().contains("they need 0.42 GB, it gives 0.31 GB"), "{refused}");
+    let half = Machine { missing: (6..8).collect(), ..own(8) };
+    let run = Wish { may_load: false, ..hide(2) };
+    let refused = plan(&model(8), &[half, serving(1, 2, 6, 8)], &run).unwrap_err();
+    assert!(refused.to_string().ends_with("the weights of 2 of them are not here"), "{refused}");
+    let part = Machine { missing: (3..5).collect(), ..own(8) };
+    let preview = plan(&model(8), &[part.clone(), serving(1, 2, 6, 8)], &run).unwrap();
+    assert_eq!(text(&preview), "own 0..2 | 1 2..6 | own 6..8", "the ends are here, the middle is not");
+    let none = plan(&model(8), &[part, serving(1, 1, 6, 8)], &run).unwrap_err();
+    assert!(none.to_string().ends_with("no peers fill the middle"), "{none}");
+    let absent = plan(&model(8), &[serving(1, 0, 8, 8)], &run).unwrap_err();
+    assert!(matches!(absent, PlanError::NotHidden { missing: 4, .. }), "{absent}");
+}
+
+#[test]
+fn sensitive_layers_are_for_trusted_machines_alone() {
+    let trusted = |machine| Machine { trusted: true, ..machine };
+    let run = |trusted_layers| Wish { may_load: false, trusted_layers, ..latency() };
+    let all = |machines: &[Machine], layers| plan(&model(8), machines, &run(layers)).map(|preview| text(&preview));
+    let whole = [serving(1, 0, 8, 8), trusted(serving(2, 0, 3, 8)), serving(3, 3, 5, 8), trusted(serving(4, 5, 8, 8))];
+    assert_eq!(all(&whole, 0).unwrap(), "1 0..8");
+    assert_eq!(all(&whole, 3).unwrap(), "2 0..3 | 3 3..5 | 4 5..8", "a stranger in the middle only");
+    let preview = plan(&model(8), &whole, &run(3)).unwrap();
+    assert_eq!(preview.left_out[0].reason, Reason::NotTrusted { layers: 3 });
+    let reason = &preview.verdict.reason;
+    assert!(reason.contains("only trusted machines may hold the first and the last 3 layers"), "{reason}");
+    assert!(reason.contains("one machine alone is predicted at"), "{reason}");
+    let refused = plan(&model(8), &whole, &run(4)).unwrap_err();
+    assert_eq!(refused, PlanError::NotTrusted { layers: 4, machines: 4, trusted: 2, reached: 3 });
+    let nobody = plan(&model(8), &whole, &run(u32::MAX)).unwrap_err();
+    assert!(nobody.to_string().contains("its first and last 8 layers: 2 of the 4 peers"), "{nobody}");
+    let friends = whole.clone().map(|machine| Machine { trusted: true, ..machine });
+    assert_eq!(all(&friends, u32::MAX).unwrap(), "1 0..8");
+    let own = machine(Who::Own, 8, 1.0, 0.0);
+    assert_eq!(all(&[own, whole[0].clone()], u32::MAX).unwrap(), "own 0..8", "one's own machine is trusted");
+}
+
+#[test]
 fn routes_go_over_stages_that_run() {
     let machines = [serving(1, 0, 4, 8), serving(2, 4, 8, 8), serving(3, 2, 8, 8), serving(4, 3, 4, 8)];
     let run = Wish { may_load: false, ..latency() };
@@ -219,6 +292,12 @@ fn caches_count_and_cuts_are_kept() {
     let preview = plan(&model, &machines, &latency()).unwrap();
     assert_eq!(preview.stages.len(), 2, "four layers of 100 MiB and 100 MiB of cache each");
     assert_eq!(preview.cache_bytes, 4 * 25 * MIB / 1024 * 4096);
+    let own = |sessions| {
+        let wish = Wish { own_sessions: sessions, ..wish(None) };
+        plan(&model, &[machine(Who::Own, 8, 1.0, 0.0), peer(1, 1, 1.0, 1.0)], &wish).map(|preview| text(&preview))
+    };
+    assert_eq!(own(1).unwrap(), "own 0..4");
+    assert!(own(2).is_err(), "four more caches of 100 MiB do not fit");
     model.cuts = vec![1];
     assert!(matches!(plan(&model, &machines, &latency()), Err(PlanError::NoRoute { .. })), "1 + 3 does not fit");
     model.cuts = vec![2];
@@ -250,6 +329,13 @@ fn a_large_swarm_is_planned() {
     let most: Vec<Machine> = [machines.clone(), machines].concat();
     let preview = plan(&model(80), &most, &latency()).unwrap();
     assert!(preview.left_out.iter().any(|out| out.reason == Reason::TooMany));
+}
+
+/// The stages that a machine has room for, whatever anybody wishes.
+fn every_piece(model: &ModelFacts, open: &Wish, machines: &[Machine], i: usize) -> Vec<Piece> {
+    let mut machines = machines.to_vec();
+    machines[i].missing.clear();
+    pieces(model, open, &machines, i)
 }
 
 /// Every route there is, by brute force: the least time of a token for each number of stages.
@@ -287,9 +373,22 @@ fn every_route(model: &ModelFacts, machines: &[Machine], wish: &Wish, private: b
         let own_well_placed = route.iter().enumerate().all(|(i, p)| !own(p) || ends(i));
         let own_pair = route.len() == 2 && route.iter().all(own);
         let private_ends = !private || own(&route[0]) && own(&route[route.len() - 1]);
-        !twice && own_well_placed && !own_pair && own_bytes <= memory && private_ends
+        // Layer by layer: whoever holds it is allowed to.
+        let layers = costs.model.layers.len() as u32;
+        let within = |layer: u32, ends: u32| layer < ends || layer + ends >= layers;
+        let allowed = route.iter().all(|piece| {
+            let machine = &costs.machines[piece.machine];
+            (piece.layers.start()..piece.layers.end()).all(|layer| {
+                let hidden = within(layer, costs.wish.hide_layers) && !own(piece);
+                let untrusted = within(layer, costs.wish.trusted_layers) && !machine.trusted;
+                let missing = own(piece) && !costs.wish.may_load && machine.missing.contains(&layer);
+                !hidden && !untrusted && !missing
+            })
+        });
+        !twice && own_well_placed && !own_pair && own_bytes <= memory && private_ends && allowed
     }
-    let all: Vec<Piece> = (0..machines.len()).flat_map(|i| pieces(model, wish, machines, i)).collect();
+    let open = wish.open();
+    let all: Vec<Piece> = (0..machines.len()).flat_map(|i| every_piece(model, &open, machines, i)).collect();
     let mut best = BTreeMap::new();
     extend(&Costs { model, machines, wish }, &all, private, &mut Vec::new(), &mut best);
     best
@@ -304,6 +403,16 @@ fn any_machine(n: u8, layers: u32) -> impl Strategy<Value = Machine> {
         machine
     });
     prop_oneof![2 => free, 1 => loaded]
+}
+
+/// Layers to hide, layers for trusted machines, whether machines may load; and whom to trust, and what is not here, as bits.
+type Strict = (u32, u32, bool, u8, u8);
+
+fn strict() -> impl Strategy<Value = Strict> {
+    prop_oneof![
+        2 => Just((0, 0, true, 0, 0)),
+        3 => (0u32..4, 0u32..7, any::<bool>(), any::<u8>(), prop_oneof![Just(0), any::<u8>()]),
+    ]
 }
 
 fn instance() -> impl Strategy<Value = (ModelFacts, Vec<Machine>, bool)> {
@@ -323,11 +432,15 @@ fn instance() -> impl Strategy<Value = (ModelFacts, Vec<Machine>, bool)> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
-    /// No route of as few stages is faster than the one that is found, and none is missed.
+    /// No route of as few stages is faster than the one that is found, and none is missed; none breaks a wish.
     #[test]
-    fn small_swarms_are_searched_completely((model, machines, private) in instance()) {
+    fn small_swarms_are_searched_completely((model, mut machines, private) in instance(), strict in strict()) {
+        let (hide_layers, trusted_layers, may_load, trusted, missing) = strict;
+        machines.iter_mut().enumerate().skip(1).for_each(|(i, machine)| machine.trusted = trusted >> i & 1 == 1);
+        machines[0].missing = (0..model.layers.len() as u32).filter(|layer| missing >> layer & 1 == 1).collect();
+        let private = private || hide_layers > 0;
         let preference = if private { Preference::Private } else { Preference::Latency };
-        let wish = wish(Some(preference));
+        let wish = Wish { hide_layers, trusted_layers, may_load, ..wish(Some(preference)) };
         let every = every_route(&model, &machines, &wish, private);
         let result = plan(&model, &machines, &wish);
         let Some((&fewest, &best)) = every.iter().next() else {

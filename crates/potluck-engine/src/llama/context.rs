@@ -7,6 +7,7 @@ use std::{
 };
 
 use llama_cpp_sys_2 as sys;
+use zeroize::Zeroize as _;
 
 use super::{log, model::Model, threads::ThreadPool};
 use crate::{EngineError, EngineSettings, FlashAttention, KvType};
@@ -86,8 +87,8 @@ impl Batch {
 
     pub(crate) fn clear(&mut self) {
         match &mut self.rows {
-            Rows::Tokens(tokens) => tokens.clear(),
-            Rows::Hidden(hidden) => hidden.clear(),
+            Rows::Tokens(tokens) => forget(tokens),
+            Rows::Hidden(hidden) => forget(hidden),
         }
         self.starts.clear();
         self.sequences.clear();
@@ -220,11 +221,12 @@ impl Context {
         self.check_capture(rows)
     }
 
-    fn reset_capture(&mut self) {
+    /// Forgets the hidden states of the last batch.
+    pub(crate) fn reset_capture(&mut self) {
         if let Some(capture) = self.capture {
             // SAFETY: no batch is running, so the callback does not touch it.
             let capture = unsafe { &mut *capture.as_ptr() };
-            capture.rows.clear();
+            forget(&mut capture.rows);
             capture.fault = None;
         }
     }
@@ -289,6 +291,35 @@ impl Context {
         // SAFETY: the context is alive.
         unsafe { sys::llama_memory_clear(self.memory, true) };
     }
+
+    /// Overwrites every cache with zeros, and gives these sequences back what they hold. Those that could not be given it.
+    pub(crate) fn wipe_around(&mut self, keep: &[u16]) -> Vec<u16> {
+        let context = self.ptr.as_ptr();
+        let save = |&sequence: &u16| {
+            // SAFETY: the context is alive and has this sequence.
+            let mut held = vec![0u8; unsafe { sys::llama_state_seq_get_size(context, sequence.into()) }];
+            // SAFETY: the buffer has so many bytes.
+            let saved =
+                unsafe { sys::llama_state_seq_get_data(context, held.as_mut_ptr(), held.len(), sequence.into()) };
+            held.truncate(saved);
+            (sequence, held)
+        };
+        let saved: Vec<_> = keep.iter().map(save).collect();
+        self.wipe();
+        let restore = |(sequence, mut held): (u16, Vec<u8>)| {
+            // SAFETY: as above; llama.cpp reads no more than these bytes.
+            let read = unsafe { sys::llama_state_seq_set_data(context, held.as_ptr(), held.len(), sequence.into()) };
+            held.zeroize();
+            (read == 0).then_some(sequence)
+        };
+        saved.into_iter().filter_map(restore).collect()
+    }
+}
+
+/// Empties a buffer that is used again, and overwrites what it held.
+fn forget<T: zeroize::DefaultIsZeroes>(buffer: &mut Vec<T>) {
+    buffer.as_mut_slice().zeroize();
+    buffer.clear();
 }
 
 impl Drop for Context {

@@ -3,13 +3,17 @@
 use std::{
     fs::File,
     io::Write as _,
-    os::{fd::FromRawFd as _, unix::net::UnixStream},
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _},
+        unix::net::UnixStream,
+    },
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use potluck_core::{Stage as _, StageCommand, StageError, StageReply};
 use serde::de::DeserializeOwned;
+use zeroize::Zeroize as _;
 
 use super::{
     connect::into_engine,
@@ -19,7 +23,7 @@ use super::{
     spawn::SOCKET_DESCRIPTOR,
     wire::{Job, Loading, Request, VERSION},
 };
-use crate::{EngineError, LlamaStage, Load, Part, sandbox, vocabulary::VocabularyService};
+use crate::{EngineError, LlamaStage, Load, Part, memory, sandbox, vocabulary::VocabularyService};
 
 /// Percent between two reports of progress.
 const PROGRESS_STEP: u8 = 2;
@@ -29,6 +33,7 @@ const PROGRESS_STEP: u8 = 2;
 /// Call it before any thread is started and before anything else is opened: the sandbox binds the calling thread and
 /// those that it starts.
 pub fn child_main() -> ! {
+    memory::forbid_dumps();
     let code = match serve() {
         Ok(()) => 0,
         Err(error) => {
@@ -76,12 +81,13 @@ fn work(socket: &mut UnixStream, request: Request, files: Vec<Arc<File>>) -> Res
         Job::TryOut => return reply(socket, &Loading::TriedOut(sandbox::try_out())),
         Job::Load(part) => part,
     };
+    memory::keep_freed(request.settings.wipe_within.is_none());
     let load = Load { part, settings: request.settings, files };
     match &load.part {
         Part::Vocabulary { .. } => match VocabularyService::load(&load) {
             Ok(mut service) => {
                 reply(socket, &Loading::Vocabulary(service.info()))?;
-                answer(socket, |command, out| encode(&service.answer(command), out))
+                answer(socket, &mut service, |service, command, out| encode(&service.answer(command), out), |_| None)
             }
             Err(error) => refuse(socket, error),
         },
@@ -90,7 +96,7 @@ fn work(socket: &mut UnixStream, request: Request, files: Vec<Arc<File>>) -> Res
                 // The request held the header of the file: the weights are loaded, it is not needed again.
                 drop(load);
                 reply(socket, &Loading::Stage(stage.shape().clone()))?;
-                answer(socket, |command, out| run(&mut stage, command, out))
+                answer(socket, &mut stage, run, LlamaStage::tend)
             }
             Err(error) => refuse(socket, error),
         },
@@ -122,19 +128,46 @@ fn run(stage: &mut LlamaStage, command: StageCommand, out: &mut Vec<u8>) -> Resu
 }
 
 /// Answers commands, one after the other, until the peer closes its end.
-fn answer<C: DeserializeOwned>(
+///
+/// `tend` does what is due meanwhile, and says how long it is until more is.
+fn answer<S, C: DeserializeOwned>(
     socket: &mut UnixStream,
-    mut run: impl FnMut(C, &mut Vec<u8>) -> Result<(), EngineError>,
+    service: &mut S,
+    run: impl Fn(&mut S, C, &mut Vec<u8>) -> Result<(), EngineError>,
+    tend: impl Fn(&mut S) -> Option<Duration>,
 ) -> Result<(), EngineError> {
     let (mut buffer, mut out) = (Vec::new(), Vec::new());
-    while let Some(content) = read(socket, &mut buffer).map_err(into_engine)? {
-        out.clear();
-        run(decode(content)?, &mut out)?;
+    loop {
+        while let Some(patience) = tend(service) {
+            if comes_within(socket, patience).map_err(into_engine)? {
+                break;
+            }
+        }
+        let Some(content) = read(socket, &mut buffer).map_err(into_engine)? else { return Ok(()) };
+        run(service, decode(content)?, &mut out)?;
         if !out.is_empty() {
             socket.write_all(&out).map_err(into_engine)?;
         }
+        // They stay for the next command: what they held does not.
+        buffer.as_mut_slice().zeroize();
+        out.as_mut_slice().zeroize();
+        out.clear();
     }
-    Ok(())
+}
+
+/// Waits for a command, or the peer's end, for so long; whether there is one.
+fn comes_within(socket: &UnixStream, patience: Duration) -> std::io::Result<bool> {
+    let mut wanted = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // A millisecond more: what is due then is due.
+    let milliseconds = patience.as_millis().saturating_add(1).min(i32::MAX as u128) as i32;
+    // SAFETY: one descriptor, which is open.
+    match unsafe { libc::poll(&raw mut wanted, 1, milliseconds) } {
+        -1 => match std::io::Error::last_os_error() {
+            error if error.kind() == std::io::ErrorKind::Interrupted => Ok(false),
+            error => Err(error),
+        },
+        ready => Ok(ready > 0),
+    }
 }
 
 fn reply(socket: &mut UnixStream, message: &Loading) -> Result<(), EngineError> {

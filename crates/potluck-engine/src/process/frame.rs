@@ -4,6 +4,7 @@ use std::io::Read;
 
 use potluck_core::bounds::STEP_BYTES_MAX;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroize as _;
 
 use crate::EngineError;
 
@@ -14,6 +15,9 @@ pub(super) const LENGTH_BYTES: usize = 4;
 
 /// Bytes that are asked of the socket at a time.
 pub(super) const READ_BYTES: usize = 64 << 10;
+
+/// Bytes of an inbox that is kept once it is empty. A larger one is given back.
+const INBOX_BYTES_KEPT: usize = 4 * READ_BYTES;
 
 const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize, "a frame's length fits its field");
 
@@ -98,10 +102,13 @@ pub(crate) struct Inbox {
 impl Inbox {
     /// Takes what `read` puts into the free space it is given: the result of `read`.
     pub(crate) fn fill(&mut self, read: impl FnOnce(&mut [u8]) -> std::io::Result<usize>) -> std::io::Result<usize> {
-        if self.start == self.bytes.len() {
-            self.bytes.clear();
-        } else {
+        self.forget();
+        if self.start < self.bytes.len() {
             self.bytes.drain(..self.start);
+        } else if self.bytes.capacity() > INBOX_BYTES_KEPT {
+            self.bytes = Vec::new();
+        } else {
+            self.bytes.clear();
         }
         self.start = 0;
         let end = self.bytes.len();
@@ -109,6 +116,11 @@ impl Inbox {
         let result = read(&mut self.bytes[end..]);
         self.bytes.truncate(end + result.as_ref().copied().unwrap_or(0));
         result
+    }
+
+    /// Overwrites the frames that were taken: none else may come for long.
+    pub(crate) fn forget(&mut self) {
+        self.bytes[..self.start].zeroize();
     }
 
     /// The content of the next frame, if all of it is here.

@@ -8,6 +8,7 @@ use tokio::{
     sync::mpsc::{Receiver, Sender},
     time::Instant,
 };
+use zeroize::Zeroize as _;
 
 use super::{
     connect::{Connection, Loaded, connect, into_engine, is_end},
@@ -277,6 +278,8 @@ impl Pump {
                 Err(error) => return Err(error.into()),
             }
         }
+        // It stays for the next command: what it held does not.
+        self.out.as_mut_slice().zeroize();
         self.out.clear();
         self.written = 0;
         Ok(())
@@ -301,6 +304,7 @@ impl Pump {
             self.ready.push_back(reply);
             self.settle_refused();
         }
+        self.inbox.forget();
         Ok(())
     }
 

@@ -52,6 +52,18 @@ impl Caches {
         self.open.get_mut(&id).ok_or(StageError::UnknownCache(id))
     }
 
+    /// Slots of open caches that hold something.
+    pub(super) fn slots(&self) -> Vec<u16> {
+        self.open.values().filter(|cache| cache.held > 0).map(|cache| cache.slot).collect()
+    }
+
+    /// What these slots held is gone.
+    pub(super) fn lose(&mut self, slots: &[u16]) {
+        for cache in self.open.values_mut().filter(|cache| slots.contains(&cache.slot)) {
+            cache.held = 0;
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.open.is_empty()
     }

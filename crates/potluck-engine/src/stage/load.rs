@@ -64,7 +64,8 @@ impl LlamaStage {
         let threads = (settings.threads, settings.threads_batch);
         let pace = Pace::constant();
         let chunk = settings.chunk.into();
-        let mut stage = Self { shape, chunk, entry, context, batch, caches, threads, pace };
+        let (wipe_within, unwiped_since) = (settings.wipe_within, None);
+        let mut stage = Self { shape, chunk, entry, context, batch, caches, threads, pace, wipe_within, unwiped_since };
         // Peers of one machine load at the same time: threads of theirs that spin for each other would take turns at it.
         stage.context.use_threads(1, 1);
         stage.try_out()?;

@@ -6,7 +6,7 @@ mod load;
 mod outputs;
 mod pace;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use potluck_core::{CacheId, Hidden, Input, Output, Rows, Stage, StageError, StageShape, Step, bounds};
 
@@ -33,6 +33,9 @@ pub struct LlamaStage {
     /// Threads for a single position, and for a batch; half of them while others compute here.
     threads: (u16, u16),
     pace: Pace,
+    wipe_within: Option<Duration>,
+    /// When the first session was closed whose cells still hold what they held.
+    unwiped_since: Option<Instant>,
 }
 
 /// How a step's input enters the graph.
@@ -87,9 +90,17 @@ impl Stage for LlamaStage {
     fn close(&mut self, cache: CacheId) {
         let Some(slot) = self.caches.close(cache) else { return };
         self.context.truncate(slot, 0);
+        if self.wipe_within.is_none() {
+            return;
+        }
+        self.batch.clear();
+        self.context.reset_capture();
+        // Nobody's positions stay behind: `seq_rm` only forgets where they were.
         if self.caches.is_empty() {
-            // Nobody's positions stay behind: `seq_rm` only forgets where they were.
             self.context.wipe();
+            self.unwiped_since = None;
+        } else {
+            self.unwiped_since.get_or_insert_with(Instant::now);
         }
     }
 
@@ -121,6 +132,22 @@ impl Stage for LlamaStage {
 }
 
 impl LlamaStage {
+    /// Overwrites the cells of sessions that were closed, where it is time; how long until it is, where any are left.
+    ///
+    /// What open sessions hold is copied out of the way and back: llama.cpp overwrites all of a memory or nothing.
+    pub fn tend(&mut self) -> Option<Duration> {
+        let due = self.unwiped_since? + self.wipe_within?;
+        let left = due.saturating_duration_since(Instant::now());
+        if !left.is_zero() {
+            return Some(left);
+        }
+        self.unwiped_since = None;
+        let lost = self.context.wipe_around(&self.caches.slots());
+        // Their next steps find a gap, and they end.
+        self.caches.lose(&lost);
+        None
+    }
+
     /// Checks `step` and cuts its cache back to its start.
     fn prepare(&mut self, step: &Step, index: usize, twice: bool) -> Result<Ready, StageError> {
         let cache = self.caches.get(step.cache)?;

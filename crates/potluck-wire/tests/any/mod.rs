@@ -51,6 +51,7 @@ pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
         top: 128,
         codec: Codec::F32,
         payload: vec![0, 0, 128, 63, 0, 0, 0, 192],
+        pad: false,
     };
     let tokens = StepFrame {
         count: 2,
@@ -67,6 +68,7 @@ pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
         start: 9,
         count: 2,
         rows: vec![top, Logits::Whole(Hidden(vec![1.0, 0.5]))],
+        pad: false,
     };
     let bounds = Bounds { step_positions: 512, hop_frames: 16, sessions: 64 };
     vec![
@@ -92,8 +94,11 @@ pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
         ("hop-open", Frame::HopOpen(HopOpen { session: SessionKey { client: peer(1), id: session }, epoch: 2 })),
         ("hop-ready", Frame::HopReady),
         ("step", Frame::Step(step)),
-        ("step-tokens", Frame::Step(tokens)),
-        ("answer", Frame::Answer(answer)),
+        ("step-tokens", Frame::Step(tokens.clone())),
+        ("step-padded", Frame::Step(StepFrame { count: 3, payload: [1, 0, 0, 0].repeat(3), pad: true, ..tokens })),
+        ("answer", Frame::Answer(answer.clone())),
+        ("answer-padded", Frame::Answer(AnswerFrame { pad: true, ..answer })),
+        ("padded-part", Frame::PaddedPart(b"data: {}".to_vec())),
         ("credit", Frame::Credit { frames: 300 }),
         ("row-request", Frame::RowRequest { sequence: 7, row: 1 }),
         ("row", Frame::Row { sequence: 7, row: 1, logits: Hidden(vec![1.0, -0.5]) }),
@@ -320,17 +325,36 @@ fn any_open() -> impl Strategy<Value = OpenSession> {
 fn any_step() -> impl Strategy<Value = Frame> {
     let rows = select(vec![Rows::None, Rows::Last, Rows::All, Rows::Mean]);
     let header = (any::<(u32, u32, u32)>(), 1u16..=512, rows, any::<u16>(), select(Codec::ALL.to_vec()));
-    (header, vec(any::<u8>(), 0..200)).prop_map(|(((sequence, epoch, start), count, rows, top, codec), payload)| {
-        Frame::Step(StepFrame { sequence, epoch, start, count, rows, top, codec, payload })
-    })
+    let plain = (header, vec(any::<u8>(), 0..200)).prop_map(
+        |(((sequence, epoch, start), count, rows, top, codec), payload)| StepFrame {
+            sequence,
+            epoch,
+            start,
+            count,
+            rows,
+            top,
+            codec,
+            payload,
+            pad: false,
+        },
+    );
+    // What is padded has as many bytes for each position.
+    let padded = (plain.clone(), 1u16..=40, vec(any::<u8>(), 0..20)).prop_map(|(step, count, position)| StepFrame {
+        count,
+        payload: position.repeat(count.into()),
+        pad: true,
+        ..step
+    });
+    prop_oneof![plain, padded].prop_map(Frame::Step)
 }
 
 fn any_answer() -> impl Strategy<Value = Frame> {
     let top = (vec((any::<u32>(), -9f32..9.0), 0..8), -9f32..9.0)
         .prop_map(|(largest, log_sum_exp)| Logits::Top { largest, log_sum_exp });
     let row = prop_oneof![top, any_hidden().prop_map(Logits::Whole)];
-    (any::<(u32, u32, u32)>(), 8u16..=512, vec(row, 0..8)).prop_map(|((sequence, epoch, start), count, rows)| {
-        Frame::Answer(AnswerFrame { sequence, epoch, start, count, rows })
+    let answer = (any::<(u32, u32, u32)>(), 8u16..=512, vec(row, 0..8), any::<bool>());
+    answer.prop_map(|((sequence, epoch, start), count, rows, pad)| {
+        Frame::Answer(AnswerFrame { sequence, epoch, start, count, rows, pad })
     })
 }
 

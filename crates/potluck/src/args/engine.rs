@@ -1,5 +1,7 @@
 //! How engines run: the same arguments for every command that loads a model.
 
+use std::time::Duration;
+
 use clap::{Args, ValueEnum};
 use potluck_engine::{EngineSettings, FlashAttention, KvType};
 use potluck_wire::Codec;
@@ -35,9 +37,24 @@ pub(crate) struct EngineArgs {
     /// How hidden states travel; f32 implies --exact [default: f16, with --exact f32]
     #[arg(long, value_enum)]
     codec: Option<CodecArg>,
+    /// Seconds that a closed conversation's cells may keep what they held while others are open; never: nothing is overwritten
+    #[arg(long, value_name = "SECONDS|never", default_value = "60", value_parser = parse_wipe)]
+    wipe_within: Wipe,
     /// Sessions that an engine keeps caches for at once
     #[arg(long, value_name = "N", hide = true, value_parser = clap::value_parser!(u16).range(1..=256))]
     caches: Option<u16>,
+}
+
+/// When cells are overwritten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Wipe(Option<Duration>);
+
+fn parse_wipe(text: &str) -> Result<Wipe, String> {
+    match (text, text.parse::<u32>()) {
+        ("never", _) => Ok(Wipe(None)),
+        (_, Ok(seconds)) if seconds <= 86_400 => Ok(Wipe(Some(Duration::from_secs(seconds.into())))),
+        _ => Err(format!("`{text}` is neither `never` nor seconds, 86400 at most")),
+    }
 }
 
 /// How hidden states travel between peers.
@@ -104,6 +121,7 @@ impl EngineArgs {
             caches: self.caches.unwrap_or(caches),
             chunk: self.chunk,
             exact: self.exact(),
+            wipe_within: self.wipe_within.0,
             ..default
         }
     }
@@ -158,7 +176,15 @@ mod tests {
 
     #[test]
     fn out_of_range_is_refused_before_anything_loads() {
-        for args in [["--context", "0"], ["--threads", "513"], ["--chunk", "513"], ["--kv-type", "q3"]] {
+        assert_eq!(parse(&[]).settings(1).wipe_within, Some(Duration::from_secs(60)));
+        assert_eq!(parse(&["--wipe-within", "never"]).settings(1).wipe_within, None);
+        for args in [
+            ["--wipe-within", "soon"],
+            ["--context", "0"],
+            ["--threads", "513"],
+            ["--chunk", "513"],
+            ["--kv-type", "q3"],
+        ] {
             assert!(Cli::try_parse_from(["potluck", args[0], args[1]]).is_err(), "{args:?}");
         }
     }

@@ -3,6 +3,7 @@
 mod disk;
 mod door;
 mod engine;
+mod privacy;
 mod reach;
 mod route;
 mod sampling;
@@ -10,6 +11,7 @@ mod sampling;
 pub(crate) use disk::DiskArgs;
 pub(crate) use door::{DoorArgs, take_handles};
 pub(crate) use engine::EngineArgs;
+pub(crate) use privacy::{Privacy, PrivacyArgs};
 pub(crate) use reach::Reach;
 pub(crate) use route::{PEERS_MAX, Prefer, RouteArgs, parse_bytes};
 pub(crate) use sampling::{SamplingArgs, StopArgs};

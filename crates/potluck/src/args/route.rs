@@ -2,7 +2,8 @@
 
 use clap::{Args, ValueEnum};
 
-use super::DiskArgs;
+use super::{DiskArgs, PrivacyArgs};
+use crate::failure::Failure;
 
 /// Peers that one command starts: what a route may have, less the two ends that the command itself may hold.
 pub(crate) const PEERS_MAX: u16 = 62;
@@ -33,7 +34,29 @@ pub(crate) struct RouteArgs {
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, conflicts_with_all = ["peers", "local"])]
     pub(crate) memory: Option<u64>,
     #[command(flatten)]
+    pub(crate) privacy: PrivacyArgs,
+    #[command(flatten)]
     pub(crate) disk: DiskArgs,
+}
+
+impl RouteArgs {
+    /// Layers at each end that the command itself holds, where it starts the peers.
+    pub(crate) fn ends(&self) -> u32 {
+        self.privacy.hide_layers.unwrap_or(u32::from(self.own_ends))
+    }
+
+    /// Refuses wishes that exclude each other.
+    ///
+    /// # Errors
+    /// `usage`, with which.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        let through_swarm = self.peers.is_none() && !self.local;
+        if through_swarm && self.prefer == Prefer::Swarm && self.privacy.hide_layers.is_some() {
+            let message = "--prefer swarm gives every layer to peers, --hide-layers keeps some here";
+            return Err(Failure::usage(message, "leave one of them out"));
+        }
+        Ok(())
+    }
 }
 
 /// A size as people write it.

@@ -9,7 +9,7 @@ use serde_json::json;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 use crate::{
-    args::{EngineArgs, Prefer},
+    args::{EngineArgs, Prefer, Privacy},
     commands::{serve::PORT, swarm::utc_now},
     engines::start_vocabulary,
     failure::Failure,
@@ -147,7 +147,8 @@ impl Doctor {
     /// Where the model would run, and why not elsewhere.
     async fn plan(&self, findings: &mut Findings, home: &Home, entry: &Entry) {
         let settings = self.engine.settings(1);
-        let wanted = Wanted { home, entry, settings: &settings, codec: self.engine.codec(), memory: None };
+        let (codec, privacy) = (self.engine.codec(), Privacy::default());
+        let wanted = Wanted { home, entry, settings: &settings, codec, memory: None, privacy: &privacy };
         match preview(&wanted, Prefer::Private).await {
             Ok(Surveyed { preview: Ok(preview), .. }) => planned(findings, entry, &preview),
             Ok(Surveyed { preview: Err(failure), .. }) | Err(failure) => findings.failed("plan", failure),

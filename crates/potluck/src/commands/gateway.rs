@@ -27,10 +27,7 @@ pub(crate) struct Gateway {
 
 impl Gateway {
     pub(crate) async fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
-        if self.route.own_ends {
-            let hint = "leave --own-ends out: the gateway's slots share the engines of its peers";
-            return Err(Failure::usage("a gateway holds no stage itself", hint));
-        }
+        self.route.check()?;
         let (access, gate) = self.door.access(home)?;
         let listener = self.door.listen().await?;
         let mut interrupt = Interrupt::listen()?;

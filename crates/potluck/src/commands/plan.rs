@@ -6,7 +6,7 @@ use potluck_core::StageSpec;
 use serde_json::json;
 
 use crate::{
-    args::{EngineArgs, PEERS_MAX, Prefer, parse_bytes},
+    args::{EngineArgs, PEERS_MAX, Prefer, PrivacyArgs, parse_bytes},
     failure::{Failure, OrFail},
     home::Home,
     models::find_model,
@@ -28,6 +28,8 @@ pub(crate) struct Plan {
     /// The same with the first and the last layer in the command itself
     #[arg(long, requires = "peers")]
     own_ends: bool,
+    #[command(flatten)]
+    privacy: PrivacyArgs,
     /// Memory that this machine gives to the model, such as 4GB [default: most of what is free]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory: Option<u64>,
@@ -40,10 +42,11 @@ impl Plan {
         let entry = find_model(home, screen, Some(&self.model)).await?;
         let settings = self.engine.settings(1);
         settings.check()?;
-        let wanted =
-            Wanted { home, entry: &entry, settings: &settings, codec: self.engine.codec(), memory: self.memory };
+        let (privacy, codec) = (self.privacy.read(home)?, self.engine.codec());
+        let wanted = Wanted { home, entry: &entry, settings: &settings, codec, memory: self.memory, privacy: &privacy };
+        let ends = self.privacy.hide_layers.unwrap_or(u32::from(self.own_ends));
         let (preview, silent) = match self.peers {
-            Some(peers) => (Ok(of_own_peers(&wanted, peers, self.own_ends)?), Vec::new()),
+            Some(peers) => (Ok(of_own_peers(&wanted, peers, ends)?), Vec::new()),
             None => {
                 let Surveyed { preview, silent, .. } = preview(&wanted, self.prefer).await?;
                 (preview, silent)
@@ -61,9 +64,9 @@ impl Plan {
 }
 
 /// The placement of `--peers N`, which no planner chooses.
-fn of_own_peers(wanted: &Wanted<'_>, peers: u16, own_ends: bool) -> Result<Preview, Failure> {
-    let specs = split(wanted.entry, peers.into(), own_ends)?;
-    let own = |spec: &StageSpec| own_ends && (spec.head || spec.tail);
+fn of_own_peers(wanted: &Wanted<'_>, peers: u16, ends: u32) -> Result<Preview, Failure> {
+    let specs = split(wanted.entry, peers.into(), ends)?;
+    let own = |spec: &StageSpec| ends > 0 && (spec.head || spec.tail);
     let mut numbers = 1..;
     let who = |spec: &StageSpec| if own(spec) { None } else { numbers.next() }.map_or(Who::Own, Who::Started);
     let stages: Vec<_> = specs.iter().map(who).zip(specs.iter().map(|spec| spec.layers)).collect();
@@ -73,13 +76,17 @@ fn of_own_peers(wanted: &Wanted<'_>, peers: u16, own_ends: bool) -> Result<Previ
         codec: wanted.codec,
         preference: None,
         may_load: true,
+        hide_layers: 0,
+        trusted_layers: 0,
+        own_sessions: 1,
     };
     let facts = model_facts(wanted.entry, wanted.settings.kv)?;
     placed(&facts, &here(wanted.home, wanted.memory)?, &stages, &wish).or_fail("bad_model", "potluck model show MODEL")
 }
 
 fn show(plan: &Preview) -> String {
-    let heading = ["", "LAYERS", "WEIGHTS", "CACHE", "MEMORY", "MS/TOKEN", "HOP MS", ""].map(str::to_owned).to_vec();
+    let heading =
+        ["", "LAYERS", "WEIGHTS", "CACHE", "MEMORY", "MS/TOKEN", "HOP MS", "", ""].map(str::to_owned).to_vec();
     let rows = plan.stages.iter().map(|stage| {
         vec![
             who_name(stage.who),
@@ -90,6 +97,7 @@ fn show(plan: &Preview) -> String {
             format!("{:.2}", stage.decode_ms),
             format!("{:.2}", stage.hop_ms),
             doing(stage).to_owned(),
+            stage.sees.words().to_owned(),
         ]
     });
     let stages = table(&[heading].into_iter().chain(rows).collect::<Vec<_>>());

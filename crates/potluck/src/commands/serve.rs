@@ -9,7 +9,7 @@ use std::{
 use clap::Args;
 use potluck_chain::plan::lend;
 use potluck_core::{Action, LayerRange, ModelId, SignedOffer, StageSpec};
-use potluck_engine::EngineSettings;
+use potluck_engine::{EngineSettings, memory};
 use potluck_grant::Gate;
 use potluck_net::{Bind, Identity as NetIdentity, Node};
 use potluck_pull::{Library, Pulled};
@@ -131,6 +131,7 @@ impl Lend {
         let grant = membership.grant(identity.key.peer_id())?;
         let settings = self.engine.settings(CACHES);
         settings.check()?;
+        memory::keep_freed(settings.wipe_within.is_none());
         let who = NetIdentity { key: identity.key.clone(), grant: grant.clone(), gate: membership.gate(home)? };
         if let Err(error) = who.gate.check_lender(&grant, who.key.peer_id(), utc_now()) {
             let hint =
@@ -393,6 +394,7 @@ async fn serve_order(screen: Screen) -> Result<(), Failure> {
     let gate = Gate::new(order.swarm()?);
     let identity = NetIdentity { key: order.key()?, grant: order.grant()?, gate };
     let mut interrupt = Interrupt::listen()?;
+    memory::keep_freed(order.settings.wipe_within.is_none());
     let started = ServingPeer::start(&entry, spec, &order.settings, identity, Bind::Loopback, LentTo::Command);
     let peer = interrupt.or(started).await??;
     tell(screen, &peer, &order.swarm()?.to_string(), &entry.name, None)?;

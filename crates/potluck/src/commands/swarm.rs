@@ -19,8 +19,8 @@ use crate::{
     },
     failure::{Failure, OrFail},
     home::{
-        Admission, GRANT_DAYS, Home, Identity, Invitation, Invitations, Line, Membership, Role, SwarmRoot, new_key,
-        remember_issued,
+        Admission, GRANT_DAYS, Home, Identity, Invitation, Invitations, Line, Membership, Role, SwarmRoot,
+        change_trusted, new_key, remember_issued, trusted,
     },
     screen::{Screen, table},
 };
@@ -47,6 +47,8 @@ pub(crate) enum Swarm {
     Attenuate(Grant),
     /// Take back a key, or a grant and all that was handed on from it
     Revoke(Revoke),
+    /// Whose machines `--only trusted` may use: a list that stays on this machine
+    Trust(Trust),
     /// Whom this machine has let in
     Members,
     /// This machine's keys, and what they may
@@ -124,6 +126,19 @@ pub(crate) struct Relays {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Trust {
+    /// Keys to put on it, as `potluck peers` shows them
+    #[arg(value_name = "KEY")]
+    keys: Vec<PeerId>,
+    /// Take a key off it (repeatable)
+    #[arg(long, value_name = "KEY")]
+    remove: Vec<PeerId>,
+    /// Show it, which it does anyway
+    #[arg(long)]
+    list: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Leave {
     /// Remove the root key that is here, too, of this swarm or an earlier one: nobody is let into that one ever after
     #[arg(long)]
@@ -145,6 +160,7 @@ impl Swarm {
             Self::Grant(command) => grant(home, screen, command),
             Self::Attenuate(command) => attenuate(home, screen, command),
             Self::Revoke(command) => command.run(home, screen).await,
+            Self::Trust(command) => trust(home, screen, &command),
             Self::Members => authority::members(home, screen),
             Self::Whoami => authority::whoami(home, screen),
             Self::Explain(command) => command.run(home, screen),
@@ -152,6 +168,21 @@ impl Swarm {
             Self::Leave(command) => leave(home, screen, &command),
         }
     }
+}
+
+fn trust(home: &Home, screen: Screen, command: &Trust) -> Result<(), Failure> {
+    let list = match command.keys.is_empty() && command.remove.is_empty() {
+        true => trusted(home)?,
+        false => change_trusted(home, &command.keys, &command.remove)?,
+    };
+    let keys: Vec<String> = list.iter().map(ToString::to_string).collect();
+    if screen.json {
+        return screen.object(&json!({ "trusted": keys }));
+    }
+    if keys.is_empty() {
+        screen.note("the list is empty: --only trusted keeps everything on this machine");
+    }
+    screen.text(&keys.iter().map(|key| format!("{key}\n")).collect::<String>())
 }
 
 fn create(home: &Home, screen: Screen, command: &Invite) -> Result<(), Failure> {

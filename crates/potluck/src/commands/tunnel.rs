@@ -151,9 +151,9 @@ impl Tunnel {
                 "potluck swarm whoami says what this machine may; its owner lets it serve with `potluck swarm grant`";
             return Err(Failure::new("not_allowed", format!("this machine may not serve: {error}"), hint));
         }
-        membership.relay = membership.relay(home);
+        membership.relays = membership.relays(home);
         let bind = Bind::Address(self.bind);
-        let node = bind_node(who, bind, home.reach.serving(), membership.relay.clone()).await?;
+        let node = bind_node(who, bind, home.reach.serving(), membership.relays.clone()).await?;
         membership.knows(node.address());
         membership.save(home)?;
         if let Some(door) = door(home, screen)? {

@@ -58,7 +58,7 @@ impl Up {
                 result
             }
             Ok(None) => {
-                screen.note("no gateway: with --own-ends the command itself holds two stages");
+                screen.note("no gateway: this command started no peers");
                 drop::<TcpListener>(listener);
                 stay(home, screen, &mut talk, &mut asked, &mut interrupt, None).await
             }

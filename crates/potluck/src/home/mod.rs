@@ -6,6 +6,7 @@ mod invitation;
 mod invitations;
 mod membership;
 mod meter;
+mod trust;
 
 use std::{
     fs,
@@ -26,6 +27,7 @@ pub(crate) use invitation::{Admission, Invitation, Line};
 pub(crate) use invitations::{GRANT_DAYS, Invitations};
 pub(crate) use membership::{CONTACTS_KEPT, Membership, SwarmRoot, usable};
 pub(crate) use meter::{Counted, meter};
+pub(crate) use trust::{change_trusted, trusted};
 
 /// Held by the process that is at the relay with the key that asks.
 const RELAY_LOCK: &str = "relay.lock";

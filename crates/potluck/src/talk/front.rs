@@ -6,12 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use potluck_chain::{Hop, SessionConfig};
+use potluck_chain::{Hop, OwnStage, SessionConfig};
 use potluck_client::{ChatTemplate, Session, SpecialTokens};
-use potluck_engine::{EngineSettings, VocabularyClient};
+use potluck_core::StageSpec;
+use potluck_engine::{EngineSettings, VocabularyClient, memory};
 use potluck_gateway::{Access, Gateway, Lent, Model, Opener, Own as GatewayOwn, Problem, Whose, serve};
 use potluck_model::Facts;
-use potluck_net::Node;
+use potluck_net::{Node, OwnPort};
 use potluck_store::{Entry, InUse};
 use potluck_wire::{Codec, PeerAddress};
 use tokio::{net::TcpListener, sync::oneshot};
@@ -21,17 +22,19 @@ use super::{
     lent::Lenders,
     own_peers,
     route::RouteChain,
-    start::{Wanted, session_config, session_id},
-    swarm::{client_node, peers_only, route_through},
+    shared::SharedEngine,
+    start::{OWN_CACHE, Wanted, session_config, session_id},
+    swarm::{client_node, shared_route},
 };
 use crate::{
-    args::{DoorArgs, EngineArgs, RouteArgs},
+    args::{DoorArgs, EngineArgs, Prefer, Privacy, RouteArgs},
     commands::swarm::utc_now,
-    embedded::{Embedded, EmbeddedPeer},
+    embedded::Embedded,
     engines::start_vocabulary,
     failure::{Failure, OrFail},
     home::{Home, Membership},
-    models::{Keeper, find_model, load_vocabulary},
+    models::{Keeper, find_model, load_stage, load_vocabulary},
+    placement::free_memory,
     screen::Screen,
 };
 
@@ -79,6 +82,10 @@ pub(crate) struct Sessions {
     vocabulary: VocabularyClient,
     /// How to plan again; none where the peers are the command's own.
     swarm: Option<Rc<Swarm>>,
+    /// The engines of the route's stages on this machine.
+    engines: Rc<RefCell<Vec<(StageSpec, SharedEngine)>>>,
+    /// Sessions opened so far.
+    opened: Rc<Cell<u64>>,
     /// When it was planned last.
     planned: Rc<Cell<Instant>>,
 }
@@ -90,6 +97,10 @@ struct Swarm {
     entry: InUse,
     settings: EngineSettings,
     codec: Codec,
+    /// With the first plan's own ends: a later one does not give them up.
+    privacy: Privacy,
+    prefer: Prefer,
+    memory: u64,
 }
 
 impl Front {
@@ -104,6 +115,7 @@ impl Front {
     ) -> Result<Self, Failure> {
         let home = &route.disk.limit(home);
         let name = route.model.as_deref();
+        let privacy = route.privacy.read(home)?;
         let found = find_model(home, screen, name).await;
         let through_swarm = route.peers.is_none() && !route.local;
         let swarm = match Membership::find(home)?.filter(|_| through_swarm) {
@@ -112,8 +124,11 @@ impl Front {
         };
         let started = async {
             let lenders = match &swarm {
-                Some((node, membership)) => Some(Lenders::watch(home, node.clone(), membership).await),
-                None => None,
+                // A lender is sent whole conversations.
+                Some((node, membership)) if privacy.hide_layers == 0 => {
+                    Some(Lenders::watch(home, node.clone(), membership, &privacy).await)
+                }
+                _ => None,
             };
             let lent = lenders.as_ref().map_or_else(Vec::new, Lenders::names);
             let entry = match found {
@@ -154,16 +169,27 @@ impl Front {
     ) -> Result<Self, Failure> {
         let (settings, codec) = (engine.settings(slots), engine.codec());
         settings.check()?;
-        let wanted = Wanted { home, entry: &entry, settings: &settings, codec, memory: route.memory };
+        memory::keep_freed(settings.wipe_within.is_none());
+        let mut privacy = route.privacy.read(home)?;
+        // Its own engines will have taken of what is free when it plans again.
+        let memory = route.memory.unwrap_or_else(free_memory);
+        let wanted =
+            Wanted { home, entry: &entry, settings: &settings, codec, memory: Some(memory), privacy: &privacy };
         let bar = screen.wait(format!("loading {}", entry.name));
         let vocabulary = start_vocabulary(load_vocabulary(&entry, &settings)?);
         let (vocabulary, (node, hops, embedded)) = tokio::try_join!(vocabulary, route_of(&wanted, route, swarm))?;
+        let engines = own_engines(&wanted, &hops, &[]).await?;
         drop(bar);
-        let config = Rc::new(RefCell::new(session_config(&wanted, node.id(), hops)?));
-        let replan = || Rc::new(Swarm { home: home.clone(), entry: entry.clone(), settings: settings.clone(), codec });
+        let config = session_config(&wanted, node.id(), hops)?;
+        if !engines.is_empty() {
+            privacy.hide_layers = privacy.hide_layers.max(1);
+        }
+        let replan = || {
+            let (home, entry, settings) = (home.clone(), entry.clone(), settings.clone());
+            Rc::new(Swarm { home, entry, settings, codec, privacy, prefer: route.prefer, memory })
+        };
         let replan = embedded.is_none().then(replan);
-        let planned = Rc::new(Cell::new(Instant::now()));
-        let sessions = Sessions { node: node.clone(), config, vocabulary: vocabulary.clone(), swarm: replan, planned };
+        let sessions = Sessions::new(node.clone(), config, vocabulary.clone(), replan, engines);
         let model = model(&entry, &settings, vocabulary)?;
         let keeper = Keeper::new(home, screen, Some(entry.id));
         let own = Some(Own { model, sessions, exact: settings.exact, _in_use: entry });
@@ -174,14 +200,16 @@ impl Front {
 
     /// In front of the peers that a command has started for a conversation already: they end with it.
     pub(crate) async fn over(talk: &Talk, screen: Screen) -> Result<Option<Self>, Failure> {
-        let Some(embedded) = talk.embedded.as_ref().filter(|_| !talk.route.own_ends) else { return Ok(None) };
-        let Talk { home, entry, settings, codec, .. } = talk;
-        let wanted = Wanted { home, entry, settings, codec: *codec, memory: None };
+        let Some(embedded) = talk.embedded.as_ref() else { return Ok(None) };
+        let Talk { home, entry, settings, codec, privacy, .. } = talk;
+        let wanted = Wanted { home, entry, settings, codec: *codec, memory: None, privacy };
         let node = own_peers::client_node(embedded).await?;
-        let config = Rc::new(RefCell::new(session_config(&wanted, node.id(), hops(embedded)?)?));
+        let stages = own_peers::split(entry, embedded.peers.len(), talk.route.ends())?;
+        let route = hops(embedded, &stages)?;
+        let engines = own_engines(&wanted, &route, &[]).await?;
+        let config = session_config(&wanted, node.id(), route)?;
         let vocabulary = talk.session.vocabulary().clone();
-        let planned = Rc::new(Cell::new(Instant::now()));
-        let sessions = Sessions { node: node.clone(), config, vocabulary: vocabulary.clone(), swarm: None, planned };
+        let sessions = Sessions::new(node.clone(), config, vocabulary.clone(), None, engines);
         let model = model(entry, settings, vocabulary)?;
         let keeper = Keeper::new(home, screen, Some(entry.id));
         let own = Some(Own { model, sessions, exact: settings.exact, _in_use: entry.clone() });
@@ -246,6 +274,13 @@ impl Front {
 
     /// Ends whatever was started. Its sessions are closed already.
     pub(crate) async fn close(self) {
+        if let Some(own) = self.own {
+            let engines = own.sessions.engines.take();
+            drop(own);
+            for (_, engine) in engines {
+                engine.stop().await;
+            }
+        }
         for node in self.nodes {
             node.close().await;
         }
@@ -280,25 +315,77 @@ impl Opener for Sessions {
 }
 
 impl Sessions {
+    fn new(
+        node: Node,
+        config: SessionConfig,
+        vocabulary: VocabularyClient,
+        swarm: Option<Rc<Swarm>>,
+        engines: Vec<(StageSpec, SharedEngine)>,
+    ) -> Self {
+        let (config, engines) = (Rc::new(RefCell::new(config)), Rc::new(RefCell::new(engines)));
+        let planned = Rc::new(Cell::new(Instant::now()));
+        Self { node, config, vocabulary, swarm, engines, opened: Rc::default(), planned }
+    }
+
     async fn plan(&self, swarm: &Swarm) -> Result<(), Failure> {
         self.planned.set(Instant::now());
-        let route = swarm.route(&self.node).await?;
+        let Swarm { home, entry, settings, codec, privacy, prefer, memory } = swarm;
+        let memory = Some(*memory);
+        let wanted = Wanted { home, entry, settings, codec: *codec, memory, privacy };
+        let membership = Membership::open(home)?;
+        // This machine alone was not the better choice when it began: now the last plan stands.
+        let Some(route) = shared_route(&wanted, *prefer, &(self.node.clone(), membership)).await? else {
+            return Ok(());
+        };
+        let running: Vec<StageSpec> = self.engines.borrow().iter().map(|(spec, _)| *spec).collect();
+        let started = own_engines(&wanted, &route, &running).await?;
+        let mut engines = self.engines.borrow_mut();
+        engines.extend(started);
+        // One that no route takes any more ends with the last session that uses it.
+        engines.retain(|(spec, _)| own_specs(&route).any(|its| its == *spec));
+        drop(engines);
         self.config.borrow_mut().route = route;
         Ok(())
+    }
+
+    /// A session's ports to the engines of this machine's stages.
+    fn ports(&self, route: &[Hop], session: u64) -> Vec<OwnPort> {
+        let engines = self.engines.borrow();
+        let own = route.iter().enumerate().filter_map(|(hop, stage)| match stage {
+            Hop::Own(own) => Some((hop, engines.iter().find(|(spec, _)| *spec == own.spec)?)),
+            Hop::Remote(_) => None,
+        });
+        own.map(|(hop, (_, engine))| engine.port(hop, session)).collect()
     }
 
     async fn try_open(&self) -> Result<RouteChain, Failure> {
         let mut config = self.config.borrow().clone();
         config.key.id = session_id()?;
-        Ok(RouteChain::open_on(&self.node, config).await?)
+        self.opened.set(self.opened.get() + 1);
+        let ports = self.ports(&config.route, self.opened.get());
+        Ok(RouteChain::open_on(&self.node, config, ports).await?)
     }
 }
 
-impl Swarm {
-    async fn route(&self, node: &Node) -> Result<Vec<Hop>, Failure> {
-        let Self { home, entry, settings, codec } = self;
-        route_through(&Wanted { home, entry, settings, codec: *codec, memory: None }, node).await
+/// The stages of a route that are this machine's.
+fn own_specs(route: &[Hop]) -> impl Iterator<Item = StageSpec> {
+    route.iter().filter_map(|hop| match hop {
+        Hop::Own(own) => Some(own.spec),
+        Hop::Remote(_) => None,
+    })
+}
+
+/// Starts engines for them, but for those that run.
+async fn own_engines(
+    wanted: &Wanted<'_>,
+    route: &[Hop],
+    running: &[StageSpec],
+) -> Result<Vec<(StageSpec, SharedEngine)>, Failure> {
+    let mut engines = Vec::new();
+    for spec in own_specs(route).filter(|spec| !running.contains(spec)) {
+        engines.push((spec, SharedEngine::start(load_stage(wanted.entry, spec, wanted.settings)?).await?));
     }
+    Ok(engines)
 }
 
 /// What those who ask are told: nobody serves the model now.
@@ -319,16 +406,18 @@ async fn route_of(
     swarm: Option<&(Node, Membership)>,
 ) -> Result<(Node, Vec<Hop>, Option<Embedded>), Failure> {
     if let Some(swarm) = swarm
-        && let Some(hops) = peers_only(wanted, route.prefer, swarm).await?
+        && let Some(hops) = shared_route(wanted, route.prefer, swarm).await?
     {
         return Ok((swarm.0.clone(), hops, None));
     }
     // One peer holds the whole model where nothing else was asked for: its engine batches what the slots send.
-    let stages = own_peers::split(wanted.entry, route.peers.unwrap_or(1).into(), false)?;
-    let embedded = Embedded::start(wanted.home, wanted.settings, &stages).await?;
+    let ends = route.peers.map_or(0, |_| route.ends());
+    let stages = own_peers::split(wanted.entry, route.peers.unwrap_or(1).into(), ends)?;
+    let remote = own_peers::of_peers(&stages, ends);
+    let embedded = Embedded::start(wanted.home, wanted.settings, remote).await?;
     let opened = async {
         let node = own_peers::client_node(&embedded).await?;
-        Ok((node, hops(&embedded)?))
+        Ok((node, hops(&embedded, &stages)?))
     };
     match opened.await {
         Ok((node, hops)) => Ok((node, hops, Some(embedded))),
@@ -339,8 +428,13 @@ async fn route_of(
     }
 }
 
-fn hops(embedded: &Embedded) -> Result<Vec<Hop>, Failure> {
-    embedded.peers.iter().map(EmbeddedPeer::hop).collect()
+/// The stages' places on a route: at the peer that holds it, else on this machine.
+fn hops(embedded: &Embedded, stages: &[StageSpec]) -> Result<Vec<Hop>, Failure> {
+    let hop = |spec: &StageSpec| match embedded.peers.iter().find(|peer| peer.spec == *spec) {
+        Some(peer) => peer.hop(),
+        None => Ok(Hop::Own(OwnStage { spec: *spec, cache: OWN_CACHE })),
+    };
+    stages.iter().map(hop).collect()
 }
 
 fn model(entry: &Entry, settings: &EngineSettings, vocabulary: VocabularyClient) -> Result<Model, Failure> {

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use n0_future::{boxed::BoxFuture, stream::unfold};
-use potluck_core::Endpoint;
+use potluck_core::{Endpoint, PeerId};
 use potluck_gateway::{BODY_BYTES_MAX, Lent, LentAnswer, LentModel, Problem, Whose};
 use potluck_net::{LentAnswer as NetAnswer, LentBody, NetError, Node};
 use potluck_wire::{ASK_BYTES_MAX, FailureCode, PeerAddress};
@@ -16,10 +16,11 @@ use tokio::time::sleep;
 
 use super::lenders::{Chosen, Table};
 use crate::{
+    args::Privacy,
     failure::Failure,
     home::{Home, Membership},
     placement::members,
-    serving::{hear_lenders, offers_of},
+    serving::{FoundLender, Heard, hear_lenders, offers_of},
 };
 
 /// How often members are asked what they lend.
@@ -42,6 +43,10 @@ pub(crate) struct Lenders(Arc<Inner>);
 struct Inner {
     node: Node,
     home: Home,
+    /// The only ones that may be asked; none: any.
+    only: Option<BTreeSet<PeerId>>,
+    /// Whether conversations come in pieces of a few sizes.
+    pad: bool,
     /// Whom to ask.
     members: Mutex<Vec<PeerAddress>>,
     table: Mutex<Table>,
@@ -56,9 +61,12 @@ enum Declined {
 
 impl Lenders {
     /// Asks the members once, and then again and again.
-    pub(crate) async fn watch(home: &Home, node: Node, membership: &Membership) -> Self {
+    /// Sends requests to those alone that may see them.
+    pub(crate) async fn watch(home: &Home, node: Node, membership: &Membership, privacy: &Privacy) -> Self {
+        let only = (privacy.trusted_layers > 0).then(|| privacy.trusted.clone());
+        let pad = privacy.pad;
         let members = Mutex::new(membership.contacts.clone());
-        let lenders = Self(Arc::new(Inner { node, home: home.clone(), members, table: Mutex::default() }));
+        let lenders = Self(Arc::new(Inner { node, home: home.clone(), only, pad, members, table: Mutex::default() }));
         lenders.0.ask_all().await;
         tokio::spawn(again(Arc::downgrade(&lenders.0), FIND_EVERY, async |inner: &Inner| inner.find_members().await));
         tokio::spawn(again(Arc::downgrade(&lenders.0), ASK_EVERY, async |inner: &Inner| inner.ask_all().await));
@@ -77,7 +85,7 @@ impl Lenders {
             let chosen = self.0.table().choose(&model, &tried);
             let Some(chosen) = chosen else { break };
             tried.insert(chosen.address.peer);
-            match self.0.node.ask_upstream(&chosen.address, endpoint, &body).await {
+            match self.0.node.ask_upstream(&chosen.address, endpoint, &body, self.0.pad).await {
                 Ok(answer) if is_final(answer.head.status) => return Ok(passed(answer, chosen)),
                 Ok(answer) => declined = Some(refused(answer, chosen)),
                 Err(error) => {
@@ -133,7 +141,13 @@ impl Inner {
     async fn ask_all(&self) {
         let mut asked = self.members.lock().unwrap_or_else(PoisonError::into_inner).clone();
         asked.extend(self.table().ask());
-        hear_lenders(&self.node, asked, |heard| self.table().hear(heard)).await;
+        hear_lenders(&self.node, asked, |heard| {
+            let may = |lender: &FoundLender| self.only.as_ref().is_none_or(|only| only.contains(&lender.address.peer));
+            if !matches!(&heard, Heard::Lends(lender) if !may(lender)) {
+                self.table().hear(heard);
+            }
+        })
+        .await;
     }
 
     async fn find_members(&self) {

@@ -7,6 +7,7 @@ mod lent;
 mod own_peers;
 mod report;
 mod route;
+mod shared;
 mod start;
 mod swarm;
 mod traced;
@@ -22,7 +23,7 @@ use potluck_wire::Codec;
 use serde_json::Value;
 
 use crate::{
-    args::{EngineArgs, RouteArgs, SamplingArgs, StopArgs},
+    args::{EngineArgs, Privacy, RouteArgs, SamplingArgs, StopArgs},
     embedded::Embedded,
     failure::Failure,
     home::Home,
@@ -65,6 +66,7 @@ pub(crate) struct Talk {
     route: RouteArgs,
     settings: EngineSettings,
     codec: Codec,
+    privacy: Privacy,
     /// The peers that this command started, which end with it.
     embedded: Option<Embedded>,
     /// Why the route is what it is, in a sentence.

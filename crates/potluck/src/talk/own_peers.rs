@@ -18,12 +18,11 @@ use crate::{
     models::all_layers,
 };
 
-/// Starts `peers` peers and opens a session over them, with this machine at both ends where `own_ends`.
-pub(super) async fn open(wanted: &Wanted<'_>, peers: usize, own_ends: bool) -> Result<Opened, Failure> {
-    let stages = split(wanted.entry, peers, own_ends)?;
-    let remote = if own_ends { &stages[1..stages.len() - 1] } else { &stages[..] };
-    let embedded = Embedded::start(wanted.home, wanted.settings, remote).await?;
-    match open_again(wanted, &embedded, own_ends).await {
+/// Starts `peers` peers and opens a session over them, with `ends` layers of each end on this machine.
+pub(super) async fn open(wanted: &Wanted<'_>, peers: usize, ends: u32) -> Result<Opened, Failure> {
+    let stages = split(wanted.entry, peers, ends)?;
+    let embedded = Embedded::start(wanted.home, wanted.settings, of_peers(&stages, ends)).await?;
+    match open_again(wanted, &embedded, ends).await {
         Ok(chain) => Ok(Opened { chain, embedded: Some(embedded), verdict: String::new() }),
         Err(failure) => {
             embedded.stop().await;
@@ -32,9 +31,14 @@ pub(super) async fn open(wanted: &Wanted<'_>, peers: usize, own_ends: bool) -> R
     }
 }
 
+/// Of all stages, those that peers hold.
+pub(super) fn of_peers(stages: &[StageSpec], ends: u32) -> &[StageSpec] {
+    if ends > 0 { &stages[1..stages.len() - 1] } else { stages }
+}
+
 /// Opens a session over peers that run already.
-pub(super) async fn open_again(wanted: &Wanted<'_>, embedded: &Embedded, own_ends: bool) -> Result<AnyChain, Failure> {
-    let stages = split(wanted.entry, embedded.peers.len(), own_ends)?;
+pub(super) async fn open_again(wanted: &Wanted<'_>, embedded: &Embedded, ends: u32) -> Result<AnyChain, Failure> {
+    let stages = split(wanted.entry, embedded.peers.len(), ends)?;
     let (mut route, mut own) = (Vec::with_capacity(stages.len()), Vec::new());
     for (hop, &spec) in stages.iter().enumerate() {
         route.push(match embedded.peers.iter().find(|peer| peer.spec == spec) {
@@ -60,17 +64,22 @@ pub(super) async fn client_node(embedded: &Embedded) -> Result<Node, Failure> {
     Ok(Node::bind(config).await?)
 }
 
-/// Stages over all layers for this many peers; with own ends, one layer at each end for the command itself.
-pub(crate) fn split(entry: &Entry, peers: usize, own_ends: bool) -> Result<Vec<StageSpec>, Failure> {
+/// Stages over all layers for this many peers; with `ends`, so many layers at each end for the command itself.
+pub(crate) fn split(entry: &Entry, peers: usize, ends: u32) -> Result<Vec<StageSpec>, Failure> {
     let layers = all_layers(&entry.manifest)?.count();
     let cuts = slice::legal_cuts(&entry.manifest);
     let legal = |cut: u32| cuts.get(cut as usize - 1).is_some_and(Result::is_ok);
-    let hint = format!("the model has {layers} layers: ask for fewer peers");
-    let (first, last) = if own_ends { (1, layers.saturating_sub(1)) } else { (0, layers) };
+    let fewer = if ends > 1 { "fewer peers, or a smaller --hide-layers" } else { "fewer peers" };
+    let hint = format!("the model has {layers} layers: ask for {fewer}");
+    if ends > 0 && ends.saturating_mul(2) >= layers {
+        let message = format!("{ends} layers at each end of {layers} leave none to peers");
+        return Err(Failure::usage(message, "run it whole on this machine: --local"));
+    }
+    let (first, last) = (ends, layers - ends);
     let cuts_within: Vec<u32> = (first + 1..last).filter(|&cut| legal(cut)).map(|cut| cut - first).collect();
     let inner = split_evenly(last.saturating_sub(first), peers, &cuts_within).or_fail("usage", &hint)?;
     let shifted = inner.iter().map(|range| LayerRange::new(range.start() + first, range.end() + first));
-    let ends = own_ends.then(|| [LayerRange::new(0, first), LayerRange::new(last, layers)]);
+    let ends = (ends > 0).then(|| [LayerRange::new(0, first), LayerRange::new(last, layers)]);
     let mut ranges =
         shifted.chain(ends.into_iter().flatten()).collect::<Result<Vec<_>, _>>().or_fail("usage", &hint)?;
     ranges.sort_unstable();

@@ -1,5 +1,6 @@
 //! What came of an answer: over whom it went, and how fast.
 
+use potluck_chain::plan::Sees;
 use potluck_client::Outcome;
 use potluck_core::LayerRange;
 use serde::Serialize;
@@ -17,6 +18,8 @@ pub(crate) struct RouteStage {
     pub(crate) layers: [u32; 2],
     /// How it is reached: `self`, `loopback`, `direct` or `relay`.
     pub(crate) path: &'static str,
+    /// What whoever runs it can read of the conversation.
+    pub(crate) sees: Sees,
     /// Milliseconds there and back, from the client.
     pub(crate) rtt_ms: f64,
 }
@@ -24,7 +27,7 @@ pub(crate) struct RouteStage {
 impl RouteStage {
     /// A stage on this machine itself.
     pub(crate) fn own(layers: LayerRange) -> Self {
-        Self { peer: "self".into(), layers: [layers.start(), layers.end()], path: "self", rtt_ms: 0.0 }
+        Self { peer: "self".into(), layers: [layers.start(), layers.end()], path: "self", sees: Sees::Own, rtt_ms: 0.0 }
     }
 }
 
@@ -58,7 +61,7 @@ impl Talk {
             let peer: String = stage.peer.chars().take(10).collect();
             match stage.path {
                 "self" => format!("  {from}..{to}  this machine"),
-                path => format!("  {from}..{to}  {peer}  {path} {:.2} ms", stage.rtt_ms),
+                path => format!("  {from}..{to}  {peer}  {path} {:.2} ms  {}", stage.rtt_ms, stage.sees.words()),
             }
         };
         let stages: Vec<_> = self.route().into_iter().map(stage).collect();

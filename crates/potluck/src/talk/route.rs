@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 
-use potluck_chain::{Answer, Hop, SessionConfig, SessionError};
+use potluck_chain::{Answer, Hop, SessionConfig, SessionError, plan::Sees};
 use potluck_client::{Chain, ChainShape, StageAccount};
 use potluck_core::{Hidden, LayerRange, PeerId, Rows};
 use potluck_net::{Node, OwnPort, PathKind, Session, SessionEvent};
-use potluck_wire::{Codec, HEADER_BYTES};
+use potluck_wire::{Codec, HEADER_BYTES, padded_positions};
 
 use super::RouteStage;
 use crate::engines::RunningEngine;
@@ -21,6 +21,7 @@ pub(crate) struct RouteChain {
     /// Who holds what: none is this machine.
     stages: Vec<(Option<PeerId>, LayerRange)>,
     codec: Codec,
+    pad: bool,
     width: usize,
     /// Bytes between peers, which this machine does not see: they follow from the steps.
     between: u64,
@@ -55,27 +56,29 @@ impl RouteChain {
         }
     }
 
-    /// The same over peers alone, on a node that other sessions use, too: it stays open.
+    /// The same on a node, and on own stages, that other sessions use, too: they stay.
+    ///
     ///
     /// # Errors
     /// As for [`open`](Self::open).
-    pub(crate) async fn open_on(node: &Node, config: SessionConfig) -> Result<Self, SessionError> {
-        Self::ready(node, config, Vec::new()).await
+    pub(crate) async fn open_on(node: &Node, config: SessionConfig, own: Vec<OwnPort>) -> Result<Self, SessionError> {
+        Self::ready(node, config, own).await
     }
 
     /// Waits until every peer has confirmed; dropped before, the session ends on those that have.
     async fn ready(node: &Node, config: SessionConfig, own: Vec<OwnPort>) -> Result<Self, SessionError> {
         let shape = ChainShape { vocabulary: config.vocabulary, positions: config.positions };
         let stages = config.route.iter().map(stage).collect();
-        let (codec, width) = (config.codec, config.width as usize);
+        let (codec, pad, width) = (config.codec, config.pad, config.width as usize);
         let mut session = node.open(config, own).await?;
         while !matches!(session.next().await?, SessionEvent::Ready) {}
         let (answers, engines) = (VecDeque::new(), Vec::new());
-        Ok(Self { node: None, session, shape, stages, codec, width, between: 0, answers, engines })
+        Ok(Self { node: None, session, shape, stages, codec, pad, width, between: 0, answers, engines })
     }
 
     /// The stages, as they are reached now.
     pub(crate) fn route(&self) -> Vec<RouteStage> {
+        let whole = self.stages.last().map_or(0, |(_, layers)| layers.end());
         let stages = self.stages.iter().zip(self.session.paths());
         let describe = |(&(peer, layers), path): (&(Option<PeerId>, LayerRange), Option<potluck_net::PathInfo>)| {
             let Some(peer) = peer else { return RouteStage::own(layers) };
@@ -87,6 +90,7 @@ impl RouteChain {
                     Some(PathKind::Relay) => "relay",
                     Some(PathKind::Direct) | None => "direct",
                 },
+                sees: Sees::of(false, layers.start() == 0, layers.end() == whole),
                 rtt_ms: path.map_or(0.0, |path| path.rtt.as_secs_f64() * 1e3),
             }
         };
@@ -122,7 +126,8 @@ impl Chain for RouteChain {
     }
 
     async fn submit(&mut self, start: u32, tokens: &[u32], rows: Rows, top: u16) -> Result<u32, SessionError> {
-        let frame = HEADER_BYTES + self.codec.bytes(tokens.len(), self.width);
+        let positions = if self.pad { padded_positions(tokens.len()) } else { tokens.len() };
+        let frame = HEADER_BYTES + self.codec.bytes(positions, self.width);
         self.between += (self.peer_hops() * frame) as u64;
         self.session.submit(start, tokens.to_vec(), rows, top)
     }

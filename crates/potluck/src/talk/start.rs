@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use potluck_chain::{Deadlines, Hop, SessionConfig};
 use potluck_client::{ChatTemplate, Conversation, LocalChain, Session, SpecialTokens};
 use potluck_core::{CacheId, PeerId, SessionId, SessionKey, StageSpec};
-use potluck_engine::EngineSettings;
+use potluck_engine::{EngineSettings, memory};
 use potluck_model::facts;
 use potluck_net::OwnPort;
 use potluck_store::Entry;
@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::{AnyChain, Talk, own_peers, route::OwnEngine, swarm};
 use crate::{
-    args::{EngineArgs, RouteArgs},
+    args::{EngineArgs, Privacy, RouteArgs},
     embedded::Embedded,
     engines::{RunningEngine, start_engine, start_vocabulary},
     failure::{Failure, OrFail},
@@ -40,6 +40,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) codec: Codec,
     /// What this machine gives; none: most of what is free.
     pub(crate) memory: Option<u64>,
+    /// Who may hold what.
+    pub(crate) privacy: &'a Privacy,
 }
 
 /// What came of it.
@@ -74,7 +76,11 @@ impl Talk {
         let entry = find_model(home, screen, route.model.as_deref()).await?;
         let (settings, codec) = (engine.settings(sessions), engine.codec());
         settings.check()?;
-        let wanted = Wanted { home, entry: &entry, settings: &settings, codec, memory: route.memory };
+        memory::keep_freed(settings.wipe_within.is_none());
+        route.check()?;
+        let privacy = route.privacy.read(home)?;
+        let wanted =
+            Wanted { home, entry: &entry, settings: &settings, codec, memory: route.memory, privacy: &privacy };
         let bar = screen.wait(format!("loading {}", entry.name));
         let vocabulary = start_vocabulary(load_vocabulary(&entry, &settings)?);
         let (vocabulary, opened) = tokio::try_join!(vocabulary, open(&wanted, route))?;
@@ -89,6 +95,7 @@ impl Talk {
             route: route.clone(),
             settings,
             codec,
+            privacy,
             entry,
         })
     }
@@ -97,12 +104,12 @@ impl Talk {
     ///
     /// A peer whose engine died brings it back by itself: it is waited for, for [`REOPEN_TIMEOUT`] at most.
     pub(crate) async fn reopen(&mut self) -> Result<(), Failure> {
-        let Self { home, entry, settings, codec, .. } = self;
-        let wanted = Wanted { home, entry, settings, codec: *codec, memory: self.route.memory };
+        let Self { home, entry, settings, codec, privacy, .. } = self;
+        let wanted = Wanted { home, entry, settings, codec: *codec, memory: self.route.memory, privacy };
         let give_up = Instant::now() + REOPEN_TIMEOUT;
         let chain = loop {
             let opened = match &self.embedded {
-                Some(embedded) => own_peers::open_again(&wanted, embedded, self.route.own_ends).await,
+                Some(embedded) => own_peers::open_again(&wanted, embedded, self.route.ends()).await,
                 None => open(&wanted, &self.route).await.map(|opened| opened.chain),
             };
             match opened {
@@ -123,7 +130,7 @@ fn comes_back(failure: &Failure) -> bool {
 
 async fn open(wanted: &Wanted<'_>, route: &RouteArgs) -> Result<Opened, Failure> {
     match route.peers {
-        Some(peers) => own_peers::open(wanted, peers.into(), route.own_ends).await,
+        Some(peers) => own_peers::open(wanted, peers.into(), route.ends()).await,
         None if route.local => local(wanted, String::new()).await,
         None => swarm::open(wanted, route.prefer).await,
     }
@@ -153,6 +160,7 @@ pub(super) fn session_config(wanted: &Wanted<'_>, client: PeerId, route: Vec<Hop
         codec: wanted.codec,
         route,
         prefix: None,
+        pad: wanted.privacy.pad,
         deadlines: deadlines(),
     })
 }

@@ -2,7 +2,7 @@
 
 use potluck_chain::{
     Hop, OwnStage, RemoteStage,
-    plan::{Preference, Preview, VerdictKind, Who, Wish, plan},
+    plan::{Machine, PlanError, Preference, Preview, VerdictKind, Who, Wish, plan},
 };
 use potluck_core::{Offer, PeerId, StageSpec};
 use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig};
@@ -16,7 +16,7 @@ use crate::{
     args::Prefer,
     failure::Failure,
     home::{self, Home, Membership, Role},
-    placement::{address, model_facts, offered_machines, own_machine},
+    placement::{address, missing_layers, model_facts, offered_machines, own_machine},
     serving::offers_of,
 };
 
@@ -49,14 +49,20 @@ async fn plan_over(
     may_load: bool,
     swarm: Option<&(Node, Membership)>,
 ) -> Result<Planned, Failure> {
-    // Of a model that is not here, or only in part, this machine can run nothing yet.
-    let alone = prefer != Prefer::Swarm && (may_load || wanted.entry.is_whole());
-    let mut machines = if alone { vec![own_machine(wanted.home, wanted.memory)?] } else { Vec::new() };
+    let privacy = wanted.privacy;
+    let missing = missing_layers(wanted.entry);
+    // Of a model that is not here this machine can run nothing yet.
+    let takes_part = may_load || (missing.len() as u32) < wanted.entry.manifest.layers();
+    let mut machines = Vec::new();
+    if prefer != Prefer::Swarm && takes_part {
+        machines.push(Machine { missing, ..own_machine(wanted.home, wanted.memory)? });
+    }
     let (mut offers, mut silent) = (Vec::new(), Vec::new());
     if let Some((client, membership)) = swarm {
         (offers, silent) = offers_of(client, &membership.contacts).await;
         let (offered, unreached) = offered_machines(client, &offers).await;
-        machines.extend(offered);
+        let trusted = |machine: &Machine| matches!(machine.who, Who::Peer(peer) if privacy.trusted.contains(&peer));
+        machines.extend(offered.into_iter().map(|machine| Machine { trusted: trusted(&machine), ..machine }));
         silent.extend(unreached);
     }
     let wish = Wish {
@@ -68,14 +74,29 @@ async fn plan_over(
             Prefer::Latency | Prefer::Swarm => Some(Preference::Latency),
         },
         may_load,
+        hide_layers: privacy.hide_layers,
+        trusted_layers: privacy.trusted_layers,
+        own_sessions: wanted.settings.caches,
     };
     let facts = model_facts(wanted.entry, wanted.settings.kv)?;
     let preview = plan(&facts, &machines, &wish).map_err(|error| {
         let shorter = offers.iter().filter(|offer| offer.shape.spec.model == wanted.entry.id);
         let shorter = shorter.map(|offer| offer.shape.context).filter(|&context| context < wish.positions).min();
-        let hint = match shorter {
-            Some(context) => format!("its peers keep {context} positions a session: run it with --context {context}"),
-            None => {
+        let hint = match (&error, shorter) {
+            (PlanError::NotTrusted { .. }, _) => {
+                "potluck peers shows the keys of those that are there; say whom you trust: potluck swarm trust KEY"
+                    .into()
+            }
+            (PlanError::NotHidden { missing: 1.., .. }, _) => {
+                format!("fetch them: potluck model pull {}; or hide fewer", wanted.entry.name)
+            }
+            (PlanError::NotHidden { needed_bytes, memory_bytes, .. }, _) if needed_bytes > memory_bytes => {
+                "hide fewer layers, ask for a shorter --context, or give more: --memory".into()
+            }
+            (_, Some(context)) => {
+                format!("its peers keep {context} positions a session: run it with --context {context}")
+            }
+            (_, None) => {
                 "potluck model plan says who is there and what is missing; lend more machines: potluck serve".into()
             }
         };
@@ -118,36 +139,28 @@ pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, 
     Ok(Opened { chain, embedded: None, verdict })
 }
 
-/// A route over peers alone, for sessions that share it; none where this machine alone is the better choice.
-///
-/// A stage of this machine's own would be an engine for each session: such a route is chosen without them.
-pub(super) async fn peers_only(
+/// A route for sessions that share it, with stages of this machine at its ends where they fit and nothing else was asked for;
+/// none where this machine alone is the better choice.
+pub(super) async fn shared_route(
     wanted: &Wanted<'_>,
     prefer: Prefer,
     swarm: &(Node, Membership),
 ) -> Result<Option<Vec<Hop>>, Failure> {
-    if prefer != Prefer::Swarm {
-        let (preview, ..) = plan_over(wanted, prefer, false, Some(swarm)).await?;
-        if preview.is_ok_and(|preview| is_own(&preview)) {
-            return Ok(None);
-        }
-    }
-    route_through(wanted, &swarm.0).await.map(Some)
-}
-
-/// The same, planned by who is there now.
-pub(super) async fn route_through(wanted: &Wanted<'_>, node: &Node) -> Result<Vec<Hop>, Failure> {
-    let swarm = (node.clone(), Membership::open(wanted.home)?);
-    let (preview, silent, offers) = plan_over(wanted, Prefer::Swarm, false, Some(&swarm)).await?;
+    let (preview, silent, offers) = plan_over(wanted, prefer, false, Some(swarm)).await?;
     silent.iter().for_each(|why| tracing::info!("{why}"));
+    let preview = preview?;
+    if is_own(&preview) {
+        return Ok(None);
+    }
     let mut route = Vec::new();
-    for stage in &preview?.stages {
+    for stage in &preview.stages {
         let spec = StageSpec { model: wanted.entry.id, layers: stage.layers, head: stage.head, tail: stage.tail };
-        if let Who::Peer(peer) = stage.who {
-            route.push(remote_hop(&offers, peer, spec)?);
+        match stage.who {
+            Who::Peer(peer) => route.push(remote_hop(&offers, peer, spec)?),
+            _ => route.push(Hop::Own(OwnStage { spec, cache: OWN_CACHE })),
         }
     }
-    Ok(route)
+    Ok(Some(route))
 }
 
 /// True where this machine is to run all of it.

@@ -1,4 +1,5 @@
 //! Peers of a test's own: `potluck serve` in a process each, and a client that may open several sessions over them.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -47,6 +48,11 @@ impl Model {
         let catalogue = Catalogue::open(machine.path("home").join("models")).unwrap();
         let source = Locations::from_env().find(&file.to_string_lossy()).unwrap();
         Self(catalogue.add(&source, None, &mut |_| {}).unwrap().entry)
+    }
+
+    /// Its entry.
+    pub(crate) fn entry(&self) -> &Entry {
+        &self.0
     }
 
     /// The original file, as `--local` loads it.
@@ -135,6 +141,7 @@ impl Peers {
             codec,
             route: self.route.clone(),
             prefix: None,
+            pad: false,
             deadlines: Deadlines::default(),
         };
         let mut session = node.open(config, Vec::new()).await.unwrap();
