@@ -25,7 +25,7 @@ pub const LENGTH_BYTES: usize = size_of::<u16>();
 /// Bytes of the longest number of a flow.
 const FLOW_BYTES_MAX: usize = 9;
 
-const _: () = assert!(TUNNEL_FRAME_BYTES_MAX <= u16::MAX as usize && PACKET_BYTES_MAX <= u16::MAX as usize);
+const _: () = assert!(TUNNEL_FRAME_BYTES_MAX <= PACKET_BYTES_MAX && PACKET_BYTES_MAX <= u16::MAX as usize);
 
 /// What is to be reached at a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

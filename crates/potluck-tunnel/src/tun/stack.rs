@@ -173,8 +173,8 @@ impl Stack {
         let Self { sockets, connections, .. } = self;
         for connection in connections.values_mut() {
             let socket = sockets.get_mut::<Socket<'_>>(connection.handle);
-            connection.to_stream(socket);
-            connection.from_stream(socket);
+            connection.pass_up(socket);
+            connection.pass_down(socket);
         }
         self.poll();
         let sockets = &mut self.sockets;
@@ -211,7 +211,7 @@ impl Stack {
 
 impl Connection {
     /// What the program sent, as far as the stream takes it.
-    fn to_stream(&mut self, socket: &mut Socket<'_>) {
+    fn pass_up(&mut self, socket: &mut Socket<'_>) {
         let Some(sender) = &self.to_stream else { return };
         // Seen before it is over: it gets there by our own close, or stays for a while.
         self.ended |= matches!(socket.state(), State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
@@ -234,7 +234,7 @@ impl Connection {
     }
 
     /// What the stream gave, as far as the program takes it.
-    fn from_stream(&mut self, socket: &mut Socket<'_>) {
+    fn pass_down(&mut self, socket: &mut Socket<'_>) {
         loop {
             if !self.rest.is_empty() {
                 if !socket.can_send() {

@@ -61,8 +61,8 @@ pub(crate) async fn look_again(node: &Node, contacts: &[PeerAddress], peer: Peer
 async fn known(node: &Node, contacts: &[PeerAddress]) -> Vec<PeerAddress> {
     let until = Instant::now() + PATIENCE;
     let mut asked = JoinSet::new();
-    for contact in contacts.iter().cloned() {
-        let node = node.clone();
+    for contact in contacts {
+        let (node, contact) = (node.clone(), contact.clone());
         asked.spawn(async move { node.upstreams(&contact).await });
     }
     let offers = timeout_at(until, offers_of(node, contacts)).await.map(|(offers, _)| offers).unwrap_or_default();
