@@ -38,7 +38,7 @@ fn local_is_one_stage_on_this_machine() {
     check_contract(&answer, 16);
     assert_eq!(
         answer["route"],
-        serde_json::json!([{ "peer": "self", "layers": [0, 30], "path": "self", "rtt_ms": 0.0 }])
+        serde_json::json!([{ "peer": "self", "layers": [0, 30], "path": "self", "sees": "own", "rtt_ms": 0.0 }])
     );
     assert_eq!(answer["bytes_per_position"], 0.0);
     machine.wait_until_empty(&[]);

@@ -158,16 +158,31 @@ fn answer<S, C: DeserializeOwned>(
 /// Waits for a command, or the peer's end, for so long; whether there is one.
 fn comes_within(socket: &UnixStream, patience: Duration) -> std::io::Result<bool> {
     let mut wanted = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // A millisecond more: what is due then is due.
-    let milliseconds = patience.as_millis().saturating_add(1).min(i32::MAX as u128) as i32;
-    // SAFETY: one descriptor, which is open.
-    match unsafe { libc::poll(&raw mut wanted, 1, milliseconds) } {
+    match poll(&mut wanted, patience) {
         -1 => match std::io::Error::last_os_error() {
             error if error.kind() == std::io::ErrorKind::Interrupted => Ok(false),
             error => Err(error),
         },
         ready => Ok(ready > 0),
     }
+}
+
+/// One descriptor, for so long.
+#[cfg(target_os = "linux")]
+fn poll(wanted: &mut libc::pollfd, patience: Duration) -> i32 {
+    // The sandbox knows this call, and not `poll`.
+    let patience = libc::timespec { tv_sec: patience.as_secs() as _, tv_nsec: patience.subsec_nanos().into() };
+    // SAFETY: one descriptor, which is open; no mask of signals.
+    unsafe { libc::ppoll(wanted, 1, &raw const patience, std::ptr::null()) }
+}
+
+/// One descriptor, for so long.
+#[cfg(not(target_os = "linux"))]
+fn poll(wanted: &mut libc::pollfd, patience: Duration) -> i32 {
+    // A millisecond more: what is due then is due.
+    let milliseconds = patience.as_millis().saturating_add(1).min(i32::MAX as u128) as i32;
+    // SAFETY: one descriptor, which is open.
+    unsafe { libc::poll(wanted, 1, milliseconds) }
 }
 
 fn reply(socket: &mut UnixStream, message: &Loading) -> Result<(), EngineError> {
