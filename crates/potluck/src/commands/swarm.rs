@@ -20,7 +20,7 @@ use crate::{
     failure::{Failure, OrFail},
     home::{
         Admission, GRANT_DAYS, Home, Identity, Invitation, Invitations, Line, Membership, Role, SwarmRoot,
-        change_trusted, new_key, remember_issued, trusted,
+        Terms, change_trusted, new_key, remember_issued, trusted,
     },
     screen::{Screen, table},
 };
@@ -73,6 +73,12 @@ pub(crate) struct Invite {
     /// Days that a machine which comes in by it is a member
     #[arg(long, value_name = "DAYS", default_value_t = GRANT_DAYS, value_parser = clap::value_parser!(u32).range(1..=DAYS_MAX))]
     days: u32,
+    /// What such a machine may: owner, operator, member, guest or auditor
+    #[arg(long, value_name = "ROLE", default_value_t = Standing::Member)]
+    role: Standing,
+    /// Tokens that each peer, and each gateway, computes for such a machine in a day (UTC)
+    #[arg(long, value_name = "N")]
+    tokens_per_day: Option<u64>,
     /// Where this machine is reached (repeatable) [default: where it served last, or its own addresses, port 7575]
     #[arg(long, value_name = "IP:PORT")]
     address: Vec<std::net::SocketAddr>,
@@ -185,6 +191,12 @@ fn trust(home: &Home, screen: Screen, command: &Trust) -> Result<(), Failure> {
     screen.text(&keys.iter().map(|key| format!("{key}\n")).collect::<String>())
 }
 
+impl Invite {
+    fn terms(&self) -> Terms {
+        Terms { days: self.days, role: self.role, tokens_per_day: self.tokens_per_day }
+    }
+}
+
 fn create(home: &Home, screen: Screen, command: &Invite) -> Result<(), Failure> {
     if Membership::find(home)?.is_some() {
         let hint = "use another POTLUCK_HOME for a second swarm";
@@ -270,7 +282,7 @@ fn write(home: &Home, root: &SwarmRoot, membership: &Membership, command: &Invit
     };
     let now = utc_now();
     let expires = now + u64::from(command.hours) * 3_600;
-    let secret = Invitations::open(home, now)?.write(expires, command.uses, command.days)?;
+    let secret = Invitations::open(home, now)?.write(expires, command.uses, command.terms())?;
     Ok(Line::Invited(Invitation::new(root, inviter, secret, expires, relays)))
 }
 
@@ -283,8 +295,14 @@ fn show(screen: Screen, line: &Line, command: &Invite) -> Result<(), Failure> {
     screen.text(&(text + "\n"))?;
     let machines = if command.uses == 1 { "one machine".into() } else { format!("{} machines", command.uses) };
     screen.note(format!(
-        "for {machines}, for {} hours; a member for {} days. Pass it on in private: it is answered while `potluck serve` runs here",
-        command.hours, command.days
+        "for {machines}, for {} hours; {} for {} days. Pass it on in private: it is answered while `potluck serve` runs here",
+        command.hours,
+        if matches!(command.role, Standing::Member | Standing::Guest) {
+            format!("a {}", command.role)
+        } else {
+            format!("an {}", command.role)
+        },
+        command.days
     ));
     Ok(())
 }
@@ -328,6 +346,8 @@ fn invitations(home: &Home, screen: Screen, command: List) -> Result<(), Failure
                     "uses": one.uses,
                     "expires": one.expires,
                     "days": one.days,
+                    "role": one.role.as_deref().unwrap_or("member"),
+                    "tokens_per_day": one.tokens_per_day,
                     "used_by": one.used_by,
                 })
             })
@@ -338,7 +358,7 @@ fn invitations(home: &Home, screen: Screen, command: List) -> Result<(), Failure
         screen.note("no invitations: potluck swarm invite");
         return Ok(());
     }
-    let heading = ["ID", "STATE", "USED", "HOURS LEFT", "MEMBER FOR", "BY (CODE)"].map(str::to_owned).to_vec();
+    let heading = ["ID", "STATE", "USED", "HOURS LEFT", "FOR", "BY (CODE)"].map(str::to_owned).to_vec();
     let rows = kept.iter().map(|one| {
         let by = one.used_by.iter().map(|newcomer| format!("{} ({})", &newcomer.peer[..10], newcomer.code));
         vec![
@@ -346,7 +366,7 @@ fn invitations(home: &Home, screen: Screen, command: List) -> Result<(), Failure
             one.state(now).to_owned(),
             format!("{} of {}", one.used_by.len(), one.uses),
             (one.expires.saturating_sub(now) / 3_600).to_string(),
-            format!("{} days", one.days),
+            format!("{}, {} days", one.role.as_deref().unwrap_or("member"), one.days),
             by.collect::<Vec<_>>().join(", "),
         ]
     });

@@ -4,6 +4,7 @@ use std::fs::File;
 
 use data_encoding::HEXLOWER;
 use potluck_core::PeerId;
+use potluck_grant::Role as Standing;
 use potluck_wire::{FailureCode, Join};
 use serde::{Deserialize, Serialize};
 
@@ -35,8 +36,25 @@ pub(crate) struct Kept {
     /// Days that whoever comes in by it is a member.
     #[serde(default = "grant_days")]
     pub(crate) days: u32,
+    /// As what, where not as a member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) role: Option<String>,
+    /// How much in a day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tokens_per_day: Option<u64>,
     /// Who has come in by it.
     pub(crate) used_by: Vec<Use>,
+}
+
+/// What whoever comes in by an invitation gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// For so many days.
+    pub(crate) days: u32,
+    /// As what.
+    pub(crate) role: Standing,
+    /// How much in a day.
+    pub(crate) tokens_per_day: Option<u64>,
 }
 
 /// Invitations that were written before they said so.
@@ -89,14 +107,17 @@ impl<'a> Invitations<'a> {
     }
 
     /// A new one: its secret.
-    pub(crate) fn write(&mut self, expires: u64, uses: u16, days: u32) -> Result<[u8; 16], Failure> {
+    pub(crate) fn write(&mut self, expires: u64, uses: u16, terms: Terms) -> Result<[u8; 16], Failure> {
         if self.kept.len() >= KEPT_MAX {
             let message = format!("{KEPT_MAX} invitations are kept already");
             return Err(Failure::new("too_many_invitations", message, "potluck swarm invitations --revoke ID"));
         }
         let secret = random()?;
         let hash = hash_of(&secret);
-        self.kept.push(Kept { id: hash[..8].to_owned(), hash, expires, uses, days, used_by: Vec::new() });
+        let Terms { days, role, tokens_per_day } = terms;
+        let role = (role != Standing::Member).then(|| role.to_string());
+        let (id, used_by) = (hash[..8].to_owned(), Vec::new());
+        self.kept.push(Kept { id, hash, expires, uses, days, role, tokens_per_day, used_by });
         self.save()?;
         Ok(secret)
     }
@@ -113,15 +134,14 @@ impl<'a> Invitations<'a> {
     }
 
     /// Uses one up for this newcomer; kept before anything is granted. Whoever has used it already may come again, for its
-    /// answer may have been lost, but with the same keys only: else one use would let in any number. Who it is, and the days
-    /// that it is a member.
+    /// answer may have been lost, but with the same keys only: else one use would let in any number. Who it is, and what it gets.
     pub(crate) fn redeem(
         &mut self,
         swarm: &str,
         newcomer: PeerId,
         join: &Join,
         now: u64,
-    ) -> Result<Result<(Use, u32), FailureCode>, Failure> {
+    ) -> Result<Result<(Use, Terms), FailureCode>, Failure> {
         let hash = hash_of(&join.secret);
         let keys = join.keys.iter().map(ToString::to_string).collect();
         let newcomer = Use { peer: newcomer.to_string(), keys, code: code(swarm, &join.secret, newcomer) };
@@ -132,15 +152,15 @@ impl<'a> Invitations<'a> {
             return Ok(Err(FailureCode::InvitationExpired));
         }
         if invitation.used_by.contains(&newcomer) {
-            return Ok(Ok((newcomer, invitation.days)));
+            return Ok(Ok((newcomer, invitation.terms()?)));
         }
         if invitation.used_by.len() >= usize::from(invitation.uses) {
             return Ok(Err(FailureCode::InvitationUsed));
         }
         invitation.used_by.push(newcomer.clone());
-        let days = invitation.days;
+        let terms = invitation.terms()?;
         self.save()?;
-        Ok(Ok((newcomer, days)))
+        Ok(Ok((newcomer, terms)))
     }
 
     fn save(&self) -> Result<(), Failure> {
@@ -150,6 +170,13 @@ impl<'a> Invitations<'a> {
 }
 
 impl Kept {
+    /// What it lets in for.
+    fn terms(&self) -> Result<Terms, Failure> {
+        let role = self.role.as_deref().map_or(Ok(Standing::Member), str::parse);
+        let role = role.or_fail("invitations", "restore invitations.json from a copy, or remove it")?;
+        Ok(Terms { days: self.days, role, tokens_per_day: self.tokens_per_day })
+    }
+
     /// In a word, at `now`.
     pub(crate) fn state(&self, now: u64) -> &'static str {
         match self {
@@ -176,6 +203,10 @@ mod tests {
         SecretKey::from_bytes(&[n; 32]).peer_id()
     }
 
+    fn days(days: u32) -> Terms {
+        Terms { days, role: Standing::Member, tokens_per_day: None }
+    }
+
     fn join(secret: [u8; 16], keys: &[u8]) -> Join {
         Join { secret, keys: keys.iter().map(|&n| key(n)).collect() }
     }
@@ -184,11 +215,11 @@ mod tests {
     fn an_invitation_is_good_for_its_uses_and_its_time() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(Some(dir.path().join("home")), crate::args::Reach::default()).unwrap();
-        let secret = Invitations::open(&home, 1_000).unwrap().write(1_100, 2, 7).unwrap();
+        let secret = Invitations::open(&home, 1_000).unwrap().write(1_100, 2, Terms { role: Standing::Guest, tokens_per_day: Some(9), ..days(7) }).unwrap();
         let redeem = |secret: &[u8; 16], n, now| {
             let used = Invitations::open(&home, now).unwrap().redeem(SWARM, key(n), &join(*secret, &[n]), now).unwrap();
-            used.map(|(newcomer, days)| {
-                assert_eq!(days, 7);
+            used.map(|(newcomer, terms)| {
+                assert_eq!(terms, Terms { days: 7, role: Standing::Guest, tokens_per_day: Some(9) });
                 newcomer.code
             })
         };
@@ -206,7 +237,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(Some(dir.path().join("home")), crate::args::Reach::default()).unwrap();
         let mut invitations = Invitations::open(&home, 0).unwrap();
-        let secret = invitations.write(100, 1, 7).unwrap();
+        let secret = invitations.write(100, 1, days(7)).unwrap();
         let mut redeem = |keys: &[u8]| invitations.redeem(SWARM, key(1), &join(secret, keys), 0).unwrap();
         let first = redeem(&[1, 2]).unwrap();
         assert_eq!(redeem(&[1, 2]), Ok(first));
@@ -220,7 +251,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(Some(dir.path().join("home")), crate::args::Reach::default()).unwrap();
         let mut invitations = Invitations::open(&home, 0).unwrap();
-        let secret = invitations.write(100, 1, 7).unwrap();
+        let secret = invitations.write(100, 1, days(7)).unwrap();
         assert!(!home.read(FILE).unwrap().unwrap().contains(&HEXLOWER.encode(&secret)));
         let kept = invitations.into_all().remove(0);
         assert_eq!((kept.state(100), kept.state(101)), ("open", "expired"));

@@ -24,7 +24,7 @@ use crate::{args::Reach, failure::Failure};
 pub(crate) use authority::{issued, keep_revocations, kept_revocations, remember_issued, tell};
 pub(crate) use identity::{Identity, Role, new_key};
 pub(crate) use invitation::{Admission, Invitation, Line};
-pub(crate) use invitations::{GRANT_DAYS, Invitations};
+pub(crate) use invitations::{GRANT_DAYS, Invitations, Terms};
 pub(crate) use membership::{CONTACTS_KEPT, Membership, SwarmRoot, usable};
 pub(crate) use meter::{Counted, meter};
 pub(crate) use trust::{change_trusted, trusted};

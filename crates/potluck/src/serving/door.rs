@@ -1,6 +1,7 @@
 //! Who is let in by an invitation: answered where the swarm's root key is.
 
 use potluck_core::PeerId;
+use potluck_grant::Caveats;
 use potluck_net::Door;
 use potluck_wire::{CONTACTS_MAX, FailureCode, Join, Joined};
 use tracing::error;
@@ -8,7 +9,7 @@ use tracing::error;
 use crate::{
     commands::swarm::{days_from, utc_now},
     failure::Failure,
-    home::{Home, Identity, Invitations, Membership, Role, SwarmRoot, remember_issued},
+    home::{Home, Identity, Invitations, Membership, Role, SwarmRoot, Terms, remember_issued},
     screen::Screen,
 };
 
@@ -41,12 +42,14 @@ fn let_in(home: &Home, peer: PeerId, join: &Join) -> Result<Result<(Joined, Stri
     let now = utc_now();
     let root = SwarmRoot::open(home)?;
     let used = Invitations::open(home, now)?.redeem(&root.swarm().to_string(), peer, join, now)?;
-    let (used, days) = match used {
+    let (used, terms) = match used {
         Ok(used) => used,
         Err(code) => return Ok(Err(code)),
     };
-    let expires = days_from(now, days);
-    let grants: Vec<_> = join.keys.iter().map(|&key| root.admit(key, expires)).collect::<Result<_, _>>()?;
+    let Terms { days, role, tokens_per_day } = terms;
+    let caveats =
+        Caveats { role: Some(role), until: Some(days_from(now, days)), tokens_per_day, ..Caveats::default() };
+    let grants: Vec<_> = join.keys.iter().map(|&key| root.admit_as(key, &caveats)).collect::<Result<_, _>>()?;
     let named: Vec<_> = join.keys.iter().copied().zip(Vec::clone(&grants)).collect();
     remember_issued(home, &named)?;
     let mut contacts = Membership::open(home)?.contacts;
