@@ -69,7 +69,10 @@ fn regions(pid: u32) -> Option<Vec<Vec<u8>>> {
     Some(maps.lines().filter_map(region).collect())
 }
 
-/// Bytes of the caches that are not zero: they lie in the largest region.
+/// Bytes of cells that 60 positions take in two layers, but for those of their values that happen to be zero.
+const CELLS_BYTES: usize = 60 * 2 * 768 * 9 / 10;
+
+/// Bytes that are not zero in the largest region: there the caches lie, and what else the system has put beside them.
 fn used_cells(pid: u32) -> Option<usize> {
     let largest = regions(pid)?.into_iter().max_by_key(Vec::len)?;
     Some(largest.iter().filter(|byte| **byte != 0).count())
@@ -94,13 +97,13 @@ fn cells_are_overwritten_once_no_session_is_open() {
         stage.open(CacheId(0), CONTEXT).unwrap();
         run(&mut stage, 0, 0, &tokens(5, 60, 49_152));
         let used = used_cells(pid).unwrap();
-        assert!(used > empty + 10_000, "the cells are found: {empty} and {used} bytes");
+        assert!(used >= empty + CELLS_BYTES, "the cells are found: {empty} and {used} bytes");
         stage.close(CacheId(0));
         // The next command is answered when the one before has been carried out.
         stage.open(CacheId(1), CONTEXT).unwrap();
         let left = used_cells(pid).unwrap();
-        assert_eq!(left <= empty, wiped, "{left} bytes are left of {used}, with {wipe_within:?}");
-        assert_eq!(left == used, !wiped, "with the defence switched off all of it is there");
+        let gone = used.saturating_sub(left) >= CELLS_BYTES;
+        assert_eq!(gone, wiped, "{left} bytes are left of {used}, with {wipe_within:?}");
     }
 }
 
@@ -124,11 +127,10 @@ fn while_another_is_open_they_are_overwritten_in_time_and_it_is_none_the_worse()
         let Some(others) = used_cells(pid) else { return };
         run(&mut stage, 0, 0, &canary);
         let both = used_cells(pid).unwrap();
-        assert!(both > others + 10_000, "{others} and {both} bytes");
+        assert!(both >= others + CELLS_BYTES, "{others} and {both} bytes");
         stage.close(CacheId(0));
-        eventually("the cells of the closed session stay", || used_cells(pid).unwrap() <= others);
+        eventually("the cells of the closed session stay", || used_cells(pid).unwrap() + CELLS_BYTES <= both);
         // What the open one holds is back, to the last bit.
-        eventually("the open session's cells are gone", || used_cells(pid).unwrap() == others);
         assert_eq!(bits(&run(&mut stage, 1, 60, &tokens(7, 3, 49_152))), expected, "within {wipe_within:?}");
     }
 }
@@ -136,21 +138,19 @@ fn while_another_is_open_they_are_overwritten_in_time_and_it_is_none_the_worse()
 #[test]
 fn our_buffers_keep_nothing_of_a_closed_session() {
     let model = small_model();
-    // The ids as they are in a command: 7 bits a byte. As llama.cpp is told them they lie in its scratch memory, until its next batch.
+    // Token ids as a command's steps hold them. This stage looks them up itself: llama.cpp is told hidden states.
     let canary = tokens(5, 60, 49_152);
-    let encoded = postcard::to_stdvec(&canary[..]).unwrap();
+    let ids: Vec<u8> = canary.iter().flat_map(|token| token.to_le_bytes()).collect();
     for (wipe_within, wiped) in [(Some(Duration::from_secs(3_600)), true), (None, false)] {
-        let mut stage = start(model.whole(&EngineSettings { context: 512, ..settings(wipe_within) }));
+        let mut stage = middle(&model, wipe_within);
         let pid = stage.pid().unwrap();
         stage.open(CacheId(0), 512).unwrap();
         run(&mut stage, 0, 0, &canary);
         stage.close(CacheId(0));
         stage.open(CacheId(1), 512).unwrap();
-        let found = |pattern: &[u8]| {
-            let all = regions(pid)?;
-            Some(all.iter().any(|region| region.windows(16).any(|bytes| bytes == &pattern[8..24])))
-        };
-        let Some(commands) = found(&encoded) else { return };
-        assert_eq!(commands, !wiped, "with {wipe_within:?}");
+        let Some(regions) = regions(pid) else { return };
+        // Not from their beginning: there the system's allocator keeps its books.
+        let found = regions.iter().any(|region| region.windows(16).any(|bytes| bytes == &ids[120..136]));
+        assert_eq!(found, !wiped, "with {wipe_within:?}");
     }
 }
