@@ -5,6 +5,7 @@ mod pair;
 
 use std::{
     io::ErrorKind,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -261,7 +262,8 @@ async fn a_thousand_idle_connections_and_ten_busy_ones() {
 async fn a_listener_outlives_the_peer_behind_it() {
     let port = echo().await;
     let exposing = || Exposing::new([port.to_string().parse().unwrap()]);
-    let peer = Exposed::with(20, exposing(), Bind::Loopback).await;
+    // At an address of its own, where no other test takes the port meanwhile.
+    let peer = Exposed::with(20, exposing(), Bind::Address(SocketAddr::from(([127, 77, 0, 1], 0)))).await;
     let node = member(1).await;
     let (at, _forwarding) = forward(&peer.seen_by(&node), port).await;
     let ask = |at| async move {

@@ -5,14 +5,14 @@ use std::{net::SocketAddr, time::Duration};
 
 use potluck_core::SecretKey;
 use potluck_grant::{Caveats, Gate, Role, Root};
-use potluck_net::{Bind, Identity, Lan, NetDeadlines, Node, NodeConfig, Serving, serve};
+use potluck_net::{Bind, Identity, Lan, NetDeadlines, NetError, Node, NodeConfig, Serving, serve};
 use potluck_peer::{Peer, PeerConfig};
 use potluck_tunnel::{Exposing, Far, FindPeer, expose, forward_tcp};
 use potluck_wire::{Dial, Host, PeerAddress, Service};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
-    time::timeout,
+    time::{interval, timeout},
 };
 
 /// How long anything in a test may take: nothing may hang.
@@ -37,7 +37,19 @@ pub(crate) async fn node_of(root: &Root, n: u8, caveats: &Caveats, bind: Bind) -
     let grant = root.grant_as(key(n).peer_id(), caveats).unwrap().into_bytes();
     let identity = Identity { grant, key: key(n), gate: Gate::new(self::root().public()) };
     let deadlines = NetDeadlines::default();
-    Node::bind(NodeConfig { identity, bind, lan: Lan::Off, relay: None, deadlines }).await.unwrap()
+    let config = NodeConfig { identity, bind, lan: Lan::Off, relay: None, deadlines };
+    // A socket that was just closed may hold its port for a moment.
+    let mut looks = interval(Duration::from_millis(20));
+    let bound = timeout(PATIENCE, async {
+        loop {
+            looks.tick().await;
+            match Node::bind(config.clone()).await {
+                Err(NetError::Bind { .. }) if matches!(bind, Bind::Address(_)) => {}
+                bound => return bound,
+            }
+        }
+    });
+    bound.await.unwrap().unwrap()
 }
 
 pub(crate) async fn member(n: u8) -> Node {

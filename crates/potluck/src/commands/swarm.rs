@@ -19,8 +19,8 @@ use crate::{
     },
     failure::{Failure, OrFail},
     home::{
-        Admission, GRANT_DAYS, Home, Identity, Invitation, Invitations, Line, Membership, Role, SwarmRoot,
-        Terms, change_trusted, new_key, remember_issued, trusted,
+        Admission, GRANT_DAYS, Home, Identity, Invitation, Invitations, Line, Membership, Role, SwarmRoot, Terms,
+        change_trusted, new_key, remember_issued, trusted,
     },
     screen::{Screen, table},
 };

@@ -215,7 +215,10 @@ mod tests {
     fn an_invitation_is_good_for_its_uses_and_its_time() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(Some(dir.path().join("home")), crate::args::Reach::default()).unwrap();
-        let secret = Invitations::open(&home, 1_000).unwrap().write(1_100, 2, Terms { role: Standing::Guest, tokens_per_day: Some(9), ..days(7) }).unwrap();
+        let secret = Invitations::open(&home, 1_000)
+            .unwrap()
+            .write(1_100, 2, Terms { role: Standing::Guest, tokens_per_day: Some(9), ..days(7) })
+            .unwrap();
         let redeem = |secret: &[u8; 16], n, now| {
             let used = Invitations::open(&home, now).unwrap().redeem(SWARM, key(n), &join(*secret, &[n]), now).unwrap();
             used.map(|(newcomer, terms)| {

@@ -47,8 +47,7 @@ fn let_in(home: &Home, peer: PeerId, join: &Join) -> Result<Result<(Joined, Stri
         Err(code) => return Ok(Err(code)),
     };
     let Terms { days, role, tokens_per_day } = terms;
-    let caveats =
-        Caveats { role: Some(role), until: Some(days_from(now, days)), tokens_per_day, ..Caveats::default() };
+    let caveats = Caveats { role: Some(role), until: Some(days_from(now, days)), tokens_per_day, ..Caveats::default() };
     let grants: Vec<_> = join.keys.iter().map(|&key| root.admit_as(key, &caveats)).collect::<Result<_, _>>()?;
     let named: Vec<_> = join.keys.iter().copied().zip(Vec::clone(&grants)).collect();
     remember_issued(home, &named)?;
