@@ -13,6 +13,7 @@
 
 mod account;
 pub mod bounds;
+mod causes;
 mod endpoint;
 mod ids;
 mod manifest;
@@ -25,6 +26,7 @@ mod revocation;
 mod stage;
 
 pub use account::Account;
+pub use causes::with_causes;
 pub use endpoint::{Endpoint, PASSED_ON};
 pub use ids::{CacheId, IdError, ModelId, PeerId, SecretKey, SessionId, SessionKey};
 pub use manifest::{Manifest, ManifestError, MetaArray, MetaValue, TensorEntry, TensorType};

@@ -24,8 +24,6 @@ pub(crate) struct Answers {
     open: usize,
     /// Their tokens are of use to nobody: text alone came.
     text_only: bool,
-    /// Whose tokens they are.
-    caller: Caller,
 }
 
 /// One choice, whole.
@@ -89,12 +87,12 @@ impl Answers {
             let job = Job::new(caller.clone(), Task::Generate(request), index, events.clone());
             jobs.send(job).await.map_err(|_| leaving())?;
         }
-        Ok(Self { events: receiver, open, text_only: false, caller: caller.clone() })
+        Ok(Self { events: receiver, open, text_only: false })
     }
 
     /// An answer that somebody else makes: what happens to it comes by this channel.
-    pub(crate) fn made_by_another(events: mpsc::UnboundedReceiver<(usize, Event)>, caller: Caller) -> Self {
-        Self { events, open: 1, text_only: true, caller }
+    pub(crate) fn made_by_another(events: mpsc::UnboundedReceiver<(usize, Event)>) -> Self {
+        Self { events, open: 1, text_only: true }
     }
 
     /// The embeddings of these texts, in their order.
@@ -141,13 +139,7 @@ impl Answers {
         if self.open == 0 {
             return None;
         }
-        let mut next = self.events.recv().await.unwrap_or_else(|| (0, Event::Failed(leaving())));
-        if matches!(next.1, Event::Token(_))
-            && let Err(problem) = self.caller.charge(1)
-        {
-            // What is not paid for is not given; with the channel gone, its slot stops.
-            next = (next.0, Event::Failed(problem));
-        }
+        let next = self.events.recv().await.unwrap_or_else(|| (0, Event::Failed(leaving())));
         self.open = match next.1 {
             Event::Done(_) | Event::Embedded(_) => self.open - 1,
             // One choice without an answer is a request without one.

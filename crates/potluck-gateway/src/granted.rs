@@ -47,22 +47,27 @@ impl Granted {
     /// Whose key that is, if it holds; why not is for the log.
     pub(crate) fn admit(self: &Arc<Self>, key: &str, hash: blake3::Hash, model: Option<ModelId>) -> Option<Guest> {
         let hash = *hash.as_bytes();
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = utc_now();
-        let member = match known.get(&hash) {
-            Some(member) => self.gate.still(member, now).map(|()| member.clone()),
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (before, now) = (known().get(&hash).cloned(), utc_now());
+        let is_new = before.is_none();
+        // Signatures are verified while nobody waits: the text may be a stranger's.
+        let member = match before {
+            Some(member) => self.gate.still(&member, now).map(|()| member),
             None => self.gate.check_api_key(key, now),
         };
         match member {
             Ok(member) => {
-                if known.len() >= KNOWN_MAX {
-                    known.clear();
+                if is_new {
+                    let mut known = known();
+                    if known.len() >= KNOWN_MAX {
+                        known.clear();
+                    }
+                    known.insert(hash, member.clone());
                 }
-                known.insert(hash, member.clone());
                 Some(Guest { hash, member, granted: self.clone(), model })
             }
             Err(error) => {
-                known.remove(&hash);
+                known().remove(&hash);
                 info!(%error, "an API key was refused");
                 None
             }
@@ -90,10 +95,19 @@ impl Guest {
         self.may(Operating)
     }
 
-    /// Counts so many tokens against what its grant allows in a day.
+    /// Counts so many tokens against what its grant allows in a day, if it still allows anything.
     pub(crate) fn charge(&self, tokens: u64) -> Result<(), Problem> {
+        let now = utc_now();
+        self.granted.gate.still(&self.member, now).map_err(|error| {
+            info!(of = %self.member.peer().short(), %error, "an API key holds no longer");
+            Problem::new(Whose::Key, "invalid_api_key", "This API key holds no longer.")
+        })?;
+        let scope = self.member.chain().scope();
+        if scope.budgets().is_empty() {
+            return Ok(());
+        }
         let mut meter = self.granted.meter.lock().unwrap_or_else(PoisonError::into_inner);
-        meter.charge(self.member.chain().scope(), tokens, utc_now()).map_err(|error| match error {
+        meter.charge(scope, tokens, now).map_err(|error| match error {
             GrantError::Spent { tokens_per_day, .. } => {
                 let message = format!("You exceeded this API key's {tokens_per_day} tokens a day (UTC).");
                 Problem::new(Whose::Busy(3_600), "insufficient_quota", message)
@@ -123,5 +137,41 @@ impl PartialOrd for Guest {
 impl Ord for Guest {
     fn cmp(&self, other: &Self) -> Ordering {
         self.hash.cmp(&other.hash)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use potluck_core::{Revocation, Revoked, SecretKey};
+    use potluck_grant::{ApiKey, Caveats, Role, Root};
+
+    use super::*;
+
+    /// A guest with so many tokens a day, and what takes its key back.
+    pub(crate) fn guest(tokens_per_day: Option<u64>) -> (Guest, impl Fn()) {
+        let (root, secret) = (Root::from_bytes(&[1; 32]), SecretKey::from_bytes(&[2; 32]));
+        let caveats = Caveats { role: Some(Role::Guest), until: Some(u64::MAX), tokens_per_day, ..Caveats::default() };
+        let grant = root.grant_as(secret.peer_id(), &caveats).unwrap().into_bytes();
+        let text = ApiKey::new(&secret, grant).to_string();
+        let gate = Gate::new(root.public());
+        let granted = Arc::new(Granted::new(gate.clone(), secret.peer_id(), Meter::default()));
+        let guest = granted.admit(&text, blake3::hash(text.as_bytes()), None).unwrap();
+        let take_back = move || {
+            let (swarm, what) = (root.key().peer_id(), Revoked::Key(secret.peer_id()));
+            assert!(gate.revoke(Revocation::sign(swarm, what, 1, &root.key(), Vec::new())).unwrap());
+        };
+        (guest, take_back)
+    }
+
+    #[test]
+    fn what_a_key_may_ends_in_the_midst_of_an_answer() {
+        let (limited, _) = guest(Some(50));
+        assert!(limited.charge(50).is_ok());
+        assert_eq!(limited.charge(1).unwrap_err().code, "insufficient_quota");
+        let (unlimited, take_back) = guest(None);
+        assert!(unlimited.charge(1 << 40).is_ok());
+        take_back();
+        assert_eq!(unlimited.charge(1).unwrap_err().code, "invalid_api_key");
+        assert!(unlimited.may_ask(false).is_err() && unlimited.may_change().is_err());
     }
 }

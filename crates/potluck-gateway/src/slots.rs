@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, sync::Arc, time::Instant};
 
-use potluck_client::{Cancel, Chain, GenerateError, Outcome, Request, Session, TokenEvent};
+use potluck_client::{Cancel, Chain, GenerateError, Request, Session, TokenEvent};
 use tokio::sync::mpsc;
 use tracing::{Instrument as _, Span, field::Empty, info_span};
 
@@ -256,7 +256,7 @@ impl Worth {
 
 /// Answers a job in a session, opened first where there is none; the session, if it can go on.
 async fn work<O: Opener>(opener: &O, session: Option<Session<O::Chain>>, job: Job) -> Option<Session<O::Chain>> {
-    let Job { task, index, events, span, .. } = job;
+    let Job { caller, task, index, events, span, .. } = job;
     let tell = |event| {
         record(&span, &event);
         // Whoever asked may be gone: that cancels the answer elsewhere.
@@ -278,8 +278,7 @@ async fn work<O: Opener>(opener: &O, session: Option<Session<O::Chain>>, job: Jo
         let mut told = false;
         let done = match &task {
             Task::Generate(request) => {
-                let answered = answer(&mut session, request.clone(), index, &events, &mut told).await;
-                answered.map(|outcome| Event::Done(Box::new(Ended { outcome, told: None })))
+                answer(&mut session, request.clone(), &caller, (index, &events), &mut told).await
             }
             Task::Embed { tokens, chunk } => tokio::select! {
                 embedding = session.embed(tokens, *chunk) => embedding.map(Event::Embedded),
@@ -312,21 +311,34 @@ async fn work<O: Opener>(opener: &O, session: Option<Session<O::Chain>>, job: Jo
 async fn answer<C: Chain>(
     session: &mut Session<C>,
     request: Request,
-    index: usize,
-    events: &Events,
+    caller: &Caller,
+    (index, events): (usize, &Events),
     told: &mut bool,
-) -> Result<Outcome, GenerateError> {
-    let cancel = Cancel::new();
-    let mut answer = std::pin::pin!(session.generate(request, &cancel, |event| {
-        *told = true;
-        let _ = events.send((index, Event::Token(event.clone())));
-    }));
-    tokio::select! {
-        outcome = &mut answer => outcome,
-        () = events.closed() => {
-            cancel.cancel();
-            answer.await
+) -> Result<Event, GenerateError> {
+    let (cancel, mut refused) = (Cancel::new(), None);
+    let outcome = {
+        let mut answer = std::pin::pin!(session.generate(request, &cancel, |event| {
+            *told = true;
+            // Counted where it is computed, whether or not anybody reads it.
+            match caller.charge(1) {
+                Ok(()) => drop(events.send((index, Event::Token(event.clone())))),
+                Err(problem) => {
+                    refused.get_or_insert(problem);
+                    cancel.cancel();
+                }
+            }
+        }));
+        tokio::select! {
+            outcome = &mut answer => outcome,
+            () = events.closed() => {
+                cancel.cancel();
+                answer.await
+            }
         }
+    };
+    match refused {
+        Some(problem) => outcome.map(|_| Event::Failed(problem)),
+        None => outcome.map(|outcome| Event::Done(Box::new(Ended { outcome, told: None }))),
     }
 }
 

@@ -185,7 +185,6 @@ mod tests {
     use potluck_client::TokenEvent;
 
     use super::*;
-    use crate::access::Caller;
 
     /// Says nothing of tokens: they may become a call.
     struct Holds;
@@ -207,7 +206,7 @@ mod tests {
         let (pieces, mut read) = mpsc::channel(PIECES_MAX);
         let writer = Writer { pieces, framing: Framing::Events, text: String::new() };
         let silence = Duration::from_millis(50);
-        tokio::spawn(write(None, Answers::made_by_another(answers, Caller::Key([1; 32])), Holds, writer, silence));
+        tokio::spawn(write(None, Answers::made_by_another(answers), Holds, writer, silence));
         // Tokens come all the time, and more often than that.
         let beat = async {
             loop {

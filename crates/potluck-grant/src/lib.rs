@@ -33,7 +33,7 @@ pub use bytes::ByteMeter;
 pub use chain::{Chain, GrantId, LINKS_MAX, Link};
 pub use gate::{Authorized, Gate, GrantError, Member, Request, Taken};
 pub use meter::{Keep, Meter};
-pub use pass::{RELAY_TOKEN_CHARS_MAX, RelayPass, Relayed, relay_token};
+pub use pass::{RELAY_TOKEN_CHARS_MAX, RelayPass, Relayed, relay_pass_key, relay_token};
 pub use reach::{ByteBudget, Net, Ports, Reach, is_link_local};
 pub use request::{Lending, Looking};
 pub use revoked::REVOCATIONS_MAX;

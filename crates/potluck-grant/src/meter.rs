@@ -1,6 +1,6 @@
 //! What is used of grants that say how much.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, ops::RangeInclusive};
 
 use crate::{GrantError, GrantId, Scope};
 
@@ -9,8 +9,8 @@ const COUNTED_MAX: usize = 65_536;
 
 const DAY_SECONDS: u64 = 24 * 3_600;
 
-/// Positions that are noted ahead, so that not every step waits for a disk: what a crash costs a grant at most, and a sixteenth of its limit.
-const AHEAD: u64 = 1_024;
+/// Positions that are noted ahead, so that not every step waits for a disk: what a crash costs a grant. A sixteenth of its limit, within these.
+const AHEAD: RangeInclusive<u64> = 32..=1_024;
 
 /// Keeps counts over a restart: the day (since 1970), which link, and what counts as used. It returns once that is safe.
 pub type Keep = Box<dyn FnMut(u64, GrantId, u64) -> Result<(), String> + Send>;
@@ -72,7 +72,7 @@ impl Meter {
             if used > count.noted
                 && let Some(keep) = &mut self.keep
             {
-                let ahead = AHEAD.min(budget.tokens_per_day / 16);
+                let ahead = (budget.tokens_per_day / 16).clamp(*AHEAD.start(), *AHEAD.end());
                 let noted = used.saturating_add(ahead).min(budget.tokens_per_day);
                 keep(self.day, budget.link, noted).map_err(GrantError::Uncounted)?;
                 count.noted = noted;

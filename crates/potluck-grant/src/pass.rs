@@ -28,6 +28,8 @@ pub enum Relayed {
     Invited {
         /// Its key.
         peer: PeerId,
+        /// The key that its invitation stands for: what takes the invitation back.
+        by: PeerId,
         /// UTC seconds.
         until: u64,
     },
@@ -46,7 +48,11 @@ const PASS_BYTES: usize = 32 + 8 + 64 + 64;
 /// Characters of a token. A longer one is refused unread.
 pub const RELAY_TOKEN_CHARS_MAX: usize = (GRANT_BYTES_MAX + 1).div_ceil(3) * 4;
 
-/// The key that an invitation's secret stands for.
+/// The key that an invitation stands for at relays: whoever takes that back takes back the help.
+pub fn relay_pass_key(secret: &[u8; 16]) -> PeerId {
+    invited_key(secret).peer_id()
+}
+
 fn invited_key(secret: &[u8; 16]) -> SecretKey {
     SecretKey::from_bytes(&blake3::derive_key("potluck 2026-11 relay pass of an invitation", secret))
 }
@@ -119,11 +125,8 @@ impl Gate {
         if !invited.verify(&shown_message(peer), shown) {
             return Err(GrantError::NotAdmitted(peer));
         }
-        if until < now {
-            return Err(GrantError::Expired { at: until });
-        }
-        self.still_a_key(peer)?;
-        Ok(Relayed::Invited { peer, until })
+        let relayed = Relayed::Invited { peer, by: invited, until };
+        self.still_relayed(&relayed, now).map(|()| relayed)
     }
 
     /// Whether somebody that was let in by a relay may stay.
@@ -134,13 +137,15 @@ impl Gate {
         match relayed {
             Relayed::Member(member) => self.still(member, now),
             Relayed::Invited { until, .. } if *until < now => Err(GrantError::Expired { at: *until }),
-            Relayed::Invited { peer, .. } => self.still_a_key(*peer),
+            Relayed::Invited { peer, by, .. } => self.still_a_key(*peer).and_then(|()| self.still_a_key(*by)),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use potluck_core::{Revocation, Revoked};
+
     use super::*;
 
     const NOW: u64 = 1_900_000_000;
@@ -170,7 +175,8 @@ mod tests {
         let pass = root.relay_pass(&[7; 16], NOW);
         let token = pass.token(&[7; 16], peer(2));
         let admitted = gate.check_relayed(&token, peer(2), NOW).unwrap();
-        assert_eq!(admitted, Relayed::Invited { peer: peer(2), until: NOW });
+        let by = relay_pass_key(&[7; 16]);
+        assert_eq!(admitted, Relayed::Invited { peer: peer(2), by, until: NOW });
         assert!(gate.still_relayed(&admitted, NOW).is_ok());
         assert!(gate.still_relayed(&admitted, NOW + 1).is_err());
         // What the relay was shown is of no use to it.
@@ -187,6 +193,14 @@ mod tests {
         ));
         let other = Gate::new(Root::from_bytes(&[9; 32]).public());
         assert!(matches!(other.check_relayed(&token, peer(2), NOW), Err(GrantError::NotOurs(_))));
+        // Taken back, it helps nobody: neither who is there, nor who comes with another key.
+        let swarm = root.key().peer_id();
+        gate.revoke(Revocation::sign(swarm, Revoked::Key(by), NOW, &root.key(), Vec::new())).unwrap();
+        assert!(gate.still_relayed(&admitted, NOW).is_err());
+        assert!(matches!(
+            gate.check_relayed(&pass.token(&[7; 16], peer(3)), peer(3), NOW),
+            Err(GrantError::Revoked(_))
+        ));
     }
 
     #[test]

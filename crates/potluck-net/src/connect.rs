@@ -11,7 +11,7 @@ use iroh::{
     EndpointAddr,
     endpoint::{Connection, RecvStream, SendStream},
 };
-use potluck_core::PeerId;
+use potluck_core::{PeerId, with_causes};
 use potluck_grant::Member;
 use potluck_wire::{ALPN, FailureCode, PeerAddress, Welcome};
 use tokio::{
@@ -138,7 +138,7 @@ impl Node {
                 return Err("none of its addresses is known, and nobody on this network says where it is".to_owned());
             }
             let connected = self.endpoint.connect(address.clone(), alpn).await;
-            connected.map(|connection| (connection, Found::Told)).map_err(|error| chain_of(&error))
+            connected.map(|connection| (connection, Found::Told)).map_err(|error| with_causes(&error))
         };
         let found = async {
             let finder = self.finder.as_ref()?;
@@ -209,18 +209,4 @@ impl Link {
             }
         }
     }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn chain_of(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }

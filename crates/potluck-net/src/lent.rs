@@ -6,7 +6,7 @@ use bytes::Bytes;
 use iroh::endpoint::{RecvStream, SendStream, VarInt};
 use potluck_core::{Endpoint, PeerId};
 use potluck_wire::{
-    Ask, CONTROL_BYTES_MAX, FEATURE_PADDING, FailureCode, Frame, FrameReader, Head, LENDERS_MAX, Lender,
+    Ask, CONTROL_BYTES_MAX, FEATURE_PADDING, Failure, FailureCode, Frame, FrameReader, Head, LENDERS_MAX, Lender,
     PART_FRAME_BYTES_MAX, PeerAddress, Upstreams,
 };
 use tokio::time::timeout;
@@ -152,11 +152,14 @@ impl Node {
     ) -> Result<LentAnswer, NetError> {
         let peer = of.peer;
         let link = self.connect(of).await?;
+        if pad && link.welcome.features & FEATURE_PADDING == 0 {
+            let detail = "it does not know how to pad: leave --pad out, or have its Potluck updated";
+            return Err(NetError::Failed { peer, failure: Failure::new(FailureCode::Version, detail) });
+        }
         let (send, recv) = link.open_stream(self).await?;
         let mut answer = LentBody { peer, send, recv, reader: FrameReader::new(PART_FRAME_BYTES_MAX) };
         let bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
         // Whoever refuses it reads no more of it, and says why.
-        let pad = pad && link.welcome.features & FEATURE_PADDING != 0;
         let ask = Ask { endpoint, bytes };
         let unwritten = write_ask(&mut answer.send, ask, (body, pad), self.deadlines.stall).await.err();
         let patience = if unwritten.is_some() { self.deadlines.stall } else { HEAD_PATIENCE };

@@ -10,14 +10,14 @@ use iroh::{
     Endpoint, EndpointAddr, EndpointId, TransportAddr, Watcher as _,
     endpoint::{Connection, IdleTimeout, PortmapperConfig, QuicTransportConfig, VarInt, presets},
 };
-use potluck_core::{PeerId, SecretKey, bounds::STAGE_SESSIONS_MAX};
+use potluck_core::{PeerId, SecretKey, bounds::STAGE_SESSIONS_MAX, with_causes};
 use potluck_grant::Gate;
 use potluck_wire::{ADDRESSES_MAX, ALPN, CONTROL_BYTES_MAX, PeerAddress, TUNNEL_ALPN};
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
     Door, Lan, Lending, NetDeadlines, NetError, Orders, Shelf,
-    connect::{Links, chain_of},
+    connect::Links,
     lan::Finder,
     relay::{RelayUse, Relays},
     tunnel::{DATAGRAM_BYTES, TunnelsCell},
@@ -130,7 +130,7 @@ impl Node {
             Bind::Loopback => "loopback".to_owned(),
             Bind::Address(address) => address.to_string(),
         };
-        let refused = |error: &dyn std::error::Error| NetError::Bind { at: at.clone(), reason: chain_of(error) };
+        let refused = |error: &dyn std::error::Error| NetError::Bind { at: at.clone(), reason: with_causes(error) };
         builder = match bind {
             Bind::Any => builder,
             Bind::Loopback => {

@@ -47,14 +47,20 @@ impl Node {
         self.revoked.subscribe()
     }
 
-    /// Takes something back, here and at these members: how many have taken note of it.
+    /// Takes these back, here and at these members: how many have taken note of them.
     ///
     /// # Errors
-    /// Why it says nothing.
-    pub async fn revoke(&self, revocation: SignedRevocation, members: Vec<PeerAddress>) -> Result<usize, GrantError> {
-        self.identity.gate.revoke(revocation.clone())?;
+    /// Why one of them says nothing.
+    pub async fn revoke(
+        &self,
+        revocations: Vec<SignedRevocation>,
+        members: Vec<PeerAddress>,
+    ) -> Result<usize, GrantError> {
+        for revocation in &revocations {
+            self.identity.gate.revoke(revocation.clone())?;
+        }
         self.shut_out();
-        Ok(self.tell_revocations(vec![revocation], members).await)
+        Ok(self.tell_revocations(revocations, members).await)
     }
 
     /// Tells these members at once: how many have taken note.

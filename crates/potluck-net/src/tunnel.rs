@@ -14,7 +14,7 @@ use tracing::{debug, info};
 use crate::{
     NetError, Node, PathInfo,
     connect::Link,
-    greet::{close, utc_now},
+    greet::{close, refusal_or, utc_now},
     places::Places,
 };
 
@@ -172,9 +172,14 @@ impl Tunnel {
         self.connection.close_reason().is_some()
     }
 
-    /// Returns when the connection has ended.
-    pub async fn closed(&self) {
-        self.connection.closed().await;
+    /// Why the other side has ended it, where it wants none with this one: it takes no tunnels, has too many, or this one may not.
+    pub fn refused(&self) -> Option<NetError> {
+        let lost = NetError::Lost { peer: self.peer(), reason: "the connection ended".into() };
+        let for_good = [FailureCode::NotServed, FailureCode::Busy, FailureCode::NotAdmitted];
+        match refusal_or(&self.connection, lost) {
+            refused @ NetError::Refused { code, .. } if for_good.contains(&code) => Some(refused),
+            _ => None,
+        }
     }
 
     /// Ends the connection.
@@ -185,11 +190,6 @@ impl Tunnel {
     /// How it runs at present.
     pub fn path(&self) -> Option<PathInfo> {
         PathInfo::of(&self.connection)
-    }
-
-    /// Tells two connections apart.
-    pub fn id(&self) -> usize {
-        self.connection.stable_id()
     }
 }
 

@@ -172,6 +172,23 @@ async fn what_is_used_up_is_used_up_until_the_next_day() {
 }
 
 #[tokio::test]
+async fn what_passes_is_counted_and_ends_the_day() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = Limits { bytes_per_day: Some(500), ..Limits::default() };
+    let (relay, url, _) = relay_with(folder.path(), limits, Spent::default()).await;
+    let host = node_at(1, &[&url]).await;
+    assert_eq!(host.relay_answers().await, Some(Ok(())), "nothing has passed yet");
+    let serving = lend(&host, spec(0, 2, 2), Duration::from_secs(5));
+    let guest = node_at(2, &[&url]).await;
+    // What passes until a direct path is found is enough.
+    assert!(guest.connect(&at_relay(&host)).await.is_ok());
+    eventually("both are put out", || host.at_relay().is_none() && guest.at_relay().is_none()).await;
+    assert!(relay.spent().bytes >= 500, "{:?}", relay.spent());
+    serving.stop().await;
+    relay.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn no_more_are_let_in_than_there_is_room_for() {
     let folder = tempfile::tempdir().unwrap();
     let limits = Limits { connections: 1, ..Limits::default() };

@@ -43,7 +43,7 @@ async fn ten_peers_shut_a_member_out_within_five_seconds() {
     }
     let revocation = Revocation::sign(root().public().root(), Revoked::Key(victim.id()), 1, &root().key(), vec![]);
     let begun = Instant::now();
-    let told = owner.revoke(revocation, peers.iter().map(|(peer, _)| peer.address()).collect()).await.unwrap();
+    let told = owner.revoke(vec![revocation], peers.iter().map(|(peer, _)| peer.address()).collect()).await.unwrap();
     assert_eq!(told, 10);
     for ((peer, _), link) in peers.iter().zip(&links) {
         while !link.is_closed() {
@@ -82,7 +82,7 @@ async fn what_one_peer_hears_it_passes_on_and_forgets_whom_it_is_about() {
     let link = victim.connect(&second.address()).await.unwrap();
     let revocation = Revocation::sign(root().public().root(), Revoked::Key(victim.id()), 1, &root().key(), vec![]);
     let begun = Instant::now();
-    assert_eq!(owner.revoke(revocation, vec![first.address()]).await.unwrap(), 1);
+    assert_eq!(owner.revoke(vec![revocation], vec![first.address()]).await.unwrap(), 1);
     while !link.is_closed() || known() > 1 {
         assert!(begun.elapsed() < IN_FORCE, "closed {}, {} offers", link.is_closed(), known());
         tokio::task::yield_now().await;
@@ -100,7 +100,7 @@ async fn whoever_was_away_learns_of_it_at_the_next_contact() {
     for n in 0..30_u8 {
         let what = if n == 0 { Revoked::Key(victim.id()) } else { Revoked::Link([n; 16]) };
         let revocation = Revocation::sign(root().public().root(), what, 1, &root().key(), vec![]);
-        owner.revoke(revocation, vec![first.address()]).await.unwrap();
+        owner.revoke(vec![revocation], vec![first.address()]).await.unwrap();
     }
     assert!(!link.is_closed(), "the second peer was not told");
     assert_eq!(second.pull_revocations(&first.address()).await.unwrap().len(), 30, "pages and all");

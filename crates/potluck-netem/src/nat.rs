@@ -97,19 +97,8 @@ impl Nat {
         Self::Leaky,
     ];
 
-    /// The ten of the matrix that peers are tested with.
-    pub const MATRIX: [Self; 10] = [
-        Self::Open,
-        Self::FullCone,
-        Self::AddressRestricted,
-        Self::PortRestricted,
-        Self::Symmetric,
-        Self::Carrier,
-        Self::UdpBlocked,
-        Self::OnlyTcp443,
-        Self::Ipv6Only,
-        Self::Changing,
-    ];
+    /// The ten of the matrix that peers are tested with: those before the further ones.
+    pub const MATRIX: &[Self] = Self::ALL.split_at(10).0;
 
     /// How it looks to a peer.
     pub fn class(self) -> Class {

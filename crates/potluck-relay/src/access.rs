@@ -33,7 +33,8 @@ pub(crate) struct Guard {
 #[derive(Debug, Default)]
 struct Inside {
     connections: HashMap<ConnectionId, Guest>,
-    of_key: HashMap<Key, usize>,
+    /// By a member's key, or by the invitation that lets somebody in: keys cost nothing.
+    of_key: HashMap<PeerId, usize>,
     /// The day's bytes are used up.
     spent: bool,
 }
@@ -43,6 +44,14 @@ struct Guest {
     key: Key,
     gate: usize,
     relayed: Relayed,
+}
+
+/// For whom a connection is counted.
+fn counted_as(relayed: &Relayed) -> PeerId {
+    match relayed {
+        Relayed::Member(member) => member.peer(),
+        Relayed::Invited { by, .. } => *by,
+    }
 }
 
 /// UTC seconds by this machine's clock.
@@ -87,7 +96,8 @@ impl Guard {
             NOT_ALLOWED
         })?;
         let mut inside = self.inside();
-        let of_key = inside.of_key.get(&key).copied().unwrap_or(0);
+        let by = counted_as(&relayed);
+        let of_key = inside.of_key.get(&by).copied().unwrap_or(0);
         if inside.connections.len() >= self.limits.connections || of_key >= self.limits.connections_of_key {
             info!(%peer, of_key, "refused: no room");
             self.metrics.full.inc();
@@ -97,7 +107,7 @@ impl Guard {
             Relayed::Member(_) => self.metrics.members.inc(),
             Relayed::Invited { .. } => self.metrics.invited.inc(),
         };
-        *inside.of_key.entry(key).or_default() += 1;
+        *inside.of_key.entry(by).or_default() += 1;
         inside.connections.insert(request.connection_id(), Guest { key, gate, relayed });
         self.metrics.connections.set(inside.connections.len() as i64);
         Ok(())
@@ -124,13 +134,14 @@ impl AccessControl for Guard {
         }
     }
 
-    fn on_disconnect(&self, key: Key, id: ConnectionId) {
+    fn on_disconnect(&self, _: Key, id: ConnectionId) {
         let mut inside = self.inside();
-        if inside.connections.remove(&id).is_some() {
-            if let Some(count) = inside.of_key.get_mut(&key) {
+        if let Some(guest) = inside.connections.remove(&id) {
+            let by = counted_as(&guest.relayed);
+            if let Some(count) = inside.of_key.get_mut(&by) {
                 *count -= 1;
                 if *count == 0 {
-                    inside.of_key.remove(&key);
+                    inside.of_key.remove(&by);
                 }
             }
             self.metrics.connections.set(inside.connections.len() as i64);

@@ -52,7 +52,7 @@ impl RelayConfig {
 pub struct Limits {
     /// Connections at once.
     pub connections: usize,
-    /// Connections of one key at once: only its latest receives.
+    /// Connections of one key at once, of which only the latest receives; and of all that one invitation lets in.
     pub connections_of_key: usize,
     /// Bytes that one connection sends in a second, on average; more is held up, not dropped.
     pub bytes_per_second: Option<NonZeroU32>,

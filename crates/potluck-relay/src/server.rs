@@ -4,11 +4,8 @@ use std::{net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use iroh_metrics::{Registry, service::MetricsServer};
 use iroh_relay::server as protocol;
-use tokio::{
-    sync::watch,
-    task::{AbortHandle, JoinSet},
-    time::interval,
-};
+use potluck_core::with_causes;
+use tokio::{sync::watch, task::JoinSet, time::interval};
 use tracing::{info, warn};
 
 use crate::{
@@ -47,7 +44,6 @@ pub struct Relay {
     spent: watch::Receiver<Spent>,
     metrics: Option<MetricsServer>,
     _tasks: JoinSet<()>,
-    _watch: AbortHandle,
 }
 
 impl Relay {
@@ -71,7 +67,7 @@ impl Relay {
             limit
         });
         server.relay = Some(relay);
-        let server = protocol::Server::spawn(server).await.map_err(|error| RelayError::Start(chain_of(&error)))?;
+        let server = protocol::Server::spawn(server).await.map_err(|error| RelayError::Start(with_causes(&error)))?;
         let metrics = match metrics {
             Some(at) => Some(serve_metrics(at, &server, &guard).await?),
             None => None,
@@ -80,8 +76,8 @@ impl Relay {
         let mut tasks = JoinSet::new();
         let looking = Looking { guard, relayed: server.metrics().clone(), per_day: limits.bytes_per_day, tell };
         let service = server.relay_service().cloned().ok_or_else(|| RelayError::Start("no service".into()))?;
-        let watch = tasks.spawn(looking.run(service));
-        Ok(Self { server, spent: told, metrics, _tasks: tasks, _watch: watch })
+        tasks.spawn(looking.run(service));
+        Ok(Self { server, spent: told, metrics, _tasks: tasks })
     }
 
     /// Where it listens by TCP.
@@ -116,7 +112,7 @@ impl Relay {
     pub async fn ended(&mut self) -> RelayError {
         RelayError::Ended(match self.server.join().await {
             Ok(Ok(())) => "it was stopped".into(),
-            Ok(Err(error)) => chain_of(&error),
+            Ok(Err(error)) => with_causes(&error),
             Err(error) => error.to_string(),
         })
     }
@@ -129,7 +125,7 @@ impl Relay {
         if let Some(metrics) = self.metrics {
             metrics.shutdown().await;
         }
-        self.server.shutdown().await.map_err(|error| RelayError::Ended(chain_of(&error)))
+        self.server.shutdown().await.map_err(|error| RelayError::Ended(with_causes(&error)))
     }
 }
 
@@ -159,7 +155,7 @@ impl Looking {
             let (today, more) = (utc_now() / DAY, all - counted);
             counted = all;
             self.tell.send_modify(|spent| {
-                if spent.day != today {
+                if today > spent.day {
                     *spent = Spent { day: today, bytes: 0 };
                 }
                 spent.bytes = spent.bytes.saturating_add(more);
@@ -179,18 +175,4 @@ impl Looking {
             }
         }
     }
-}
-
-/// An error with its causes, in one line.
-fn chain_of(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }

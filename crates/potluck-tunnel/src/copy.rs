@@ -4,10 +4,7 @@ use std::{
     cell::RefCell,
     io::{self, IoSlice},
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -61,25 +58,20 @@ impl Toll for Free {
     }
 }
 
-impl<T: Toll> Toll for Arc<T> {
-    fn pay(&self, bytes: usize) -> bool {
-        (**self).pay(bytes)
-    }
-}
-
 /// One side of a connection has ended otherwise than well.
 struct Broken;
 
-/// Small writes go out at once, and an end that is gone is noticed.
+/// Small writes go out at once, an end that is gone is noticed, and whichever way the socket goes, its other end takes what was cut short
+/// for that: only [`copy`], once all is there, closes it well.
 pub(crate) fn prepare(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
+    socket.set_zero_linger()?;
     let keep_alive = socket2::TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE);
     socket2::SockRef::from(socket).set_tcp_keepalive(&keep_alive)
 }
 
-/// Ends a connection as one that broke: its other end is to know.
+/// Ends a connection that was not [prepared](prepare) as one that broke: its other end is to know.
 pub(crate) fn reset(socket: TcpStream) {
-    // Without it, what was cut short would look like all of it.
     let _ = socket.set_zero_linger();
 }
 
@@ -90,6 +82,7 @@ pub(crate) async fn copy(mut socket: TcpStream, mut send: SendStream, mut recv: 
     let done = carry(up(read, &mut send, &toll, &moved), down(&mut recv, write, &toll, &moved), &moved).await;
     match done {
         Ok(()) => {
+            let _ = socket2::SockRef::from(&socket).set_linger(None);
             // The connection below may be closed as soon as we are done: not before the last byte is there.
             let _ = timeout(DRAIN_MAX, send.stopped()).await;
         }
@@ -97,7 +90,6 @@ pub(crate) async fn copy(mut socket: TcpStream, mut send: SendStream, mut recv: 
             let code = VarInt::from_u32(RESET);
             let _ = send.reset(code);
             let _ = recv.stop(code);
-            reset(socket);
         }
     }
     moved.into_inner()

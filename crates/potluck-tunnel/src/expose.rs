@@ -24,6 +24,17 @@ enum At {
 }
 
 impl Exposure {
+    /// Whether it can be this service of a host that is asked for by this name, whatever the name leads to.
+    pub(crate) fn may_mean(&self, service: Service, name: &str) -> bool {
+        let name = name.trim_end_matches('.');
+        let port = service == Service::Echo || self.ports.hold(service);
+        port && match &self.at {
+            At::Own => name.eq_ignore_ascii_case("localhost"),
+            At::Net(_) => true,
+            At::Name(own) => name.eq_ignore_ascii_case(own),
+        }
+    }
+
     /// Whether it is this service at this address, asked for by this name, if by one.
     pub(crate) fn covers(&self, service: Service, address: IpAddr, name: Option<&str>) -> bool {
         let port = service == Service::Echo || self.ports.hold(service);

@@ -143,7 +143,11 @@ impl Far {
                 Err(TunnelError::Lost(_) | TunnelError::Net(NetError::Lost { .. }))
                     if tunnel.is_closed() && Instant::now() < until =>
                 {
+                    if let Some(refused) = tunnel.refused() {
+                        return Err(refused.into());
+                    }
                     debug!(peer = %self.0.peer.short(), "the connection was lost: a service is asked for again");
+                    sleep(AGAIN).await;
                 }
                 answer => return answer,
             }

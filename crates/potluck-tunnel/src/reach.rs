@@ -14,6 +14,7 @@ use potluck_net::Tunnel;
 use potluck_wire::{Dial, Host, NotReached, Service};
 use tokio::{
     net::{TcpSocket, TcpStream, UdpSocket, lookup_host},
+    sync::Semaphore,
     time::timeout,
 };
 use tracing::info;
@@ -25,6 +26,9 @@ const DIAL_MAX: Duration = Duration::from_secs(10);
 
 /// Longest that a name may take to be resolved.
 const RESOLVE_MAX: Duration = Duration::from_secs(5);
+
+/// Names that are looked up at once. The next waits its turn.
+const LOOKUPS_MAX: usize = 16;
 
 /// Addresses of one name that are tried.
 const ADDRESSES_TRIED_MAX: usize = 4;
@@ -38,9 +42,19 @@ pub struct Resolver(Arc<dyn Fn(String) -> Resolving + Send + Sync>);
 impl Resolver {
     /// As this machine does.
     pub fn system() -> Self {
-        Self::new(|name| async move {
-            let found = lookup_host((name, 0)).await?;
-            Ok(found.map(|address| address.ip()).collect())
+        let at_once = Arc::new(Semaphore::new(LOOKUPS_MAX));
+        Self::new(move |name| {
+            let at_once = at_once.clone();
+            async move {
+                // Each holds a thread until the system answers, whether or not anybody waits for it still.
+                let place = at_once.acquire_owned().await.map_err(io::Error::other)?;
+                let looked_up = tokio::spawn(async move {
+                    let found = lookup_host((name, 0)).await?.map(|address| address.ip()).collect();
+                    drop(place);
+                    Ok(found)
+                });
+                looked_up.await.map_err(io::Error::other)?
+            }
         })
     }
 
@@ -82,16 +96,19 @@ pub(crate) async fn reach(
     let service = dial.service;
     let targets = targets(tunnel, dial, exposed, resolver).await?;
     let reached = async {
-        let mut why = NotReached::NoRoute;
+        // One that does not answer leaves the others their time.
+        let patience = DIAL_MAX / targets.len().try_into().unwrap_or(1);
+        let mut why = None;
         for target in targets {
-            match target.open(service).await {
+            match timeout(patience, target.open(service)).await.unwrap_or(Err(NotReached::Late)) {
                 Ok(reached) => return Ok(reached),
-                Err(error) => why = error,
+                // The first says most: this machine may know no other kind of address.
+                Err(error) => why = why.or(Some(error)),
             }
         }
-        Err(why)
+        Err(why.unwrap_or(NotReached::NoRoute))
     };
-    timeout(DIAL_MAX, reached).await.unwrap_or(Err(NotReached::Late))
+    reached.await
 }
 
 /// The addresses of what was asked for, as far as they are both allowed and exposed; why not, where none is.
@@ -112,6 +129,13 @@ async fn targets(
         Host::Name(name) => Some(name.as_str()),
         _ => None,
     };
+    // What no exposure can mean is not looked up: it would tell which names there are.
+    if let Some(name) = name
+        && !exposed.iter().any(|one| one.may_mean(dial.service, name))
+    {
+        info!(%peer, service = ?dial.service, "a member asked to reach a name that is not exposed");
+        return Err(NotReached::NotExposed);
+    }
     let mut why = NotReached::NoName;
     let mut targets = Vec::new();
     for address in addresses(&dial.host, resolver).await? {

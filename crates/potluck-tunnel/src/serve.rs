@@ -93,22 +93,23 @@ pub fn expose(node: &Node, exposing: Exposing) -> JoinSet<()> {
     serving
 }
 
-/// One member's connection until it ends, and all that came by it with it.
+/// One member's connection until it ends, and all that came by it: each service is told that what it has is not all.
 async fn attend(exposing: Arc<Exposing>, tunnel: Tunnel) {
     let (flows, mut streams) = (Flows::default(), JoinSet::new());
     loop {
         tokio::select! {
             stream = tunnel.accept() => {
-                let Some(halves) = stream else { return };
+                let Some(halves) = stream else { break };
                 streams.spawn(stream_of(exposing.clone(), tunnel.clone(), flows.clone(), halves));
             }
             datagram = tunnel.read_datagram() => {
-                let Some(datagram) = datagram else { return };
+                let Some(datagram) = datagram else { break };
                 flows.deliver(&datagram);
             }
             Some(_) = streams.join_next(), if !streams.is_empty() => {}
         }
     }
+    while streams.join_next().await.is_some() {}
 }
 
 async fn stream_of(

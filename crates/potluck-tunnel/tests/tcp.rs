@@ -299,5 +299,5 @@ async fn a_peer_that_stays_away_is_waited_for_ten_seconds_and_no_longer() {
     let mut socket = TcpStream::connect(at).await.unwrap();
     let begun = Instant::now();
     assert_eq!(soon(socket.read(&mut [0])).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
-    assert!(begun.elapsed() < PATIENCE / 4, "{:?}", begun.elapsed());
+    assert!((Duration::from_secs(9)..PATIENCE / 4).contains(&begun.elapsed()), "{:?}", begun.elapsed());
 }

@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, fmt::Display};
 
+use potluck_core::with_causes;
 use serde::Serialize;
 
 use crate::screen::printable;
@@ -67,41 +68,13 @@ pub(crate) trait OrFail<T> {
 
 impl<T, E: std::error::Error> OrFail<T> for Result<T, E> {
     fn or_fail(self, code: &'static str, hint: &str) -> Result<T, Failure> {
-        self.map_err(|error| Failure::new(code, chain(&error), hint))
+        self.map_err(|error| Failure::new(code, with_causes(&error), hint))
     }
-}
-
-/// An error with its causes, on one line; a cause that the error already quotes is left out.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let detail = error.to_string();
-        if !text.contains(&detail) {
-            text = format!("{text}: {detail}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("the outer one")]
-    struct Outer(#[source] std::io::Error);
-
-    #[test]
-    fn causes_are_told_once() {
-        let inner = || std::io::Error::other("disk on fire");
-        assert_eq!(chain(&Outer(inner())), "the outer one: disk on fire");
-        #[derive(Debug, thiserror::Error)]
-        #[error("it says {0}")]
-        struct Quotes(#[source] std::io::Error);
-        assert_eq!(chain(&Quotes(inner())), "it says disk on fire");
-    }
 
     #[test]
     fn only_usage_exits_with_2() {

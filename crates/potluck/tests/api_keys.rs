@@ -71,6 +71,11 @@ fn a_key_that_the_swarm_granted_goes_as_far_as_its_grant() {
         assert_eq!(asked(&url, Some(key), 4), (403, json!("permission_denied")));
     }
 
+    // Nor does it change what is on this machine.
+    let (bearer, body) = (format!("Bearer {any}"), json!({ "model": NAME }).to_string());
+    let deleted = ask(&url, "DELETE", "/api/delete", &[("authorization", &bearer)], &body);
+    assert_eq!(deleted.status, 403, "{}", deleted.body);
+
     // The prompt has some 35 tokens.
     assert_eq!(asked(&url, Some(&few), 4).0, 200);
     assert_eq!(

@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says where")]
 
 mod machine;
+#[path = "machine/netns.rs"]
+mod netns;
 #[path = "machine/peers.rs"]
 mod peers;
 
@@ -19,6 +21,7 @@ use std::{
 
 use data_encoding::{BASE64, HEXLOWER};
 use machine::{Machine, kill, model, wait_until};
+use netns::{ip, made};
 use peers::{Model, engine};
 use potluck_core::{CacheId, Input, LayerRange, Output, Rows, Stage as _, StageSpec, Step, TensorType};
 use potluck_engine::{EngineSettings, LlamaStage, Load, Part, VocabularyClient};
@@ -110,20 +113,10 @@ struct Network {
     machines: Vec<Machine>,
 }
 
-fn ip(args: &str) -> bool {
-    let words: Vec<_> = args.split_whitespace().collect();
-    Command::new("ip").args(words).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-}
-
 impl Network {
     fn new() -> Option<Self> {
         let name = format!("pc{}x", std::process::id());
-        if !ip(&format!("netns add {name}s")) {
-            assert!(
-                std::env::var_os("POTLUCK_SKIP_NOTHING").is_none(),
-                "no network namespaces here, and nothing may be skipped"
-            );
-            eprintln!("SKIPPED: this needs root and `ip netns`");
+        if !made(&format!("{name}s")) {
             return None;
         }
         let mut network = Self { name, machines: Vec::new() };

@@ -5,6 +5,8 @@
 #![cfg(target_os = "linux")]
 
 mod machine;
+#[path = "machine/netns.rs"]
+mod netns;
 
 use std::{
     process::{Command, Stdio},
@@ -12,6 +14,7 @@ use std::{
 };
 
 use machine::{Machine, Running, model, wait_until};
+use netns::{ip, made};
 use serde_json::Value;
 
 /// Where mDNS sends to.
@@ -23,23 +26,12 @@ struct Network {
     machines: Vec<Machine>,
 }
 
-/// Runs `ip`; true if it did what it was asked for.
-fn ip(args: &str) -> bool {
-    let words: Vec<_> = args.split_whitespace().collect();
-    Command::new("ip").args(words).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-}
-
 impl Network {
     /// So many machines, at 10.77.0.1 and on; none where this one may not make namespaces.
     fn new(machines: usize) -> Option<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("pl{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        if !ip(&format!("netns add {name}s")) {
-            assert!(
-                std::env::var_os("POTLUCK_SKIP_NOTHING").is_none(),
-                "no network namespaces here, and nothing may be skipped"
-            );
-            eprintln!("SKIPPED: this needs root and `ip netns`");
+        if !made(&format!("{name}s")) {
             return None;
         }
         let mut network = Self { name, machines: Vec::new() };

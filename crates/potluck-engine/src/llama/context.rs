@@ -309,7 +309,7 @@ impl Context {
         let restore = |(sequence, mut held): (u16, Vec<u8>)| {
             // SAFETY: as above; llama.cpp reads no more than these bytes.
             let read = unsafe { sys::llama_state_seq_set_data(context, held.as_ptr(), held.len(), sequence.into()) };
-            held.zeroize();
+            held.as_mut_slice().zeroize();
             (read == 0).then_some(sequence)
         };
         saved.into_iter().filter_map(restore).collect()

@@ -35,7 +35,6 @@ const GPU_READ: [&str; 7] = ["/usr", "/lib", "/lib64", "/etc", "/proc", "/sys", 
 /// `System` where the kernel does not have what is needed: the engine then does not load.
 #[cfg(target_os = "linux")]
 pub(crate) fn enter(gpu: bool) -> Result<(), EngineError> {
-    no_core_dump();
     forbid_files(gpu).map_err(|why| EngineError::system("forbidding files (landlock)", why))?;
     calls::forbid(gpu).map_err(|why| EngineError::system("forbidding system calls (seccomp)", why))
 }
@@ -43,7 +42,6 @@ pub(crate) fn enter(gpu: bool) -> Result<(), EngineError> {
 /// Elsewhere there is no sandbox.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn enter(_gpu: bool) -> Result<(), EngineError> {
-    no_core_dump();
     Ok(())
 }
 
@@ -59,13 +57,6 @@ pub(crate) fn without_amx() {
             let _ = calls::forbid_amx();
         }
     }
-}
-
-/// A crash must not leave hidden states on the disk.
-fn no_core_dump() {
-    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: a plain system call.
-    unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
 }
 
 #[cfg(target_os = "linux")]

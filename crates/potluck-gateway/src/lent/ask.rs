@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::{
     LentAnswer, LentModel, Question,
-    pass::tokens_in,
+    pass::{paid, tokens_in},
     refusal::{nonsense, refusal},
     reply::{follow, whole},
     turns::Turn,
@@ -52,7 +52,7 @@ struct Embedding {
 impl Shared {
     /// The answer of one of those who lend that model, when it is this caller's turn. It ends where nobody wants it any more.
     pub(crate) fn ask_lent(self: &Arc<Self>, caller: &Caller, model: LentModel, question: Question) -> Answers {
-        let (shared, caller, asker) = (self.clone(), caller.clone(), caller.clone());
+        let (shared, caller) = (self.clone(), caller.clone());
         let (events, receiver) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             let Question { endpoint, mut request, functions } = question;
@@ -69,7 +69,7 @@ impl Shared {
                 () = events.closed() => {}
             }
         });
-        Answers::made_by_another(receiver, asker)
+        Answers::made_by_another(receiver)
     }
 
     /// The embeddings of these texts, in their order, and how many tokens they have, if that was said.
@@ -116,7 +116,7 @@ impl Shared {
         caller.may_ask_lent()?;
         caller.charge(tokens_in(body.len()))?;
         let turn = lending.turns.take(caller, &model.name, lending.lent.places(&model.name)).await?;
-        let answer = lending.lent.ask(model.name, endpoint, Bytes::from(body)).await?;
+        let answer = paid(lending.lent.ask(model.name, endpoint, Bytes::from(body)).await?, caller);
         if (200..300).contains(&answer.status) { Ok((answer, turn)) } else { Err(refusal(answer).await) }
     }
 }

@@ -72,7 +72,7 @@ async fn ask(
     caller.charge(tokens_in(body.len()))?;
     let turn = lending.turns.take(caller, &model.name, lending.lent.places(&model.name)).await?;
     let answer = lending.lent.ask(model.name, endpoint, body).await?;
-    Ok(respond(answer, turn, caller.clone()))
+    Ok(respond(paid(answer, caller), turn))
 }
 
 /// The request, with the name that its lender knows.
@@ -91,12 +91,21 @@ pub(super) fn tokens_in(bytes: usize) -> usize {
     bytes.div_ceil(4)
 }
 
-fn respond(answer: LentAnswer, turn: Turn, caller: Caller) -> Response {
+/// The answer, each piece of which is counted before it is passed on.
+pub(super) fn paid(answer: LentAnswer, caller: &Caller) -> LentAnswer {
+    let caller = caller.clone();
+    let pay = move |piece: Result<Bytes, Problem>| {
+        piece.and_then(|bytes| caller.charge(tokens_in(bytes.len())).map(|()| bytes))
+    };
+    LentAnswer { body: answer.body.map(pay).boxed(), ..answer }
+}
+
+fn respond(answer: LentAnswer, turn: Turn) -> Response {
     let LentAnswer { status, content_type, retry_after, body } = answer;
     let kind = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let known = CONTENT_TYPES.contains(&kind.as_str()).then(|| HeaderValue::from_str(&content_type).ok()).flatten();
     let kind_header = known.unwrap_or(HeaderValue::from_static("application/octet-stream"));
-    let pieces = Pieces { body, _turn: turn, caller, events: kind == EVENTS, between: true };
+    let pieces = Pieces { body, _turn: turn, events: kind == EVENTS, between: true };
     let mut response = Body::from_stream(unfold(Some(pieces), next)).into_response();
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
     let headers = response.headers_mut();
@@ -113,7 +122,6 @@ fn respond(answer: LentAnswer, turn: Turn, caller: Caller) -> Response {
 struct Pieces {
     body: BoxStream<Result<Bytes, Problem>>,
     _turn: Turn,
-    caller: Caller,
     events: bool,
     /// The last piece ended with an event.
     between: bool,
@@ -130,8 +138,7 @@ async fn next(pieces: Option<Pieces>) -> Option<(Result<Bytes, Problem>, Option<
             Err(_) => {}
         }
     };
-    let paid = |bytes: Bytes| pieces.caller.charge(tokens_in(bytes.len())).map(|()| bytes);
-    match piece.and_then(paid) {
+    match piece {
         Ok(bytes) => {
             pieces.between = bytes.ends_with(b"\n\n") || bytes.ends_with(b"\r\n\r\n");
             Some((Ok(bytes), Some(pieces)))
@@ -160,7 +167,7 @@ mod tests {
         let turn = turns.take(&Caller::Key([1; 32]), "m", 1).await.unwrap();
         let body: BoxStream<_> = Box::pin(stream::iter(pieces));
         let answer = LentAnswer { status: 200, content_type: content_type.into(), retry_after: Some(7), body };
-        (respond(answer, turn, Caller::Key([1; 32])), turns)
+        (respond(answer, turn), turns)
     }
 
     fn lost() -> Problem {
@@ -177,6 +184,17 @@ mod tests {
         assert!(text.contains("peer_lost"), "{text}");
         let (response, _turns) = answer("application/json", pieces()).await;
         assert!(to_bytes(response.into_body(), 1_000).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_passes_unread_is_counted_by_its_bytes() {
+        let (guest, _) = crate::granted::tests::guest(Some(50));
+        let pieces = (0..3).map(|_| Ok(Bytes::from_static(&[b'x'; 100])));
+        let (content_type, body) = ("text/plain".into(), Box::pin(stream::iter(pieces)) as BoxStream<_>);
+        let answer = LentAnswer { status: 200, content_type, retry_after: None, body };
+        let came: Vec<_> = paid(answer, &Caller::Granted(guest)).body.collect().await;
+        assert!(came[0].is_ok() && came[1].is_ok(), "fifty tokens are two hundred bytes");
+        assert_eq!(came[2].as_ref().unwrap_err().code, "insufficient_quota");
     }
 
     #[tokio::test]

@@ -41,7 +41,7 @@ impl Known {
         }
     }
 
-    fn pins(&self, name: &ServerName<'_>) -> Option<Vec<[u8; 32]>> {
+    pub(super) fn pins(&self, name: &ServerName<'_>) -> Option<Vec<[u8; 32]>> {
         let name = match name {
             ServerName::IpAddress(ip) => IpAddr::from(*ip).to_string(),
             name => name.to_str().into_owned(),

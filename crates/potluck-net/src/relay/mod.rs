@@ -122,7 +122,10 @@ impl Relays {
         let is_own = self.own.iter().any(|at| at.url() == told.url());
         let mut asked: Vec<_> = self.own.iter().map(|at| at.url().clone()).collect();
         if !is_own && told.url().scheme() == "https" {
-            self.known.note(&told);
+            // What is known of our own relays is not for others to say, at whatever port.
+            if self.own.iter().all(|at| at.name() != told.name()) {
+                self.known.note(&told);
+            }
             asked.push(told.url().clone());
         }
         if !is_own && told.url().scheme() != "https" {
@@ -172,5 +175,20 @@ mod tests {
         let second: RelayUrl = both[1].parse().unwrap();
         assert_eq!(own.home(Some(&second)).as_deref(), Some(both[1]));
         assert!(Relays::read(Some(RelayUse { urls: vec!["relay".into()], pass: None, claim: None })).is_err());
+    }
+
+    #[test]
+    fn nobody_else_says_by_what_our_own_relays_are_known() {
+        let pin = |n: u8| format!("#pin={}", data_encoding::BASE64URL_NOPAD.encode(&[n; 32]));
+        let (signed, pinned) = ("https://signed.example/", format!("https://pinned.example/{}", pin(1)));
+        let own = at(&[signed, &pinned]);
+        let pins = |host: &'static str| own.known.pins(&host.try_into().unwrap());
+        for foreign in ["signed", "pinned", "other"] {
+            let asked = own.to_ask(Some(&format!("https://{foreign}.example:444/{}", pin(2))));
+            assert_eq!(asked.len(), 3, "it is asked all the same");
+        }
+        assert_eq!(pins("signed.example"), None);
+        assert_eq!(pins("pinned.example"), Some(vec![[1; 32]]));
+        assert_eq!(pins("other.example"), Some(vec![[2; 32]]));
     }
 }

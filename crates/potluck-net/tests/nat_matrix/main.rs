@@ -234,7 +234,7 @@ fn prove_every_pair() {
     let extras = Nat::ALL.into_iter().filter(|nat| !Nat::MATRIX.contains(nat) && *nat != Nat::Leaky);
     let extras =
         extras.flat_map(|nat| [(nat, Nat::PortRestricted, First::Host), (Nat::PortRestricted, nat, First::Guest)]);
-    let cells = measure_all(square(&Nat::MATRIX).into_iter().chain(extras).collect());
+    let cells = measure_all(square(Nat::MATRIX).into_iter().chain(extras).collect());
     let direct = cells.iter().filter(|cell| cell["became"] == "direct").count();
     let result = json!({
         "what": "pairs of nodes behind NATs (network namespaces and nftables on one machine, one relay of the swarm's own with TLS and address discovery): connected by the relay's address alone, then watched until the path was direct, or for 7 s; milliseconds since the dial; `moved`: from a change of a side's outside address to the next answer",

@@ -157,7 +157,12 @@ async fn connection(far: Far, ends: Ends) {
     let up = up(&mut from_program, &mut send, &moved);
     let down = async {
         loop {
-            match recv.read_chunk(PIECE_BYTES).await {
+            let came = tokio::select! {
+                came = recv.read_chunk(PIECE_BYTES) => came,
+                // A program that is gone is waited for no longer, however silent its service.
+                () = to_program.closed() => return false,
+            };
+            match came {
                 Ok(Some(bytes)) => {
                     if !give(Piece::Bytes(bytes)).await {
                         return false;

@@ -180,8 +180,9 @@ impl Stack {
         let sockets = &mut self.sockets;
         self.connections.retain(|_, connection| {
             let socket = sockets.get::<Socket<'_>>(connection.handle);
-            // Both directions have ended: what is late is answered by nobody, as of a port that is closed.
-            let over = matches!(socket.state(), State::Closed | State::TimeWait);
+            // Both directions have ended: what is late is answered by nobody, as of a port that is closed. A program that gave up before it was
+            // answered leaves its socket listening, and so does a first packet that was damaged.
+            let over = matches!(socket.state(), State::Closed | State::TimeWait | State::Listen);
             let over = over && !(connection.ended && connection.to_stream.is_some());
             if over {
                 connection.over();
@@ -220,7 +221,15 @@ impl Connection {
         }
         loop {
             // Until there is room, the program's window closes.
-            let Ok(room) = sender.try_reserve() else { return };
+            let room = match sender.try_reserve() {
+                Ok(room) => room,
+                Err(mpsc::error::TrySendError::Full(())) => return,
+                // Its stream is gone: nobody takes what is held.
+                Err(mpsc::error::TrySendError::Closed(())) => {
+                    self.held.clear();
+                    break;
+                }
+            };
             match self.held.pop_front().or_else(|| piece(socket)) {
                 Some(bytes) => room.send(Piece::Bytes(bytes)),
                 None if self.ended => {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use clap::{Args, ValueEnum};
 use potluck_core::PeerId;
 
+use super::Prefer;
 use crate::{
     failure::Failure,
     home::{Home, trusted},
@@ -49,6 +50,23 @@ pub(crate) struct Privacy {
 }
 
 impl PrivacyArgs {
+    /// Layers that stay here at each end of peers of one's own.
+    pub(crate) fn ends(&self, own_ends: bool) -> u32 {
+        self.hide_layers.unwrap_or(u32::from(own_ends))
+    }
+
+    /// Refuses what a route through the swarm cannot be both of.
+    ///
+    /// # Errors
+    /// `usage`, with which.
+    pub(crate) fn check(&self, prefer: Prefer) -> Result<(), Failure> {
+        if prefer == Prefer::Swarm && self.hide_layers.is_some() {
+            let message = "--prefer swarm gives every layer to peers, --hide-layers keeps some here";
+            return Err(Failure::usage(message, "leave one of them out"));
+        }
+        Ok(())
+    }
+
     /// With the list that is kept here.
     pub(crate) fn read(&self, home: &Home) -> Result<Privacy, Failure> {
         Ok(Privacy {

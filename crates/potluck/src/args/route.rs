@@ -42,7 +42,7 @@ pub(crate) struct RouteArgs {
 impl RouteArgs {
     /// Layers at each end that the command itself holds, where it starts the peers.
     pub(crate) fn ends(&self) -> u32 {
-        self.privacy.hide_layers.unwrap_or(u32::from(self.own_ends))
+        self.privacy.ends(self.own_ends)
     }
 
     /// Refuses wishes that exclude each other.
@@ -50,12 +50,7 @@ impl RouteArgs {
     /// # Errors
     /// `usage`, with which.
     pub(crate) fn check(&self) -> Result<(), Failure> {
-        let through_swarm = self.peers.is_none() && !self.local;
-        if through_swarm && self.prefer == Prefer::Swarm && self.privacy.hide_layers.is_some() {
-            let message = "--prefer swarm gives every layer to peers, --hide-layers keeps some here";
-            return Err(Failure::usage(message, "leave one of them out"));
-        }
-        Ok(())
+        if self.peers.is_none() && !self.local { self.privacy.check(self.prefer) } else { Ok(()) }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use clap::Args;
-use potluck_core::{ModelId, PeerId, Revocation, Revoked};
+use potluck_core::{ModelId, PeerId, Revocation, Revoked, SignedRevocation};
 use potluck_grant::{Caveats, Chain, Gate, GrantId, Hours, Need, Net, Place, Ports, Request, Right, Scope};
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     args::parse_bytes,
     failure::{Failure, OrFail},
-    home::{Home, Identity, Line, Membership, Role, SwarmRoot, issued, keep_revocations},
+    home::{Home, Identity, Invitations, Line, Membership, Role, SwarmRoot, issued, keep_revocations},
     models::Models,
     placement::members as members_of,
     screen::{Screen, size, table},
@@ -105,13 +105,40 @@ impl Limits {
     }
 }
 
+/// Takes these back here and at every member that is reached: how many know, of how many.
+pub(super) async fn spread(
+    home: &Home,
+    membership: &Membership,
+    signed: Vec<SignedRevocation>,
+) -> Result<(usize, usize), Failure> {
+    let node = client_node(home, membership).await?;
+    let (offers, _) = offers_of(&node, &membership.contacts).await;
+    let mut to = members_of(&offers, &membership.contacts);
+    to.sort_by_key(|member| member.peer);
+    to.dedup_by_key(|member| member.peer);
+    let asked = to.len();
+    let told = node.revoke(signed, to).await.or_fail("revoke", "potluck swarm whoami says what this machine may");
+    let kept = keep_revocations(home, &node.identity().gate);
+    node.close().await;
+    let told = told?;
+    kept.map(|()| (told, asked))
+}
+
 impl Revoke {
     pub(crate) async fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
         let membership = Membership::open(home)?;
         let swarm = membership.root()?;
         let what = self.what()?;
         let signed = match SwarmRoot::open(home) {
-            Ok(root) => Revocation::sign(swarm, what, utc_now(), &root.key(), Vec::new()),
+            Ok(root) => {
+                let by_root = |what| Revocation::sign(swarm, what, utc_now(), &root.key(), Vec::new());
+                // With somebody goes what relays would still do for whoever has the line that let them in.
+                let passes = match what {
+                    Revoked::Key(key) => Invitations::open(home, utc_now())?.passes_of(key),
+                    Revoked::Link(_) => Vec::new(),
+                };
+                std::iter::once(what).chain(passes.into_iter().map(Revoked::Key)).map(by_root).collect()
+            }
             Err(failure) if failure.code == "no_root" => {
                 let key = Identity::open(home, Role::Client)?.key;
                 let (grant, gate) = (membership.grant(key.peer_id())?, membership.gate(home)?);
@@ -120,21 +147,11 @@ impl Revoke {
                         "this machine is no operator: it takes back what was handed on from its own grant, and no more",
                     );
                 }
-                Revocation::sign(swarm, what, utc_now(), &key, grant)
+                vec![Revocation::sign(swarm, what, utc_now(), &key, grant)]
             }
             Err(failure) => return Err(failure),
         };
-        let node = client_node(home, &membership).await?;
-        let (offers, _) = offers_of(&node, &membership.contacts).await;
-        let mut to = members_of(&offers, &membership.contacts);
-        to.sort_by_key(|member| member.peer);
-        to.dedup_by_key(|member| member.peer);
-        let asked = to.len();
-        let told = node.revoke(signed, to).await.or_fail("revoke", "potluck swarm whoami says what this machine may");
-        let kept = keep_revocations(home, &node.identity().gate);
-        node.close().await;
-        let told = told?;
-        kept?;
+        let (told, asked) = spread(home, &membership, signed).await?;
         if screen.json {
             return screen.object(&json!({ "revoked": self.what, "told": told, "members": asked }));
         }

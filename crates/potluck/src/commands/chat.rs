@@ -35,7 +35,7 @@ impl Chat {
         if let Some(system) = self.system {
             talk.conversation.system(system);
         }
-        let result = converse(home, screen, &mut talk, &mut asked, &mut interrupt).await;
+        let result = converse(screen, &mut talk, &mut asked, &mut interrupt).await;
         talk.close().await;
         result
     }

@@ -10,7 +10,7 @@ use crate::{
     failure::Failure,
     home::Home,
     screen::{Screen, printable},
-    serving::keep_hearing,
+    serving::{hearing_node, keep_hearing},
     signals::Interrupt,
     talk::Front,
 };
@@ -33,10 +33,18 @@ impl Gateway {
         let mut interrupt = Interrupt::listen()?;
         let started = Front::start(home, screen, &self.route, &self.engine, self.door.slots);
         let mut front = interrupt.or(started).await??;
-        let _hearing = keep_hearing(home, front.swarm(), gate);
+        // Keys of the swarm are taken wherever the model runs: what is taken back is heard of in any case.
+        let ears = match front.swarm() {
+            Some(node) => Some(node),
+            None => hearing_node(home).await?,
+        };
+        let _hearing = keep_hearing(home, ears.clone(), gate);
         tell(screen, &url(&listener)?, &front)?;
         let result = stay(listener, &mut front, access, &self.door, self.engine.chunk, &mut interrupt).await;
         front.close().await;
+        if let Some(node) = ears {
+            node.close().await;
+        }
         result
     }
 }

@@ -42,9 +42,12 @@ impl Plan {
         let entry = find_model(home, screen, Some(&self.model)).await?;
         let settings = self.engine.settings(1);
         settings.check()?;
+        if self.peers.is_none() {
+            self.privacy.check(self.prefer)?;
+        }
         let (privacy, codec) = (self.privacy.read(home)?, self.engine.codec());
         let wanted = Wanted { home, entry: &entry, settings: &settings, codec, memory: self.memory, privacy: &privacy };
-        let ends = self.privacy.hide_layers.unwrap_or(u32::from(self.own_ends));
+        let ends = self.privacy.ends(self.own_ends);
         let (preview, silent) = match self.peers {
             Some(peers) => (Ok(of_own_peers(&wanted, peers, ends)?), Vec::new()),
             None => {

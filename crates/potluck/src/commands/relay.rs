@@ -4,7 +4,7 @@ use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::{Args, builder::NonEmptyStringValueParser};
 use potluck_grant::{Gate, SwarmId};
-use potluck_net::{Node, RelayAt};
+use potluck_net::RelayAt;
 use potluck_relay::{Acme, Certificate, Limits, Relay as Server, RelayConfig, RelayError, Spent};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -14,9 +14,9 @@ use crate::{
     args::parse_bytes,
     commands::swarm::own_addresses,
     failure::{Failure, OrFail},
-    home::{Home, Membership, tell},
+    home::{Home, Membership},
     screen::Screen,
-    serving::hear_revocations,
+    serving::keep_hearing,
     signals::Interrupt,
     talk::client_node,
 };
@@ -27,8 +27,8 @@ const HTTP: u16 = 80;
 /// What clients assume, too.
 const DISCOVERY: u16 = 7842;
 
-/// How often it is asked for what was taken back, and noted how much was passed on.
-const ASK_EVERY: Duration = Duration::from_secs(3);
+/// How often it is noted how much was passed on.
+const NOTE_EVERY: Duration = Duration::from_secs(3);
 
 const SPENT: &str = "relay.json";
 
@@ -100,7 +100,12 @@ impl Relay {
         let mut interrupt = Interrupt::listen()?;
         let membership = Membership::find(home)?;
         let own = membership.as_ref().map(|membership| membership.gate(home)).transpose()?;
-        let gates: Vec<Gate> = own.iter().cloned().chain(self.also.iter().map(|&swarm| Gate::new(swarm))).collect();
+        // Its own swarm is heard of; a second gate of it would not be.
+        let mut also = self.also.clone();
+        also.retain(|swarm| own.as_ref().is_none_or(|gate| gate.swarm() != *swarm));
+        also.sort_unstable();
+        also.dedup();
+        let gates: Vec<Gate> = own.iter().cloned().chain(also.into_iter().map(Gate::new)).collect();
         if gates.is_empty() {
             let hint = "make one: potluck swarm create, join one: potluck join LINE, or name one: --also SWARM";
             return Err(Failure::new(
@@ -136,19 +141,20 @@ impl Relay {
             Some(mut membership) => {
                 urls.iter().take(1).for_each(|url| membership.keep_relay(url));
                 membership.save(home)?;
-                Some((client_node(home, &membership).await?, membership))
+                Some(client_node(home, &membership).await?)
             }
             None => None,
         };
         self.tell(screen, &urls, &swarms, &relay, node.is_none())?;
+        let _hearing = keep_hearing(home, node.clone(), own);
         let spending = relay.spending();
         let done = tokio::select! {
             () = interrupt.wait() => Ok(()),
             ended = relay.ended() => Err(ended.into()),
-            failure = keep(home, spending, node.as_ref(), own.as_ref()) => Err(failure),
+            failure = note_spending(home, spending) => Err(failure),
         };
         keep_spent(home, relay.spent())?;
-        if let Some((node, _)) = node {
+        if let Some(node) = node {
             node.close().await;
         }
         if done.is_ok() {
@@ -232,25 +238,17 @@ fn own_hosts() -> Vec<String> {
     if hosts.is_empty() { vec!["127.0.0.1".into()] } else { hosts }
 }
 
-/// Hears what was taken back, from the others and from other commands here, and notes how much was passed on, until that fails.
-async fn keep(
-    home: &Home,
-    spending: watch::Receiver<Spent>,
-    node: Option<&(Node, Membership)>,
-    own: Option<&Gate>,
-) -> Failure {
-    let mut ticks = interval(ASK_EVERY);
+/// Notes how much was passed on, where it was more than before, until that fails.
+async fn note_spending(home: &Home, spending: watch::Receiver<Spent>) -> Failure {
+    let (mut ticks, mut noted) = (interval(NOTE_EVERY), None);
     loop {
         ticks.tick().await;
         let spent = *spending.borrow();
-        if let Err(failure) = keep_spent(home, spent) {
-            return failure;
-        }
-        if let Some((node, membership)) = node {
-            let heard = hear_revocations(home, node, &membership.contacts).await;
-            if let Err(failure) = heard.and_then(|()| own.map_or(Ok(()), |gate| tell(home, gate))) {
+        if noted != Some(spent) {
+            if let Err(failure) = keep_spent(home, spent) {
                 return failure;
             }
+            noted = Some(spent);
         }
     }
 }

@@ -16,7 +16,7 @@ use potluck_pull::{Library, Pulled};
 use potluck_store::{Entry, InUse};
 use potluck_wire::PeerAddress;
 use serde_json::json;
-use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tokio::{sync::mpsc, time::sleep};
 
 use crate::{
     apart::apart,
@@ -24,16 +24,15 @@ use crate::{
     commands::{
         join::{join, read_line},
         service::{Level, install, own_arguments, uninstall},
-        swarm::utc_now,
     },
     embedded::{ORDER_BYTES_MAX, Order, Ready},
     failure::{Failure, OrFail},
-    home::{Counted, Home, Identity, Membership, Role, keep_revocations, meter},
+    home::{Counted, Home, Identity, Role, meter},
     models::{Models, Sharers, all_layers, find_model, pull_stage},
     placement::{free_memory, model_facts},
     screen::{Screen, size},
     serving::{
-        Announcer, ExposeArgs, LentTo, LoadedStage, ServingPeer, UpstreamArgs, bind_node, door, lend_upstream, orders,
+        Announcer, ExposeArgs, LentTo, LoadedStage, Present, ServingPeer, UpstreamArgs, lend_upstream, orders,
         serve_nothing,
     },
     signals::Interrupt,
@@ -124,39 +123,22 @@ impl Lend {
         let upstream = self.upstream.open()?;
         let home = &self.disk.limit(home);
         let mut interrupt = Interrupt::listen()?;
-        // Who leaves the swarm holds it, too: what is read after it stands until we end.
-        let identity = Identity::open(home, Role::Peer)?;
-        let _lock = identity.lock(home)?;
-        let mut membership = Membership::open(home)?;
-        let grant = membership.grant(identity.key.peer_id())?;
         let settings = self.engine.settings(CACHES);
         settings.check()?;
         memory::keep_freed(settings.wipe_within.is_none());
-        let who = NetIdentity { key: identity.key.clone(), grant: grant.clone(), gate: membership.gate(home)? };
-        if let Err(error) = who.gate.check_lender(&grant, who.key.peer_id(), utc_now()) {
-            let hint =
-                "potluck swarm whoami says what this machine may; its owner lets it lend with `potluck swarm grant`";
-            return Err(Failure::new("not_allowed", format!("this machine may not lend: {error}"), hint));
-        }
-        membership.relays = membership.relays(home);
-        let bind = Bind::Address(self.bind);
-        let node = bind_node(who, bind, home.reach.serving(), membership.relays.clone()).await?;
-        membership.knows(node.address());
-        membership.save(home)?;
+        let present = Present::enter(home, screen, self.bind).await?;
+        let (node, membership) = (present.node.clone(), &present.membership);
         let library = Library::new(home.models());
         node.open_shelf(library.shelf());
-        if let Some(door) = door(home, screen)? {
-            node.open_door(door);
-        }
-        let _keeping = keep_what_is_taken_back(home, &node);
         let _exposing = self.expose.open(screen, &node);
-        let announcer = Announcer::new(home, identity.key, grant, &membership);
+        let announcer = Announcer::new(home, present.identity.key.clone(), present.grant.clone(), membership);
         if let Some(upstream) = upstream {
             return lend_upstream(screen, node, announcer, upstream, &membership.swarm, &mut interrupt).await;
         }
         let (taken, mut orders) = orders(membership.root()?, node.id());
         node.take_orders(taken);
-        let mut place = Place { node, library, announcer, settings, swarm: membership.swarm, heard: Vec::new() };
+        let mut place =
+            Place { node, library, announcer, settings, swarm: membership.swarm.clone(), heard: Vec::new() };
 
         // What was asked for must work; what is ordered later may not, and then it goes on as before.
         let first = async {
@@ -460,21 +442,6 @@ pub(crate) fn parse_layers(text: &str) -> Result<LayerRange, String> {
     let (start, end) = text.split_once("..").ok_or("expected A..B, such as 0..10")?;
     let number = |text: &str| text.trim().parse().map_err(|_| format!("`{text}` is no layer"));
     LayerRange::new(number(start)?, number(end)?).map_err(|error| error.to_string())
-}
-
-/// Keeps on the disk what is taken back while this machine serves; ends with what it returns.
-pub(crate) fn keep_what_is_taken_back(home: &Home, node: &Node) -> JoinSet<()> {
-    let (home, node) = (home.clone(), node.clone());
-    let mut changed = node.revocations_changed();
-    let mut task = JoinSet::new();
-    task.spawn(async move {
-        while changed.changed().await.is_ok() {
-            if let Err(failure) = keep_revocations(&home, &node.identity().gate) {
-                tracing::error!(code = %failure.code, "what was taken back was not kept: {}", failure.message);
-            }
-        }
-    });
-    task
 }
 
 #[cfg(test)]

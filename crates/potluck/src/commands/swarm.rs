@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
-use potluck_core::PeerId;
+use potluck_core::{PeerId, Revocation, Revoked};
 use potluck_grant::{ApiKey, Caveats};
 use potluck_net::RelayAt;
 use potluck_wire::{ADDRESSES_MAX, PeerAddress};
@@ -156,7 +156,7 @@ impl Swarm {
         match self {
             Self::Create(command) => create(home, screen, &command),
             Self::Invite(command) => invite(home, screen, &command),
-            Self::Invitations(command) => invitations(home, screen, command),
+            Self::Invitations(command) => invitations(home, screen, command).await,
             Self::Join(Join { line: Some(line), replace }) => {
                 join::join(home, screen, join::read_line(line).await?, replace).await?;
                 screen.note("use the swarm:     potluck chat\nlend this machine: potluck serve --auto");
@@ -323,11 +323,17 @@ pub(crate) fn own_addresses() -> Vec<String> {
     addresses.into_iter().take(ADDRESSES_MAX).map(|ip| std::net::SocketAddr::new(ip, PORT).to_string()).collect()
 }
 
-fn invitations(home: &Home, screen: Screen, command: List) -> Result<(), Failure> {
+async fn invitations(home: &Home, screen: Screen, command: List) -> Result<(), Failure> {
     let now = utc_now();
     let mut invitations = Invitations::open(home, now)?;
     if let Some(id) = command.revoke {
-        invitations.revoke(&id)?;
+        let pass = invitations.revoke(&id)?;
+        drop(invitations);
+        if let Some(pass) = pass {
+            let (root, membership) = (SwarmRoot::open(home)?, Membership::open(home)?);
+            let signed = Revocation::sign(membership.root()?, Revoked::Key(pass), now, &root.key(), Vec::new());
+            authority::spread(home, &membership, vec![signed]).await?;
+        }
         return if screen.json {
             screen.object(&json!({ "revoked": id }))
         } else {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::Args;
-use potluck_net::{Bind, Identity as NetIdentity, Node};
+use potluck_net::Node;
 use potluck_tunnel::{Far, FindPeer, TunnelError, UdpTimes, forward_tcp, forward_udp};
 use potluck_wire::{Dial, HOST_BYTES_MAX, Host, PeerAddress, Service};
 use serde_json::{Value, json};
@@ -16,14 +16,13 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::serve::{PORT, keep_what_is_taken_back};
+use super::serve::PORT;
 use crate::{
     args::take_handles,
-    commands::swarm::utc_now,
     failure::Failure,
-    home::{Home, Identity, Membership, Role},
+    home::{Home, Membership},
     screen::Screen,
-    serving::{Announcer, ExposeArgs, bind_node, door, find_peer, look_again, serve_nothing},
+    serving::{Announcer, ExposeArgs, Present, find_peer, look_again, serve_nothing},
     signals::Interrupt,
     talk::client_node,
 };
@@ -141,31 +140,13 @@ impl Tunnel {
     /// Services of this machine, there.
     async fn serve(&self, home: &Home, screen: Screen) -> Result<(), Failure> {
         let mut interrupt = Interrupt::listen()?;
-        let identity = Identity::open(home, Role::Peer)?;
-        let _lock = identity.lock(home)?;
-        let mut membership = Membership::open(home)?;
-        let grant = membership.grant(identity.key.peer_id())?;
-        let who = NetIdentity { key: identity.key.clone(), grant: grant.clone(), gate: membership.gate(home)? };
-        if let Err(error) = who.gate.check_lender(&grant, who.key.peer_id(), utc_now()) {
-            let hint =
-                "potluck swarm whoami says what this machine may; its owner lets it serve with `potluck swarm grant`";
-            return Err(Failure::new("not_allowed", format!("this machine may not serve: {error}"), hint));
-        }
-        membership.relays = membership.relays(home);
-        let bind = Bind::Address(self.bind);
-        let node = bind_node(who, bind, home.reach.serving(), membership.relays.clone()).await?;
-        membership.knows(node.address());
-        membership.save(home)?;
-        if let Some(door) = door(home, screen)? {
-            node.open_door(door);
-        }
-        let _keeping = keep_what_is_taken_back(home, &node);
-        let _exposing = self.expose.open(screen, &node);
-        let serving = serve_nothing(&node);
-        tell_exposed(screen, &node, &self.expose, &membership.swarm)?;
-        let mut announcer = Announcer::new(home, identity.key, grant, &membership);
+        let Present { identity, grant, membership, node, .. } = &Present::enter(home, screen, self.bind).await?;
+        let _exposing = self.expose.open(screen, node);
+        let serving = serve_nothing(node);
+        tell_exposed(screen, node, &self.expose, &membership.swarm)?;
+        let mut announcer = Announcer::new(home, identity.key.clone(), grant.clone(), membership);
         tokio::select! {
-            () = announcer.run_lending(&node, &serving) => {}
+            () = announcer.run_lending(node, &serving) => {}
             () = interrupt.wait() => {}
         }
         serving.stop().await;

@@ -11,7 +11,7 @@ use crate::{
     home::Home,
     prompt::converse,
     screen::Screen,
-    serving::keep_hearing,
+    serving::{hearing_node, keep_hearing},
     signals::Interrupt,
     talk::{Asked, Front, Talk},
 };
@@ -39,7 +39,8 @@ impl Up {
         let peers = if std::mem::take(&mut self.route.local) { 1 } else { PEERS };
         self.route.peers = self.route.peers.or(Some(peers));
         let (access, gate) = self.door.access(home)?;
-        let _hearing = keep_hearing(home, None, gate);
+        let ears = hearing_node(home).await?;
+        let _hearing = keep_hearing(home, ears.clone(), gate);
         let listener = self.door.listen_somewhere().await?;
         let mut asked = Asked::new(&self.sampling, &self.stop, &self.engine)?;
         let mut interrupt = Interrupt::listen()?;
@@ -52,7 +53,7 @@ impl Up {
                 let (stop, stopped) = oneshot::channel();
                 let address = url(&listener)?;
                 let serve = front.serve(listener, access, &self.door, self.engine.chunk, stopped);
-                let staying = stay(home, screen, &mut talk, &mut asked, &mut interrupt, Some(address));
+                let staying = stay(screen, &mut talk, &mut asked, &mut interrupt, Some(address));
                 let result = LocalSet::new().run_until(beside(serve, staying, stop)).await;
                 front.close().await;
                 result
@@ -60,11 +61,14 @@ impl Up {
             Ok(None) => {
                 screen.note("no gateway: this command started no peers");
                 drop::<TcpListener>(listener);
-                stay(home, screen, &mut talk, &mut asked, &mut interrupt, None).await
+                stay(screen, &mut talk, &mut asked, &mut interrupt, None).await
             }
             Err(failure) => Err(failure),
         };
         talk.close().await;
+        if let Some(node) = ears {
+            node.close().await;
+        }
         result
     }
 }
@@ -86,7 +90,6 @@ async fn beside(
 }
 
 async fn stay(
-    home: &Home,
     screen: Screen,
     talk: &mut Talk,
     asked: &mut Asked,
@@ -103,7 +106,7 @@ async fn stay(
         }
     }
     if screen.interactive() {
-        return converse(home, screen, talk, asked, interrupt).await;
+        return converse(screen, talk, asked, interrupt).await;
     }
     tokio::select! {
         failure = talk.lost() => Err(failure),

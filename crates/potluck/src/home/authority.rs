@@ -1,6 +1,9 @@
 //! What this machine knows of its swarm's authority: what was taken back, and whom it let in itself.
 
-use std::fs::File;
+use std::{
+    fs::{self, File},
+    time::SystemTime,
+};
 
 use data_encoding::{BASE64, HEXLOWER};
 use potluck_core::{PeerId, SignedRevocation};
@@ -65,11 +68,24 @@ pub(crate) fn kept_revocations(home: &Home, gate: &Gate) -> Result<Vec<SignedRev
     taken.revocations.iter().map(read).collect()
 }
 
+/// A file of revocations, told apart from what it was before: it is replaced as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Revoked {
+    modified: SystemTime,
+    bytes: u64,
+}
+
+/// What is kept now; none where nothing is.
+pub(crate) fn revoked_as_of(home: &Home) -> Option<Revoked> {
+    let file = fs::metadata(home.path(REVOKED)).ok()?;
+    Some(Revoked { modified: file.modified().ok()?, bytes: file.len() })
+}
+
 /// Keeps what a gate knows to be taken back, beside what is kept already.
 pub(crate) fn keep_revocations(home: &Home, gate: &Gate) -> Result<(), Failure> {
     let _lock = lock(home)?;
     tell(home, gate)?;
-    if kept_revocations(home, gate)?.len() == gate.revocations().len() {
+    if kept_revocations(home, gate)? == gate.revocations() {
         return Ok(());
     }
     let encode = |signed: &SignedRevocation| postcard::to_stdvec(signed).map(|bytes| BASE64.encode(&bytes));

@@ -4,7 +4,7 @@ use std::fs::File;
 
 use data_encoding::HEXLOWER;
 use potluck_core::PeerId;
-use potluck_grant::Role as Standing;
+use potluck_grant::{Role as Standing, relay_pass_key};
 use potluck_wire::{FailureCode, Join};
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,9 @@ pub(crate) struct Kept {
     /// How much in a day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tokens_per_day: Option<u64>,
+    /// The key by which relays know it: taken back with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pass: Option<String>,
     /// Who has come in by it.
     pub(crate) used_by: Vec<Use>,
 }
@@ -117,20 +120,27 @@ impl<'a> Invitations<'a> {
         let Terms { days, role, tokens_per_day } = terms;
         let role = (role != Standing::Member).then(|| role.to_string());
         let (id, used_by) = (hash[..8].to_owned(), Vec::new());
-        self.kept.push(Kept { id, hash, expires, uses, days, role, tokens_per_day, used_by });
+        let pass = Some(relay_pass_key(&secret).to_string());
+        self.kept.push(Kept { id, hash, expires, uses, days, role, tokens_per_day, pass, used_by });
         self.save()?;
         Ok(secret)
     }
 
-    /// Takes one back: whoever comes with it from now on is told that there is none.
-    pub(crate) fn revoke(&mut self, id: &str) -> Result<(), Failure> {
-        let before = self.kept.len();
-        self.kept.retain(|invitation| invitation.id != id);
-        if self.kept.len() == before {
+    /// Takes one back: whoever comes with it from now on is told that there is none. By which key relays know it.
+    pub(crate) fn revoke(&mut self, id: &str) -> Result<Option<PeerId>, Failure> {
+        let Some(at) = self.kept.iter().position(|invitation| invitation.id == id) else {
             let message = format!("there is no invitation `{id}`");
             return Err(Failure::new("invitation_unknown", message, "potluck swarm invitations"));
-        }
-        self.save()
+        };
+        let pass = self.kept.remove(at).pass();
+        self.save().map(|()| pass)
+    }
+
+    /// By which keys relays know the invitations that let this one in.
+    pub(crate) fn passes_of(&self, key: PeerId) -> Vec<PeerId> {
+        let key = key.to_string();
+        let used = |invitation: &&Kept| invitation.used_by.iter().any(|newcomer| newcomer.keys.contains(&key));
+        self.kept.iter().filter(used).filter_map(Kept::pass).collect()
     }
 
     /// Uses one up for this newcomer; kept before anything is granted. Whoever has used it already may come again, for its
@@ -170,6 +180,10 @@ impl<'a> Invitations<'a> {
 }
 
 impl Kept {
+    fn pass(&self) -> Option<PeerId> {
+        self.pass.as_deref()?.parse().ok()
+    }
+
     /// What it lets in for.
     fn terms(&self) -> Result<Terms, Failure> {
         let role = self.role.as_deref().map_or(Ok(Standing::Member), str::parse);
@@ -259,7 +273,7 @@ mod tests {
         let kept = invitations.into_all().remove(0);
         assert_eq!((kept.state(100), kept.state(101)), ("open", "expired"));
         let (id, mut invitations) = (kept.id, Invitations::open(&home, 0).unwrap());
-        invitations.revoke(&id).unwrap();
+        assert_eq!(invitations.revoke(&id).unwrap(), Some(relay_pass_key(&secret)));
         assert_eq!(invitations.revoke(&id).unwrap_err().code, "invitation_unknown");
         assert_eq!(
             invitations.redeem(SWARM, key(1), &join(secret, &[1]), 0).unwrap(),

@@ -21,8 +21,8 @@ use tempfile::NamedTempFile;
 
 use crate::{args::Reach, failure::Failure};
 
-pub(crate) use authority::{issued, keep_revocations, kept_revocations, remember_issued, tell};
-pub(crate) use identity::{Identity, Role, new_key};
+pub(crate) use authority::{Revoked, issued, keep_revocations, kept_revocations, remember_issued, revoked_as_of, tell};
+pub(crate) use identity::{Identity, KeyLock, Role, new_key};
 pub(crate) use invitation::{Admission, Invitation, Line};
 pub(crate) use invitations::{GRANT_DAYS, Invitations, Terms};
 pub(crate) use membership::{CONTACTS_KEPT, Membership, SwarmRoot, usable};

@@ -8,13 +8,10 @@ mod travel;
 
 use std::path::Path;
 
+use potluck_core::with_causes;
 use potluck_store::{Catalogue, Entry, Locations, Source, StoreError};
 
-use crate::{
-    failure::{Failure, chain},
-    home::Home,
-    screen::Screen,
-};
+use crate::{failure::Failure, home::Home, screen::Screen};
 
 pub(crate) use keeper::Keeper;
 pub(crate) use open::{all_layers, cache_bytes, load_stage, load_vocabulary, load_whole, stage_bytes};
@@ -114,6 +111,6 @@ impl From<StoreError> for Failure {
             StoreError::Cut(_) | StoreError::Range(_) => "potluck model show says where it may be cut",
             _ => error.hint().unwrap_or("check that the path exists and that you may read it"),
         };
-        Self::new(code, chain(&error), hint)
+        Self::new(code, with_causes(&error), hint)
     }
 }

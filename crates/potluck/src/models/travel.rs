@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use potluck_core::{LayerRange, ModelId, PeerId, StageSpec};
+use potluck_core::{LayerRange, ModelId, PeerId, StageSpec, with_causes};
 use potluck_model::slice;
 use potluck_net::Node;
 use potluck_pull::{Address, Coming, PullError, Pulled, Shared, Web};
@@ -14,7 +14,7 @@ use super::{
     room::{make_room, room},
 };
 use crate::{
-    failure::{Failure, chain},
+    failure::Failure,
     home::{Home, Identity, Membership, Role},
     placement::members,
     screen::{Screen, printable},
@@ -267,7 +267,7 @@ impl From<PullError> for Failure {
     fn from(error: PullError) -> Self {
         let (code, hint) = match error {
             PullError::Store(error @ StoreError::Io { .. }) => {
-                return Self::new("io", chain(&error), "is the disk full? What has come is kept: run it again");
+                return Self::new("io", with_causes(&error), "is the disk full? What has come is kept: run it again");
             }
             PullError::Store(error) => return error.into(),
             PullError::Net(error) => return error.into(),
@@ -286,6 +286,6 @@ impl From<PullError> for Failure {
             }
             _ => ("protocol", "compare both sides' versions: potluck --version"),
         };
-        Self::new(code, chain(&error), hint)
+        Self::new(code, with_causes(&error), hint)
     }
 }

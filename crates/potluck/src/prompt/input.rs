@@ -1,13 +1,10 @@
 //! Where turns come from: an edited line with history on a terminal, plain lines elsewhere.
 
-use std::{
-    io::{BufRead, stdin},
-    path::PathBuf,
-};
+use std::io::{BufRead, stdin};
 
 use rustyline::{DefaultEditor, error::ReadlineError};
 
-use crate::{apart::apart, failure::Failure, home::Home, screen::Screen};
+use crate::{apart::apart, failure::Failure, screen::Screen};
 
 /// Bytes of one turn. A longer one is refused.
 const TURN_BYTES_MAX: usize = 1 << 20;
@@ -30,7 +27,6 @@ pub(super) enum Turn {
 pub(super) struct Input {
     /// None while a line is being read on another thread.
     editor: Option<DefaultEditor>,
-    history: PathBuf,
 }
 
 /// One line, as the terminal or the pipe gave it.
@@ -41,11 +37,10 @@ enum Line {
 }
 
 impl Input {
-    /// On a terminal with the history of earlier conversations.
-    pub(super) fn open(home: &Home, screen: Screen) -> Result<Self, Failure> {
-        let history = home.path("history");
-        let editor = if screen.interactive() { Some(editor(&history)?) } else { None };
-        Ok(Self { editor, history })
+    /// On a terminal with a history of this conversation: it is in memory only, as no prompt is written to a disk.
+    pub(super) fn open(screen: Screen) -> Result<Self, Failure> {
+        let editor = || DefaultEditor::new().map_err(|error| Failure::new("io", error, ""));
+        Ok(Self { editor: screen.interactive().then(editor).transpose()? })
     }
 
     /// The next turn: lines that end with `\` go on, and so do those between `"""`.
@@ -76,8 +71,7 @@ impl Input {
             return Ok(Turn::Nothing);
         }
         if let Some(editor) = &mut self.editor {
-            // A history that cannot be kept is no reason to stop talking.
-            let _ = editor.add_history_entry(&text).and_then(|_| editor.save_history(&self.history));
+            let _ = editor.add_history_entry(&text);
         }
         Ok(if trimmed.starts_with('/') && !trimmed.contains('\n') {
             Turn::Command(trimmed.to_owned())
@@ -105,13 +99,6 @@ impl Input {
             Err(error) => Err(Failure::new("io", format!("reading the next line: {error}"), "")),
         }
     }
-}
-
-fn editor(history: &std::path::Path) -> Result<DefaultEditor, Failure> {
-    let mut editor = DefaultEditor::new().map_err(|error| Failure::new("io", error, ""))?;
-    // There is none before the first conversation.
-    let _ = editor.load_history(history);
-    Ok(editor)
 }
 
 fn plain_line() -> Result<String, ReadlineError> {

@@ -7,7 +7,6 @@ use serde_json::json;
 
 use crate::{
     failure::Failure,
-    home::Home,
     screen::Screen,
     signals::Interrupt,
     talk::{Asked, Talk, show_trace},
@@ -18,13 +17,12 @@ use input::{Input, Turn};
 
 /// Talks until the user leaves. A failed answer is told, and the conversation goes on; a lost session is opened again.
 pub(crate) async fn converse(
-    home: &Home,
     screen: Screen,
     talk: &mut Talk,
     asked: &mut Asked,
     interrupt: &mut Interrupt,
 ) -> Result<(), Failure> {
-    let mut input = Input::open(home, screen)?;
+    let mut input = Input::open(screen)?;
     if screen.interactive() {
         screen.note(format!("{}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves", talk.entry.name));
     }

@@ -6,6 +6,7 @@ mod lenders;
 mod measure;
 mod offers;
 mod orders;
+mod present;
 mod revoked;
 mod upstream;
 mod whereabouts;
@@ -33,7 +34,8 @@ pub(crate) use lenders::{FoundLender, Heard, hear_lenders, lenders_among};
 pub(crate) use measure::measure;
 pub(crate) use offers::{Announcer, OFFER_SECONDS, offers_of};
 pub(crate) use orders::orders;
-pub(crate) use revoked::{hear_revocations, keep_hearing};
+pub(crate) use present::Present;
+pub(crate) use revoked::{hearing_node, keep_hearing};
 pub(crate) use upstream::{UpstreamArgs, lend_upstream};
 pub(crate) use whereabouts::{find_peer, look_again};
 

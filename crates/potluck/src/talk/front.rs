@@ -14,7 +14,7 @@ use potluck_gateway::{Access, Gateway, Lent, Model, Opener, Own as GatewayOwn, P
 use potluck_model::Facts;
 use potluck_net::{Node, OwnPort};
 use potluck_store::{Entry, InUse};
-use potluck_wire::{Codec, PeerAddress};
+use potluck_wire::Codec;
 use tokio::{net::TcpListener, sync::oneshot};
 
 use super::{
@@ -24,7 +24,7 @@ use super::{
     route::RouteChain,
     shared::SharedEngine,
     start::{OWN_CACHE, Wanted, session_config, session_id},
-    swarm::{client_node, shared_route},
+    swarm::{client_node, has_both_ends, shared_route},
 };
 use crate::{
     args::{DoorArgs, EngineArgs, Prefer, Privacy, RouteArgs},
@@ -53,8 +53,8 @@ pub(crate) struct Front {
     lenders: Option<Lenders>,
     /// What fetches and removes models.
     keeper: Keeper,
-    /// This machine in its swarm, and the members that it knows; none where the swarm was not asked.
-    swarm: Option<(Node, Vec<PeerAddress>)>,
+    /// This machine in its swarm; none where the swarm was not asked.
+    swarm: Option<Node>,
     /// What is to be closed at the end.
     nodes: Vec<Node>,
     /// The peers that were started for it.
@@ -88,6 +88,8 @@ pub(crate) struct Sessions {
     opened: Rc<Cell<u64>>,
     /// When it was planned last.
     planned: Rc<Cell<Instant>>,
+    /// One plans at a time: two would start the same engine twice.
+    planning: Rc<tokio::sync::Mutex<()>>,
 }
 
 /// What a plan through the swarm is made for.
@@ -146,7 +148,7 @@ impl Front {
         match (started, swarm) {
             (Ok(mut front), swarm) => {
                 front.nodes.extend(swarm.as_ref().map(|(node, _)| node.clone()));
-                front.swarm = swarm.map(|(node, membership)| (node, membership.contacts));
+                front.swarm = swarm.map(|(node, _)| node);
                 Ok(front)
             }
             (Err(failure), swarm) => {
@@ -180,8 +182,9 @@ impl Front {
         let (vocabulary, (node, hops, embedded)) = tokio::try_join!(vocabulary, route_of(&wanted, route, swarm))?;
         let engines = own_engines(&wanted, &hops, &[]).await?;
         drop(bar);
+        let ends_here = has_both_ends(&hops);
         let config = session_config(&wanted, node.id(), hops)?;
-        if !engines.is_empty() {
+        if ends_here {
             privacy.hide_layers = privacy.hide_layers.max(1);
         }
         let replan = || {
@@ -242,8 +245,8 @@ impl Front {
         }
     }
 
-    /// This machine in its swarm, and whom it knows there.
-    pub(crate) fn swarm(&self) -> Option<(Node, Vec<PeerAddress>)> {
+    /// This machine in its swarm.
+    pub(crate) fn swarm(&self) -> Option<Node> {
         self.swarm.clone()
     }
 
@@ -324,11 +327,14 @@ impl Sessions {
     ) -> Self {
         let (config, engines) = (Rc::new(RefCell::new(config)), Rc::new(RefCell::new(engines)));
         let planned = Rc::new(Cell::new(Instant::now()));
-        Self { node, config, vocabulary, swarm, engines, opened: Rc::default(), planned }
+        Self { node, config, vocabulary, swarm, engines, opened: Rc::default(), planned, planning: Rc::default() }
     }
 
     async fn plan(&self, swarm: &Swarm) -> Result<(), Failure> {
+        let _alone = self.planning.lock().await;
         self.planned.set(Instant::now());
+        // One that has ended serves nobody again: another takes its place.
+        self.engines.borrow_mut().retain(|(_, engine)| !engine.is_over());
         let Swarm { home, entry, settings, codec, privacy, prefer, memory } = swarm;
         let memory = Some(*memory);
         let wanted = Wanted { home, entry, settings, codec: *codec, memory, privacy };

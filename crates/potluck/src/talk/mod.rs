@@ -66,6 +66,8 @@ pub(crate) struct Talk {
     route: RouteArgs,
     settings: EngineSettings,
     codec: Codec,
+    /// What it gave to the model at the start.
+    memory: u64,
     privacy: Privacy,
     /// The peers that this command started, which end with it.
     embedded: Option<Embedded>,

@@ -23,7 +23,7 @@ pub(super) async fn open(wanted: &Wanted<'_>, peers: usize, ends: u32) -> Result
     let stages = split(wanted.entry, peers, ends)?;
     let embedded = Embedded::start(wanted.home, wanted.settings, of_peers(&stages, ends)).await?;
     match open_again(wanted, &embedded, ends).await {
-        Ok(chain) => Ok(Opened { chain, embedded: Some(embedded), verdict: String::new() }),
+        Ok(chain) => Ok(Opened { chain, embedded: Some(embedded), verdict: String::new(), ends_here: false }),
         Err(failure) => {
             embedded.stop().await;
             Err(failure)

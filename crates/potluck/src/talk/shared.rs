@@ -83,6 +83,11 @@ impl SharedEngine {
         OwnPort { hop, commands, replies }
     }
 
+    /// Whether the engine has ended.
+    pub(super) fn is_over(&self) -> bool {
+        self.task.is_finished()
+    }
+
     /// Waits until the engine is gone. Its sessions are closed already.
     pub(super) async fn stop(self) {
         let Self { said, task } = self;

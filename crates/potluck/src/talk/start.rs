@@ -20,6 +20,7 @@ use crate::{
     failure::{Failure, OrFail},
     home::Home,
     models::{all_layers, find_model, load_stage, load_vocabulary, load_whole},
+    placement::free_memory,
     screen::Screen,
 };
 
@@ -51,6 +52,8 @@ pub(super) struct Opened {
     pub(super) embedded: Option<Embedded>,
     /// Why it is what it is, in a sentence.
     pub(super) verdict: String,
+    /// Whether both ends of its route are this machine's.
+    pub(super) ends_here: bool,
 }
 
 impl Talk {
@@ -78,13 +81,19 @@ impl Talk {
         settings.check()?;
         memory::keep_freed(settings.wipe_within.is_none());
         route.check()?;
-        let privacy = route.privacy.read(home)?;
+        let mut privacy = route.privacy.read(home)?;
+        // Its own engines will have taken of what is free when another session is opened.
+        let memory = route.memory.unwrap_or_else(free_memory);
         let wanted =
-            Wanted { home, entry: &entry, settings: &settings, codec, memory: route.memory, privacy: &privacy };
+            Wanted { home, entry: &entry, settings: &settings, codec, memory: Some(memory), privacy: &privacy };
         let bar = screen.wait(format!("loading {}", entry.name));
         let vocabulary = start_vocabulary(load_vocabulary(&entry, &settings)?);
         let (vocabulary, opened) = tokio::try_join!(vocabulary, open(&wanted, route))?;
         drop(bar);
+        // What no peer was sent in a conversation, none is sent in the rest of it.
+        if opened.ends_here {
+            privacy.hide_layers = privacy.hide_layers.max(1);
+        }
         let template = ChatTemplate::of(&entry.manifest).or_fail("bad_template", "send the prompt as it is: --raw")?;
         Ok(Self {
             conversation: Conversation::new(template, SpecialTokens::of(&entry.manifest)),
@@ -95,6 +104,7 @@ impl Talk {
             route: route.clone(),
             settings,
             codec,
+            memory,
             privacy,
             entry,
         })
@@ -104,19 +114,23 @@ impl Talk {
     ///
     /// A peer whose engine died brings it back by itself: it is waited for, for [`REOPEN_TIMEOUT`] at most.
     pub(crate) async fn reopen(&mut self) -> Result<(), Failure> {
-        let Self { home, entry, settings, codec, privacy, .. } = self;
-        let wanted = Wanted { home, entry, settings, codec: *codec, memory: self.route.memory, privacy };
+        let Self { home, entry, settings, codec, memory, privacy, .. } = self;
+        let wanted = Wanted { home, entry, settings, codec: *codec, memory: Some(*memory), privacy };
         let give_up = Instant::now() + REOPEN_TIMEOUT;
-        let chain = loop {
+        let (chain, verdict) = loop {
             let opened = match &self.embedded {
-                Some(embedded) => own_peers::open_again(&wanted, embedded, self.route.ends()).await,
-                None => open(&wanted, &self.route).await.map(|opened| opened.chain),
+                Some(embedded) => {
+                    let opened = own_peers::open_again(&wanted, embedded, self.route.ends()).await;
+                    opened.map(|chain| (chain, self.verdict.clone()))
+                }
+                None => open(&wanted, &self.route).await.map(|opened| (opened.chain, opened.verdict)),
             };
             match opened {
                 Err(failure) if comes_back(&failure) && Instant::now() < give_up => sleep(REOPEN_EVERY).await,
                 opened => break opened?,
             }
         };
+        self.verdict = verdict;
         let vocabulary = self.session.vocabulary().clone();
         std::mem::replace(&mut self.session, Session::new(chain, vocabulary)).close().await;
         Ok(())
@@ -140,7 +154,12 @@ async fn open(wanted: &Wanted<'_>, route: &RouteArgs) -> Result<Opened, Failure>
 pub(super) async fn local(wanted: &Wanted<'_>, verdict: String) -> Result<Opened, Failure> {
     let engine = start_engine(load_whole(wanted.entry, wanted.settings)?).await?;
     let chain = LocalChain::open(engine, wanted.settings.context, deadlines()).await?;
-    Ok(Opened { chain: AnyChain::Local(chain, all_layers(&wanted.entry.manifest)?), embedded: None, verdict })
+    Ok(Opened {
+        chain: AnyChain::Local(chain, all_layers(&wanted.entry.manifest)?),
+        embedded: None,
+        verdict,
+        ends_here: false,
+    })
 }
 
 /// An engine here for one stage of a route.

@@ -134,9 +134,10 @@ pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, 
             Who::Peer(peer) => remote_hop(&offers, peer, spec)?,
         });
     }
+    let ends_here = has_both_ends(&route);
     let config = session_config(wanted, node.id(), route)?;
     let chain = AnyChain::Route(Box::new(RouteChain::open(node, config, own).await?));
-    Ok(Opened { chain, embedded: None, verdict })
+    Ok(Opened { chain, embedded: None, verdict, ends_here })
 }
 
 /// A route for sessions that share it, with stages of this machine at its ends where they fit and nothing else was asked for;
@@ -161,6 +162,11 @@ pub(super) async fn shared_route(
         }
     }
     Ok(Some(route))
+}
+
+/// True where the first and the last stage of a route are this machine's.
+pub(super) fn has_both_ends(route: &[Hop]) -> bool {
+    matches!((route.first(), route.last()), (Some(Hop::Own(_)), Some(Hop::Own(_))))
 }
 
 /// True where this machine is to run all of it.
