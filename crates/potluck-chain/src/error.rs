@@ -85,6 +85,18 @@ fn detail(failure: &Failure) -> String {
 }
 
 impl SessionError {
+    /// True where a peer, the way to it, or an engine is gone: the same may go well over another route.
+    pub fn is_loss(&self) -> bool {
+        match self {
+            Self::PeerLost { .. } => true,
+            Self::Peer { failure, .. } => {
+                matches!(failure.code, FailureCode::PeerLost | FailureCode::EngineLost | FailureCode::Leaving)
+            }
+            Self::Own { error, .. } => matches!(error, StageError::Lost(_)),
+            _ => false,
+        }
+    }
+
     /// A short code for machines: the `code` of an error object.
     pub fn code(&self) -> &'static str {
         match self {

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Instant};
 
 use potluck_chain::{
-    Answer, STEPS_IN_FLIGHT_MAX,
+    Answer, STEPS_IN_FLIGHT_MAX, SessionError,
     sample::{Decision, FinishReason, Sampler, SamplingParams, StopRules, Stopper, TokenLogprobs},
 };
 use potluck_core::{Logits, Rows, bounds};
@@ -13,6 +13,9 @@ use crate::{Cancel, Chain, GenerateError, Outcome, TokenEvent, run::Run, trace::
 
 /// Prefill chunks in flight, unless the request says otherwise: enough to keep a few stages busy at once.
 pub const PREFILL_IN_FLIGHT: usize = 4;
+
+/// Chains that may be lost one after the other without a token: beyond it the answer ends with the last one's error.
+pub const LOSSES_MAX: usize = 4;
 
 /// Tokens whose text is remembered. Beyond it the memory starts again, at the cost of asking again.
 const PIECES_MAX: usize = 1 << 17;
@@ -148,10 +151,41 @@ impl<C: Chain> Session<C> {
         &mut self,
         request: Request,
         cancel: &Cancel,
+        on_token: impl FnMut(&TokenEvent),
+    ) -> Result<Outcome, GenerateError> {
+        self.generate_over(request, cancel, on_token, async |_: &SessionError| None).await
+    }
+
+    /// The same. Where the chain is lost in mid-answer, `reopen` is asked for another, its caches empty: the answer goes on there,
+    /// and no token that was chosen is chosen again. What it computes anew is the prompt and what was answered so far.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate), where `reopen` gives none, or [`LOSSES_MAX`] chains in a row gave no token.
+    pub async fn generate_over(
+        &mut self,
+        request: Request,
+        cancel: &Cancel,
         mut on_token: impl FnMut(&TokenEvent),
+        mut reopen: impl AsyncFnMut(&SessionError) -> Option<C>,
     ) -> Result<Outcome, GenerateError> {
         let mut run = self.prepare(&request).await?;
-        let result = self.answer(&request, &mut run, cancel, &mut on_token).await;
+        let mut result = self.answer(&request, &mut run, cancel, &mut on_token).await;
+        while let Err(GenerateError::Session(error)) = &result
+            && error.is_loss()
+            && run.lost() <= LOSSES_MAX
+        {
+            let reopened = tokio::select! {
+                biased;
+                () = cancel.cancelled() => None,
+                reopened = reopen(error) => reopened,
+            };
+            let Some(chain) = reopened else { break };
+            std::mem::replace(&mut self.chain, chain).close().await;
+            self.held.clear();
+            self.unanswered = 0;
+            run.resumes();
+            result = self.answer(&request, &mut run, cancel, &mut on_token).await;
+        }
         if let Some(grammar) = run.grammar {
             // A child that is gone has closed it already.
             let _ = self.vocabulary.close_grammar(grammar).await;
@@ -162,6 +196,11 @@ impl<C: Chain> Session<C> {
         // An answer that is complete is not lost for want of its trace.
         let accounts = if traced { self.chain.accounts().await.ok().flatten() } else { None };
         Ok(run.finish(finish, accounts.map(|accounts| (accounts, ended))))
+    }
+
+    /// The chain alone: another session goes on with it.
+    pub fn into_chain(self) -> C {
+        self.chain
     }
 
     /// Ends the session everywhere.
@@ -210,10 +249,12 @@ impl<C: Chain> Session<C> {
             let answered = Instant::now();
             let (token, logprobs) = self.choose(run, answer).await?;
             run.took(token, answered);
-            // The next step is on its way while the text of this token is looked up and shown.
-            if !run.is_last(token) && !cancel.is_cancelled() {
-                self.submit(&[token], Rows::Last, run.top).await?;
-            }
+            // The next step is on its way while the text of this token is looked up and shown: which is chosen, whatever comes of
+            // that step.
+            let submitted = match run.is_last(token) || cancel.is_cancelled() {
+                true => Ok(()),
+                false => self.submit(&[token], Rows::Last, run.top).await,
+            };
             let piece = self.piece(token).await?;
             let progress = run.stopper.push(token, &piece);
             let event = TokenEvent { token, text: progress.text, logprobs };
@@ -221,6 +262,7 @@ impl<C: Chain> Session<C> {
             if let Some(finish) = progress.finish {
                 return Ok(finish);
             }
+            submitted?;
             let next = tokio::select! {
                 biased;
                 () = cancel.cancelled() => None,
@@ -233,7 +275,8 @@ impl<C: Chain> Session<C> {
         }
     }
 
-    /// Evaluates what is new of the prompt. Returns the last step's answer; `None`: cancelled.
+    /// Evaluates what is new of the prompt, and of the answer where it goes on here. Returns the last step's answer; `None`:
+    /// cancelled.
     async fn prefill(
         &mut self,
         request: &Request,
@@ -241,17 +284,18 @@ impl<C: Chain> Session<C> {
         cancel: &Cancel,
     ) -> Result<Option<Answer>, GenerateError> {
         self.drain().await?;
-        let known = self.held.iter().zip(&request.prompt).take_while(|(a, b)| a == b).count();
+        let tokens = [&request.prompt[..], run.tokens()].concat();
+        let known = self.held.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
         // The last token is evaluated in any case: its logits are wanted.
-        let known = if request.reuse { known.min(request.prompt.len() - 1) } else { 0 };
+        let known = if request.reuse { known.min(tokens.len() - 1) } else { 0 };
         self.held.truncate(known);
-        if request.trace {
+        if request.trace && run.resumed() == 0 {
             run.tracing = self.chain.accounts().await?.map(Tracing::new);
         }
         run.started(known);
         let chunk = usize::from(request.chunk).clamp(1, bounds::STEP_POSITIONS_MAX);
         let in_flight = request.in_flight.clamp(1, STEPS_IN_FLIGHT_MAX);
-        let mut chunks = request.prompt[known..].chunks(chunk).peekable();
+        let mut chunks = tokens[known..].chunks(chunk).peekable();
         loop {
             while self.unanswered < in_flight
                 && let Some(tokens) = chunks.next()

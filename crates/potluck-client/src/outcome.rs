@@ -45,4 +45,11 @@ pub struct Outcome {
     /// Where the time went, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace: Option<Trace>,
+    /// How often a peer was lost and the answer went on over another route.
+    #[serde(skip_serializing_if = "is_none")]
+    pub resumed: usize,
+}
+
+fn is_none(count: &usize) -> bool {
+    *count == 0
 }

@@ -23,6 +23,9 @@ pub(crate) struct Run {
     pub(crate) clock: Clock,
     /// Where the request asked for it.
     pub(crate) tracing: Option<Tracing>,
+    resumed: usize,
+    /// Tokens when a chain was lost last, and how many were lost with so many.
+    lost: (usize, usize),
 }
 
 /// When things happened, and how many bytes had been written then.
@@ -33,8 +36,9 @@ pub(crate) struct Clock {
     prefilled: Option<Instant>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
-    bytes_prefilled: u64,
+    /// Written by the chain so far, and in decode by all chains.
     bytes: u64,
+    decode_bytes: u64,
     decoded: u64,
 }
 
@@ -54,8 +58,8 @@ impl Run {
             prefilled: None,
             first_token: None,
             last_token: None,
-            bytes_prefilled: 0,
             bytes: 0,
+            decode_bytes: 0,
             decoded: 0,
         };
         Self {
@@ -70,23 +74,54 @@ impl Run {
             logprobs: Vec::new(),
             clock,
             tracing: None,
+            resumed: 0,
+            lost: (0, 0),
         }
     }
 
     /// The first step is about to be sent; the caches held so many tokens of the prompt.
     pub(crate) fn started(&mut self, reused: usize) {
+        if self.resumed > 0 {
+            return;
+        }
         self.clock.reused = reused;
         self.clock.started = Instant::now();
     }
 
     /// The last prefill step was answered.
     pub(crate) fn prefilled(&mut self, bytes: u64) {
-        self.clock.prefilled = Some(Instant::now());
-        (self.clock.bytes_prefilled, self.clock.bytes) = (bytes, bytes);
+        self.clock.prefilled.get_or_insert_with(Instant::now);
+        self.clock.bytes = bytes;
+    }
+
+    /// The chain is gone: how many are, since the last token.
+    pub(crate) fn lost(&mut self) -> usize {
+        let tokens = self.tokens.len();
+        let before = if self.lost.0 == tokens { self.lost.1 } else { 0 };
+        self.lost = (tokens, before + 1);
+        self.lost.1
+    }
+
+    /// It goes on over another chain.
+    pub(crate) fn resumes(&mut self) {
+        self.resumed += 1;
+        // What each stage has done is told by those that are gone.
+        self.tracing = None;
+    }
+
+    /// How often it went on over another chain.
+    pub(crate) fn resumed(&self) -> usize {
+        self.resumed
+    }
+
+    /// The tokens that were chosen.
+    pub(crate) fn tokens(&self) -> &[u32] {
+        &self.tokens
     }
 
     /// A decode step was answered.
     pub(crate) fn decoded(&mut self, bytes: u64) {
+        self.clock.decode_bytes += bytes.saturating_sub(self.clock.bytes);
         self.clock.bytes = bytes;
         self.clock.decoded += 1;
     }
@@ -125,7 +160,7 @@ impl Run {
 
     /// `accounts`: those of the stages at the end, and when that was, where a trace was asked for.
     pub(crate) fn finish(self, finish_reason: FinishReason, accounts: Option<(Vec<StageAccount>, Instant)>) -> Outcome {
-        let Self { text, tokens, logprobs, clock, sampler, tracing, .. } = self;
+        let Self { text, tokens, logprobs, clock, sampler, tracing, resumed, .. } = self;
         let trace = accounts.zip(tracing).and_then(|((accounts, ended), tracing)| {
             let seconds = tracing.decoding_since().map_or(0.0, |since| seconds(since, ended));
             tracing.finish(seconds, &accounts)
@@ -143,6 +178,7 @@ impl Run {
             logprobs: sampler.params().logprobs.map(|_| logprobs),
             tokens,
             trace,
+            resumed,
         }
     }
 }
@@ -164,7 +200,7 @@ impl Clock {
     }
 
     fn bytes_per_position(&self) -> f64 {
-        rate((self.bytes - self.bytes_prefilled) as f64, self.decoded as f64)
+        rate(self.decode_bytes as f64, self.decoded as f64)
     }
 }
 

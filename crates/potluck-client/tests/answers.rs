@@ -3,14 +3,19 @@
 
 mod common;
 
-use std::process::Command;
+use std::{
+    cell::{Cell, RefCell},
+    process::Command,
+};
 
 use common::{program, small_model};
 use potluck_chain::{
     Answer, Deadlines, SessionError,
     sample::{FinishReason, SamplingParams},
 };
-use potluck_client::{Cancel, Chain, ChainShape, GenerateError, LocalChain, Outcome, Request, Session, StageAccount};
+use potluck_client::{
+    Cancel, Chain, ChainShape, GenerateError, LocalChain, Outcome, Request, Session, StageAccount, TokenEvent,
+};
 use potluck_core::{Hidden, Logits, Rows};
 use potluck_engine::{EngineProcess, GrammarSource};
 
@@ -256,4 +261,50 @@ async fn a_killed_engine_ends_the_answer_with_its_reason() {
     let error = result.await.unwrap_err();
     assert!(matches!(error, GenerateError::Session(SessionError::Own { .. })), "{error}");
     assert!(tokens < 100, "it ended when the engine did");
+}
+
+/// Kills its engine after so many tokens each time, as long as there is another to go on with.
+async fn goes_on(kill_at: &[usize], chains: usize) -> (Result<Outcome, GenerateError>, Vec<u32>, String) {
+    let (first, pid) = chain().await;
+    let mut session = Session::new(first, small_model().vocabulary().await);
+    let request = request(&session, 40).await;
+    let (pid, tokens, text) = (Cell::new(pid), RefCell::new(Vec::new()), RefCell::new(String::new()));
+    let on_token = |event: &TokenEvent| {
+        tokens.borrow_mut().push(event.token);
+        text.borrow_mut().push_str(&event.text);
+        if kill_at.contains(&tokens.borrow().len()) {
+            assert!(Command::new("kill").args(["-9", &pid.get().to_string()]).status().unwrap().success());
+        }
+    };
+    let mut left = chains;
+    let reopen = async |_: &SessionError| {
+        left = left.checked_sub(1)?;
+        let (chain, its) = chain().await;
+        pid.set(its);
+        Some(chain)
+    };
+    let result = session.generate_over(request, &Cancel::new(), on_token, reopen).await;
+    (result, tokens.into_inner(), text.into_inner())
+}
+
+#[tokio::test]
+async fn an_answer_goes_on_over_another_chain_without_losing_a_token() {
+    let mut alone = session().await;
+    let request = request(&alone, 40).await;
+    let whole = answer(request, &mut alone).await;
+    let (outcome, tokens, text) = goes_on(&[1, 17, 39], 3).await;
+    let outcome = outcome.unwrap();
+    assert_eq!((outcome.resumed, whole.resumed), (3, 0));
+    assert_eq!(outcome.tokens, whole.tokens, "as if nothing had happened");
+    assert_eq!((tokens, text), (whole.tokens, whole.text), "and each was shown once");
+    // Where there is no other chain, the error is the last one's, and what was shown stands.
+    let (outcome, tokens, _) = goes_on(&[5, 9], 1).await;
+    assert!(matches!(outcome.unwrap_err(), GenerateError::Session(SessionError::Own { .. })));
+    assert!((9..12).contains(&tokens.len()), "{}", tokens.len());
+    assert_eq!(tokens, outcome_prefix(&tokens, alone).await);
+}
+
+async fn outcome_prefix(tokens: &[u32], mut session: Session<LocalChain>) -> Vec<u32> {
+    let request = request(&session, tokens.len() as u32).await;
+    answer(request, &mut session).await.tokens
 }

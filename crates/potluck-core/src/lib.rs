@@ -14,6 +14,7 @@
 mod account;
 pub mod bounds;
 mod causes;
+mod defence;
 mod endpoint;
 mod ids;
 mod manifest;
@@ -27,6 +28,9 @@ mod stage;
 
 pub use account::Account;
 pub use causes::with_causes;
+pub use defence::Defence;
+#[cfg(feature = "undefended")]
+pub use defence::SwitchedOff;
 pub use endpoint::{Endpoint, PASSED_ON};
 pub use ids::{CacheId, IdError, ModelId, PeerId, SecretKey, SessionId, SessionKey};
 pub use manifest::{Manifest, ManifestError, MetaArray, MetaValue, TensorEntry, TensorType};

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{PeerId, SecretKey, StageShape};
+use crate::{Defence, PeerId, SecretKey, StageShape};
 
 /// How fast a stage was when its peer measured it: its own numbers, on its own machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,7 +124,8 @@ impl SignedOffer {
         if offer.relay.as_ref().is_some_and(|url| url.len() > Offer::RELAY_CHARS_MAX) {
             return Err(OfferError::Malformed("too long a relay".into()));
         }
-        if !offer.peer.verify(&[Offer::CONTEXT, &self.offer].concat(), &self.signature) {
+        let signed = offer.peer.verify(&[Offer::CONTEXT, &self.offer].concat(), &self.signature);
+        if !signed && Defence::OfferSignature.stands() {
             return Err(OfferError::Signature(offer.peer));
         }
         let peer = offer.peer;

@@ -1,9 +1,14 @@
 //! The slots: open sessions, each with what its caches hold, and who gets which.
 
-use std::{rc::Rc, sync::Arc, time::Instant};
+use std::{
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use potluck_chain::SessionError;
 use potluck_client::{Cancel, Chain, GenerateError, Request, Session, TokenEvent};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::sleep};
 use tracing::{Instrument as _, Span, field::Empty, info_span};
 
 use crate::{
@@ -146,6 +151,12 @@ fn record(span: &Span, event: &Event) {
 /// Positions of a step at most where others are at work: half of what a prompt has alone, and nearly as fast.
 const BESIDE_OTHERS: u16 = 256;
 
+/// How long another session may take to be open where an answer has lost its own.
+const RESUME_WITHIN: Duration = Duration::from_secs(20);
+
+/// How often it is tried.
+const REOPEN_EVERY: Duration = Duration::from_millis(500);
+
 /// Seconds that a caller should wait where the queue is full.
 const RETRY_BUSY_SECONDS: u32 = 2;
 
@@ -275,11 +286,8 @@ async fn work<O: Opener>(opener: &O, session: Option<Session<O::Chain>>, job: Jo
                 }
             },
         };
-        let mut told = false;
         let done = match &task {
-            Task::Generate(request) => {
-                answer(&mut session, request.clone(), &caller, (index, &events), &mut told).await
-            }
+            Task::Generate(request) => answer(opener, &mut session, request.clone(), &caller, (index, &events)).await,
             Task::Embed { tokens, chunk } => tokio::select! {
                 embedding = session.embed(tokens, *chunk) => embedding.map(Event::Embedded),
                 // Nobody waits for it any more; the step that is under way is let finish by whoever comes next.
@@ -293,8 +301,8 @@ async fn work<O: Opener>(opener: &O, session: Option<Session<O::Chain>>, job: Jo
             }
             Err(error @ GenerateError::Session(_)) => {
                 session.close().await;
-                // A session may have been lost while it was at rest: then nobody need know.
-                if fresh || told {
+                // A session may have been lost while it was at rest: then nobody need know. An answer has had its other chains.
+                if fresh || matches!(task, Task::Generate(_)) {
                     tell(Event::Failed(error.into()));
                     return None;
                 }
@@ -308,17 +316,34 @@ async fn work<O: Opener>(opener: &O, session: Option<Session<O::Chain>>, job: Jo
     }
 }
 
-async fn answer<C: Chain>(
-    session: &mut Session<C>,
+/// Another chain for an answer whose own is lost: what comes back by itself is waited for.
+async fn reopen<O: Opener>(opener: &O, lost: &SessionError) -> Option<O::Chain> {
+    let give_up = Instant::now() + RESUME_WITHIN;
+    loop {
+        match opener.open().await {
+            Ok(session) => {
+                tracing::info!(%lost, "the answer goes on over another session");
+                return Some(session.into_chain());
+            }
+            Err(_) if Instant::now() < give_up => sleep(REOPEN_EVERY).await,
+            Err(problem) => {
+                tracing::info!(%lost, code = %problem.code, "there is no other session");
+                return None;
+            }
+        }
+    }
+}
+
+async fn answer<O: Opener>(
+    opener: &O,
+    session: &mut Session<O::Chain>,
     request: Request,
     caller: &Caller,
     (index, events): (usize, &Events),
-    told: &mut bool,
 ) -> Result<Event, GenerateError> {
     let (cancel, mut refused) = (Cancel::new(), None);
     let outcome = {
-        let mut answer = std::pin::pin!(session.generate(request, &cancel, |event| {
-            *told = true;
+        let on_token = |event: &TokenEvent| {
             // Counted where it is computed, whether or not anybody reads it.
             match caller.charge(1) {
                 Ok(()) => drop(events.send((index, Event::Token(event.clone())))),
@@ -327,7 +352,9 @@ async fn answer<C: Chain>(
                     cancel.cancel();
                 }
             }
-        }));
+        };
+        let reopen = async |lost: &SessionError| reopen(opener, lost).await;
+        let mut answer = std::pin::pin!(session.generate_over(request, &cancel, on_token, reopen));
         tokio::select! {
             outcome = &mut answer => outcome,
             () = events.closed() => {

@@ -2,15 +2,15 @@
 
 use std::{
     future::IntoFuture as _,
-    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
-use iroh::endpoint::{Connection, Incoming, IncomingAddr};
-use potluck_core::PeerId;
+use iroh::endpoint::{Connection, Incoming};
+use potluck_core::{Defence, PeerId};
 use potluck_grant::Member;
 use potluck_peer::StreamId;
 use potluck_wire::{FailureCode, TUNNEL_ALPN};
@@ -22,6 +22,7 @@ use crate::{
     greet::{admit, close, utc_now},
     node::{lift_limits, peer_id},
     places::{Place, Places},
+    rates::{Origin, Rates},
     serve::Happened,
     tunnel::attend_tunnel,
 };
@@ -30,8 +31,11 @@ use crate::{
 const UNGREETED_MAX: usize = 64;
 
 /// The same from one address, so that no stranger takes all places; from half of it on, an address has to be proven.
-/// All who come through relays share one.
 const UNGREETED_PER_ADDRESS_MAX: usize = 16;
+
+/// The same of one key that comes by a relay, and of all such keys: whoever is at a relay makes keys as it likes.
+const UNGREETED_PER_RELAYED_MAX: usize = 4;
+const UNGREETED_RELAYED_MAX: usize = UNGREETED_MAX / 2;
 
 /// Connections at once. The next one is refused before its handshake.
 const CONNECTIONS_MAX: usize = 1_024;
@@ -44,6 +48,7 @@ const _: () = assert!(UNGREETED_PER_ADDRESS_MAX < UNGREETED_MAX && UNGREETED_MAX
 /// Accepts until the endpoint closes.
 pub(crate) async fn accept(node: Node, events: mpsc::Sender<Happened>, streams: Arc<AtomicU64>) {
     let (ungreeted, members) = (Places::default(), Places::default());
+    let rates = Arc::new(Rates::default());
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -52,9 +57,9 @@ pub(crate) async fn accept(node: Node, events: mpsc::Sender<Happened>, streams: 
                 if connections.len() >= CONNECTIONS_MAX {
                     debug!(max = CONNECTIONS_MAX, "a connection was refused: too many");
                     incoming.refuse();
-                } else if let Some((incoming, place)) = knock(incoming, &ungreeted) {
-                    let (node, members) = (node.clone(), members.clone());
-                    connections.spawn(attend(node, incoming, place, members, events.clone(), streams.clone()));
+                } else if let Some((incoming, place)) = knock(incoming, &ungreeted, &rates) {
+                    let met = (members.clone(), rates.clone());
+                    connections.spawn(attend(node.clone(), incoming, place, met, events.clone(), streams.clone()));
                 }
             }
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
@@ -63,39 +68,53 @@ pub(crate) async fn accept(node: Node, events: mpsc::Sender<Happened>, streams: 
 }
 
 /// Gives a connection one of the places for those that have not greeted, or turns it away.
-fn knock(incoming: Incoming, ungreeted: &Places<Option<IpAddr>>) -> Option<(Incoming, Place<Option<IpAddr>>)> {
-    let address = match incoming.remote_addr() {
-        IncomingAddr::Ip(address) => Some(address.ip()),
-        _ => None,
+fn knock(incoming: Incoming, ungreeted: &Places<Origin>, rates: &Rates) -> Option<(Incoming, Place<Origin>)> {
+    let from = Origin::of(&incoming.remote_addr());
+    let (all, here) = ungreeted.taken(&from);
+    let full = match from {
+        Origin::Relayed(_) => {
+            here >= UNGREETED_PER_RELAYED_MAX || ungreeted.taken_where(Origin::is_relayed) >= UNGREETED_RELAYED_MAX
+        }
+        _ => here >= UNGREETED_PER_ADDRESS_MAX,
     };
-    let (all, here) = ungreeted.taken(&address);
-    if all >= UNGREETED_MAX || here >= UNGREETED_PER_ADDRESS_MAX {
+    if (full || all >= UNGREETED_MAX) && Defence::UngreetedPlaces.stands() {
         debug!(all, here, "a connection was refused: too many have not greeted");
         incoming.refuse();
         return None;
     }
-    if here >= UNGREETED_PER_ADDRESS_MAX / 2 && address.is_some() && !incoming.remote_addr_validated() {
+    let proven = incoming.remote_addr_validated() || from.is_proven();
+    if !proven && (here >= UNGREETED_PER_ADDRESS_MAX / 2 || !rates.allow_unproven(from)) {
         // Whoever sent this may have made the address up: its owner is asked to come again.
         if let Err(error) = incoming.retry() {
             error.into_incoming().refuse();
         }
         return None;
     }
-    Some((incoming, ungreeted.take(address)))
+    if proven && !rates.allow(from) {
+        debug!(?from, "a connection was refused: too many in too short a time");
+        incoming.refuse();
+        return None;
+    }
+    Some((incoming, ungreeted.take(from)))
 }
 
 /// One connection: handshake, greeting, and then its streams until it ends.
 async fn attend(
     node: Node,
     incoming: Incoming,
-    ungreeted: Place<Option<IpAddr>>,
-    members: Places<PeerId>,
+    ungreeted: Place<Origin>,
+    (members, rates): (Places<PeerId>, Arc<Rates>),
     events: mpsc::Sender<Happened>,
     streams: Arc<AtomicU64>,
 ) {
-    let Ok(Ok(connection)) = timeout(node.deadlines.greet, incoming.into_future()).await else { return };
+    let patience = if Defence::GreetDeadline.stands() { node.deadlines.greet } else { Duration::MAX };
+    let Ok(Ok(connection)) = timeout(patience, incoming.into_future()).await else { return };
     let peer = peer_id(connection.remote_id());
-    let member = match timeout(node.deadlines.greet, admit(&connection, &node)).await {
+    if !rates.allow_key(peer) {
+        info!(peer = %peer.short(), "a connection was refused: this key makes too many");
+        return close(&connection, FailureCode::Busy);
+    }
+    let member = match timeout(patience, admit(&connection, &node)).await {
         Ok(Ok(Some(member))) => member,
         Ok(Ok(None)) => return,
         Ok(Err(error)) => {
@@ -109,7 +128,7 @@ async fn attend(
     };
     drop(ungreeted);
     let (_, here) = members.taken(&peer);
-    if here >= MEMBER_CONNECTIONS_MAX {
+    if here >= MEMBER_CONNECTIONS_MAX && Defence::MemberConnections.stands() {
         info!(peer = %peer.short(), here, "a connection was refused: this member has too many");
         return close(&connection, FailureCode::Busy);
     }
@@ -143,7 +162,9 @@ async fn take_streams(
             },
         };
         // A connection may outlive the grant that it was let in with. What is closed here ends every session that came by it.
-        if let Err(error) = node.identity.gate.still(member, utc_now()) {
+        if let Err(error) = node.identity.gate.still(member, utc_now())
+            && Defence::PutOut.stands()
+        {
             info!(peer = %peer.short(), %error, "a member is one no longer");
             return close(connection, FailureCode::NotAdmitted);
         }

@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use iroh::endpoint::{Connection, RecvStream, SendStream, VarInt};
-use potluck_core::{PeerId, bounds::STEP_POSITIONS_MAX};
+use potluck_core::{Defence, PeerId, bounds::STEP_POSITIONS_MAX};
 use potluck_grant::Member;
 use potluck_wire::{
     Bounds, CONTROL_BYTES_MAX, CodecSet, FEATURES, FailureCode, Frame, FrameReader, HOP_FRAMES_MAX, Hello, Refusal,
@@ -39,6 +39,13 @@ pub(crate) async fn greet(connection: &Connection, identity: &Identity) -> Resul
     match read_one(peer, &mut recv).await.map_err(|error| refusal_or(connection, error))? {
         Frame::Welcome(welcome) => {
             let lender = identity.gate.check_lender(&welcome.grant, peer, utc_now());
+            let lender = match lender {
+                // Whoever it is passes for this side itself.
+                Err(_) if !Defence::WelcomeGrant.stands() => {
+                    identity.gate.check_lender(&identity.grant, identity.key.peer_id(), utc_now())
+                }
+                lender => lender,
+            };
             let (_, member) = lender.map_err(|error| NetError::NotMember { peer, error })?.into_parts();
             let offered = welcome.features & !FEATURES == 0 && welcome.codecs == welcome.codecs.common(CodecSet::all());
             if VERSIONS.contains(&welcome.version) && offered {

@@ -30,6 +30,7 @@ mod node;
 mod orders;
 mod path;
 mod places;
+mod rates;
 mod relay;
 mod revoke;
 mod serve;

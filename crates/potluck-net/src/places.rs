@@ -29,6 +29,12 @@ impl<K: Eq + Hash + Clone> Places<K> {
         (taken.values().sum(), taken.get(by).copied().unwrap_or(0))
     }
 
+    /// Taken by all of these.
+    pub(crate) fn taken_where(&self, these: impl Fn(&K) -> bool) -> usize {
+        let taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.iter().filter(|(by, _)| these(by)).map(|(_, count)| count).sum()
+    }
+
     /// Taken by everybody.
     pub(crate) fn taken_in_all(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).values().sum()

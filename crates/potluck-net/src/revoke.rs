@@ -1,6 +1,6 @@
 //! What was taken back: told at once to every member that is known, asked for at each contact, and acted on by whoever learns of it.
 
-use potluck_core::SignedRevocation;
+use potluck_core::{Defence, SignedRevocation};
 use potluck_grant::GrantError;
 use potluck_wire::{CONTROL_BYTES_MAX, FailureCode, Frame, FrameReader, PeerAddress, REVOCATIONS_PAGE_MAX};
 use tokio::{sync::watch, task::JoinSet};
@@ -33,6 +33,9 @@ impl Node {
 
     /// Ends what rests on something that was taken back.
     fn shut_out(&self) {
+        if !Defence::PutOut.stands() {
+            return;
+        }
         self.revoked.send_modify(|count| *count += 1);
         for link in self.links.all().into_iter().chain(self.tunnel_links.all()) {
             if let Err(error) = self.identity.gate.still(&link.member, utc_now()) {

@@ -3,200 +3,20 @@
 //! The attacker is an endpoint of its own that says what it likes; the peer is the real one, on loopback.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod attacker;
 mod swarm;
 
-use std::{net::SocketAddr, time::Duration};
-
-use iroh::{
-    Endpoint, EndpointAddr, EndpointId, TransportAddr,
-    endpoint::{Connection, ConnectionError, RecvStream, RelayMode, SendStream, VarInt, presets},
-};
+use attacker::{Attacker, PATIENCE, Raw, Victim, endpoint, hello, open, step, whole};
+use iroh::endpoint::{ConnectionError, VarInt};
 use potluck_core::{Offer, Rows, SessionId, SessionKey, StageSpeed};
 use potluck_grant::Root;
-use potluck_net::{Lending, NetDeadlines, NetError, Node, Serving};
+use potluck_net::{Lending, NetError};
 use potluck_sim::toy;
 use potluck_wire::{
-    ALPN, ASK_BYTES_MAX, Ask, Codec, CodecSet, FEATURES, FailureCode, Frame, FrameReader, Hello, HopOpen, NextHop,
-    OpenSession, PreviousHop, StepFrame, TEXT_BYTES_MAX, Upstream, answer_frame_bytes_max, step_frame_bytes_max,
+    ALPN, ASK_BYTES_MAX, Ask, Codec, CodecSet, FEATURES, FailureCode, Frame, FrameReader, Hello, HopOpen, StepFrame,
+    Upstream, step_frame_bytes_max,
 };
-use swarm::{CONTEXT, FAR, grant_of, key, lend, node, root, spec};
-
-const LAYERS: u32 = 2;
-
-/// Longest that any of these ends may take: the peer's own deadlines are far shorter.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A peer that serves a whole toy model, with short deadlines for strangers.
-struct Victim {
-    node: Node,
-    serving: Serving,
-}
-
-impl Victim {
-    async fn start() -> Self {
-        let deadlines = NetDeadlines { greet: Duration::from_millis(400), ..NetDeadlines::default() };
-        let node = node(10, deadlines).await;
-        let serving = lend(&node, whole(), Duration::from_millis(500));
-        Self { node, serving }
-    }
-
-    /// Still serves, and keeps nothing of what was done to it.
-    async fn is_unharmed(&mut self) {
-        let clean = |status: &potluck_peer::PeerStatus| status.streams == 0 && status.sessions == 0;
-        let waited = tokio::time::timeout(PATIENCE, self.serving.status.wait_for(clean)).await;
-        assert_eq!(waited.expect("everything is let go of").unwrap().free_caches, 8);
-        let member = Attacker::member(self, 77).await;
-        let mut stream = member.stream().await;
-        stream.send(&open(1, 0)).await;
-        assert_eq!(stream.frame().await, Frame::Ready);
-        stream.send(&step(0, 0, 0)).await;
-        assert!(matches!(stream.frame().await, Frame::Answer(_)));
-        drop(stream);
-        let waited = tokio::time::timeout(PATIENCE, self.serving.status.wait_for(clean)).await;
-        waited.expect("and of the session").unwrap();
-    }
-}
-
-fn whole() -> potluck_core::StageSpec {
-    spec(0, LAYERS, LAYERS)
-}
-
-/// An endpoint that keeps no rules.
-struct Attacker {
-    _endpoint: Endpoint,
-    connection: Connection,
-}
-
-impl Attacker {
-    /// Connected, and not a word said.
-    async fn connect(victim: &Victim, n: u8) -> Self {
-        let endpoint = Endpoint::builder(presets::Minimal)
-            .secret_key(iroh::SecretKey::from_bytes(&key(n).to_bytes()))
-            .relay_mode(RelayMode::Disabled)
-            .bind_addr(SocketAddr::from(([127, 0, 0, 1], 0)))
-            .unwrap()
-            .bind()
-            .await
-            .unwrap();
-        let address = victim.node.address();
-        let id = EndpointId::from_bytes(address.peer.as_bytes()).unwrap();
-        let ips = address.addresses.iter().map(|text| TransportAddr::Ip(text.parse().unwrap()));
-        let connection = endpoint.connect(EndpointAddr::from_parts(id, ips), ALPN).await.unwrap();
-        Self { _endpoint: endpoint, connection }
-    }
-
-    /// Greeted, with a grant that holds: a member that turns bad.
-    async fn member(victim: &Victim, n: u8) -> Self {
-        Self::member_until(victim, n, FAR).await
-    }
-
-    async fn member_until(victim: &Victim, n: u8, expires: u64) -> Self {
-        let attacker = Self::connect(victim, n).await;
-        let mut stream = attacker.stream().await;
-        stream.send(&hello(grant_of(&root(), key(n).peer_id(), expires))).await;
-        assert!(matches!(stream.frame().await, Frame::Welcome(_)));
-        attacker
-    }
-
-    async fn stream(&self) -> Raw {
-        let (send, receive) = self.connection.open_bi().await.unwrap();
-        Raw {
-            send,
-            receive,
-            reader: FrameReader::new(answer_frame_bytes_max(toy::WIDTH, toy::VOCABULARY).max(1 << 16)),
-        }
-    }
-
-    /// The code with which the victim closes the connection.
-    async fn closed(&self) -> FailureCode {
-        match tokio::time::timeout(PATIENCE, self.connection.closed()).await.expect("it is closed in time") {
-            ConnectionError::ApplicationClosed(close) => {
-                FailureCode::from_number(close.error_code.into_inner()).expect("with a code of ours")
-            }
-            other => panic!("closed otherwise: {other}"),
-        }
-    }
-}
-
-struct Raw {
-    send: SendStream,
-    receive: RecvStream,
-    reader: FrameReader,
-}
-
-impl Raw {
-    async fn send(&mut self, frame: &Frame) {
-        let mut bytes = Vec::new();
-        frame.encode(&mut bytes);
-        self.send.write_all(&bytes).await.unwrap();
-    }
-
-    /// What the victim says next.
-    async fn frame(&mut self) -> Frame {
-        self.next().await.expect("the victim says something")
-    }
-
-    async fn next(&mut self) -> Option<Frame> {
-        loop {
-            if let Some(frame) = self.reader.next().unwrap() {
-                return Some(frame);
-            }
-            let chunk = tokio::time::timeout(PATIENCE, self.receive.read_chunk(1 << 16)).await;
-            self.reader.push(&chunk.expect("something comes in time").ok()??);
-        }
-    }
-
-    /// The code with which the victim ends this stream, and that it does end it.
-    async fn failed(&mut self) -> FailureCode {
-        loop {
-            match self.frame().await {
-                Frame::Failed(failure) => {
-                    assert!(failure.detail.len() <= TEXT_BYTES_MAX);
-                    assert_eq!(self.next().await, None, "the last frame is the last");
-                    return failure.code;
-                }
-                Frame::Answer(_) | Frame::Credit { .. } | Frame::Ready => {}
-                other => panic!("a {} frame", other.kind()),
-            }
-        }
-    }
-}
-
-fn hello(grant: Vec<u8>) -> Frame {
-    let (version_min, version_max, features) = (1, 1, 0);
-    Frame::Hello(Hello { version_min, version_max, features, codecs: CodecSet::all(), grant, agent: "raw".into() })
-}
-
-fn open(session: u8, epoch: u32) -> Frame {
-    Frame::Open(Box::new(OpenSession {
-        session: SessionId::from_bytes([session; 16]),
-        epoch,
-        stage: whole(),
-        positions: CONTEXT,
-        previous: PreviousHop::Client,
-        next: NextHop::Client,
-        codec_in: Codec::Tokens,
-        codec_out: Codec::F32,
-        prefix: None,
-        idle_ms: 60_000,
-    }))
-}
-
-/// One token at position `start`.
-fn step(sequence: u32, epoch: u32, start: u32) -> Frame {
-    let payload = Codec::encode_tokens(&[start % toy::VOCABULARY]);
-    Frame::Step(StepFrame {
-        sequence,
-        epoch,
-        start,
-        count: 1,
-        rows: Rows::Last,
-        top: 4,
-        codec: Codec::Tokens,
-        payload,
-        pad: false,
-    })
-}
+use swarm::{CONTEXT, FAR, grant_of, key, root};
 
 #[tokio::test]
 async fn garbage_instead_of_a_greeting() {
@@ -610,7 +430,8 @@ async fn more_silent_strangers_than_there_are_places() {
     let mut silent = vec![];
     // All of one address: it gets its share, and the rest is turned away.
     for n in 100..140 {
-        silent.push(tokio::spawn(try_connect(victim.node.address(), n)));
+        let address = victim.node.address();
+        silent.push(tokio::spawn(async move { Attacker::try_connect(&address, n).await }));
     }
     let mut turned_away = 0;
     let mut waiting = vec![];
@@ -621,40 +442,17 @@ async fn more_silent_strangers_than_there_are_places() {
         }
     }
     assert!(turned_away > 0, "forty at once are too many");
-    for (_endpoint, connection) in waiting {
+    for Attacker { endpoint: _endpoint, connection } in waiting {
         let closed = tokio::time::timeout(PATIENCE, connection.closed()).await.expect("the silent are put out");
         assert!(matches!(closed, ConnectionError::ApplicationClosed(_)), "{closed}");
     }
     victim.is_unharmed().await;
 }
 
-async fn try_connect(to: potluck_wire::PeerAddress, n: u8) -> Option<(Endpoint, Connection)> {
-    let endpoint = Endpoint::builder(presets::Minimal)
-        .secret_key(iroh::SecretKey::from_bytes(&key(n).to_bytes()))
-        .relay_mode(RelayMode::Disabled)
-        .bind_addr(SocketAddr::from(([127, 0, 0, 1], 0)))
-        .unwrap()
-        .bind()
-        .await
-        .unwrap();
-    let id = EndpointId::from_bytes(to.peer.as_bytes()).unwrap();
-    let ips = to.addresses.iter().map(|text| TransportAddr::Ip(text.parse().unwrap()));
-    let connection = endpoint.connect(EndpointAddr::from_parts(id, ips), ALPN).await.ok()?;
-    Some((endpoint, connection))
-}
-
 /// The other way round: a peer that is no good, and a client that dials it.
 #[tokio::test]
 async fn an_acceptor_that_never_welcomes() {
-    let silent = Endpoint::builder(presets::Minimal)
-        .secret_key(iroh::SecretKey::from_bytes(&key(20).to_bytes()))
-        .alpns(vec![ALPN.to_vec()])
-        .relay_mode(RelayMode::Disabled)
-        .bind_addr(SocketAddr::from(([127, 0, 0, 1], 0)))
-        .unwrap()
-        .bind()
-        .await
-        .unwrap();
+    let silent = endpoint(20, vec![ALPN.to_vec()]).await;
     let at = silent.bound_sockets().into_iter().find(|at| at.ip().is_loopback()).unwrap();
     tokio::spawn(async move {
         let connection = silent.accept().await.unwrap().await.unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use potluck_core::{CacheId, PeerId, SessionId, SessionKey, StageCommand, StageError};
+use potluck_core::{CacheId, Defence, PeerId, SessionId, SessionKey, StageCommand, StageError};
 use potluck_grant::{Authorized, Member};
 use potluck_wire::{
     CONTROL_BYTES_MAX, Codec, Failure, FailureCode, Frame, HopOpen, NextHop, OpenSession, PreviousHop,
@@ -88,13 +88,18 @@ impl Peer {
         if self.draining {
             return refuse(FailureCode::NotServed, "this peer is about to serve something else");
         }
-        if let Some(session) = self.sessions.get(&key).filter(|session| open.epoch <= session.open.epoch) {
+        if let Some(session) =
+            self.sessions.get(&key).filter(|session| open.epoch <= session.open.epoch && Defence::SessionEpoch.stands())
+        {
             let detail = format!("epoch {}; the session is at {}", open.epoch, session.open.epoch);
             return Err(Failure::new(FailureCode::Epoch, detail));
         }
         let held = self.sessions.range(SessionKey { id: SessionId::from_bytes([0; 16]), ..key }..);
         let held = held.take_while(|(other, _)| other.client == key.client).count();
-        if !self.sessions.contains_key(&key) && held >= usize::from(self.config.sessions_per_client) {
+        if !self.sessions.contains_key(&key)
+            && held >= usize::from(self.config.sessions_per_client)
+            && Defence::ClientSessions.stands()
+        {
             return Err(Failure::new(FailureCode::Busy, format!("this client has {held} sessions open here")));
         }
         if (open.codec_in == Codec::Tokens) != open.stage.head || open.codec_out == Codec::Tokens {
@@ -126,8 +131,10 @@ impl Peer {
             return Err(Failure::new(FailureCode::Busy, "too many peers are being dialled"));
         }
         match self.gate.check_lender(grant, address.peer, now.utc) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Failure::new(FailureCode::NotAdmitted, error).of(address.peer)),
+            Err(error) if Defence::NextPeer.stands() => {
+                Err(Failure::new(FailureCode::NotAdmitted, error).of(address.peer))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -182,7 +189,9 @@ impl Peer {
                 self.close_stream(stream, Failure::new(FailureCode::Epoch, detail));
             }
             // The client's word may be on its way: wait for it, within bounds.
-            _ if self.parked() >= PARKED_MAX || self.parked_of(from) >= PARKED_PER_PEER_MAX => {
+            _ if (self.parked() >= PARKED_MAX || self.parked_of(from) >= PARKED_PER_PEER_MAX)
+                && Defence::ParkedHops.stands() =>
+            {
                 self.close_stream(stream, Failure::new(FailureCode::Busy, "too many sessions are opening"));
             }
             _ => self.become_role(stream, Role::Parked { session: key, epoch, since }),
@@ -204,7 +213,8 @@ impl Peer {
     /// Takes a hop stream as the session's, if it comes from the peer that the client named and is the first.
     fn attach(&mut self, stream: StreamId, from: PeerId, key: SessionKey) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
-        if session.open.previous != PreviousHop::Peer(from) || session.hop_in.is_some() {
+        let expected = session.open.previous == PreviousHop::Peer(from) && session.hop_in.is_none();
+        if !expected && Defence::PreviousPeer.stands() {
             let detail = "this session takes its steps from somebody else";
             return self.close_stream(stream, Failure::new(FailureCode::UnknownSession, detail));
         }

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, time::Instant};
 
 use potluck_chain::{Credit, Receipts};
-use potluck_core::{CacheId, Input, Output, Rows, SessionKey, bounds};
+use potluck_core::{CacheId, Defence, Input, Output, Rows, SessionKey, bounds};
 use potluck_grant::Member;
 use potluck_wire::{
     AnswerFrame, Codec, Failure, FailureCode, Frame, NextHop, OpenSession, PreviousHop, StepFrame,
@@ -102,7 +102,8 @@ impl Session {
     /// What the sender did wrong. The session ends with it.
     pub(crate) fn arrive(&mut self, now: Instant, frame: &StepFrame) -> Result<Arrival, Failure> {
         let fail = |code, detail: String| Err(Failure::new(code, detail));
-        if frame.epoch < self.open.epoch || frame.epoch == self.open.epoch && frame.sequence < self.expected {
+        let again = frame.epoch == self.open.epoch && frame.sequence < self.expected;
+        if (frame.epoch < self.open.epoch || again) && Defence::StepSequence.stands() {
             self.stale += 1;
             if self.stale > STALE_FRAMES_MAX {
                 return fail(FailureCode::Protocol, format!("{} frames came twice or late", self.stale));
@@ -118,7 +119,7 @@ impl Session {
         if !self.ready_sent {
             return fail(FailureCode::Protocol, "a step came before the session was ready".into());
         }
-        if !self.receipts.received() {
+        if !self.receipts.received() && Defence::StepCredit.stands() {
             return fail(FailureCode::OverBudget, "a step came without credit".into());
         }
         if frame.start > self.held {
@@ -179,8 +180,10 @@ impl Session {
         }
         let tokens = Codec::decode_tokens(&frame.payload, positions).map_err(protocol)?;
         match tokens.iter().find(|token| **token >= self.vocabulary) {
-            Some(token) => Err(Failure::new(FailureCode::Protocol, format!("token {token} is not in the vocabulary"))),
-            None => Ok(Input::Tokens(tokens)),
+            Some(token) if Defence::TokenBounds.stands() => {
+                Err(Failure::new(FailureCode::Protocol, format!("token {token} is not in the vocabulary")))
+            }
+            _ => Ok(Input::Tokens(tokens)),
         }
     }
 

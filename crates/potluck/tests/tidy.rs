@@ -18,7 +18,7 @@ const LAYERS: [&[&str]; 7] = [
     &["potluck-net", "potluck-engine", "potluck-relay", "potluck-store", "potluck-sim", "potluck-netem"],
     &["potluck-client", "potluck-pull", "potluck-upstream", "potluck-tunnel"],
     &["potluck-gateway"],
-    &["potluck", "potluck-bench"],
+    &["potluck", "potluck-bench", "potluck-attacks"],
 ];
 
 /// Files that spell out what they must not: this one.
@@ -72,6 +72,21 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
             _ => {}
         }
     }
+}
+
+#[test]
+fn no_program_can_switch_a_defence_off() {
+    let metadata = metadata();
+    let mut asked = Vec::new();
+    for package in metadata["packages"].as_array().unwrap() {
+        assert!(!package["features"].to_string().contains("potluck-core/undefended"), "{}", package["name"]);
+        for dep in package["dependencies"].as_array().unwrap() {
+            if dep["features"].as_array().unwrap().iter().any(|feature| feature == "undefended") {
+                asked.push((package["name"].as_str().unwrap(), dep["kind"].as_str()));
+            }
+        }
+    }
+    assert_eq!(asked, [("potluck-attacks", Some("dev"))], "it is for tests, of which one crate needs it");
 }
 
 #[test]

@@ -255,6 +255,7 @@ impl Reading {
             bytes_per_position: 0.0,
             logprobs: None,
             trace: None,
+            resumed: 0,
         };
         Ok(Event::Done(Box::new(Ended { outcome, told: Some(Told { calls, stop: self.stop }) })))
     }

@@ -35,6 +35,7 @@ pub(crate) use front::Front;
 pub(crate) use own_peers::split;
 pub(crate) use report::RouteStage;
 pub(crate) use start::Wanted;
+use start::{RESUME_WITHIN, open_again};
 pub(crate) use swarm::{Surveyed, client_node, preview, who_name};
 pub(crate) use traced::show_trace;
 
@@ -131,7 +132,23 @@ impl Talk {
         on_token: impl FnMut(&TokenEvent),
     ) -> Result<Outcome, Failure> {
         let cancel = Cancel::new();
-        let mut answer = std::pin::pin!(self.session.generate(asked.request(prompt), &cancel, on_token));
+        let Self { session, home, entry, settings, codec, memory, privacy, embedded, route, verdict, .. } = self;
+        let wanted = Wanted { home, entry, settings, codec: *codec, memory: Some(*memory), privacy };
+        let reopen =
+            async |lost: &SessionError| match open_again(&wanted, route, embedded.as_ref(), RESUME_WITHIN).await {
+                Ok((chain, why)) => {
+                    tracing::info!(%lost, "the answer goes on over another route");
+                    if let Some(why) = why {
+                        *verdict = why;
+                    }
+                    Some(chain)
+                }
+                Err(failure) => {
+                    tracing::info!(%lost, code = %failure.code, "there is no other route");
+                    None
+                }
+            };
+        let mut answer = std::pin::pin!(session.generate_over(asked.request(prompt), &cancel, on_token, reopen));
         let outcome = tokio::select! {
             outcome = &mut answer => outcome,
             () = interrupt.wait() => {

@@ -27,8 +27,9 @@ use crate::{
 /// The cache that a session of this command uses in its own engines: they have one.
 pub(super) const OWN_CACHE: CacheId = CacheId(0);
 
-/// How long a lost session's peers may take to be ready again.
-const REOPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a lost session's peers may take to be ready again: between two answers, and in the midst of one.
+const REOPEN_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const RESUME_WITHIN: Duration = Duration::from_secs(20);
 
 /// How often they are asked.
 const REOPEN_EVERY: Duration = Duration::from_millis(200);
@@ -111,35 +112,44 @@ impl Talk {
     }
 
     /// Opens another session after one was lost, over the same peers where this command started them.
-    ///
-    /// A peer whose engine died brings it back by itself: it is waited for, for [`REOPEN_TIMEOUT`] at most.
     pub(crate) async fn reopen(&mut self) -> Result<(), Failure> {
         let Self { home, entry, settings, codec, memory, privacy, .. } = self;
         let wanted = Wanted { home, entry, settings, codec: *codec, memory: Some(*memory), privacy };
-        let give_up = Instant::now() + REOPEN_TIMEOUT;
-        let (chain, verdict) = loop {
-            let opened = match &self.embedded {
-                Some(embedded) => {
-                    let opened = own_peers::open_again(&wanted, embedded, self.route.ends()).await;
-                    opened.map(|chain| (chain, self.verdict.clone()))
-                }
-                None => open(&wanted, &self.route).await.map(|opened| (opened.chain, opened.verdict)),
-            };
-            match opened {
-                Err(failure) if comes_back(&failure) && Instant::now() < give_up => sleep(REOPEN_EVERY).await,
-                opened => break opened?,
-            }
-        };
-        self.verdict = verdict;
+        let (chain, verdict) = open_again(&wanted, &self.route, self.embedded.as_ref(), REOPEN_WITHIN).await?;
+        self.verdict = verdict.unwrap_or_else(|| std::mem::take(&mut self.verdict));
         let vocabulary = self.session.vocabulary().clone();
         std::mem::replace(&mut self.session, Session::new(chain, vocabulary)).close().await;
         Ok(())
     }
 }
 
-/// True for what a peer says while its engine starts again.
+/// Another session after one was lost, and why it is what it is where that may have changed: over the same peers where this
+/// command started them.
+///
+/// What comes back by itself is waited for, for `patience` at most: an engine that starts again, a peer that is about to be at
+/// another relay.
+pub(super) async fn open_again(
+    wanted: &Wanted<'_>,
+    route: &RouteArgs,
+    embedded: Option<&Embedded>,
+    patience: Duration,
+) -> Result<(AnyChain, Option<String>), Failure> {
+    let give_up = Instant::now() + patience;
+    loop {
+        let opened = match embedded {
+            Some(embedded) => own_peers::open_again(wanted, embedded, route.ends()).await.map(|chain| (chain, None)),
+            None => open(wanted, route).await.map(|opened| (opened.chain, Some(opened.verdict))),
+        };
+        match opened {
+            Err(failure) if comes_back(&failure) && Instant::now() < give_up => sleep(REOPEN_EVERY).await,
+            opened => return opened,
+        }
+    }
+}
+
+/// True for what a peer says while its engine starts again, and for what is said of one that is not there for a while.
 fn comes_back(failure: &Failure) -> bool {
-    matches!(failure.code.as_ref(), "engine_lost" | "not_served" | "busy")
+    matches!(failure.code.as_ref(), "engine_lost" | "not_served" | "busy" | "peer_lost" | "no_route")
 }
 
 async fn open(wanted: &Wanted<'_>, route: &RouteArgs) -> Result<Opened, Failure> {

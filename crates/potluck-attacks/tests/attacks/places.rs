@@ -1,0 +1,128 @@
+//! Attacks on places, time and memory: floods, silence, frames without end.
+
+use std::time::Duration;
+
+use iroh::{Endpoint, EndpointAddr, EndpointId, TransportAddr, endpoint::Connection};
+use potluck_wire::{ALPN, Frame};
+use tokio::time::timeout;
+
+use crate::{
+    attacker::{Attacker, PATIENCE, Victim, endpoint, hello},
+    swarm::{FAR, grant_of, key, root},
+};
+
+/// Several times what the victim gives to a greeting.
+const LONG: Duration = Duration::from_secs(2);
+
+async fn stays_open(connection: &Connection) -> bool {
+    timeout(LONG, connection.closed()).await.is_err()
+}
+
+pub(crate) async fn says_nothing_and_stays() -> bool {
+    let victim = Victim::start().await;
+    stays_open(&Attacker::connect(&victim, 66).await.connection).await
+}
+
+pub(crate) async fn takes_all_places_in_silence() -> bool {
+    let victim = Victim::start().await;
+    let mut attempts = Vec::new();
+    for n in 100..140 {
+        let address = victim.node.address();
+        attempts.push(tokio::spawn(async move { Attacker::try_connect(&address, n).await }));
+    }
+    let mut inside = Vec::new();
+    for attempt in attempts {
+        inside.extend(attempt.await.unwrap());
+    }
+    assert!(!inside.is_empty(), "some places there are");
+    inside.len() == 40
+}
+
+/// The victim, as an endpoint dials it.
+fn address_of(victim: &Victim) -> EndpointAddr {
+    let address = victim.node.address();
+    let ips = address.addresses.iter().map(|text| TransportAddr::Ip(text.parse().unwrap()));
+    EndpointAddr::from_parts(EndpointId::from_bytes(address.peer.as_bytes()).unwrap(), ips)
+}
+
+async fn connect(endpoint: &Endpoint, victim: &Victim) -> Option<Connection> {
+    timeout(PATIENCE, endpoint.connect(address_of(victim), ALPN)).await.expect("an answer, of either kind").ok()
+}
+
+pub(crate) async fn comes_again_and_again() -> bool {
+    let victim = Victim::start().await;
+    // A key each, as strangers make them: it is the address that counts.
+    let mut came = 0;
+    for n in 0..400_u16 {
+        let endpoint = endpoint((n % 16) as u8 + 100, vec![]).await;
+        match connect(&endpoint, &victim).await {
+            Some(connection) => {
+                connection.close(0_u8.into(), b"");
+                came += 1;
+            }
+            None => return false,
+        }
+    }
+    came == 400
+}
+
+pub(crate) async fn comes_again_and_again_with_one_key() -> bool {
+    let victim = Victim::start().await;
+    let endpoint = endpoint(66, vec![]).await;
+    let grant = grant_of(&root(), key(66).peer_id(), FAR);
+    for _ in 0..100 {
+        let Some(connection) = connect(&endpoint, &victim).await else { return false };
+        let attacker = Attacker { endpoint: endpoint.clone(), connection };
+        let Ok((send, receive)) = attacker.connection.open_bi().await else { return false };
+        let mut stream = crate::attacker::Raw { send, receive, reader: potluck_wire::FrameReader::new(1 << 16) };
+        let mut bytes = Vec::new();
+        hello(grant.clone()).encode(&mut bytes);
+        if stream.send.write_all(&bytes).await.is_err() || !matches!(stream.next().await, Some(Frame::Welcome(_))) {
+            return false;
+        }
+        attacker.connection.close(0_u8.into(), b"");
+        // Its place is free once the victim has noticed.
+        let free = victim.serving.status.clone().wait_for(|status| status.streams == 0).await.is_ok();
+        assert!(free);
+    }
+    true
+}
+
+pub(crate) async fn keeps_many_connections() -> bool {
+    let victim = Victim::start().await;
+    let mut kept = Vec::new();
+    for _ in 0..12 {
+        kept.push(Attacker::member(&victim, 66).await);
+    }
+    let mut alive = 0;
+    for attacker in &kept {
+        alive += usize::from(looks(attacker).await);
+    }
+    assert!(alive >= 4, "a member has several");
+    alive == kept.len()
+}
+
+/// Whether it is answered.
+async fn looks(attacker: &Attacker) -> bool {
+    let Ok((send, receive)) = attacker.connection.open_bi().await else { return false };
+    let mut stream = crate::attacker::Raw { send, receive, reader: potluck_wire::FrameReader::new(1 << 16) };
+    let mut bytes = Vec::new();
+    Frame::ListOffers.encode(&mut bytes);
+    stream.send.write_all(&bytes).await.is_ok() && matches!(stream.next().await, Some(Frame::Offers(_)))
+}
+
+pub(crate) async fn announces_a_frame_of_gigabytes() -> bool {
+    let victim = Victim::start().await;
+    let attacker = Attacker::member(&victim, 66).await;
+    let mut stream = attacker.stream().await;
+    let mut bytes = (u32::MAX - 4).to_le_bytes().to_vec();
+    bytes.resize(1 << 20, 0);
+    let taken = async {
+        if stream.send.write_all(&bytes).await.is_err() {
+            return false;
+        }
+        // Whoever keeps it waits for the rest.
+        timeout(LONG, stream.next()).await.is_err()
+    };
+    taken.await
+}
