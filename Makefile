@@ -25,7 +25,7 @@ TEST ?=
 TARGET ?= frame
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup model clients demo install fmt lint test sim fuzz prove-streams prove-pull prove-nat prove-inversion prove-privacy bench snapshots
+.PHONY: help setup model clients demo install fmt lint test sim fuzz prove-streams prove-pull prove-nat prove-inversion prove-privacy prove-attacks prove-roaming bench-security bench snapshots
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -83,6 +83,16 @@ prove-inversion: model ## How much of a prompt is read back from hidden states, 
 
 prove-privacy: model ## What each privacy setting costs, side by side; writes bench/results/privacy.json
 	@bench/privacy
+
+prove-roaming: model ## Answers whose relay, path and network change under way (root); writes bench/results/roaming.json
+	@POTLUCK_PROVE_ROAMING="$(CURDIR)/bench/results/roaming.json" POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --no-capture --test-threads 1 -E 'binary(roaming)'
+
+prove-attacks: ## Every scripted attack with its defence and without; writes bench/results/attacks.json
+	@POTLUCK_PROVE_ATTACKS="$(CURDIR)/bench/results/attacks.json" POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --no-capture -E 'test(prove_every_attack)'
+
+bench-security: model ## What security costs, against peers that do without it; writes bench/results/security.json
+	@cargo build --locked --package potluck
+	cargo run --locked --package potluck-bench --features undefended --target-dir "$(CARGO_TARGET_DIR)/undefended" -- --potluck "$(POTLUCK)" --only security --out bench/results/security.json
 
 bench: model ## Ratios against llama.cpp, side by side; writes bench/results/
 	@bench/run

@@ -14,6 +14,8 @@ mod model;
 mod noop;
 mod peers;
 mod row;
+#[cfg(feature = "undefended")]
+mod security;
 mod start;
 mod work;
 
@@ -92,10 +94,22 @@ enum Command {
     /// A peer whose stage computes nothing
     #[command(hide = true)]
     NoopPeer,
+    /// A peer that does without defences
+    #[cfg(feature = "undefended")]
+    #[command(hide = true)]
+    UndefendedPeer,
+    /// Its engine
+    #[cfg(feature = "undefended")]
+    #[command(hide = true)]
+    UndefendedEngine,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    #[cfg(feature = "undefended")]
+    if matches!(cli.command, Some(Command::UndefendedEngine)) {
+        security::engine();
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
@@ -103,6 +117,8 @@ fn main() -> ExitCode {
     let result = runtime.block_on(async {
         match cli.command {
             Some(Command::NoopPeer) => noop::peer().await,
+            #[cfg(feature = "undefended")]
+            Some(Command::UndefendedPeer | Command::UndefendedEngine) => security::peer().await,
             None => Bench::new(cli)?.run().await,
         }
     });
@@ -182,7 +198,20 @@ impl Bench {
         if self.wants("start") {
             self.report(start::first_token(&self.potluck, self.home.path(), &self.file).await?);
         }
+        #[cfg(feature = "undefended")]
+        if self.wants("security") {
+            self.security(&model).await?;
+        }
         self.write()
+    }
+
+    /// Three peers as they are, against three that do without.
+    #[cfg(feature = "undefended")]
+    async fn security(&mut self, model: &Model) -> Outcome<()> {
+        let (mut bare, mut secured) = security::chains(&self.potluck, self.home.path(), model, &self.settings).await?;
+        self.duel("security", Some(security::GOAL), &mut bare, &mut secured, &[]).await?;
+        self.report(security::checks()?);
+        Ok(())
     }
 
     /// Everything that computes, against the bare loop.

@@ -10,7 +10,7 @@ use data_encoding::HEXLOWER;
 use potluck_chain::{Deadlines, Hop, RemoteStage, SessionConfig};
 use potluck_core::{Logits, Rows, SecretKey, SessionId, SessionKey, StageSpec};
 use potluck_engine::EngineSettings;
-use potluck_grant::{Gate, Root};
+use potluck_grant::{Caveats, Gate, Role, Root};
 use potluck_net::{Bind, Identity, Lan, NetDeadlines, Node, NodeConfig, OwnPort, Session, SessionEvent};
 use potluck_wire::{Codec, PeerAddress};
 use serde::{Deserialize, Serialize};
@@ -143,7 +143,14 @@ impl Swarm {
 
     fn grant(&self, key: &SecretKey) -> Outcome<Vec<u8>> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
-        Ok(self.root.grant(key.peer_id(), now + GRANT_SECONDS)?.into_bytes())
+        // With a limit that is counted at each step, and never reached.
+        let caveats = Caveats {
+            role: Some(Role::Member),
+            until: Some(now + GRANT_SECONDS),
+            tokens_per_day: Some(1 << 40),
+            ..Caveats::default()
+        };
+        Ok(self.root.grant_as(key.peer_id(), &caveats)?.into_bytes())
     }
 }
 
@@ -174,10 +181,22 @@ impl PeerChain {
         stages: usize,
         settings: &EngineSettings,
     ) -> Outcome<Self> {
+        Self::start_as(potluck, &["serve", "--embedded", "--json"], home, model, stages, settings).await
+    }
+
+    /// The same, of another program that reads the same order.
+    pub(crate) async fn start_as(
+        program: &Path,
+        args: &[&str],
+        home: &Path,
+        model: &Model,
+        stages: usize,
+        settings: &EngineSettings,
+    ) -> Outcome<Self> {
         let swarm = Swarm::new(home);
         let mut peers = Vec::new();
         for spec in model.split(stages)? {
-            peers.push(swarm.start(potluck, &["serve", "--embedded", "--json"], spec, settings).await?);
+            peers.push(swarm.start(program, args, spec, settings).await?);
         }
         let opening = Opening {
             positions: settings.context,

@@ -52,6 +52,9 @@ pub trait Chain {
     /// Bytes written on all hops of the route so far, headers included: for `bytes_per_position`.
     fn bytes_written(&self) -> u64;
 
+    /// Lets go of all that it has, connections and engines: it was lost, and what follows it may need them. Only `close` may come after.
+    async fn let_go(&mut self);
+
     /// Ends the session everywhere.
     async fn close(self);
 }

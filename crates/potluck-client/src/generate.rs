@@ -156,7 +156,7 @@ impl<C: Chain> Session<C> {
         self.generate_over(request, cancel, on_token, async |_: &SessionError| None).await
     }
 
-    /// The same. Where the chain is lost in mid-answer, `reopen` is asked for another, its caches empty: the answer goes on there,
+    /// The same. Where the chain is lost in mid-answer, it lets go of what it has, and `reopen` is asked for another, its caches empty: the answer goes on there,
     /// and no token that was chosen is chosen again. What it computes anew is the prompt and what was answered so far.
     ///
     /// # Errors
@@ -174,6 +174,7 @@ impl<C: Chain> Session<C> {
             && error.is_loss()
             && run.lost() <= LOSSES_MAX
         {
+            self.chain.let_go().await;
             let reopened = tokio::select! {
                 biased;
                 () = cancel.cancelled() => None,

@@ -146,6 +146,12 @@ impl Chain for LocalChain {
         0
     }
 
+    async fn let_go(&mut self) {
+        // The engine ends with its channels.
+        self.commands = mpsc::channel(1).0;
+        self.replies.close();
+    }
+
     async fn close(mut self) {
         // The engine ends with its channels; a cache that it no longer has needs no closing.
         let _ = self.send(StageCommand::Close { cache: CACHE }).await;

@@ -102,6 +102,10 @@ impl Chain for Asked {
         self.chain.bytes_written()
     }
 
+    async fn let_go(&mut self) {
+        self.chain.let_go().await;
+    }
+
     async fn close(self) {
         self.chain.close().await;
     }

@@ -89,6 +89,10 @@ pub enum Defence {
     TunnelExposed,
     /// Credit comes for what was sent.
     CreditDue,
+    /// Packets are encrypted.
+    Encryption,
+    /// An engine runs in its sandbox.
+    Sandbox,
 }
 
 impl Defence {

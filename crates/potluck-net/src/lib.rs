@@ -27,6 +27,8 @@ mod lenders;
 mod lending;
 mod lent;
 mod node;
+#[cfg(feature = "undefended")]
+mod null;
 mod orders;
 mod path;
 mod places;

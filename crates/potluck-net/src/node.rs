@@ -124,6 +124,10 @@ impl Node {
             .alpns(vec![ALPN.to_vec(), TUNNEL_ALPN.to_vec()])
             .clear_address_lookup()
             .transport_config(transport(&deadlines));
+        #[cfg(feature = "undefended")]
+        if !potluck_core::Defence::Encryption.stands() {
+            builder = builder.crypto_provider(crate::null::provider());
+        }
         builder = relays.configure(builder, &identity, pass.as_ref());
         let at = match &bind {
             Bind::Any => "any port".to_owned(),

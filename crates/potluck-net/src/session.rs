@@ -62,7 +62,7 @@ pub struct Session {
     own: HashMap<usize, mpsc::UnboundedSender<StageCommand>>,
     inbox: mpsc::Receiver<Happened>,
     told: std::collections::VecDeque<Result<SessionEvent, SessionError>>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
     closed_bytes: (u64, u64),
     /// As long as the session is open. Each peer of the route has one with the same session's id.
     _span: Span,
@@ -111,7 +111,7 @@ impl Node {
         let machine = ClientSession::new(Instant::now(), config)?;
         let told = Default::default();
         let mut session =
-            Session { machine, links, streams, own, inbox, told, _tasks: tasks, closed_bytes: (0, 0), _span: span };
+            Session { machine, links, streams, own, inbox, told, tasks, closed_bytes: (0, 0), _span: span };
         session.perform_all();
         Ok(session)
     }
@@ -264,10 +264,12 @@ impl Session {
         })
     }
 
-    /// Ends the session on every peer.
+    /// Ends the session on every peer, and lets go of own stages.
     pub fn close(&mut self) {
         self.machine.close();
         self.perform_all();
+        self.own.clear();
+        self.tasks.abort_all();
     }
 
     fn happen(&mut self, happened: Happened) {

@@ -11,6 +11,7 @@ mod sessions;
 #[path = "../../../potluck-net/tests/swarm/mod.rs"]
 mod swarm;
 mod tunnels;
+mod wires;
 
 use std::{pin::Pin, time::SystemTime};
 
@@ -105,6 +106,9 @@ attacks! {
         sessions::has_a_stranger_knocked_at / NextPeer,
         tunnels::reaches_what_is_not_exposed / TunnelExposed,
         relays::takes_a_relays_places / RelayPlaces,
+    }
+    "whoever carries the packets" {
+        wires::reads_a_prompt_on_its_way / Encryption,
     }
     "a malicious relay" {
         relays::uses_the_pass_that_it_was_shown / PassHolder,

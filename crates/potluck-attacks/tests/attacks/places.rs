@@ -1,10 +1,10 @@
 //! Attacks on places, time and memory: floods, silence, frames without end.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use iroh::{Endpoint, EndpointAddr, EndpointId, TransportAddr, endpoint::Connection};
-use potluck_wire::{ALPN, Frame};
-use tokio::time::timeout;
+use potluck_wire::{ALPN, FailureCode, Frame};
+use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
     attacker::{Attacker, PATIENCE, Victim, endpoint, hello},
@@ -50,20 +50,26 @@ async fn connect(endpoint: &Endpoint, victim: &Victim) -> Option<Connection> {
 }
 
 pub(crate) async fn comes_again_and_again() -> bool {
-    let victim = Victim::start().await;
-    // A key each, as strangers make them: it is the address that counts.
-    let mut came = 0;
-    for n in 0..400_u16 {
-        let endpoint = endpoint((n % 16) as u8 + 100, vec![]).await;
-        match connect(&endpoint, &victim).await {
-            Some(connection) => {
-                connection.close(0_u8.into(), b"");
-                came += 1;
+    let victim = Arc::new(Victim::start().await);
+    let (each, mut strangers) = (150, JoinSet::new());
+    // Several keys, as strangers make them: it is the address that counts.
+    for n in 100..104 {
+        let victim = victim.clone();
+        strangers.spawn(async move {
+            let endpoint = endpoint(n, vec![]).await;
+            let mut came = 0;
+            for _ in 0..each {
+                if let Some(connection) = connect(&endpoint, &victim).await {
+                    connection.close(0_u8.into(), b"");
+                    came += 1;
+                }
             }
-            None => return false,
-        }
+            came
+        });
     }
-    came == 400
+    let came: usize = strangers.join_all().await.into_iter().sum();
+    assert!(came > 100, "several machines may be behind one address");
+    came > 4 * each * 9 / 10
 }
 
 pub(crate) async fn comes_again_and_again_with_one_key() -> bool {
@@ -92,14 +98,14 @@ pub(crate) async fn keeps_many_connections() -> bool {
     let victim = Victim::start().await;
     let mut kept = Vec::new();
     for _ in 0..12 {
-        kept.push(Attacker::member(&victim, 66).await);
+        kept.extend(Attacker::with_grant(&victim, 66, grant_of(&root(), key(66).peer_id(), FAR)).await);
     }
     let mut alive = 0;
     for attacker in &kept {
         alive += usize::from(looks(attacker).await);
     }
     assert!(alive >= 4, "a member has several");
-    alive == kept.len()
+    alive == 12
 }
 
 /// Whether it is answered.
@@ -117,12 +123,7 @@ pub(crate) async fn announces_a_frame_of_gigabytes() -> bool {
     let mut stream = attacker.stream().await;
     let mut bytes = (u32::MAX - 4).to_le_bytes().to_vec();
     bytes.resize(1 << 20, 0);
-    let taken = async {
-        if stream.send.write_all(&bytes).await.is_err() {
-            return false;
-        }
-        // Whoever keeps it waits for the rest.
-        timeout(LONG, stream.next()).await.is_err()
-    };
-    taken.await
+    let _ = stream.send.write_all(&bytes).await;
+    // Whoever takes it keeps what comes, and waits for the rest until it has waited too long.
+    stream.failed().await != FailureCode::Protocol
 }

@@ -33,6 +33,8 @@ impl Chain for NoChain {
         0
     }
 
+    async fn let_go(&mut self) {}
+
     async fn close(self) {}
 }
 

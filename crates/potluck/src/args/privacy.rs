@@ -1,15 +1,9 @@
 //! What stays on this machine, who may hold what is sensitive, and what packets tell.
 
-use std::collections::BTreeSet;
-
 use clap::{Args, ValueEnum};
-use potluck_core::PeerId;
 
 use super::Prefer;
-use crate::{
-    failure::Failure,
-    home::{Home, trusted},
-};
+use crate::failure::Failure;
 
 /// What stays on this machine, who may hold what is sensitive, and what packets tell.
 #[derive(Debug, Clone, Default, Args)]
@@ -43,8 +37,6 @@ pub(crate) struct Privacy {
     pub(crate) hide_layers: u32,
     /// Layers at each end that are for trusted machines alone.
     pub(crate) trusted_layers: u32,
-    /// The machines that are trusted.
-    pub(crate) trusted: BTreeSet<PeerId>,
     /// Whether steps and answers come in a few sizes.
     pub(crate) pad: bool,
 }
@@ -67,13 +59,12 @@ impl PrivacyArgs {
         Ok(())
     }
 
-    /// With the list that is kept here.
-    pub(crate) fn read(&self, home: &Home) -> Result<Privacy, Failure> {
-        Ok(Privacy {
+    /// As planners and sessions are told.
+    pub(crate) fn read(&self) -> Privacy {
+        Privacy {
             hide_layers: self.hide_layers.unwrap_or(0),
             trusted_layers: self.only.map_or(0, |Only::Trusted| self.only_layers.unwrap_or(u32::MAX)),
-            trusted: trusted(home)?,
             pad: self.pad,
-        })
+        }
     }
 }

@@ -45,7 +45,7 @@ impl Plan {
         if self.peers.is_none() {
             self.privacy.check(self.prefer)?;
         }
-        let (privacy, codec) = (self.privacy.read(home)?, self.engine.codec());
+        let (privacy, codec) = (self.privacy.read(), self.engine.codec());
         let wanted = Wanted { home, entry: &entry, settings: &settings, codec, memory: self.memory, privacy: &privacy };
         let ends = self.privacy.ends(self.own_ends);
         let (preview, silent) = match self.peers {

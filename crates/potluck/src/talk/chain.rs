@@ -68,6 +68,13 @@ impl Chain for AnyChain {
         }
     }
 
+    async fn let_go(&mut self) {
+        match self {
+            Self::Local(chain, _) => chain.let_go().await,
+            Self::Route(chain) => chain.let_go().await,
+        }
+    }
+
     async fn close(self) {
         match self {
             Self::Local(chain, _) => chain.close().await,

@@ -117,7 +117,7 @@ impl Front {
     ) -> Result<Self, Failure> {
         let home = &route.disk.limit(home);
         let name = route.model.as_deref();
-        let privacy = route.privacy.read(home)?;
+        let privacy = route.privacy.read();
         let found = find_model(home, screen, name).await;
         let through_swarm = route.peers.is_none() && !route.local;
         let swarm = match Membership::find(home)?.filter(|_| through_swarm) {
@@ -172,7 +172,7 @@ impl Front {
         let (settings, codec) = (engine.settings(slots), engine.codec());
         settings.check()?;
         memory::keep_freed(settings.wipe_within.is_none());
-        let mut privacy = route.privacy.read(home)?;
+        let mut privacy = route.privacy.read();
         // Its own engines will have taken of what is free when it plans again.
         let memory = route.memory.unwrap_or_else(free_memory);
         let wanted =

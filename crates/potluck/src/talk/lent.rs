@@ -18,9 +18,9 @@ use super::lenders::{Chosen, Table};
 use crate::{
     args::Privacy,
     failure::Failure,
-    home::{Home, Membership},
+    home::{Home, Membership, trusted},
     placement::members,
-    serving::{FoundLender, Heard, hear_lenders, offers_of},
+    serving::{Heard, hear_lenders, offers_of},
 };
 
 /// How often members are asked what they lend.
@@ -43,8 +43,8 @@ pub(crate) struct Lenders(Arc<Inner>);
 struct Inner {
     node: Node,
     home: Home,
-    /// The only ones that may be asked; none: any.
-    only: Option<BTreeSet<PeerId>>,
+    /// Whether only those may be asked that the user trusts.
+    only_trusted: bool,
     /// Whether conversations come in pieces of a few sizes.
     pad: bool,
     /// Whom to ask.
@@ -63,10 +63,10 @@ impl Lenders {
     /// Asks the members once, and then again and again.
     /// Sends requests to those alone that may see them.
     pub(crate) async fn watch(home: &Home, node: Node, membership: &Membership, privacy: &Privacy) -> Self {
-        let only = (privacy.trusted_layers > 0).then(|| privacy.trusted.clone());
-        let pad = privacy.pad;
+        let (only_trusted, pad) = (privacy.trusted_layers > 0, privacy.pad);
         let members = Mutex::new(membership.contacts.clone());
-        let lenders = Self(Arc::new(Inner { node, home: home.clone(), only, pad, members, table: Mutex::default() }));
+        let lenders =
+            Self(Arc::new(Inner { node, home: home.clone(), only_trusted, pad, members, table: Mutex::default() }));
         lenders.0.ask_all().await;
         tokio::spawn(again(Arc::downgrade(&lenders.0), FIND_EVERY, async |inner: &Inner| inner.find_members().await));
         tokio::spawn(again(Arc::downgrade(&lenders.0), ASK_EVERY, async |inner: &Inner| inner.ask_all().await));
@@ -141,11 +141,12 @@ impl Inner {
     async fn ask_all(&self) {
         let mut asked = self.members.lock().unwrap_or_else(PoisonError::into_inner).clone();
         asked.extend(self.table().ask());
-        hear_lenders(&self.node, asked, |heard| {
-            let may = |lender: &FoundLender| self.only.as_ref().is_none_or(|only| only.contains(&lender.address.peer));
-            if !matches!(&heard, Heard::Lends(lender) if !may(lender)) {
-                self.table().hear(heard);
-            }
+        // As the list is now; one that cannot be read trusts nobody.
+        let list = self.only_trusted.then(|| trusted(&self.home).unwrap_or_default());
+        let may = |peer: &PeerId| list.as_ref().is_none_or(|list| list.contains(peer));
+        hear_lenders(&self.node, asked, |heard| match &heard {
+            Heard::Lends(lender) if !may(&lender.address.peer) => self.table().lost(lender.address.peer),
+            _ => self.table().hear(heard),
         })
         .await;
     }

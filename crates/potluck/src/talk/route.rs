@@ -175,9 +175,12 @@ impl Chain for RouteChain {
         written + read + self.between
     }
 
-    async fn close(mut self) {
+    async fn let_go(&mut self) {
         self.session.close();
-        drop(self.session);
-        end(self.node.as_ref(), self.engines).await;
+        end(self.node.take().as_ref(), std::mem::take(&mut self.engines)).await;
+    }
+
+    async fn close(mut self) {
+        self.let_go().await;
     }
 }

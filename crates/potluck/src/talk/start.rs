@@ -82,7 +82,7 @@ impl Talk {
         settings.check()?;
         memory::keep_freed(settings.wipe_within.is_none());
         route.check()?;
-        let mut privacy = route.privacy.read(home)?;
+        let mut privacy = route.privacy.read();
         // Its own engines will have taken of what is free when another session is opened.
         let memory = route.memory.unwrap_or_else(free_memory);
         let wanted =

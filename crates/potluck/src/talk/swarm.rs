@@ -15,7 +15,7 @@ use super::{
 use crate::{
     args::Prefer,
     failure::Failure,
-    home::{self, Home, Membership, Role},
+    home::{self, Home, Membership, Role, trusted},
     placement::{address, missing_layers, model_facts, offered_machines, own_machine},
     serving::offers_of,
 };
@@ -61,7 +61,9 @@ async fn plan_over(
     if let Some((client, membership)) = swarm {
         (offers, silent) = offers_of(client, &membership.contacts).await;
         let (offered, unreached) = offered_machines(client, &offers).await;
-        let trusted = |machine: &Machine| matches!(machine.who, Who::Peer(peer) if privacy.trusted.contains(&peer));
+        // As the list is now: whoever was taken off it is given nothing more.
+        let list = trusted(wanted.home)?;
+        let trusted = |machine: &Machine| matches!(machine.who, Who::Peer(peer) if list.contains(&peer));
         machines.extend(offered.into_iter().map(|machine| Machine { trusted: trusted(&machine), ..machine }));
         silent.extend(unreached);
     }
