@@ -62,7 +62,6 @@ pub struct PeerStream {
     _tunnel: Tunnel,
     /// What a member's own grant limits, where it opened the stream.
     metered: Option<(Metered, Room)>,
-    member: Option<Member>,
     topic: String,
 }
 
@@ -121,7 +120,7 @@ impl Callers {
         drop::<Waiting>(room);
         let Ok(give) = accepted else { return refuse(tunnel, (send, recv), NotReached::NotExposed).await };
         if matches!(timeout(FRAME_MAX, frame::write(peer, &mut send, &TunnelFrame::Opened)).await, Ok(Ok(()))) {
-            let stream = PeerStream::new(topic, tunnel.clone(), send, recv).of(by, metered);
+            let stream = PeerStream::new(topic, tunnel.clone(), send, recv).metered(metered);
             // Whoever accepted it may have gone: then it is reset.
             drop(give.send(stream));
         }
@@ -131,23 +130,19 @@ impl Callers {
 impl PeerStream {
     pub(super) fn new(topic: String, tunnel: Tunnel, send: SendStream, recv: RecvStream) -> Self {
         let peer = tunnel.peer();
-        Self { peer, send, recv, ended: false, _tunnel: tunnel, metered: None, member: None, topic }
+        Self { peer, send, recv, ended: false, _tunnel: tunnel, metered: None, topic }
     }
 
-    /// The same, opened by that member.
-    fn of(mut self, member: Member, metered: (Metered, Room)) -> Self {
-        (self.member, self.metered) = (Some(member), Some(metered));
-        self
+    /// The same, opened by a member.
+    fn metered(self, metered: (Metered, Room)) -> Self {
+        let mut stream = self;
+        stream.metered = Some(metered);
+        stream
     }
 
     /// The other side, as its connection's key has proven.
     pub fn peer(&self) -> PeerId {
         self.peer
-    }
-
-    /// Who opened it, with its grant; none where this side did.
-    pub fn member(&self) -> Option<&Member> {
-        self.member.as_ref()
     }
 
     /// The topic, or the service, that it leads to.

@@ -142,6 +142,17 @@ impl Talk {
         Ok(outcome)
     }
 
+    /// The same, until it is cancelled.
+    pub(crate) async fn answer_until(
+        &mut self,
+        prompt: Vec<u32>,
+        asked: &Asked,
+        cancel: &Cancel,
+        on_token: impl FnMut(&TokenEvent),
+    ) -> Result<Outcome, Failure> {
+        Ok(self.session.generate(asked.request(prompt), cancel, on_token).await?)
+    }
+
     /// The peers that this command started.
     pub(crate) fn peers(&self) -> impl Iterator<Item = Value> {
         self.embedded.iter().flat_map(Embedded::list)
