@@ -6,6 +6,7 @@ mod machine;
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
     thread,
     time::Duration,
 };
@@ -70,6 +71,11 @@ fn echo() -> u16 {
         }
     });
     port
+}
+
+/// A program of /examples: beside the command, where cargo builds them.
+fn example(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_potluck")).with_file_name("examples").join(name)
 }
 
 /// What comes of it in time.
@@ -396,10 +402,16 @@ async fn a_model_answers_as_at_the_command_line_and_what_is_dropped_ends() {
     let second = Client::open(member.path("home"), &settings()).await.unwrap_err();
     assert_eq!(second.code(), "identity_in_use");
     soon(client.close()).await;
-    drop((client, conversation));
+    assert_eq!(soon(conversation.ask("And?")).await.map(drop), Err(ClientError::Closed));
     let again = Client::open(member.path("home"), &settings()).await.unwrap();
     soon(again.close()).await;
-    drop(again);
+    let output = std::process::Command::new(example("ask"))
+        .args([&model, "What is 2+2?"])
+        .env("POTLUCK_HOME", member.path("home"))
+        .output()
+        .unwrap();
+    let (said, why) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && said.contains("4") && said.contains(" tokens"), "{said}{why}");
     drop(serving);
     owner.wait_until_empty(&[]);
 }
@@ -410,8 +422,7 @@ fn nothing_is_written_by_a_client_in_memory() {
     let swarm = Swarm::new();
     let folder = swarm.owner.path("empty");
     std::fs::create_dir(&folder).unwrap();
-    let example = std::path::Path::new(env!("CARGO_BIN_EXE_potluck")).with_file_name("examples").join("messages");
-    let output = std::process::Command::new(example)
+    let output = std::process::Command::new(example("messages"))
         .args([swarm.invite(&[]), swarm.invite(&[])])
         .env("HOME", &folder)
         .env("XDG_DATA_HOME", &folder)

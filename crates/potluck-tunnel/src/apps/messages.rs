@@ -128,6 +128,11 @@ pub(super) fn inbox() -> (Inbox, Messages) {
 }
 
 impl Messages {
+    /// Whether one waits that is not taken yet.
+    pub fn waits(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
     /// The next one: from then on its sender knows that it arrived. None once the node is closed. It may be given up at any time.
     pub async fn next(&mut self) -> Option<Message> {
         loop {

@@ -21,7 +21,7 @@ use crate::{
 
 /// The options of an answer: those of `potluck run`, checked in the same way.
 #[derive(Debug, Parser)]
-#[command(name = "chat", no_binary_name = true)]
+#[command(name = "chat", no_binary_name = true, args_override_self = true)]
 struct Options {
     #[command(flatten)]
     stop: StopArgs,

@@ -43,8 +43,6 @@ struct Inner {
     lends: bool,
     contacts: Mutex<Vec<PeerAddress>>,
     told: watch::Sender<bool>,
-    /// Nobody else is this key for as long as this is here.
-    _lock: Option<KeyLock>,
 }
 
 impl Member {
@@ -54,7 +52,6 @@ impl Member {
         contacts: Vec<PeerAddress>,
         relay: Option<RelayUse>,
         settings: &Settings,
-        lock: Option<KeyLock>,
     ) -> Result<Self, ClientError> {
         let lends = identity.gate.check_lender(&identity.grant, identity.key.peer_id(), utc_now()).is_ok();
         if let Err(error) = identity.gate.check(&identity.grant, identity.key.peer_id(), utc_now()) {
@@ -66,11 +63,11 @@ impl Member {
         let contacts: Vec<_> = contacts.into_iter().filter(|contact| contact.peer != own).collect();
         let told = watch::Sender::new(false);
         let contacts = Mutex::new(contacts);
-        Ok(Self(Arc::new(Inner { node, apps: Apps::default(), lends, contacts, told, _lock: lock })))
+        Ok(Self(Arc::new(Inner { node, apps: Apps::default(), lends, contacts, told })))
     }
 
-    /// Answers members, tells them where this one is, and hears what was taken back; never returns.
-    pub(super) async fn stay(self, home: Option<Home>) {
+    /// Answers members, tells them where this one is, and hears what was taken back; never returns. Nobody else is this key for as long as it runs.
+    pub(super) async fn stay(self, home: Option<Home>, _lock: Option<KeyLock>) {
         let node = &self.0.node;
         let _serving = serve_nothing(node);
         let _exposing = expose(node, Exposing::new([]).serving(self.0.apps.clone()));

@@ -172,10 +172,10 @@ impl Client {
         };
         let identity = Identity { key: grant.key.clone(), grant: grant.grant.clone(), gate };
         let (contacts, how) = (grant.contacts.clone(), settings.clone());
-        let entering = async move { Member::enter(identity, contacts, relay, &how, lock).await };
+        let entering = async move { Member::enter(identity, contacts, relay, &how).await };
         let member = worker.run(entering).await??;
         worker.keep(member.node().clone());
-        worker.spawn(member.clone().stay(home.clone()));
+        worker.spawn(member.clone().stay(home.clone(), lock));
         let home = home.map(|home| home.with_node(member.node().clone()));
         let (deadline, fars) = (settings.deadline, Mutex::default());
         Ok(Self(Arc::new(Inner { worker, member, grant, home, deadline, fars })))
