@@ -86,7 +86,8 @@ impl Request for Dial {
     }
 }
 
-/// An application of the peer. It has no port of its own: grants that name ports mean it by TCP port 0 of the peer itself.
+/// An application of the peer. It has no port of its own: grants that name ports mean it by TCP port 0 of the peer
+/// itself.
 impl Request for Call {
     fn needs(&self) -> Need {
         any_model(Right::Reach)

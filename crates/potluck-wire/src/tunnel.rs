@@ -1,5 +1,5 @@
-//! What travels in a tunnel: a request to reach a service or an application, what became of it, and packets. Beside these a
-//! stream carries a service's own bytes, as they are.
+//! What travels in a tunnel: a request to reach a service or an application, what became of it, and packets. Beside
+//! these a stream carries a service's own bytes, as they are.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -197,8 +197,8 @@ impl TunnelFrame {
         if len <= max { Ok(len) } else { Err(WireError::TooLong { len, max }) }
     }
 
-    /// A frame from its body, which may come from anybody. A frame has one encoding: what would be written in other bytes is
-    /// malformed.
+    /// A frame from its body, which may come from anybody. A frame has one encoding: what would be written in other
+    /// bytes is malformed.
     ///
     /// # Errors
     /// `Malformed`, `Bound`.

@@ -54,8 +54,8 @@ pub(super) struct Inbox {
     known: Arc<Mutex<Known>>,
 }
 
-/// Messages of one topic, in the order in which they came. While it is kept, they are taken; what was not taken when it is dropped, its
-/// sender hears of.
+/// Messages of one topic, in the order in which they came. While it is kept, they are taken; what was not taken when it
+/// is dropped, its sender hears of.
 #[derive(Debug)]
 pub struct Messages {
     queue: mpsc::Receiver<Entry>,
@@ -133,7 +133,8 @@ impl Messages {
         !self.queue.is_empty()
     }
 
-    /// The next one: from then on its sender knows that it arrived. None once the node is closed. It may be given up at any time.
+    /// The next one: from then on its sender knows that it arrived. None once the node is closed. It may be given up at
+    /// any time.
     pub async fn next(&mut self) -> Option<Message> {
         loop {
             let Entry { message, named, taken, _room } = self.queue.recv().await?;

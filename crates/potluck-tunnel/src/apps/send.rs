@@ -27,11 +27,12 @@ pub struct Receipt {
 }
 
 impl Far {
-    /// Sends a message to the application that listens for that topic, and waits until it has it: `within` that time, over new
-    /// connections where one is lost. `id` is random, and no other message's.
+    /// Sends a message to the application that listens for that topic, and waits until it has it: `within` that time,
+    /// over new connections where one is lost. `id` is random, and no other message's.
     ///
     /// # Errors
-    /// `Topic`, `TooLong`; `NotReached`, as the peer says; `Away`, `Net`, `Protocol`; `Unconfirmed` where it is not known whether it arrived.
+    /// `Topic`, `TooLong`; `NotReached`, as the peer says; `Away`, `Net`, `Protocol`; `Unconfirmed` where it is not
+    /// known whether it arrived.
     pub async fn send_message(
         &self,
         topic: &str,
@@ -52,6 +53,7 @@ impl Far {
         loop {
             let (tunnel, _) = match self.stand(until).await {
                 Err(TunnelError::Away { .. }) if sent => return Err(unconfirmed()),
+                Err(TunnelError::Away { .. }) => return Err(TunnelError::Away { peer, seconds: within.as_secs() }),
                 standing => standing?,
             };
             let again = sent;
@@ -125,7 +127,8 @@ impl Receipt {
         self.peer
     }
 
-    /// What the application replies, in what is left of the message's time; none where it has taken the message and replies nothing.
+    /// What the application replies, in what is left of the message's time; none where it has taken the message and
+    /// replies nothing.
     ///
     /// # Errors
     /// `Unconfirmed` where the time is over; `Lost`, `Protocol`.

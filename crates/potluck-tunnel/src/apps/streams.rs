@@ -51,8 +51,8 @@ type Caller = oneshot::Sender<oneshot::Sender<PeerStream>>;
 
 /// Bytes to and from a member: what is written arrives in order, and no more is under way than the other side takes.
 ///
-/// The end of what one side sends ([`finish`](Self::finish), or `shutdown`) leaves the other half as it was. A stream that is dropped before its
-/// sending half has ended is reset: what was cut short never looks like all of it.
+/// The end of what one side sends ([`finish`](Self::finish), or `shutdown`) leaves the other half as it was. A stream
+/// that is dropped before its sending half has ended is reset: what was cut short never looks like all of it.
 pub struct PeerStream {
     peer: PeerId,
     send: SendStream,

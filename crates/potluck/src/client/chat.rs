@@ -189,7 +189,8 @@ impl Chat {
 }
 
 impl Conversation {
-    /// What the user says next, answered as it comes. What was said before counts; an answer that was dropped counts as far as it went.
+    /// What the user says next, answered as it comes. What was said before counts; an answer that was dropped counts as
+    /// far as it went.
     ///
     /// # Errors
     /// `Closed` where the client, or what this conversation was over, has ended.
@@ -202,8 +203,8 @@ impl Conversation {
 }
 
 impl Answer {
-    /// The next piece of text: one or several tokens' worth. None at the end: [`finish`](Self::finish) says which it was. The future may be
-    /// dropped at any time.
+    /// The next piece of text: one or several tokens' worth. None at the end: [`finish`](Self::finish) says which it
+    /// was. The future may be dropped at any time.
     pub async fn next(&mut self) -> Option<String> {
         self.pieces.recv().await
     }

@@ -9,7 +9,8 @@ use potluck_wire::{FailureCode, MESSAGE_BYTES_MAX, NotReached};
 
 use crate::failure::Failure;
 
-/// What can go wrong, and whose turn it is. [`code`](Self::code) is for programs, the message and [`hint`](Self::hint) are for people.
+/// What can go wrong, and whose turn it is. [`code`](Self::code) is for programs, the message and [`hint`](Self::hint)
+/// are for people.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
@@ -48,7 +49,8 @@ pub enum ClientError {
         /// Its length.
         bytes: usize,
     },
-    /// The program there: it did not say in time that it has the message, or what it replies. The message may have arrived, once.
+    /// The program there: it did not say in time that it has the message, or what it replies. The message may have
+    /// arrived, once.
     #[error("peer {} did not answer within {seconds:.1} s", .peer.short())]
     Unconfirmed {
         /// Who.

@@ -12,7 +12,7 @@ use potluck_wire::PeerAddress;
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
 use super::{ClientError, Settings};
@@ -26,8 +26,19 @@ use crate::{
 /// How often members are asked what was taken back.
 const HEAR_EVERY: Duration = Duration::from_secs(3);
 
-/// How often they are told where this one is: well before they forget it.
-const TELL_EVERY: u32 = 5;
+/// How often they are told where this one is.
+const TELL_EVERY: Duration = Duration::from_secs(15);
+
+/// Longest that they may take to answer, all at once. A dial that fails takes less.
+const ROUND_MAX: Duration = Duration::from_secs(12);
+
+/// After so long they forget it.
+const REMEMBERED: Duration = Duration::from_secs(60);
+
+const _: () = assert!(
+    TELL_EVERY.as_secs() + 2 * ROUND_MAX.as_secs() + HEAR_EVERY.as_secs() < REMEMBERED.as_secs(),
+    "whoever is away makes nobody forget"
+);
 
 /// Longest that whoever begins to listen waits until the contacts know where it is.
 const TOLD_MAX: Duration = Duration::from_secs(4);
@@ -66,16 +77,23 @@ impl Member {
         Ok(Self(Arc::new(Inner { node, apps: Apps::default(), lends, contacts, told })))
     }
 
-    /// Answers members, tells them where this one is, and hears what was taken back; never returns. Nobody else is this key for as long as it runs.
+    /// Answers members, tells them where this one is, and hears what was taken back; never returns. Nobody else is this
+    /// key for as long as it runs.
     pub(super) async fn stay(self, home: Option<Home>, _lock: Option<KeyLock>) {
         let node = &self.0.node;
         let _serving = serve_nothing(node);
         let _exposing = expose(node, Exposing::new([]).serving(self.0.apps.clone()));
         let _hearing = home.map(|home| keep_hearing(&home, Some(node.clone()), None));
         let mut ticks = interval(HEAR_EVERY);
-        for round in (0..TELL_EVERY).cycle() {
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told = None::<Instant>;
+        loop {
             ticks.tick().await;
-            self.go_round(round == 0).await;
+            let tells = told.is_none_or(|told| told.elapsed() >= TELL_EVERY);
+            if tells {
+                told = Some(Instant::now());
+            }
+            self.go_round(tells).await;
         }
     }
 
@@ -93,10 +111,11 @@ impl Member {
                 }
             });
         }
-        asked.join_all().await;
+        // Those that have not answered by then are asked again.
+        let _ = timeout(ROUND_MAX, asked.join_all()).await;
         if tells {
             self.0.told.send_replace(true);
-            self.learn().await;
+            let _ = timeout(ROUND_MAX, self.learn()).await;
         }
     }
 

@@ -6,8 +6,8 @@ use potluck_grant::Member;
 
 use super::{ClientError, PeerStream, worker::Worker};
 
-/// Messages of one topic, in the order in which they came ([`Client::listen`](super::Client::listen)). Dropped, nobody listens any more, and
-/// whoever sent what was not taken is told.
+/// Messages of one topic, in the order in which they came ([`Client::listen`](super::Client::listen)). Dropped, nobody
+/// listens any more, and whoever sent what was not taken is told.
 #[derive(Debug)]
 pub struct Messages(pub(super) potluck_tunnel::Messages);
 
@@ -27,8 +27,8 @@ pub struct Receipt {
 }
 
 impl Messages {
-    /// The next one. From then on it counts as arrived: its sender is told so. None once the client is closed. The future may be dropped at any
-    /// time; no message is lost by it.
+    /// The next one. From then on it counts as arrived: its sender is told so. None once the client is closed. The
+    /// future may be dropped at any time; no message is lost by it.
     pub async fn next(&mut self) -> Option<Message> {
         self.0.next().await.map(Message)
     }
@@ -88,7 +88,8 @@ impl Receipt {
         self.receipt.peer()
     }
 
-    /// What the program there replies, in what is left of the deadline; none where it dropped the message without a reply.
+    /// What the program there replies, in what is left of the deadline; none where it dropped the message without a
+    /// reply.
     ///
     /// # Errors
     /// `Unconfirmed`: no reply in time. `Away`: the connection was lost. `Closed`.

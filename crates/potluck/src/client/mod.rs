@@ -2,6 +2,7 @@
 
 mod chat;
 mod error;
+mod forward;
 mod member;
 mod messages;
 mod peers;
@@ -17,12 +18,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use potluck_core::{PeerId, SecretKey};
+use potluck_core::PeerId;
 use potluck_grant::Gate;
 use potluck_net::Identity;
 use potluck_tunnel::{Far, FindPeer, forward_tcp};
 use potluck_wire::{Dial, Host, PeerAddress, Service};
-use tokio::{net::TcpListener, task::AbortHandle};
+use tokio::net::TcpListener;
 
 use crate::{
     commands::join::{Reaching, become_member, show},
@@ -38,16 +39,18 @@ use worker::Worker;
 
 pub use chat::{Answer, Chat, Conversation, Finished};
 pub use error::ClientError;
+pub use forward::Forward;
 pub use messages::{Message, Messages, Receipt, Streams};
 pub use peers::{Peer, Standing};
 pub use potluck_net::PathKind;
 pub use potluck_tunnel::PeerStream;
-pub use settings::{Grant, Settings};
+pub use settings::{Grant, Settings, generate_key};
 
-/// A member of a swarm. Clones are the same member; the last one that is dropped ends it, and [`close`](Self::close) waits for that.
+/// A member of a swarm. Clones are the same member; the last one that is dropped ends it, and [`close`](Self::close)
+/// waits for that.
 ///
-/// Its connections live on a thread of the client's own: it may be used in any runtime, of one thread or several, and a program that computes
-/// for a while loses none of them.
+/// Its connections live on a thread of the client's own: it may be used in any runtime, of one thread or several, and a
+/// program that computes for a while loses none of them.
 #[derive(Debug, Clone)]
 pub struct Client(Arc<Inner>);
 
@@ -62,29 +65,10 @@ struct Inner {
     fars: Mutex<BTreeMap<PeerId, Far>>,
 }
 
-/// A port of this machine that leads to one of a peer ([`Client::forward_tcp`]), until it is dropped.
-#[derive(Debug)]
-pub struct Forward {
-    at: SocketAddr,
-    task: AbortHandle,
-}
-
-impl Forward {
-    /// Where programs of this machine reach it.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.at
-    }
-}
-
-impl Drop for Forward {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 impl Client {
-    /// Joins a swarm with the line that its owner passed on (`potluck swarm invite`, `potluck swarm grant`). With [`Settings::home`] this machine is
-    /// a member from then on, and [`open`](Self::open) does the next time; without, all is in memory: [`grant`](Self::grant) is what to keep.
+    /// Joins a swarm with the line that its owner passed on (`potluck swarm invite`, `potluck swarm grant`). With
+    /// [`Settings::home`] this machine is a member from then on, and [`open`](Self::open) does the next time; without,
+    /// all is in memory: [`grant`](Self::grant) is what to keep.
     ///
     /// # Errors
     /// As `potluck swarm join` tells them: `usage`, `invitation_used`, `already_joined` and so on.
@@ -94,7 +78,11 @@ impl Client {
         let Some(folder) = settings.home.clone() else {
             let key = new_key()?;
             let admission = match line {
-                Line::Granted(admission) => admission,
+                Line::Granted(_) => {
+                    let message = "this line is for keys that exist already, and none is kept in memory";
+                    let hint = "read it with Grant::from_line, and call Client::connect; or join with Settings::home";
+                    return Err(ClientError::other("not_for_us", message, hint));
+                }
                 Line::Invited(invitation) => {
                     let urls = settings.relays.clone().unwrap_or_else(|| invitation.relays.clone());
                     let mut relay = relays_in_memory(&urls);
@@ -112,11 +100,12 @@ impl Client {
         Self::open_home(worker, home, settings).await
     }
 
-    /// The member that this machine is: of a folder where it joined, as `POTLUCK_HOME`, with its key that asks. Commands may ask at the same time;
-    /// one client at a time does.
+    /// The member that this machine is: of a folder where it joined, as `POTLUCK_HOME`, with its key that asks.
+    /// Commands may ask at the same time; one client at a time does.
     ///
     /// # Errors
-    /// `no_swarm`: it has not joined; `identity_in_use`: another client is that key now; `not_allowed`: its grant has ended.
+    /// `no_swarm`: it has not joined; `identity_in_use`: another client is that key now; `not_allowed`: its grant has
+    /// ended.
     pub async fn open(home: impl AsRef<Path>, settings: &Settings) -> Result<Self, ClientError> {
         let home = Home::open(Some(home.as_ref().to_owned()), settings.reach()?)?;
         Self::open_home(Worker::start()?, home, settings).await
@@ -204,7 +193,8 @@ impl Client {
         peers::standing(self.0.member.node())
     }
 
-    /// Who is there, as the members say that this one knows: each is asked itself, for up to some 15 s where one does not answer.
+    /// Who is there, as the members say that this one knows: each is asked itself, for up to some 15 s where one does
+    /// not answer.
     ///
     /// # Errors
     /// `Closed`.
@@ -213,14 +203,17 @@ impl Client {
         self.0.worker.run(peers::peers(node, contacts)).await
     }
 
-    /// Sends a message of up to [`MESSAGE_BYTES_MAX`](crate::MESSAGE_BYTES_MAX) bytes to the program of that peer that listens for that topic. Returns once that program has
-    /// taken it; the receipt gives its reply. Where a connection is lost meanwhile, the message is sent again by another, and taken once.
+    /// Sends a message of up to [`MESSAGE_BYTES_MAX`](crate::MESSAGE_BYTES_MAX) bytes to the program of that peer that
+    /// listens for that topic. Returns once that program has taken it; the receipt gives its reply. Where a connection
+    /// is lost meanwhile, the message is sent again by another, and taken once.
     ///
-    /// Messages that are awaited one after the other are taken in that order; of those that are under way at once, any may be first.
+    /// Messages that are awaited one after the other are taken in that order; of those that are under way at once, any
+    /// may be first.
     ///
     /// # Errors
-    /// [`NotListening`](ClientError::NotListening), [`NotAllowed`](ClientError::NotAllowed), [`Busy`](ClientError::Busy),
-    /// [`TooLong`](ClientError::TooLong), [`Away`](ClientError::Away): it was not taken. [`Unconfirmed`](ClientError::Unconfirmed): it may have been.
+    /// [`NotListening`](ClientError::NotListening), [`NotAllowed`](ClientError::NotAllowed),
+    /// [`Busy`](ClientError::Busy), [`TooLong`](ClientError::TooLong), [`Away`](ClientError::Away): it was not taken.
+    /// [`Unconfirmed`](ClientError::Unconfirmed): it may have been.
     pub async fn send(&self, to: PeerId, topic: &str, body: impl Into<Bytes>) -> Result<Receipt, ClientError> {
         let (far, topic, body, within) = (self.far(to), topic.to_owned(), body.into(), self.0.deadline);
         let mut id = [0; 16];
@@ -239,11 +232,12 @@ impl Client {
         self.send(to, topic, body).await?.reply().await
     }
 
-    /// Takes messages of that topic (1 to 128 characters of ASCII without spaces), for as long as what it returns is kept. Returns once the
-    /// members that this one knows can say where it is, or after 4 s.
+    /// Takes messages of that topic (1 to 128 characters of ASCII without spaces), for as long as what it returns is
+    /// kept. Returns once the members that this one knows can say where it is, or after 4 s.
     ///
     /// # Errors
-    /// [`NotAllowed`](ClientError::NotAllowed): this key's grant does not let others connect to it. `usage`, `listening`; `Closed`.
+    /// [`NotAllowed`](ClientError::NotAllowed): this key's grant does not let others connect to it. `usage`,
+    /// `listening`; `Closed`.
     pub async fn listen(&self, topic: &str) -> Result<Messages, ClientError> {
         self.0.member.may_listen()?;
         let messages = self.0.member.apps().listen(topic)?;
@@ -254,7 +248,8 @@ impl Client {
     /// Opens a stream to the program of that peer that accepts that topic, once it has accepted.
     ///
     /// # Errors
-    /// As for [`send`](Self::send), less `TooLong` and `Unconfirmed`; `not_reached` where it is not accepted within 17 s.
+    /// As for [`send`](Self::send), less `TooLong` and `Unconfirmed`; `not_reached` where it is not accepted within 17
+    /// s.
     pub async fn dial(&self, to: PeerId, topic: &str) -> Result<PeerStream, ClientError> {
         let (far, topic) = (self.far(to), topic.to_owned());
         Ok(self.0.worker.run(async move { far.await.open_stream(&topic).await }).await??)
@@ -281,8 +276,8 @@ impl Client {
         Ok(self.0.worker.run(async move { far.await.open_service(&dial).await }).await??)
     }
 
-    /// Listens at an address of this machine for programs that know nothing of Potluck: what connects there comes out at a TCP port of that
-    /// peer. A connection that does not get there is reset.
+    /// Listens at an address of this machine for programs that know nothing of Potluck: what connects there comes out
+    /// at a TCP port of that peer. A connection that does not get there is reset.
     ///
     /// # Errors
     /// `io`: the address is taken; `Closed`.
@@ -293,11 +288,12 @@ impl Client {
         let failed = |error: std::io::Error| ClientError::from(Failure::io(format!("listening at {local}"), &error));
         let (listener, far) = self.0.worker.run(listening).await?.map_err(failed)?;
         let at = listener.local_addr().map_err(failed)?;
-        Ok(Forward { at, task: self.0.worker.spawn(forward_tcp(listener, far, dial)) })
+        Ok(Forward::new(at, self.0.worker.spawn(forward_tcp(listener, far, dial))))
     }
 
-    /// Asks a model, by a name or an id of `potluck model list`, a path, or a name that members share: on this machine where that is enough, over
-    /// peers otherwise, as `potluck run` does. Needs a folder ([`Settings::home`]) and the program `potluck` ([`Settings::program`]).
+    /// Asks a model, by a name or an id of `potluck model list`, a path, or a name that members share: on this machine
+    /// where that is enough, over peers otherwise, as `potluck run` does. Needs a folder ([`Settings::home`]) and the
+    /// program `potluck` ([`Settings::program`]).
     pub fn chat(&self, model: &str) -> Chat {
         Chat::new(self.0.worker.clone(), self.0.home.clone(), model)
     }
@@ -308,7 +304,8 @@ impl Client {
         self.fars().insert(far.peer(), far);
     }
 
-    /// Ends it: listeners see the end, what is under way is cut short. Returns once the other sides were told, or after 3 s.
+    /// Ends it: listeners see the end, what is under way is cut short. Returns once the other sides were told, or after
+    /// 3 s.
     pub async fn close(&self) {
         self.0.worker.stop().await;
     }
@@ -344,12 +341,4 @@ impl Client {
     fn fars(&self) -> std::sync::MutexGuard<'_, BTreeMap<PeerId, Far>> {
         self.0.fars.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A new key, from the system's randomness.
-///
-/// # Errors
-/// `io`: the system gives none.
-pub fn generate_key() -> Result<SecretKey, ClientError> {
-    Ok(new_key()?)
 }

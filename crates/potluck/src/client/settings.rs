@@ -9,7 +9,7 @@ use potluck_wire::PeerAddress;
 use super::ClientError;
 use crate::{
     args::{Reach, RelayChoice},
-    home::{Admission, Line},
+    home::{Admission, Line, new_key},
 };
 
 /// How long a message, and its reply, may take together, unless the settings say otherwise.
@@ -29,7 +29,8 @@ pub struct Settings {
     pub relays: Option<Vec<String>>,
     /// How long a message, and its reply, may take together.
     pub deadline: Duration,
-    /// The program `potluck`, which runs models. None: beside this program, or on the `PATH`. The first client of a process says which.
+    /// The program `potluck`, which runs models. None: beside this program, or on the `PATH`. The first client of a
+    /// process says which.
     pub program: Option<PathBuf>,
 }
 
@@ -102,7 +103,8 @@ impl Settings {
     }
 }
 
-/// What makes a program a member of a swarm: its key, and what the swarm's owner gave to it. Keep it as you keep a password.
+/// What makes a program a member of a swarm: its key, and what the swarm's owner gave to it. Keep it as you keep a
+/// password.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Grant {
@@ -168,6 +170,14 @@ impl fmt::Debug for Grant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Grant(of {})", self.id().short())
     }
+}
+
+/// A new key, from the system's randomness.
+///
+/// # Errors
+/// `io`: the system gives none.
+pub fn generate_key() -> Result<SecretKey, ClientError> {
+    Ok(new_key()?)
 }
 
 /// As many of these as are relays, and as a node listens at.

@@ -1,6 +1,7 @@
 //! A thread of the client's own: its connections live there, whatever the program's own threads are busy with.
 //!
-//! A connection whose owner computes for three seconds would be lost otherwise, and the program would need a runtime of a certain kind.
+//! A connection whose owner computes for three seconds would be lost otherwise, and the program would need a runtime of
+//! a certain kind.
 
 use std::{
     pin::Pin,
