@@ -135,7 +135,7 @@ mod tests {
             let _kept = kept;
             std::future::pending::<()>().await;
         });
-        drop(tokio::time::timeout(Duration::from_millis(1), waits).await.unwrap_err());
+        assert!(tokio::time::timeout(Duration::from_millis(1), waits).await.is_err());
         assert!(dropped.await.is_err(), "it is gone");
         worker.stop().await;
         worker.stop().await;
