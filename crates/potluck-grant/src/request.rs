@@ -3,7 +3,7 @@
 use core::net::{IpAddr, Ipv4Addr};
 
 use potluck_core::SignedOffer;
-use potluck_wire::{Ask, Dial, Fetch, HopOpen, Host, Lender, OpenSession, Part};
+use potluck_wire::{Ask, Call, Dial, Fetch, HopOpen, Host, Lender, OpenSession, Part, Service};
 
 use crate::{Need, Reach, Request, Right};
 
@@ -83,6 +83,18 @@ impl Request for Dial {
     fn reaches(&self) -> Option<Reach> {
         let own = matches!(self.host, Host::Own).then_some(IpAddr::V4(Ipv4Addr::LOCALHOST));
         Some(Reach { service: self.service, address: own.or(self.host.address()) })
+    }
+}
+
+/// An application of the peer. It has no port of its own: grants that name ports mean it by TCP port 0 of the peer
+/// itself.
+impl Request for Call {
+    fn needs(&self) -> Need {
+        any_model(Right::Reach)
+    }
+
+    fn reaches(&self) -> Option<Reach> {
+        Some(Reach { service: Service::Tcp(0), address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)) })
     }
 }
 

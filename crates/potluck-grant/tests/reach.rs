@@ -7,7 +7,7 @@ use potluck_core::{PeerId, SecretKey};
 use potluck_grant::{
     ByteMeter, Caveats, Gate, Grant, GrantError, Net, Place, Ports, Reach, Right, Role, Root, is_link_local,
 };
-use potluck_wire::{Dial, Host, Service};
+use potluck_wire::{Call, Dial, Host, Service, Way};
 
 const NOW: u64 = 1_800_000_000;
 const DAY: u64 = 24 * 3_600;
@@ -69,6 +69,24 @@ fn members_reach_what_is_exposed_and_guests_what_is_named() {
         assert_eq!(reach(&named, 1, SSH, elsewhere), not_there, "ports alone are the peer's own");
         assert_eq!(reach(&granted(role, &["22"], &["192.168.1.0/24"]), 1, SSH, elsewhere), Ok(()));
     }
+}
+
+#[test]
+fn applications_are_for_members_and_where_ports_are_named_for_whom_port_0_is() {
+    let gate = Gate::new(root().public());
+    let call = |role: Role, ports: &[&str], nets: &[&str]| {
+        let member = gate.check(&granted(role, ports, nets), peer(1), NOW).unwrap();
+        let call = Call { topic: "news".into(), way: Way::Stream };
+        gate.authorize(&member, call, Place { peer: peer(200), now: NOW }).map(drop)
+    };
+    assert_eq!(call(Role::Member, &[], &[]), Ok(()));
+    assert_eq!(call(Role::Guest, &[], &[]), Err(GrantError::NoRight(Right::Reach)));
+    for role in [Role::Member, Role::Guest] {
+        assert_eq!(call(role, &["tcp:22"], &[]), Err(GrantError::NotThisPort(Service::Tcp(0))));
+        assert_eq!(call(role, &["tcp:22", "tcp:0"], &[]), Ok(()));
+    }
+    let elsewhere = call(Role::Member, &[], &["10.0.0.0/8"]);
+    assert_eq!(elsewhere, Err(GrantError::NotThisHost("127.0.0.1".parse().unwrap())));
 }
 
 #[test]

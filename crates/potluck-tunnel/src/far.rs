@@ -30,7 +30,7 @@ pub(crate) const AWAY_MAX: Duration = Duration::from_secs(10);
 const ANSWER_MAX: Duration = Duration::from_secs(17);
 
 /// Between two attempts to reach a peer that is away.
-const AGAIN: Duration = Duration::from_millis(250);
+pub(crate) const AGAIN: Duration = Duration::from_millis(250);
 
 /// Longest that others may take to say where the peer is now.
 const FIND_MAX: Duration = Duration::from_secs(2);
@@ -93,6 +93,11 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
+    /// As bytes both ways.
+    pub(crate) fn into_halves(self) -> (Tunnel, SendStream, RecvStream) {
+        (self.tunnel, self.send, self.recv)
+    }
+
     /// As a flow of packets.
     pub(crate) fn into_flow(self) -> Flow {
         self.flows.begin(self.tunnel, self.send, self.recv)
@@ -135,10 +140,15 @@ impl Far {
     /// # Errors
     /// `NotReached`, as the peer says; `Away`, `Lost`, `Net`, `Protocol`.
     pub(crate) async fn open(&self, dial: &Dial) -> Result<Opened, TunnelError> {
+        self.open_with(&TunnelFrame::Dial(dial.clone())).await
+    }
+
+    /// The same for whatever a stream begins with.
+    pub(crate) async fn open_with(&self, first: &TunnelFrame) -> Result<Opened, TunnelError> {
         let until = Instant::now() + AWAY_MAX;
         loop {
             let (tunnel, flows) = self.stand(until).await?;
-            match self.ask(&tunnel, flows, dial).await {
+            match self.ask(&tunnel, flows, first).await {
                 // What was lost before an answer has done nothing there: it may be asked for again.
                 Err(TunnelError::Lost(_) | TunnelError::Net(NetError::Lost { .. }))
                     if tunnel.is_closed() && Instant::now() < until =>
@@ -154,22 +164,22 @@ impl Far {
         }
     }
 
-    async fn ask(&self, tunnel: &Tunnel, flows: Flows, dial: &Dial) -> Result<Opened, TunnelError> {
+    async fn ask(&self, tunnel: &Tunnel, flows: Flows, first: &TunnelFrame) -> Result<Opened, TunnelError> {
         let peer = self.0.peer;
         let (mut send, mut recv) = tunnel.open().await?;
         // At once: a stream is there for the other side when something has come by it, and a service may speak first.
-        frame::write(peer, &mut send, &TunnelFrame::Dial(dial.clone())).await?;
+        frame::write(peer, &mut send, first).await?;
         match timeout(ANSWER_MAX, frame::read(peer, &mut recv)).await {
             Ok(Ok(TunnelFrame::Opened)) => Ok(Opened { tunnel: tunnel.clone(), flows, send, recv }),
             Ok(Ok(TunnelFrame::NotReached(why))) => Err(TunnelError::NotReached { peer, why }),
-            Ok(Ok(TunnelFrame::Dial(_))) => Err(NetError::Unexpected { peer, got: "dial", expected: "opened" }.into()),
+            Ok(Ok(other)) => Err(NetError::Unexpected { peer, got: other.kind(), expected: "opened" }.into()),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(TunnelError::Lost(peer)),
         }
     }
 
     /// The connection that stands, or a new one.
-    async fn stand(&self, until: Instant) -> Result<(Tunnel, Flows), TunnelError> {
+    pub(crate) async fn stand(&self, until: Instant) -> Result<(Tunnel, Flows), TunnelError> {
         let away = || TunnelError::Away { peer: self.0.peer, seconds: AWAY_MAX.as_secs() };
         let mut standing = timeout_at(until, self.0.standing.lock()).await.map_err(|_| away())?;
         if let Some(Standing { tunnel, flows, .. }) = standing.as_ref()

@@ -16,16 +16,38 @@ pub(crate) async fn write(peer: PeerId, send: &mut SendStream, frame: &TunnelFra
 
 /// Reads a frame, and nothing of what follows it. Not to be given up in the middle: what was read of it is lost then.
 pub(crate) async fn read(peer: PeerId, recv: &mut RecvStream) -> Result<TunnelFrame, TunnelError> {
-    let protocol = |error| TunnelError::Protocol { peer, error };
-    let ended = |error| match error {
-        ReadExactError::FinishedEarly(_) => protocol(WireError::Truncated { missing: 1 }),
-        ReadExactError::ReadError(_) => TunnelError::Lost(peer),
-    };
     let mut announced = [0; LENGTH_BYTES];
-    recv.read_exact(&mut announced).await.map_err(ended)?;
+    recv.read_exact(&mut announced).await.map_err(|error| ended(peer, error))?;
+    read_body(peer, recv, announced).await
+}
+
+/// The same, where the stream may have ended before it: none then.
+pub(crate) async fn read_if_any(peer: PeerId, recv: &mut RecvStream) -> Result<Option<TunnelFrame>, TunnelError> {
+    let mut announced = [0; LENGTH_BYTES];
+    match recv.read_exact(&mut announced).await {
+        Ok(()) => {}
+        Err(ReadExactError::FinishedEarly(0)) => return Ok(None),
+        Err(error) => return Err(ended(peer, error)),
+    }
+    read_body(peer, recv, announced).await.map(Some)
+}
+
+async fn read_body(
+    peer: PeerId,
+    recv: &mut RecvStream,
+    announced: [u8; LENGTH_BYTES],
+) -> Result<TunnelFrame, TunnelError> {
+    let protocol = |error| TunnelError::Protocol { peer, error };
     let mut body = vec![0; TunnelFrame::length(announced).map_err(protocol)?];
-    recv.read_exact(&mut body).await.map_err(ended)?;
+    recv.read_exact(&mut body).await.map_err(|error| ended(peer, error))?;
     TunnelFrame::decode(&body).map_err(protocol)
+}
+
+fn ended(peer: PeerId, error: ReadExactError) -> TunnelError {
+    match error {
+        ReadExactError::FinishedEarly(_) => TunnelError::Protocol { peer, error: WireError::Truncated { missing: 1 } },
+        ReadExactError::ReadError(_) => TunnelError::Lost(peer),
+    }
 }
 
 /// The packets of a stream: those that fit no datagram.

@@ -8,11 +8,15 @@
 //! let far = Far::new(node, address, find);                            // here
 //! forward_tcp(listener, far, Dial { service: Service::Tcp(22), host: Host::Own }).await;
 //! ```
+//! An application is reached by a topic, in the same way and by the same right: [`Apps`] takes messages and streams, [`Far`] sends
+//! and opens them.
+//!
 //! What it promises: nothing is dialled that the caller's grant does not allow and the peer does not expose, by the address that a name
 //! was resolved to; half a close, an end and a reset arrive as what they were; who reads slowly is waited for, in one
 //! bounded buffer; a listener outlives the connection behind it.
 //! Not here: who may (`potluck-grant`), connections and greetings (`potluck-net`).
 
+mod apps;
 mod copy;
 mod echo;
 mod error;
@@ -28,6 +32,9 @@ pub mod socks;
 pub mod tun;
 mod udp;
 
+pub use apps::{
+    Apps, Arriving, Message, Messages, PeerStream, Receipt, WAITING_BYTES_MAX, WAITING_MAX, WAITING_OF_MEMBER_MAX,
+};
 pub use error::TunnelError;
 pub use expose::Exposure;
 pub use far::{Far, FindPeer};

@@ -19,7 +19,7 @@ use tokio::{
 use tracing::{debug, info};
 
 use crate::{
-    Exposure, Resolver, UdpTimes,
+    Apps, Exposure, Resolver, UdpTimes, apps,
     copy::{Toll, copy},
     flows::{Flow, Flows},
     frame,
@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Longest wait for a stream's first frame, and for its answer to be taken.
-const FRAME_MAX: Duration = Duration::from_secs(10);
+pub(crate) const FRAME_MAX: Duration = Duration::from_secs(10);
 
 /// Connections and flows of one member at once. The next one is refused with `Busy`.
 const MEMBER_STREAMS_MAX: usize = 2_048;
@@ -45,6 +45,7 @@ pub struct Exposing {
     times: UdpTimes,
     meter: Mutex<ByteMeter>,
     streams: Mutex<HashMap<PeerId, usize>>,
+    apps: Apps,
 }
 
 impl Exposing {
@@ -56,7 +57,14 @@ impl Exposing {
             times: UdpTimes::default(),
             meter: Mutex::default(),
             streams: Mutex::default(),
+            apps: Apps::default(),
         }
+    }
+
+    /// With these applications.
+    #[must_use]
+    pub fn serving(self, apps: Apps) -> Self {
+        Self { apps, ..self }
     }
 
     /// With names resolved by that.
@@ -121,6 +129,11 @@ async fn stream_of(
     let peer = tunnel.peer();
     let dial = match timeout(FRAME_MAX, frame::read(peer, &mut recv)).await {
         Ok(Ok(TunnelFrame::Dial(dial))) => dial,
+        Ok(Ok(TunnelFrame::Call(call))) => {
+            let toll = Metered { exposing: exposing.clone(), member: tunnel.member().clone() };
+            let room = exposing.room(peer);
+            return apps::answer(&exposing.apps, &tunnel, call, (send, recv), toll, room).await;
+        }
         Ok(Ok(other)) => return debug!(peer = %peer.short(), got = other.kind(), "a stream began with no dial"),
         Ok(Err(error)) => return debug!(peer = %peer.short(), %error, "a stream did not begin"),
         Err(_) => return debug!(peer = %peer.short(), "a stream did not begin in time"),
@@ -195,7 +208,8 @@ impl Exposing {
 }
 
 /// One stream's place, given back when dropped.
-struct Room {
+#[derive(Debug)]
+pub(crate) struct Room {
     exposing: Arc<Exposing>,
     peer: PeerId,
 }
@@ -213,7 +227,8 @@ impl Drop for Room {
 }
 
 /// What a member's grant says of bytes a day.
-struct Metered {
+#[derive(Debug)]
+pub(crate) struct Metered {
     exposing: Arc<Exposing>,
     member: Member,
 }

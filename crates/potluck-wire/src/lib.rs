@@ -32,7 +32,8 @@ pub use message::{
 };
 pub use reader::FrameReader;
 pub use tunnel::{
-    Dial, HOST_BYTES_MAX, Host, LENGTH_BYTES, NotReached, PACKET_BYTES_MAX, Service, TUNNEL_ALPN,
-    TUNNEL_FRAME_BYTES_MAX, TunnelFrame, decode_datagram, encode_datagram, encode_packet, packet_length,
+    Call, Dial, HOST_BYTES_MAX, Host, LENGTH_BYTES, MESSAGE_BYTES_MAX, MessageId, NotReached, PACKET_BYTES_MAX,
+    Service, TOPIC_BYTES_MAX, TUNNEL_ALPN, TUNNEL_FRAME_BYTES_MAX, TunnelFrame, Way, decode_datagram, encode_datagram,
+    encode_packet, is_topic, packet_length,
 };
 pub use upstream::{Ask, Head, Lender, Upstream, UpstreamModel, Upstreams};

@@ -1,5 +1,5 @@
-//! What travels in a tunnel: a request to reach a service, what became of it, and packets. Beside these a stream carries a
-//! service's own bytes, as they are.
+//! What travels in a tunnel: a request to reach a service or an application, what became of it, and packets. Beside
+//! these a stream carries a service's own bytes, as they are.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -16,6 +16,12 @@ pub const HOST_BYTES_MAX: usize = 253;
 /// Bytes of a frame, without its length. A longer one closes the stream, unallocated.
 pub const TUNNEL_FRAME_BYTES_MAX: usize = HOST_BYTES_MAX + 16;
 
+/// Bytes of a topic's name. A longer one is refused.
+pub const TOPIC_BYTES_MAX: usize = 128;
+
+/// Bytes of a message to an application, and of its reply. What is longer goes by a stream.
+pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
 /// Bytes of a packet of UDP. A longer one closes the stream.
 pub const PACKET_BYTES_MAX: usize = 65_507;
 
@@ -25,6 +31,7 @@ pub const LENGTH_BYTES: usize = size_of::<u16>();
 /// Bytes of the longest number of a flow.
 const FLOW_BYTES_MAX: usize = 9;
 
+const _: () = assert!(TOPIC_BYTES_MAX < HOST_BYTES_MAX - size_of::<MessageId>(), "a call fits a frame");
 const _: () = assert!(TUNNEL_FRAME_BYTES_MAX <= PACKET_BYTES_MAX && PACKET_BYTES_MAX <= u16::MAX as usize);
 
 /// What is to be reached at a host.
@@ -60,6 +67,32 @@ pub struct Dial {
     pub host: Host,
 }
 
+/// What tells a message from others of its sender: one that comes again, its receipt lost, is taken once.
+pub type MessageId = [u8; 16];
+
+/// The first frame of a stream to an application of the peer, sent at once.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Call {
+    /// What the application listens for: [`is_topic`].
+    pub topic: String,
+    /// What comes.
+    pub way: Way,
+}
+
+/// What comes by a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Way {
+    /// A message, whose bytes follow at once.
+    Message {
+        /// Which.
+        id: MessageId,
+        /// Its length, at most [`MESSAGE_BYTES_MAX`].
+        bytes: u32,
+    },
+    /// Bytes both ways, once the application has accepted.
+    Stream,
+}
+
 /// Why a service was not reached. Numbers are on the wire and never change meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -91,6 +124,12 @@ pub enum TunnelFrame {
     Opened,
     /// The answer: it is not, and the stream ends.
     NotReached(NotReached),
+    /// From whoever opened the stream, first, in place of a dial.
+    Call(Call),
+    /// The answer to a message: the application has it.
+    Taken,
+    /// Then, perhaps: what the application replies. So many bytes follow, at most [`MESSAGE_BYTES_MAX`].
+    Reply(u32),
 }
 
 impl Service {
@@ -130,6 +169,9 @@ impl TunnelFrame {
             Self::Dial(_) => "dial",
             Self::Opened => "opened",
             Self::NotReached(_) => "not-reached",
+            Self::Call(_) => "call",
+            Self::Taken => "taken",
+            Self::Reply(_) => "reply",
         }
     }
 
@@ -155,8 +197,8 @@ impl TunnelFrame {
         if len <= max { Ok(len) } else { Err(WireError::TooLong { len, max }) }
     }
 
-    /// A frame from its body, which may come from anybody. A frame has one encoding: what would be written in other bytes is
-    /// malformed.
+    /// A frame from its body, which may come from anybody. A frame has one encoding: what would be written in other
+    /// bytes is malformed.
     ///
     /// # Errors
     /// `Malformed`, `Bound`.
@@ -172,11 +214,26 @@ impl TunnelFrame {
                 return Err(WireError::Bound { what: "name", len: name.len(), max: HOST_BYTES_MAX });
             }
         }
+        if let Self::Call(Call { topic, .. }) = &frame
+            && !is_topic(topic)
+        {
+            return Err(WireError::Bound { what: "topic", len: topic.len(), max: TOPIC_BYTES_MAX });
+        }
+        if let Self::Call(Call { way: Way::Message { bytes, .. }, .. }) | Self::Reply(bytes) = &frame
+            && *bytes as usize > MESSAGE_BYTES_MAX
+        {
+            return Err(WireError::Bound { what: "message", len: *bytes as usize, max: MESSAGE_BYTES_MAX });
+        }
         if !rest.is_empty() || frame.body() != body {
             return Err(malformed("another encoding of the same".into()));
         }
         Ok(frame)
     }
+}
+
+/// Whether an application can listen for that: 1 to [`TOPIC_BYTES_MAX`] bytes of ASCII without spaces.
+pub fn is_topic(text: &str) -> bool {
+    !text.is_empty() && text.len() <= TOPIC_BYTES_MAX && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Appends a packet as a stream carries it: length `u16`, and its bytes. False where it is longer than any packet.

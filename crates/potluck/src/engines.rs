@@ -1,5 +1,7 @@
 //! Engine children: started from this very program, and ended with what they were started for.
 
+use std::{path::PathBuf, sync::OnceLock};
+
 use potluck_core::{StageCommand, StageReply, StageShape};
 use potluck_engine::{EngineError, EngineProcess, EngineProgram, Load, VocabularyClient};
 use tokio::{sync::mpsc, task::JoinHandle};
@@ -58,9 +60,20 @@ pub(crate) async fn start_engine(load: Load) -> Result<EngineProcess, Failure> {
     Ok(EngineProcess::start(program()?, load).await?)
 }
 
-/// What starts an engine: this very program.
+/// The program that becomes an engine, where this one cannot: it is another's, and has the client in it.
+static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+
+/// Starts engines with that program from now on. The first one counts, for the whole process.
+pub(crate) fn use_program(program: PathBuf) {
+    let _ = PROGRAM.set(program);
+}
+
+/// What starts an engine: this very program, unless another was named.
 pub(crate) fn program() -> Result<EngineProgram, Failure> {
-    Ok(EngineProgram::current(["engine"])?)
+    match PROGRAM.get() {
+        Some(program) => Ok(EngineProgram { program: program.clone(), args: vec!["engine".into()] }),
+        None => Ok(EngineProgram::current(["engine"])?),
+    }
 }
 
 impl From<EngineError> for Failure {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use clap::{Arg, Command, CommandFactory as _};
 
-use crate::Cli;
+use crate::command_line::Cli;
 
 const HEAD: &str = "# Configuration\n\n\
     Every option of every command; this page is made from the program (`make snapshots`). `--json`, `--home`, `--no-mdns`, `--relay` and\n\

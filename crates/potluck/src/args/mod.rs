@@ -12,6 +12,6 @@ pub(crate) use disk::DiskArgs;
 pub(crate) use door::{DoorArgs, take_handles};
 pub(crate) use engine::EngineArgs;
 pub(crate) use privacy::{Privacy, PrivacyArgs};
-pub(crate) use reach::Reach;
+pub(crate) use reach::{Reach, RelayChoice};
 pub(crate) use route::{PEERS_MAX, Prefer, RouteArgs, parse_bytes};
 pub(crate) use sampling::{SamplingArgs, StopArgs};

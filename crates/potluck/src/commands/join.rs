@@ -3,8 +3,9 @@
 use std::io::{Read, stdin};
 
 use clap::Args;
+use potluck_core::{PeerId, SecretKey};
 use potluck_grant::Gate;
-use potluck_net::{Bind, Identity as NetIdentity, NetDeadlines, Node, NodeConfig};
+use potluck_net::{Bind, Identity as NetIdentity, Lan, NetDeadlines, Node, NodeConfig, RelayUse};
 use serde_json::json;
 
 use crate::{
@@ -42,8 +43,13 @@ pub(crate) async fn read_line(text: String) -> Result<Line, Failure> {
     if text == "-" { apart(read_stdin).await??.parse() } else { text.parse() }
 }
 
-/// Joins with either kind of line.
-pub(crate) async fn join(home: &Home, screen: Screen, line: Line, replace: bool) -> Result<(), Failure> {
+/// Joins with either kind of line; with an invitation, what both sides see.
+pub(crate) async fn become_member(
+    home: &Home,
+    screen: Screen,
+    line: Line,
+    replace: bool,
+) -> Result<(Membership, Option<String>), Failure> {
     let (admission, code) = match line {
         Line::Granted(admission) => {
             let mine = keys(home)?;
@@ -61,7 +67,12 @@ pub(crate) async fn join(home: &Home, screen: Screen, line: Line, replace: bool)
             (admission, Some(code))
         }
     };
-    let membership = Membership::join(home, &admission, replace)?;
+    Ok((Membership::join(home, &admission, replace)?, code))
+}
+
+/// Joins, and tells.
+pub(crate) async fn join(home: &Home, screen: Screen, line: Line, replace: bool) -> Result<(), Failure> {
+    let (membership, code) = become_member(home, screen, line, replace).await?;
     if screen.json {
         let joined = json!({ "swarm": membership.swarm, "contacts": membership.contacts.len(), "relays": membership.relays, "code": code });
         return screen.object(&joined);
@@ -75,29 +86,46 @@ pub(crate) async fn join(home: &Home, screen: Screen, line: Line, replace: bool)
 
 /// Shows the invitation to whoever wrote it.
 async fn ask(home: &Home, invitation: &Invitation) -> Result<(Admission, String), Failure> {
-    let keys = keys(home)?;
-    let identity = Identity::open(home, Role::Client)?;
-    let swarm = invitation.swarm.parse().or_fail("usage", "paste all of the line")?;
-    // It has no grant yet, and greets nobody.
-    let who = NetIdentity { key: identity.key.clone(), grant: Vec::new(), gate: Gate::new(swarm) };
-    let (lan, deadlines) = (home.reach.asking(), NetDeadlines::default());
     let relays = home.reach.relays_or(&usable(&invitation.relays));
     let relay = home.claim_relays(relays, Some(invitation.relay_pass()));
-    let node = Node::bind(NodeConfig { identity: who, bind: Bind::Any, lan, relay, deadlines }).await?;
-    let asked = node.join(&invitation.inviter, invitation.secret, keys.to_vec()).await;
+    let key = Identity::open(home, Role::Client)?.key;
+    let reach = Reaching { bind: Bind::Any, lan: home.reach.asking(), relay };
+    let admission = show(&key, keys(home)?.to_vec(), invitation, reach).await?;
+    Ok((admission, invitation.code(key.peer_id())))
+}
+
+/// How a newcomer reaches its inviter.
+pub(crate) struct Reaching {
+    pub(crate) bind: Bind,
+    pub(crate) lan: Lan,
+    pub(crate) relay: Option<RelayUse>,
+}
+
+/// Shows the invitation with that key, for grants for all of `keys`.
+pub(crate) async fn show(
+    key: &SecretKey,
+    keys: Vec<PeerId>,
+    invitation: &Invitation,
+    reach: Reaching,
+) -> Result<Admission, Failure> {
+    let swarm = invitation.swarm.parse().or_fail("usage", "paste all of the line")?;
+    // It has no grant yet, and greets nobody.
+    let identity = NetIdentity { key: key.clone(), grant: Vec::new(), gate: Gate::new(swarm) };
+    let Reaching { bind, lan, relay } = reach;
+    let node = Node::bind(NodeConfig { identity, bind, lan, relay, deadlines: NetDeadlines::default() }).await?;
+    let asked = node.join(&invitation.inviter, invitation.secret, keys.clone()).await;
     node.close().await;
     let mut joined = asked.map_err(|error| unreached(invitation, error.into()))?;
     if joined.contacts.iter().all(|contact| contact.peer != invitation.inviter.peer) {
         joined.contacts.insert(0, invitation.inviter.clone());
     }
     let grants = keys.into_iter().zip(joined.grants).collect();
-    let admission = Admission {
+    Ok(Admission {
         swarm: invitation.swarm.clone(),
         grants,
         contacts: joined.contacts,
         relays: invitation.relays.clone(),
-    };
-    Ok((admission, invitation.code(identity.key.peer_id())))
+    })
 }
 
 /// Nobody can look up a peer before having joined: the hint is another one here.
@@ -117,7 +145,7 @@ fn unreached(invitation: &Invitation, failure: Failure) -> Failure {
 }
 
 /// The keys that this machine serves and asks with.
-pub(crate) fn keys(home: &Home) -> Result<[potluck_core::PeerId; 2], Failure> {
+pub(crate) fn keys(home: &Home) -> Result<[PeerId; 2], Failure> {
     Ok([Identity::open(home, Role::Peer)?.key.peer_id(), Identity::open(home, Role::Client)?.key.peer_id()])
 }
 

@@ -16,7 +16,7 @@ use std::{
 };
 
 use directories::ProjectDirs;
-use potluck_net::{RelayInvitation, RelayUse};
+use potluck_net::{Node, RelayInvitation, RelayUse};
 use tempfile::NamedTempFile;
 
 use crate::{args::Reach, failure::Failure};
@@ -40,6 +40,8 @@ pub(crate) struct Home {
     disk: Option<u64>,
     /// As the user wants it this time.
     pub(crate) reach: Reach,
+    /// The endpoint of the key that asks, where this program keeps one: it has no other.
+    node: Option<Node>,
 }
 
 impl Home {
@@ -53,7 +55,7 @@ impl Home {
                 .to_owned(),
         };
         make_private_dir(&dir).map_err(|error| Failure::io(dir.display(), &error))?;
-        Ok(Self { folder: dir, disk: None, reach })
+        Ok(Self { folder: dir, disk: None, reach, node: None })
     }
 
     /// A file in it.
@@ -78,6 +80,23 @@ impl Home {
     /// The same home, where what is fetched takes no more than so many bytes.
     pub(crate) fn with_disk(&self, disk: Option<u64>) -> Self {
         Self { disk, ..self.clone() }
+    }
+
+    /// The same home, where whatever asks uses that endpoint and leaves it open.
+    pub(crate) fn with_node(&self, node: Node) -> Self {
+        Self { node: Some(node), ..self.clone() }
+    }
+
+    /// The endpoint that whatever asks uses; none: each has one of its own.
+    pub(crate) fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    /// Closes the endpoint of something that asked, where it had its own.
+    pub(crate) async fn let_go(&self, node: &Node) {
+        if self.node.is_none() {
+            node.close().await;
+        }
     }
 
     /// Bytes that what is fetched may take, where the user said so.

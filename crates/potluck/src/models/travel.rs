@@ -29,6 +29,7 @@ const OFFLINE: &str = "HF_HUB_OFFLINE";
 #[derive(Debug)]
 pub(crate) struct Sharers {
     node: Node,
+    home: Home,
     peers: Vec<PeerAddress>,
     /// What each serves.
     pub(crate) offered: Vec<(PeerId, StageSpec)>,
@@ -46,7 +47,13 @@ impl Sharers {
         // What this machine has itself is not asked for over the network.
         let own = Identity::open(home, Role::Peer)?.key.peer_id();
         peers.retain(|at| at.peer != own);
-        Ok(Some(Self { node, peers, offered: offers.iter().map(|offer| (offer.peer, offer.shape.spec)).collect() }))
+        let home = home.clone();
+        Ok(Some(Self {
+            node,
+            home,
+            peers,
+            offered: offers.iter().map(|offer| (offer.peer, offer.shape.spec)).collect(),
+        }))
     }
 
     /// The model of that name, or of that id; without one, the only model that is shared.
@@ -118,7 +125,7 @@ impl Sharers {
     }
 
     pub(crate) async fn close(self) {
-        self.node.close().await;
+        self.home.let_go(&self.node).await;
     }
 }
 

@@ -79,7 +79,7 @@ async fn answer(
 }
 
 /// True where this session gives no further answer.
-fn ends_session(failure: &Failure) -> bool {
+pub(crate) fn ends_session(failure: &Failure) -> bool {
     !matches!(
         failure.code.as_ref(),
         "bad_request" | "bad_grammar" | "nothing_to_sample" | "context_full" | "bad_template" | "template_refused"

@@ -37,7 +37,7 @@ pub(crate) use orders::orders;
 pub(crate) use present::Present;
 pub(crate) use revoked::{hearing_node, keep_hearing};
 pub(crate) use upstream::{UpstreamArgs, lend_upstream};
-pub(crate) use whereabouts::{find_peer, look_again};
+pub(crate) use whereabouts::{find_peer, known, look_again};
 
 /// Whom a stage is lent to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

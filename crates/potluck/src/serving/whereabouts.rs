@@ -58,7 +58,7 @@ pub(crate) async fn look_again(node: &Node, contacts: &[PeerAddress], peer: Peer
 }
 
 /// Everybody that the contacts know, where each was heard of last.
-async fn known(node: &Node, contacts: &[PeerAddress]) -> Vec<PeerAddress> {
+pub(crate) async fn known(node: &Node, contacts: &[PeerAddress]) -> Vec<PeerAddress> {
     let until = Instant::now() + PATIENCE;
     let mut asked = JoinSet::new();
     for contact in contacts {

@@ -132,6 +132,24 @@ impl Talk {
         on_token: impl FnMut(&TokenEvent),
     ) -> Result<Outcome, Failure> {
         let cancel = Cancel::new();
+        let mut answer = std::pin::pin!(self.answer_until(prompt, asked, &cancel, on_token));
+        tokio::select! {
+            outcome = &mut answer => outcome,
+            () = interrupt.wait() => {
+                cancel.cancel();
+                answer.await
+            }
+        }
+    }
+
+    /// The same, until it is cancelled.
+    pub(crate) async fn answer_until(
+        &mut self,
+        prompt: Vec<u32>,
+        asked: &Asked,
+        cancel: &Cancel,
+        on_token: impl FnMut(&TokenEvent),
+    ) -> Result<Outcome, Failure> {
         let Self { session, home, entry, settings, codec, memory, privacy, embedded, route, verdict, .. } = self;
         let wanted = Wanted { home, entry, settings, codec: *codec, memory: Some(*memory), privacy };
         let reopen =
@@ -148,15 +166,7 @@ impl Talk {
                     None
                 }
             };
-        let mut answer = std::pin::pin!(session.generate_over(asked.request(prompt), &cancel, on_token, reopen));
-        let outcome = tokio::select! {
-            outcome = &mut answer => outcome,
-            () = interrupt.wait() => {
-                cancel.cancel();
-                answer.await
-            }
-        }?;
-        Ok(outcome)
+        Ok(session.generate_over(asked.request(prompt), cancel, on_token, reopen).await?)
     }
 
     /// The peers that this command started.

@@ -51,7 +51,7 @@ pub(super) async fn open_again(wanted: &Wanted<'_>, embedded: &Embedded, ends: u
     }
     let node = client_node(embedded).await?;
     let config = session_config(wanted, node.id(), route)?;
-    let chain = RouteChain::open(node, config, own).await?;
+    let chain = RouteChain::open(node, false, config, own).await?;
     Ok(AnyChain::Route(Box::new(chain)))
 }
 

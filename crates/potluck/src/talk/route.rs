@@ -40,17 +40,24 @@ pub(crate) struct OwnEngine {
 }
 
 impl RouteChain {
-    /// Opens a session on `node` and waits until every peer has confirmed it.
+    /// Opens a session on `node` and waits until every peer has confirmed it. `kept`: the node stays when the session ends.
     ///
     /// # Errors
     /// See [`SessionError`]; there is a deadline.
-    pub(crate) async fn open(node: Node, config: SessionConfig, own: Vec<OwnEngine>) -> Result<Self, SessionError> {
+    pub(crate) async fn open(
+        node: Node,
+        kept: bool,
+        config: SessionConfig,
+        own: Vec<OwnEngine>,
+    ) -> Result<Self, SessionError> {
         let (ports, engines): (_, Vec<RunningEngine>) = own.into_iter().map(|own| (own.port, own.engine)).unzip();
-        match Self::ready(&node, config, ports).await {
-            Ok(chain) => Ok(Self { node: Some(node), engines, ..chain }),
+        let opened = Self::ready(&node, config, ports).await;
+        let node = (!kept).then_some(node);
+        match opened {
+            Ok(chain) => Ok(Self { node, engines, ..chain }),
             Err(error) => {
                 // The peers are told, and not left to find out by silence: their caches are free at once.
-                end(Some(&node), engines).await;
+                end(node.as_ref(), engines).await;
                 Err(error)
             }
         }

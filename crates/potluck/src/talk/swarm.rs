@@ -115,7 +115,7 @@ pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, 
         Ok(preview) => preview,
         Err(failure) => {
             if let Some(node) = node {
-                node.close().await;
+                wanted.home.let_go(&node).await;
             }
             return Err(failure);
         }
@@ -138,7 +138,7 @@ pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, 
     }
     let ends_here = has_both_ends(&route);
     let config = session_config(wanted, node.id(), route)?;
-    let chain = AnyChain::Route(Box::new(RouteChain::open(node, config, own).await?));
+    let chain = AnyChain::Route(Box::new(RouteChain::open(node, wanted.home.node().is_some(), config, own).await?));
     Ok(Opened { chain, embedded: None, verdict, ends_here })
 }
 
@@ -185,6 +185,9 @@ fn remote_hop(offers: &[Offer], peer: PeerId, spec: StageSpec) -> Result<Hop, Fa
 
 /// This machine as a client of its swarm.
 pub(crate) async fn client_node(home: &Home, membership: &Membership) -> Result<Node, Failure> {
+    if let Some(node) = home.node() {
+        return Ok(node.clone());
+    }
     let key = home::Identity::open(home, Role::Client)?.key;
     let grant = membership.grant(key.peer_id())?;
     let identity = Identity { key, grant, gate: membership.gate(home)? };
@@ -197,7 +200,7 @@ pub(crate) async fn client_node(home: &Home, membership: &Membership) -> Result<
 pub(crate) async fn preview(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Surveyed, Failure> {
     let mut surveyed = survey(wanted, prefer, true).await?;
     if let Some(node) = surveyed.node.take() {
-        node.close().await;
+        wanted.home.let_go(&node).await;
     }
     Ok(surveyed)
 }
