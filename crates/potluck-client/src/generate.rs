@@ -42,6 +42,9 @@ pub struct Request {
     /// Keep what the caches hold of the prompt. False evaluates it anew: an answer that depends on the prompt alone, for
     /// results also depend on how positions were cut into steps.
     pub reuse: bool,
+    /// Where the chain is lost, evaluate anew in the very steps that it was evaluated in before, for results depend on them: slower,
+    /// and the answer goes on exactly as it would have.
+    pub exact: bool,
     /// Ask each stage where the time went: a question to all of them before the prompt, after it, and at the end.
     pub trace: bool,
 }
@@ -59,6 +62,7 @@ impl Request {
             chunk: bounds::STEP_POSITIONS_MAX as u16,
             in_flight: PREFILL_IN_FLIGHT,
             reuse: true,
+            exact: false,
             trace: false,
         }
     }
@@ -71,6 +75,8 @@ pub struct Session<C> {
     vocabulary: VocabularyClient,
     /// The tokens that the caches hold once every step in flight has run.
     held: Vec<u32>,
+    /// Where the steps begin that they were evaluated in.
+    cuts: Vec<usize>,
     /// Steps of an answer that ended before they were answered.
     unanswered: usize,
     pieces: HashMap<u32, Vec<u8>>,
@@ -79,7 +85,7 @@ pub struct Session<C> {
 impl<C: Chain> Session<C> {
     /// A session whose caches are empty.
     pub fn new(chain: C, vocabulary: VocabularyClient) -> Self {
-        Self { chain, vocabulary, held: Vec::new(), unanswered: 0, pieces: HashMap::new() }
+        Self { chain, vocabulary, held: Vec::new(), cuts: Vec::new(), unanswered: 0, pieces: HashMap::new() }
     }
 
     /// The chain: to show its route.
@@ -120,7 +126,7 @@ impl<C: Chain> Session<C> {
     /// See [`GenerateError`].
     pub async fn embed(&mut self, tokens: &[u32], chunk: u16) -> Result<Vec<f32>, GenerateError> {
         self.drain().await?;
-        self.held.clear();
+        self.forget(0);
         let mut sum: Vec<f64> = Vec::new();
         // One after the other: a mean is of no use to the step that follows.
         for chunk in tokens.chunks(usize::from(chunk).clamp(1, bounds::MEAN_POSITIONS_MAX)) {
@@ -182,9 +188,9 @@ impl<C: Chain> Session<C> {
             };
             let Some(chain) = reopened else { break };
             std::mem::replace(&mut self.chain, chain).close().await;
-            self.held.clear();
+            run.resumes(&self.cuts, self.held.len());
+            self.forget(0);
             self.unanswered = 0;
-            run.resumes();
             result = self.answer(&request, &mut run, cancel, &mut on_token).await;
         }
         if let Some(grammar) = run.grammar {
@@ -289,14 +295,18 @@ impl<C: Chain> Session<C> {
         let known = self.held.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
         // The last token is evaluated in any case: its logits are wanted.
         let known = if request.reuse { known.min(tokens.len() - 1) } else { 0 };
-        self.held.truncate(known);
+        self.forget(known);
         if request.trace && run.resumed() == 0 {
             run.tracing = self.chain.accounts().await?.map(Tracing::new);
         }
         run.started(known);
         let chunk = usize::from(request.chunk).clamp(1, bounds::STEP_POSITIONS_MAX);
-        let in_flight = request.in_flight.clamp(1, STEPS_IN_FLIGHT_MAX);
-        let mut chunks = tokens[known..].chunks(chunk).peekable();
+        let again = run.resumed() > 0 && request.exact;
+        let in_flight = if again { STEPS_IN_FLIGHT_MAX } else { request.in_flight.clamp(1, STEPS_IN_FLIGHT_MAX) };
+        let cuts =
+            if again { run.cuts_again(tokens.len(), chunk) } else { (known..tokens.len()).step_by(chunk).collect() };
+        let ends = cuts.iter().skip(1).copied().chain([tokens.len()]);
+        let mut chunks = cuts.iter().zip(ends).map(|(&start, end)| &tokens[start..end]).peekable();
         loop {
             while self.unanswered < in_flight
                 && let Some(tokens) = chunks.next()
@@ -331,8 +341,15 @@ impl<C: Chain> Session<C> {
         Ok(())
     }
 
+    /// What the caches hold from there on is of no use.
+    fn forget(&mut self, from: usize) {
+        self.held.truncate(from);
+        self.cuts.retain(|start| *start < from);
+    }
+
     async fn submit(&mut self, tokens: &[u32], rows: Rows, top: u16) -> Result<(), GenerateError> {
         self.chain.submit(self.held.len() as u32, tokens, rows, top).await?;
+        self.cuts.push(self.held.len());
         self.held.extend_from_slice(tokens);
         self.unanswered += 1;
         Ok(())

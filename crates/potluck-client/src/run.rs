@@ -24,6 +24,8 @@ pub(crate) struct Run {
     /// Where the request asked for it.
     pub(crate) tracing: Option<Tracing>,
     resumed: usize,
+    /// Where the steps began that a lost chain had evaluated, the longest there was, and where the last ended.
+    cuts: (Vec<usize>, usize),
     /// Tokens when a chain was lost last, and how many were lost with so many.
     lost: (usize, usize),
 }
@@ -75,6 +77,7 @@ impl Run {
             clock,
             tracing: None,
             resumed: 0,
+            cuts: (Vec::new(), 0),
             lost: (0, 0),
         }
     }
@@ -102,11 +105,24 @@ impl Run {
         self.lost.1
     }
 
-    /// It goes on over another chain.
-    pub(crate) fn resumes(&mut self) {
+    /// It goes on over another chain, after one that had evaluated so many positions in steps that began there.
+    pub(crate) fn resumes(&mut self, cuts: &[usize], held: usize) {
         self.resumed += 1;
+        if held > self.cuts.1 {
+            self.cuts = (cuts.to_vec(), held);
+        }
         // What each stage has done is told by those that are gone.
         self.tracing = None;
+    }
+
+    /// Where the steps begin that evaluate so many positions as before. Those that were not evaluated yet: of the prompt in chunks, of
+    /// the answer one by one.
+    pub(crate) fn cuts_again(&self, positions: usize, chunk: usize) -> Vec<usize> {
+        let (cuts, held) = &self.cuts;
+        let prompt = self.clock.prompt_tokens;
+        let known = cuts.iter().copied().filter(|start| *start < positions);
+        let chunks = (*held..prompt).step_by(chunk);
+        known.chain(chunks).chain(prompt.max(*held)..positions).collect()
     }
 
     /// How often it went on over another chain.

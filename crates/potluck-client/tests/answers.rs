@@ -271,7 +271,7 @@ async fn a_killed_engine_ends_the_answer_with_its_reason() {
 async fn goes_on(kill_at: &[usize], chains: usize) -> (Result<Outcome, GenerateError>, Vec<u32>, String) {
     let (first, pid) = chain().await;
     let mut session = Session::new(first, small_model().vocabulary().await);
-    let request = request(&session, 40).await;
+    let request = Request { exact: true, ..request(&session, 40).await };
     let (pid, tokens, text) = (Cell::new(pid), RefCell::new(Vec::new()), RefCell::new(String::new()));
     let on_token = |event: &TokenEvent| {
         tokens.borrow_mut().push(event.token);

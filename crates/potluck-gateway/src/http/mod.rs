@@ -241,7 +241,8 @@ impl Shared {
         prompt: &[u32],
         logprobs: Option<u16>,
     ) -> Result<Vec<Request>, Problem> {
-        let template = Request { chunk: self.chunk, reuse: !self.exact, ..Request::new(prompt.to_vec()) };
+        let template =
+            Request { chunk: self.chunk, reuse: !self.exact, exact: self.exact, ..Request::new(prompt.to_vec()) };
         params.requests(&template, logprobs, model.vocabulary.info().tokens)
     }
 

@@ -51,6 +51,7 @@ pub(crate) struct Asked {
     stop: Vec<String>,
     ignore_eos: bool,
     chunk: u16,
+    exact: bool,
     /// Whether where the time went is to be shown.
     pub(crate) trace: bool,
 }
@@ -86,6 +87,7 @@ impl Asked {
             stop: stop.stop.clone(),
             ignore_eos: stop.ignore_eos,
             chunk: engine.chunk,
+            exact: engine.exact(),
             trace: stop.trace,
         })
     }
@@ -93,7 +95,16 @@ impl Asked {
     /// With these parameters and no bound.
     #[cfg(test)]
     pub(crate) fn of(params: SamplingParams) -> Self {
-        Self { params, grammar: None, max_tokens: None, stop: Vec::new(), ignore_eos: false, chunk: 512, trace: false }
+        Self {
+            params,
+            grammar: None,
+            max_tokens: None,
+            stop: Vec::new(),
+            ignore_eos: false,
+            chunk: 512,
+            exact: false,
+            trace: false,
+        }
     }
 
     fn request(&self, prompt: Vec<u32>) -> Request {
@@ -104,6 +115,7 @@ impl Asked {
             ignore_eos: self.ignore_eos,
             grammar: self.grammar.clone(),
             chunk: self.chunk,
+            exact: self.exact,
             trace: self.trace,
             ..Request::new(prompt)
         }
