@@ -65,6 +65,8 @@ pub(crate) struct Ready {
 pub(crate) struct Swarm {
     root: Root,
     home: std::path::PathBuf,
+    /// Whether grants have a limit that is counted at each step, and never reached.
+    counted: bool,
 }
 
 /// A peer's process, which ends when its standard input does; killed where it is dropped.
@@ -78,7 +80,13 @@ pub(crate) struct PeerProcess {
 
 impl Swarm {
     pub(crate) fn new(home: &Path) -> Self {
-        Self { root: Root::generate(), home: home.to_owned() }
+        Self { root: Root::generate(), home: home.to_owned(), counted: false }
+    }
+
+    /// Whose grants have a limit that is counted at each step, and never reached.
+    #[cfg(feature = "undefended")]
+    pub(crate) fn counted(home: &Path) -> Self {
+        Self { counted: true, ..Self::new(home) }
     }
 
     /// Starts a process that reads an [`Order`], and waits until it serves.
@@ -143,11 +151,10 @@ impl Swarm {
 
     fn grant(&self, key: &SecretKey) -> Outcome<Vec<u8>> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
-        // With a limit that is counted at each step, and never reached.
         let caveats = Caveats {
             role: Some(Role::Member),
             until: Some(now + GRANT_SECONDS),
-            tokens_per_day: Some(1 << 40),
+            tokens_per_day: self.counted.then_some(1 << 40),
             ..Caveats::default()
         };
         Ok(self.root.grant_as(key.peer_id(), &caveats)?.into_bytes())
@@ -181,19 +188,18 @@ impl PeerChain {
         stages: usize,
         settings: &EngineSettings,
     ) -> Outcome<Self> {
-        Self::start_as(potluck, &["serve", "--embedded", "--json"], home, model, stages, settings).await
+        let swarm = Swarm::new(home);
+        Self::start_in(swarm, (potluck, &["serve", "--embedded", "--json"]), model, stages, settings).await
     }
 
-    /// The same, of another program that reads the same order.
-    pub(crate) async fn start_as(
-        program: &Path,
-        args: &[&str],
-        home: &Path,
+    /// The same in this swarm, of any program that reads such an order.
+    pub(crate) async fn start_in(
+        swarm: Swarm,
+        (program, args): (&Path, &[&str]),
         model: &Model,
         stages: usize,
         settings: &EngineSettings,
     ) -> Outcome<Self> {
-        let swarm = Swarm::new(home);
         let mut peers = Vec::new();
         for spec in model.split(stages)? {
             peers.push(swarm.start(program, args, spec, settings).await?);

@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 use crate::{
     Outcome,
     model::Model,
-    peers::{Order, PeerChain},
+    peers::{Order, PeerChain, Swarm},
     row::{Row, quantile},
 };
 
@@ -94,11 +94,13 @@ pub(crate) async fn chains(
     model: &Model,
     settings: &EngineSettings,
 ) -> Outcome<(PeerChain, PeerChain)> {
-    let secured = PeerChain::start(potluck, home, model, STAGES, settings).await?;
+    let program = (potluck, &["serve", "--embedded", "--json"][..]);
+    let secured = PeerChain::start_in(Swarm::counted(home), program, model, STAGES, settings).await?;
     // The client's own endpoint, too.
     let _off = OFF.map(SwitchedOff::new);
     let this = std::env::current_exe()?;
-    let bare = PeerChain::start_as(&this, &["undefended-peer"], home, model, STAGES, settings).await?;
+    let program = (this.as_path(), &["undefended-peer"][..]);
+    let bare = PeerChain::start_in(Swarm::new(home), program, model, STAGES, settings).await?;
     Ok((bare, secured))
 }
 

@@ -90,7 +90,15 @@ impl SessionError {
         match self {
             Self::PeerLost { .. } => true,
             Self::Peer { failure, .. } => {
-                matches!(failure.code, FailureCode::PeerLost | FailureCode::EngineLost | FailureCode::Leaving)
+                // Who serves something else by now, or has let go of a session at rest, is gone as well.
+                matches!(
+                    failure.code,
+                    FailureCode::PeerLost
+                        | FailureCode::EngineLost
+                        | FailureCode::Leaving
+                        | FailureCode::NotServed
+                        | FailureCode::Idle
+                )
             }
             Self::Own { error, .. } => matches!(error, StageError::Lost(_)),
             _ => false,

@@ -14,8 +14,12 @@ use crate::{Cancel, Chain, GenerateError, Outcome, TokenEvent, run::Run, trace::
 /// Prefill chunks in flight, unless the request says otherwise: enough to keep a few stages busy at once.
 pub const PREFILL_IN_FLIGHT: usize = 4;
 
-/// Chains that may be lost one after the other without a token: beyond it the answer ends with the last one's error.
-pub const LOSSES_MAX: usize = 4;
+/// Chains that may be lost one after the other without a token: beyond it the answer ends with the last one's error. It may be the
+/// prompt that they die of.
+pub const LOSSES_MAX: usize = 2;
+
+/// Chains that one answer may go on over, in all: each evaluates anew what there is of it.
+pub const RESUMES_MAX: usize = 8;
 
 /// Tokens whose text is remembered. Beyond it the memory starts again, at the cost of asking again.
 const PIECES_MAX: usize = 1 << 17;
@@ -79,13 +83,23 @@ pub struct Session<C> {
     cuts: Vec<usize>,
     /// Steps of an answer that ended before they were answered.
     unanswered: usize,
+    /// Why the chain is of no more use, where an answer was cancelled before there was another.
+    lost: Option<SessionError>,
     pieces: HashMap<u32, Vec<u8>>,
 }
 
 impl<C: Chain> Session<C> {
     /// A session whose caches are empty.
     pub fn new(chain: C, vocabulary: VocabularyClient) -> Self {
-        Self { chain, vocabulary, held: Vec::new(), cuts: Vec::new(), unanswered: 0, pieces: HashMap::new() }
+        Self {
+            chain,
+            vocabulary,
+            held: Vec::new(),
+            cuts: Vec::new(),
+            unanswered: 0,
+            lost: None,
+            pieces: HashMap::new(),
+        }
     }
 
     /// The chain: to show its route.
@@ -125,6 +139,9 @@ impl<C: Chain> Session<C> {
     /// # Errors
     /// See [`GenerateError`].
     pub async fn embed(&mut self, tokens: &[u32], chunk: u16) -> Result<Vec<f32>, GenerateError> {
+        if let Some(lost) = self.lost.clone() {
+            return Err(lost.into());
+        }
         self.drain().await?;
         self.forget(0);
         let mut sum: Vec<f64> = Vec::new();
@@ -166,7 +183,8 @@ impl<C: Chain> Session<C> {
     /// and no token that was chosen is chosen again. What it computes anew is the prompt and what was answered so far.
     ///
     /// # Errors
-    /// As [`generate`](Self::generate), where `reopen` gives none, or [`LOSSES_MAX`] chains in a row gave no token.
+    /// As [`generate`](Self::generate), where `reopen` gives none, [`LOSSES_MAX`] chains in a row gave no token, or it was reopened
+    /// [`RESUMES_MAX`] times.
     pub async fn generate_over(
         &mut self,
         request: Request,
@@ -175,16 +193,27 @@ impl<C: Chain> Session<C> {
         mut reopen: impl AsyncFnMut(&SessionError) -> Option<C>,
     ) -> Result<Outcome, GenerateError> {
         let mut run = self.prepare(&request).await?;
-        let mut result = self.answer(&request, &mut run, cancel, &mut on_token).await;
+        let mut result = match self.lost.take() {
+            Some(lost) => Err(lost.into()),
+            None => self.answer(&request, &mut run, cancel, &mut on_token).await,
+        };
         while let Err(GenerateError::Session(error)) = &result
             && error.is_loss()
-            && run.lost() <= LOSSES_MAX
+            && run.may_resume()
         {
-            self.chain.let_go().await;
+            let other = async {
+                self.chain.let_go().await;
+                reopen(error).await
+            };
             let reopened = tokio::select! {
                 biased;
-                () = cancel.cancelled() => None,
-                reopened = reopen(error) => reopened,
+                () = cancel.cancelled() => {
+                    // What there is of it is an answer; whoever comes next opens another chain.
+                    self.lost = Some(error.clone());
+                    result = Ok(run.cancelled(&mut on_token));
+                    break;
+                }
+                reopened = other => reopened,
             };
             let Some(chain) = reopened else { break };
             std::mem::replace(&mut self.chain, chain).close().await;
@@ -295,6 +324,8 @@ impl<C: Chain> Session<C> {
         let known = self.held.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
         // The last token is evaluated in any case: its logits are wanted.
         let known = if request.reuse { known.min(tokens.len() - 1) } else { 0 };
+        // Where the very steps matter, none is kept in part.
+        let known = if request.exact { self.cut_at(known) } else { known };
         self.forget(known);
         if request.trace && run.resumed() == 0 {
             run.tracing = self.chain.accounts().await?.map(Tracing::new);
@@ -339,6 +370,14 @@ impl<C: Chain> Session<C> {
             self.unanswered -= 1;
         }
         Ok(())
+    }
+
+    /// The end of the last step that ends there or before.
+    fn cut_at(&self, position: usize) -> usize {
+        if position >= self.held.len() {
+            return position;
+        }
+        self.cuts.iter().copied().filter(|start| *start <= position).max().unwrap_or(0)
     }
 
     /// What the caches hold from there on is of no use.

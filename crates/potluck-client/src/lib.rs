@@ -30,7 +30,7 @@ mod trace;
 pub use chain::{Cancel, Chain, ChainShape};
 pub use conversation::{Conversation, MESSAGES_MAX};
 pub use error::GenerateError;
-pub use generate::{LOSSES_MAX, PREFILL_IN_FLIGHT, Request, Session, prompt_tokens};
+pub use generate::{LOSSES_MAX, PREFILL_IN_FLIGHT, RESUMES_MAX, Request, Session, prompt_tokens};
 pub use local::LocalChain;
 pub use outcome::{Outcome, TokenEvent};
 pub use template::{

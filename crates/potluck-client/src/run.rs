@@ -5,7 +5,7 @@ use std::time::Instant;
 use potluck_chain::sample::{FinishReason, Sampler, Stopper, TokenLogprobs};
 use potluck_engine::GrammarId;
 
-use crate::{Outcome, StageAccount, TokenEvent, trace::Tracing};
+use crate::{LOSSES_MAX, Outcome, RESUMES_MAX, StageAccount, TokenEvent, trace::Tracing};
 
 /// One answer under way.
 pub(crate) struct Run {
@@ -97,12 +97,12 @@ impl Run {
         self.clock.bytes = bytes;
     }
 
-    /// The chain is gone: how many are, since the last token.
-    pub(crate) fn lost(&mut self) -> usize {
+    /// The chain is gone: whether it may go on over another.
+    pub(crate) fn may_resume(&mut self) -> bool {
         let tokens = self.tokens.len();
         let before = if self.lost.0 == tokens { self.lost.1 } else { 0 };
         self.lost = (tokens, before + 1);
-        self.lost.1
+        self.lost.1 <= LOSSES_MAX && self.resumed < RESUMES_MAX
     }
 
     /// It goes on over another chain, after one that had evaluated so many positions in steps that began there.

@@ -2,7 +2,7 @@
 //!
 //! An attack that is stopped proves little: perhaps it would never have worked. One that gets through as soon as a single
 //! defence is switched off, and not before, shows what stops it. No program can switch anything off: without the feature
-//! `undefended`, which only tests ask for, [`Defence::stands`] is a constant.
+//! `undefended`, which only tests and a bench ask for, [`Defence::stands`] is a constant.
 
 /// One check, at one place in the code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -116,6 +116,8 @@ impl Defence {
         1 << self as u8
     }
 }
+
+const _: () = assert!((Defence::Sandbox as u8) < 64, "each has a bit");
 
 /// Those that are switched off, in this whole process.
 #[cfg(feature = "undefended")]

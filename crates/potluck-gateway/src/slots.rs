@@ -8,7 +8,10 @@ use std::{
 
 use potluck_chain::SessionError;
 use potluck_client::{Cancel, Chain, GenerateError, Request, Session, TokenEvent};
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 use tracing::{Instrument as _, Span, field::Empty, info_span};
 
 use crate::{
@@ -30,6 +33,12 @@ pub trait Opener: 'static {
     /// # Errors
     /// Why not; whoever asked is told.
     async fn open(&self) -> Result<Session<Self::Chain>, Problem>;
+
+    /// Whether a session that is at rest may be used still: who was trusted with it may be trusted no more.
+    fn is_current(&self, chain: &Self::Chain) -> bool {
+        let _ = chain;
+        true
+    }
 }
 
 /// What comes of a request; the number tells the choices of one request apart.
@@ -108,6 +117,7 @@ impl Job {
                 gen_ai.usage.input_tokens = request.prompt.len(),
                 gen_ai.usage.output_tokens = Empty,
                 potluck.reused_tokens = Empty,
+                potluck.resumed = Empty,
                 potluck.queue_s = Empty,
                 potluck.ttft_s = Empty,
                 potluck.prefill_tokens_per_s = Empty,
@@ -134,6 +144,7 @@ fn record(span: &Span, event: &Event) {
             let outcome = &ended.outcome;
             span.record("gen_ai.usage.output_tokens", outcome.completion_tokens);
             span.record("potluck.reused_tokens", outcome.reused_tokens);
+            span.record("potluck.resumed", outcome.resumed);
             span.record("potluck.ttft_s", outcome.ttft_s);
             span.record("potluck.prefill_tokens_per_s", outcome.prefill_tokens_per_s);
             span.record("potluck.decode_tokens_per_s", outcome.decode_tokens_per_s);
@@ -274,7 +285,13 @@ async fn work<O: Opener>(opener: &O, session: Option<Session<O::Chain>>, job: Jo
         let _ = events.send((index, event));
     };
     tell(Event::Started);
-    let mut waited = session;
+    let mut waited = match session {
+        Some(session) if !opener.is_current(session.chain()) => {
+            session.close().await;
+            None
+        }
+        session => session,
+    };
     loop {
         let (fresh, mut session) = match waited.take() {
             Some(session) => (false, session),
@@ -286,8 +303,11 @@ async fn work<O: Opener>(opener: &O, session: Option<Session<O::Chain>>, job: Jo
                 }
             },
         };
+        let mut told = false;
         let done = match &task {
-            Task::Generate(request) => answer(opener, &mut session, request.clone(), &caller, (index, &events)).await,
+            Task::Generate(request) => {
+                answer(opener, &mut session, request.clone(), &caller, (index, &events), &mut told).await
+            }
             Task::Embed { tokens, chunk } => tokio::select! {
                 embedding = session.embed(tokens, *chunk) => embedding.map(Event::Embedded),
                 // Nobody waits for it any more; the step that is under way is let finish by whoever comes next.
@@ -301,8 +321,8 @@ async fn work<O: Opener>(opener: &O, session: Option<Session<O::Chain>>, job: Jo
             }
             Err(error @ GenerateError::Session(_)) => {
                 session.close().await;
-                // A session may have been lost while it was at rest: then nobody need know. An answer has had its other chains.
-                if fresh || matches!(task, Task::Generate(_)) {
+                // A session may have been lost while it was at rest: then nobody need know.
+                if fresh || told {
                     tell(Event::Failed(error.into()));
                     return None;
                 }
@@ -318,20 +338,21 @@ async fn work<O: Opener>(opener: &O, session: Option<Session<O::Chain>>, job: Jo
 
 /// Another chain for an answer whose own is lost: what comes back by itself is waited for.
 async fn reopen<O: Opener>(opener: &O, lost: &SessionError) -> Option<O::Chain> {
-    let give_up = Instant::now() + RESUME_WITHIN;
-    loop {
-        match opener.open().await {
-            Ok(session) => {
-                tracing::info!(%lost, "the answer goes on over another session");
-                return Some(session.into_chain());
-            }
-            Err(_) if Instant::now() < give_up => sleep(REOPEN_EVERY).await,
-            Err(problem) => {
-                tracing::info!(%lost, code = %problem.code, "there is no other session");
-                return None;
+    let opened = timeout(RESUME_WITHIN, async {
+        loop {
+            match opener.open().await {
+                Ok(session) => break Some(session.into_chain()),
+                // What members may not, or this machine has no room for, is no better in a moment.
+                Err(Problem { code, .. }) if matches!(code.as_ref(), "not_admitted" | "no_memory" | "illegal_cut") => {
+                    break None;
+                }
+                Err(_) => sleep(REOPEN_EVERY).await,
             }
         }
-    }
+    });
+    let chain = opened.await.ok().flatten();
+    tracing::info!(%lost, found = chain.is_some(), "an answer has lost its session");
+    chain
 }
 
 async fn answer<O: Opener>(
@@ -340,10 +361,12 @@ async fn answer<O: Opener>(
     request: Request,
     caller: &Caller,
     (index, events): (usize, &Events),
+    told: &mut bool,
 ) -> Result<Event, GenerateError> {
     let (cancel, mut refused) = (Cancel::new(), None);
     let outcome = {
         let on_token = |event: &TokenEvent| {
+            *told = true;
             // Counted where it is computed, whether or not anybody reads it.
             match caller.charge(1) {
                 Ok(()) => drop(events.send((index, Event::Token(event.clone())))),

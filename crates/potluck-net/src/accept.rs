@@ -33,6 +33,9 @@ const UNGREETED_MAX: usize = 64;
 /// The same from one address, so that no stranger takes all places; from half of it on, an address has to be proven.
 const UNGREETED_PER_ADDRESS_MAX: usize = 16;
 
+/// The same of all addresses that may be made up: so no forger takes a place from who is at the address that it says.
+const UNGREETED_UNPROVEN_MAX: usize = UNGREETED_MAX / 4;
+
 /// The same of one key that comes by a relay, and of all such keys: whoever is at a relay makes keys as it likes.
 const UNGREETED_PER_RELAYED_MAX: usize = 4;
 const UNGREETED_RELAYED_MAX: usize = UNGREETED_MAX / 2;
@@ -72,7 +75,7 @@ fn knock(incoming: Incoming, ungreeted: &Places<Origin>, rates: &Rates) -> Optio
     let from = Origin::of(&incoming.remote_addr());
     let (all, here) = ungreeted.taken(&from);
     let full = match from {
-        Origin::Relayed(_) => {
+        Origin::Relayed(..) => {
             here >= UNGREETED_PER_RELAYED_MAX || ungreeted.taken_where(Origin::is_relayed) >= UNGREETED_RELAYED_MAX
         }
         _ => here >= UNGREETED_PER_ADDRESS_MAX,
@@ -83,7 +86,8 @@ fn knock(incoming: Incoming, ungreeted: &Places<Origin>, rates: &Rates) -> Optio
         return None;
     }
     let proven = incoming.remote_addr_validated() || from.is_proven();
-    if !proven && (here >= UNGREETED_PER_ADDRESS_MAX / 2 || !rates.allow_unproven(from)) {
+    let crowded = all >= UNGREETED_UNPROVEN_MAX || here >= UNGREETED_PER_ADDRESS_MAX / 2;
+    if !proven && (crowded || !rates.allow_unproven(from)) {
         // Whoever sent this may have made the address up: its owner is asked to come again.
         if let Err(error) = incoming.retry() {
             error.into_incoming().refuse();

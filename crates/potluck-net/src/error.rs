@@ -107,6 +107,7 @@ impl NetError {
             Self::Refused { code: FailureCode::InvitationUnknown, .. } => "invitation_unknown",
             Self::Refused { code: FailureCode::InvitationExpired, .. } => "invitation_expired",
             Self::Refused { code: FailureCode::InvitationUsed, .. } => "invitation_used",
+            Self::Refused { code: FailureCode::Busy, .. } => "busy",
             Self::Refused { .. } | Self::NotMember { .. } => "not_admitted",
             Self::Protocol { .. } | Self::Unexpected { .. } => "protocol",
             Self::Failed { failure, .. } => match failure.code {

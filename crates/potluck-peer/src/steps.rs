@@ -92,8 +92,7 @@ impl Peer {
     pub(crate) fn credited(&mut self, stream: StreamId, key: SessionKey, frames: u32) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         let takes_steps = session.output_stream() == Some(stream) && !session.open.stage.tail;
-        let due = frames > 0 && session.credit.grant(frames) || !Defence::CreditDue.stands();
-        if takes_steps && due {
+        if takes_steps && (frames > 0 && session.credit.grant(frames) || !Defence::CreditDue.stands()) {
             return self.flush(key);
         }
         let failure = Failure::new(FailureCode::Protocol, format!("{frames} frames of credit that were not due"));

@@ -78,13 +78,14 @@ fn a_lost_peer_is_an_error_object() {
 }
 
 #[test]
-fn kill_9_of_an_engine_is_told_in_time() {
+fn an_answer_outlives_an_engine() {
     let machine = Machine::new();
-    let (running, peers) = long_answer(&machine);
+    let (mut running, peers) = long_answer(&machine);
     kill(children(peers[2])[0], "KILL");
-    let (code, after) = finish(running);
-    assert_eq!(code, Some(1));
-    assert!(after < NOTICED_WITHIN, "{after:?}");
+    // More than can have been on its way.
+    running.stdout.read_exact(&mut [0; 2_000]).unwrap();
+    running.signal("INT");
+    assert_eq!(finish(running).0, Some(0));
     machine.wait_until_empty(&peers);
 }
 
@@ -137,8 +138,8 @@ fn a_peer_outlives_its_engine_and_serves_the_next_request() {
     let peers: Vec<u32> = children(chat.child.id()).into_iter().filter(|&pid| !children(pid).is_empty()).collect();
     kill(children(peers[0])[0], "KILL");
     let second = ask(&mut chat, "Say it again.");
-    assert_eq!(second["error"]["code"], "engine_lost", "{second}");
-    assert!(!second["error"]["hint"].as_str().unwrap().is_empty());
+    assert!(second["answer"]["text"].is_string(), "{second}");
+    assert_eq!(second["answer"]["resumed"], 1, "over another session: {second}");
     let third = ask(&mut chat, "And once more.");
     assert!(third["answer"]["text"].is_string(), "{third}");
     assert!(peers.iter().all(|&pid| is_alive(pid)), "the peers live");

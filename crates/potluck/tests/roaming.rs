@@ -12,12 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use machine::{Machine, PATIENCE, Running, model, wait_until};
+use machine::{Machine, Running, model, wait_until};
 use potluck_netem::{Namespace, Nat, SideId, Wire, World, link::Profile};
 use serde_json::Value;
 
 const PROMPT: &str = "Tell me a long story about a llama.";
 const TOKENS: u32 = 120;
+
+/// Beyond it an answer is given up that has lost its route: 3 s until that is noticed, 20 s for another, and what was outside.
+const GAP_MAX: Duration = Duration::from_secs(30);
 
 /// A swarm of two peers and a client, each behind a router of its own, whose only ways are two relays as long as UDP is blocked.
 struct Swarm {
@@ -222,13 +225,13 @@ fn an_answer_outlives_its_relay_and_its_network() {
     println!("{route}");
     proven("relay_killed_in_mid_answer", "longest_gap_ms", &ms(gap));
     assert_eq!(said, alone, "no token is lost and none comes twice");
-    assert!(gap < PATIENCE);
+    assert!(gap < GAP_MAX, "{gap:?}");
 
     // The client's address changes under way, as when it goes from one network to another; and its cable is pulled for a while.
     let (said, _, gap) = swarm.meanwhile(|swarm| swarm.world.change_address(swarm.sides[2]).unwrap());
     proven("another_address_in_mid_answer", "longest_gap_ms", &ms(gap));
     assert_eq!(said, alone);
-    let (said, _, gap) = swarm.meanwhile(|swarm| {
+    let (said, route, gap) = swarm.meanwhile(|swarm| {
         let side = &swarm.world[swarm.sides[2]];
         side.cut(true).unwrap();
         let pulled = Instant::now();
@@ -237,5 +240,49 @@ fn an_answer_outlives_its_relay_and_its_network() {
     });
     proven("no_network_for_6_s_in_mid_answer", "longest_gap_ms", &ms(gap));
     assert_eq!(said, alone);
+    // Its connections are given up after 3 s.
+    assert!(route.contains("went on over another"), "{route}");
+    assert!(gap < GAP_MAX, "{gap:?}");
     swarm.end();
+}
+
+#[test]
+fn an_answer_goes_on_at_another_peer() {
+    let [owner, other, client] = [(); 3].map(|()| Machine::new());
+    let (created, code) = owner.json(&["swarm", "create"]);
+    assert_eq!(code, 0, "{created}");
+    let model = model();
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let lend = |machine: &Machine, at: &str| {
+        let fixed = ["--threads", "1", "--exact", "--context", "512", "--json"];
+        let mut running = machine.start(&[&["serve", "--model", &model, "--bind", at][..], &fixed].concat());
+        running.object();
+        running
+    };
+    let serving = lend(&owner, "127.0.0.1:0");
+    let (invited, code) = owner.json(&["swarm", "invite", "--uses", "4"]);
+    assert_eq!(code, 0, "{invited}");
+    let line = invited["invitation"].as_str().unwrap().to_owned();
+    assert_eq!(other.json(&["swarm", "join", &line]).1, 0);
+    // Whoever joins is told of the members that are there: both.
+    let first_time = lend(&other, &port);
+    wait_until("the first peer knows the second", || {
+        let (peers, _) = owner.json(&["peers"]);
+        peers["peers"].as_array().is_some_and(|peers| peers.len() >= 2)
+    });
+    assert_eq!(client.json(&["swarm", "join", &line]).1, 0);
+    first_time.signal("TERM");
+    assert_eq!(first_time.end().0, Some(0));
+    let args = ["--model", &model, "--temperature", "0", "--context", "512", "--exact", "--threads", "1"];
+    let run = [&["run", PROMPT, "--max-tokens", "400", "--ignore-eos"][..], &args].concat();
+    let (alone, code) = client.json(&[&run[..], &["--local"]].concat());
+    assert_eq!(code, 0, "{alone}");
+    let mut answering = client.start(&[&run[..], &["--prefer", "swarm", "--json"]].concat());
+    // The second peer comes while the answer is under way, and the first, which it is at, goes.
+    let second_time = lend(&other, &port);
+    serving.signal("KILL");
+    let answer = answering.object();
+    assert_eq!(answer["text"], alone["text"], "{answer}");
+    assert_eq!(answer["resumed"], 1, "{answer}");
+    second_time.signal("TERM");
 }

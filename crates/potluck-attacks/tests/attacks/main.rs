@@ -115,6 +115,23 @@ attacks! {
     }
 }
 
+/// Nobody attacks an engine's sandbox here: `potluck-engine` tries out what it forbids (`try_out_sandbox`).
+const ELSEWHERE: [&str; 1] = ["Sandbox"];
+
+#[test]
+fn each_defence_stops_an_attack() {
+    let source = include_str!("../../../potluck-core/src/defence.rs");
+    let (_, variants) = source.split_once("pub enum Defence {").unwrap();
+    let (variants, _) = variants.split_once("\n}").unwrap();
+    let named = |line: &&str| !line.is_empty() && !line.starts_with("///");
+    let variants: Vec<_> =
+        variants.lines().map(str::trim).filter(named).map(|line| line.trim_end_matches(',')).collect();
+    assert!(variants.len() > 30, "{variants:?}");
+    let tried: Vec<_> = ATTACKS.iter().map(|(_, _, defence, _)| format!("{defence:?}")).collect();
+    let untried = variants.iter().filter(|name| !tried.iter().any(|tried| tried == *name) && !ELSEWHERE.contains(name));
+    assert_eq!(untried.collect::<Vec<_>>(), Vec::<&&str>::new());
+}
+
 /// UTC seconds.
 fn utc_now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()

@@ -1,6 +1,9 @@
 //! Attacks on places, time and memory: floods, silence, frames without end.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use iroh::{Endpoint, EndpointAddr, EndpointId, TransportAddr, endpoint::Connection};
 use potluck_wire::{ALPN, FailureCode, Frame};
@@ -51,7 +54,7 @@ async fn connect(endpoint: &Endpoint, victim: &Victim) -> Option<Connection> {
 
 pub(crate) async fn comes_again_and_again() -> bool {
     let victim = Arc::new(Victim::start().await);
-    let (each, mut strangers) = (150, JoinSet::new());
+    let (each, mut strangers, begun) = (300, JoinSet::new(), Instant::now());
     // Several keys, as strangers make them: it is the address that counts.
     for n in 100..104 {
         let victim = victim.clone();
@@ -69,29 +72,27 @@ pub(crate) async fn comes_again_and_again() -> bool {
     }
     let came: usize = strangers.join_all().await.into_iter().sum();
     assert!(came > 100, "several machines may be behind one address");
-    came > 4 * each * 9 / 10
+    // 128 and 32 at once, 32 and 8 a second, and some for a clock that is read late.
+    came as f64 > 200.0 + 45.0 * begun.elapsed().as_secs_f64()
 }
 
 pub(crate) async fn comes_again_and_again_with_one_key() -> bool {
     let victim = Victim::start().await;
     let endpoint = endpoint(66, vec![]).await;
     let grant = grant_of(&root(), key(66).peer_id(), FAR);
-    for _ in 0..100 {
-        let Some(connection) = connect(&endpoint, &victim).await else { return false };
-        let attacker = Attacker { endpoint: endpoint.clone(), connection };
-        let Ok((send, receive)) = attacker.connection.open_bi().await else { return false };
+    let (mut welcomed, begun) = (0, Instant::now());
+    for _ in 0..200 {
+        let Some(connection) = connect(&endpoint, &victim).await else { continue };
+        let Ok((send, receive)) = connection.open_bi().await else { continue };
         let mut stream = crate::attacker::Raw { send, receive, reader: potluck_wire::FrameReader::new(1 << 16) };
         let mut bytes = Vec::new();
         hello(grant.clone()).encode(&mut bytes);
-        if stream.send.write_all(&bytes).await.is_err() || !matches!(stream.next().await, Some(Frame::Welcome(_))) {
-            return false;
-        }
-        attacker.connection.close(0_u8.into(), b"");
-        // Its place is free once the victim has noticed.
-        let free = victim.serving.status.clone().wait_for(|status| status.streams == 0).await.is_ok();
-        assert!(free);
+        let greeted = stream.send.write_all(&bytes).await.is_ok();
+        welcomed += usize::from(greeted && matches!(stream.next().await, Some(Frame::Welcome(_))));
+        connection.close(0_u8.into(), b"");
     }
-    true
+    // 32 at once, 8 a second.
+    f64::from(welcomed as u32) > 40.0 + 12.0 * begun.elapsed().as_secs_f64()
 }
 
 pub(crate) async fn keeps_many_connections() -> bool {
@@ -125,5 +126,5 @@ pub(crate) async fn announces_a_frame_of_gigabytes() -> bool {
     bytes.resize(1 << 20, 0);
     let _ = stream.send.write_all(&bytes).await;
     // Whoever takes it keeps what comes, and waits for the rest until it has waited too long.
-    stream.failed().await != FailureCode::Protocol
+    stream.failed().await == FailureCode::Deadline
 }

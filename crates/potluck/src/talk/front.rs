@@ -8,7 +8,7 @@ use std::{
 
 use potluck_chain::{Hop, OwnStage, SessionConfig};
 use potluck_client::{ChatTemplate, Session, SpecialTokens};
-use potluck_core::StageSpec;
+use potluck_core::{LayerRange, PeerId, StageSpec};
 use potluck_engine::{EngineSettings, VocabularyClient, memory};
 use potluck_gateway::{Access, Gateway, Lent, Model, Opener, Own as GatewayOwn, Problem, Whose, serve};
 use potluck_model::Facts;
@@ -21,7 +21,7 @@ use super::{
     Talk,
     lent::Lenders,
     own_peers,
-    route::RouteChain,
+    route::{RouteChain, stage_of},
     shared::SharedEngine,
     start::{OWN_CACHE, Wanted, session_config, session_id},
     swarm::{client_node, has_both_ends, shared_route},
@@ -32,7 +32,7 @@ use crate::{
     embedded::Embedded,
     engines::start_vocabulary,
     failure::{Failure, OrFail},
-    home::{Home, Membership},
+    home::{Home, Membership, trusted},
     models::{Keeper, find_model, load_stage, load_vocabulary},
     placement::free_memory,
     screen::Screen,
@@ -315,6 +315,10 @@ impl Opener for Sessions {
         };
         Ok(Session::new(chain.map_err(problem)?, self.vocabulary.clone()))
     }
+
+    fn is_current(&self, chain: &RouteChain) -> bool {
+        self.check_trust(chain.stages()).is_ok()
+    }
 }
 
 impl Sessions {
@@ -364,8 +368,31 @@ impl Sessions {
         own.map(|(hop, (_, engine))| engine.port(hop, session)).collect()
     }
 
+    /// Refuses stages at peers that the user trusts no more with them. The list is read when it matters; one that cannot be read trusts
+    /// nobody.
+    fn check_trust(&self, stages: &[(Option<PeerId>, LayerRange)]) -> Result<(), Failure> {
+        let Some(swarm) = self.swarm.as_ref().filter(|swarm| swarm.privacy.trusted_layers > 0) else { return Ok(()) };
+        let (list, depth) = (trusted(&swarm.home)?, swarm.privacy.trusted_layers);
+        let layers = stages.last().map_or(0, |(_, range)| range.end());
+        let sensitive = |range: &LayerRange| range.start() < depth || range.end() > layers.saturating_sub(depth);
+        let stranger =
+            stages.iter().find_map(|(peer, range)| peer.filter(|peer| sensitive(range) && !list.contains(peer)));
+        match stranger {
+            Some(peer) => {
+                let message = format!("the route leads through {}, which is trusted no more", peer.short());
+                Err(Failure::new(
+                    "no_route",
+                    message,
+                    "potluck peers shows who is there; trust others: potluck swarm trust KEY",
+                ))
+            }
+            None => Ok(()),
+        }
+    }
+
     async fn try_open(&self) -> Result<RouteChain, Failure> {
         let mut config = self.config.borrow().clone();
+        self.check_trust(&config.route.iter().map(stage_of).collect::<Vec<_>>())?;
         config.key.id = session_id()?;
         self.opened.set(self.opened.get() + 1);
         let ports = self.ports(&config.route, self.opened.get());

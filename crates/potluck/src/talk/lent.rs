@@ -85,6 +85,9 @@ impl Lenders {
             let chosen = self.0.table().choose(&model, &tried);
             let Some(chosen) = chosen else { break };
             tried.insert(chosen.address.peer);
+            if !self.0.may_see(&chosen.address.peer) {
+                continue;
+            }
             match self.0.node.ask_upstream(&chosen.address, endpoint, &body, self.0.pad).await {
                 Ok(answer) if is_final(answer.head.status) => return Ok(passed(answer, chosen)),
                 Ok(answer) => declined = Some(refused(answer, chosen)),
@@ -138,14 +141,16 @@ impl Inner {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether that one may be sent conversations, by the list as it is now: one that cannot be read trusts nobody.
+    fn may_see(&self, peer: &PeerId) -> bool {
+        !self.only_trusted || trusted(&self.home).is_ok_and(|list| list.contains(peer))
+    }
+
     async fn ask_all(&self) {
         let mut asked = self.members.lock().unwrap_or_else(PoisonError::into_inner).clone();
         asked.extend(self.table().ask());
-        // As the list is now; one that cannot be read trusts nobody.
-        let list = self.only_trusted.then(|| trusted(&self.home).unwrap_or_default());
-        let may = |peer: &PeerId| list.as_ref().is_none_or(|list| list.contains(peer));
         hear_lenders(&self.node, asked, |heard| match &heard {
-            Heard::Lends(lender) if !may(&lender.address.peer) => self.table().lost(lender.address.peer),
+            Heard::Lends(lender) if !self.may_see(&lender.address.peer) => self.table().lost(lender.address.peer),
             _ => self.table().hear(heard),
         })
         .await;

@@ -35,7 +35,7 @@ pub(crate) use front::Front;
 pub(crate) use own_peers::split;
 pub(crate) use report::RouteStage;
 pub(crate) use start::Wanted;
-use start::{RESUME_WITHIN, open_again};
+use start::open_again;
 pub(crate) use swarm::{Surveyed, client_node, preview, who_name};
 pub(crate) use traced::show_trace;
 
@@ -164,20 +164,19 @@ impl Talk {
     ) -> Result<Outcome, Failure> {
         let Self { session, home, entry, settings, codec, memory, privacy, embedded, route, verdict, .. } = self;
         let wanted = Wanted { home, entry, settings, codec: *codec, memory: Some(*memory), privacy };
-        let reopen =
-            async |lost: &SessionError| match open_again(&wanted, route, embedded.as_ref(), RESUME_WITHIN).await {
-                Ok((chain, why)) => {
-                    tracing::info!(%lost, "the answer goes on over another route");
-                    if let Some(why) = why {
-                        *verdict = why;
-                    }
-                    Some(chain)
+        let reopen = async |lost: &SessionError| match open_again(&wanted, route, embedded.as_ref(), lost).await {
+            Ok((chain, why)) => {
+                tracing::info!(%lost, "the answer goes on over another route");
+                if let Some(why) = why {
+                    *verdict = why;
                 }
-                Err(failure) => {
-                    tracing::info!(%lost, code = %failure.code, "there is no other route");
-                    None
-                }
-            };
+                Some(chain)
+            }
+            Err(failure) => {
+                tracing::info!(%lost, code = %failure.code, "there is no other route");
+                None
+            }
+        };
         Ok(session.generate_over(asked.request(prompt), cancel, on_token, reopen).await?)
     }
 

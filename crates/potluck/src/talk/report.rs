@@ -44,7 +44,8 @@ impl Talk {
 
     /// Keeps how fast this machine was, where it answered alone: the next plan is the better for it.
     pub(crate) fn remember_speed(&self, outcome: &Outcome) {
-        if matches!(self.session.chain(), AnyChain::Local(..)) {
+        // What was lost on the way is nobody's speed.
+        if matches!(self.session.chain(), AnyChain::Local(..)) && outcome.resumed == 0 {
             placement::remember_speed(&self.home, &self.entry, outcome);
         }
     }
@@ -76,8 +77,12 @@ pub(crate) fn rates(outcome: &Outcome) -> String {
         0.0 => String::new(),
         bytes => format!(", {bytes:.0} bytes a token on the wire"),
     };
+    let resumed = match outcome.resumed {
+        0 => String::new(),
+        times => format!("\na route was lost, and the answer went on over another: {times} times"),
+    };
     format!(
-        "{} tokens at {:.1} tokens/s, the first after {:.2} s ({} prompt tokens at {:.0} tokens/s){hop}",
+        "{} tokens at {:.1} tokens/s, the first after {:.2} s ({} prompt tokens at {:.0} tokens/s){hop}{resumed}",
         outcome.completion_tokens,
         outcome.decode_tokens_per_s,
         outcome.ttft_s,

@@ -75,7 +75,7 @@ impl RouteChain {
     /// Waits until every peer has confirmed; dropped before, the session ends on those that have.
     async fn ready(node: &Node, config: SessionConfig, own: Vec<OwnPort>) -> Result<Self, SessionError> {
         let shape = ChainShape { vocabulary: config.vocabulary, positions: config.positions };
-        let stages = config.route.iter().map(stage).collect();
+        let stages = config.route.iter().map(stage_of).collect();
         let (codec, pad, width) = (config.codec, config.pad, config.width as usize);
         let mut session = node.open(config, own).await?;
         while !matches!(session.next().await?, SessionEvent::Ready) {}
@@ -104,6 +104,11 @@ impl RouteChain {
         stages.map(describe).collect()
     }
 
+    /// Who holds which layers: none is this machine.
+    pub(crate) fn stages(&self) -> &[(Option<PeerId>, LayerRange)] {
+        &self.stages
+    }
+
     /// Hops from one peer to another.
     fn peer_hops(&self) -> usize {
         self.stages.windows(2).filter(|pair| pair.iter().all(|(peer, _)| peer.is_some())).count()
@@ -120,7 +125,8 @@ async fn end(node: Option<&Node>, engines: Vec<RunningEngine>) {
     }
 }
 
-fn stage(hop: &Hop) -> (Option<PeerId>, LayerRange) {
+/// Who holds which layers: none is this machine.
+pub(crate) fn stage_of(hop: &Hop) -> (Option<PeerId>, LayerRange) {
     match hop {
         Hop::Own(own) => (None, own.spec.layers),
         Hop::Remote(remote) => (Some(remote.address.peer), remote.spec.layers),

@@ -1,8 +1,8 @@
 //! From arguments to a model that is ready to answer.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use potluck_chain::{Deadlines, Hop, SessionConfig};
+use potluck_chain::{Deadlines, Hop, SessionConfig, SessionError};
 use potluck_client::{ChatTemplate, Conversation, LocalChain, Session, SpecialTokens};
 use potluck_core::{CacheId, PeerId, SessionId, SessionKey, StageSpec};
 use potluck_engine::{EngineSettings, memory};
@@ -10,7 +10,7 @@ use potluck_model::facts;
 use potluck_net::OwnPort;
 use potluck_store::Entry;
 use potluck_wire::Codec;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{AnyChain, Talk, own_peers, route::OwnEngine, swarm};
 use crate::{
@@ -29,7 +29,7 @@ pub(super) const OWN_CACHE: CacheId = CacheId(0);
 
 /// How long a lost session's peers may take to be ready again: between two answers, and in the midst of one.
 const REOPEN_WITHIN: Duration = Duration::from_secs(10);
-pub(super) const RESUME_WITHIN: Duration = Duration::from_secs(20);
+const RESUME_WITHIN: Duration = Duration::from_secs(20);
 
 /// How often they are asked.
 const REOPEN_EVERY: Duration = Duration::from_millis(200);
@@ -95,6 +95,8 @@ impl Talk {
         if opened.ends_here {
             privacy.hide_layers = privacy.hide_layers.max(1);
         }
+        // Nor does one leave this machine that began here alone.
+        let local = route.local || matches!(opened.chain, AnyChain::Local(..));
         let template = ChatTemplate::of(&entry.manifest).or_fail("bad_template", "send the prompt as it is: --raw")?;
         Ok(Self {
             conversation: Conversation::new(template, SpecialTokens::of(&entry.manifest)),
@@ -102,7 +104,7 @@ impl Talk {
             embedded: opened.embedded,
             verdict: opened.verdict,
             home: home.clone(),
-            route: route.clone(),
+            route: RouteArgs { local, ..route.clone() },
             settings,
             codec,
             memory,
@@ -115,7 +117,7 @@ impl Talk {
     pub(crate) async fn reopen(&mut self) -> Result<(), Failure> {
         let Self { home, entry, settings, codec, memory, privacy, .. } = self;
         let wanted = Wanted { home, entry, settings, codec: *codec, memory: Some(*memory), privacy };
-        let (chain, verdict) = open_again(&wanted, &self.route, self.embedded.as_ref(), REOPEN_WITHIN).await?;
+        let (chain, verdict) = open_within(&wanted, &self.route, self.embedded.as_ref(), REOPEN_WITHIN).await?;
         self.verdict = verdict.unwrap_or_else(|| std::mem::take(&mut self.verdict));
         let vocabulary = self.session.vocabulary().clone();
         std::mem::replace(&mut self.session, Session::new(chain, vocabulary)).close().await;
@@ -123,33 +125,55 @@ impl Talk {
     }
 }
 
-/// Another session after one was lost, and why it is what it is where that may have changed: over the same peers where this
-/// command started them.
+/// Another session in the midst of an answer that has lost its own, and why it is what it is where that may have changed.
+pub(super) async fn open_again(
+    wanted: &Wanted<'_>,
+    route: &RouteArgs,
+    embedded: Option<&Embedded>,
+    lost: &SessionError,
+) -> Result<(AnyChain, Option<String>), Failure> {
+    // An engine comes back; a peer that this command started does not.
+    if embedded.is_some() && lost.code() != "engine_lost" {
+        return Err(lost.clone().into());
+    }
+    open_within(wanted, route, embedded, RESUME_WITHIN).await
+}
+
+/// Another session after one was lost: over the same peers where this command started them.
 ///
 /// What comes back by itself is waited for, for `patience` at most: an engine that starts again, a peer that is about to be at
 /// another relay.
-pub(super) async fn open_again(
+async fn open_within(
     wanted: &Wanted<'_>,
     route: &RouteArgs,
     embedded: Option<&Embedded>,
     patience: Duration,
 ) -> Result<(AnyChain, Option<String>), Failure> {
-    let give_up = Instant::now() + patience;
-    loop {
-        let opened = match embedded {
-            Some(embedded) => own_peers::open_again(wanted, embedded, route.ends()).await.map(|chain| (chain, None)),
-            None => open(wanted, route).await.map(|opened| (opened.chain, Some(opened.verdict))),
-        };
-        match opened {
-            Err(failure) if comes_back(&failure) && Instant::now() < give_up => sleep(REOPEN_EVERY).await,
-            opened => return opened,
+    let seconds = patience.as_secs();
+    let mut last = Failure::new("deadline", format!("no other route within {seconds} s"), "run it again");
+    let opened = timeout(patience, async {
+        loop {
+            let opened = match embedded {
+                Some(embedded) => {
+                    own_peers::open_again(wanted, embedded, route.ends()).await.map(|chain| (chain, None))
+                }
+                None => open(wanted, route).await.map(|opened| (opened.chain, Some(opened.verdict))),
+            };
+            match opened {
+                Err(failure) if comes_back(&failure) => last = failure,
+                opened => return opened,
+            }
+            sleep(REOPEN_EVERY).await;
         }
-    }
+    });
+    let opened = opened.await;
+    opened.unwrap_or(Err(last))
 }
 
 /// True for what a peer says while its engine starts again, and for what is said of one that is not there for a while.
 fn comes_back(failure: &Failure) -> bool {
-    matches!(failure.code.as_ref(), "engine_lost" | "not_served" | "busy" | "peer_lost" | "no_route")
+    let codes = ["engine_lost", "not_served", "busy", "peer_lost", "peer_failed", "deadline", "no_route"];
+    codes.contains(&failure.code.as_ref())
 }
 
 async fn open(wanted: &Wanted<'_>, route: &RouteArgs) -> Result<Opened, Failure> {
