@@ -4,7 +4,8 @@ use std::io::{Read, stdin};
 
 use clap::Args;
 use potluck_grant::Gate;
-use potluck_net::{Bind, Identity as NetIdentity, NetDeadlines, Node, NodeConfig};
+use potluck_net::{Bind, Identity as NetIdentity, NetDeadlines, NetError, Node, NodeConfig};
+use potluck_wire::FailureCode;
 use serde_json::json;
 
 use crate::{
@@ -86,7 +87,8 @@ async fn ask(home: &Home, invitation: &Invitation) -> Result<(Admission, String)
     let node = Node::bind(NodeConfig { identity: who, bind: Bind::Any, lan, relay, deadlines }).await?;
     let asked = node.join(&invitation.inviter, invitation.secret, keys.to_vec()).await;
     node.close().await;
-    let mut joined = asked.map_err(|error| unreached(invitation, error.into()))?;
+    let gate = node.identity().gate.clone();
+    let mut joined = asked.map_err(|error| not_answered(invitation, error))?;
     if joined.contacts.iter().all(|contact| contact.peer != invitation.inviter.peer) {
         joined.contacts.insert(0, invitation.inviter.clone());
     }
@@ -96,8 +98,20 @@ async fn ask(home: &Home, invitation: &Invitation) -> Result<(Admission, String)
         grants,
         contacts: joined.contacts,
         relays: invitation.relays.clone(),
+        successions: gate.successions(),
     };
     Ok((admission, invitation.code(identity.key.peer_id())))
+}
+
+/// What a newcomer can do is something else than what a member can.
+fn not_answered(invitation: &Invitation, error: NetError) -> Failure {
+    if let NetError::Refused { code: FailureCode::Busy, .. } = error {
+        let message = "the machine that invited you lets nobody in at the moment";
+        let hint =
+            "its owner sees why where `potluck serve` runs there: the swarm's root key may be locked; then try again";
+        return Failure::new("door_shut", message, hint);
+    }
+    unreached(invitation, error.into())
 }
 
 /// Nobody can look up a peer before having joined: the hint is another one here.
