@@ -222,10 +222,7 @@ fn nobody_else_names_a_root_or_lets_grants_stand() {
     assert!(matches!(sign(to(peer(3), 0), &key(3), &officer), Err(GrantError::NotOurs(_))), "not even an owner");
     assert!(matches!(sign(to(peer_of(201), 0), &root(201).key(), &[]), Err(GrantError::Unreadable(_))), "itself");
     let no_key = (2..).map(|n| [n; 32]).find(|bytes| SwarmId::from_bytes(*bytes).is_err()).unwrap();
-    assert!(matches!(
-        sign(to(PeerId::from_bytes(no_key), 0), &root(201).key(), &[]),
-        Err(GrantError::Unreadable(_))
-    ));
+    assert!(matches!(sign(to(PeerId::from_bytes(no_key), 0), &root(201).key(), &[]), Err(GrantError::Unreadable(_))));
     assert!(matches!(sign(to(peer_of(202), u16::MAX), &root(201).key(), &[]), Err(GrantError::Unreadable(_))));
     let page =
         |page, by: &SecretKey| Revocation::sign_page(peer_of(201), page, &[Renewal::Adopted([1; 16])], NOW, by).0;

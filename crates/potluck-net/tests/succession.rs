@@ -29,12 +29,15 @@ async fn node_with(n: u8, grant: Vec<u8>) -> Node {
     Node::bind(NodeConfig { identity, bind: Bind::Loopback, lan: Lan::Off, relay: None, deadlines }).await.unwrap()
 }
 
-/// Members of the first root with these numbers stay good.
-fn rotate(members: impl Iterator<Item = u8>) -> Vec<SignedRevocation> {
+/// These grants of the first root stay good.
+fn rotate(grants: impl Iterator<Item = Vec<u8>>) -> Vec<SignedRevocation> {
     let gate = Gate::new(root().public());
-    let first = |n| gate.read(&grant_of(&root(), key(n).peer_id(), FAR)).unwrap().links()[0].id;
-    let adopted: BTreeSet<_> = members.map(first).collect();
+    let adopted: BTreeSet<_> = grants.map(|grant| gate.read(&grant).unwrap().links()[0].id).collect();
     root().rotate(&gate, &next(), &adopted, 1, 0).unwrap()
+}
+
+fn grant(node: &Node) -> Vec<u8> {
+    node.identity().grant.clone()
 }
 
 async fn wait_closed(link: &potluck_net::Link, begun: Instant) {
@@ -60,8 +63,10 @@ async fn members_stay_and_whom_a_thief_lets_in_is_put_out_within_five_seconds() 
         links.push(old.connect(&peer.address()).await.unwrap());
         stolen.push(thief.connect(&peer.address()).await.unwrap());
     }
-    // Two hundred more members: their pages come in several messages.
-    let said = rotate((1..=2).chain(20..25).chain(100..=255));
+    // Four thousand more members: their pages come in several messages.
+    let members = [grant(&old), grant(&owner)].into_iter().chain(peers.iter().map(|(peer, _)| grant(peer)));
+    let others = (0..4_000).map(|_| grant_of(&root(), key(3).peer_id(), FAR));
+    let said = rotate(members.chain(others));
     let begun = Instant::now();
     let told = owner.revoke(said, peers.iter().map(|(peer, _)| peer.address()).collect()).await.unwrap();
     assert_eq!(told, 5);
@@ -88,7 +93,7 @@ async fn whoever_was_away_learns_of_it_at_the_next_contact() {
     let _serving = [lend(&first, spec(0, 2, 6), OPEN), lend(&second, spec(0, 2, 6), OPEN)];
     let owner = node(2, NetDeadlines::default()).await;
     let thief = node_with(66, grant_of(&root(), key(66).peer_id(), FAR)).await;
-    let said = rotate([2, 20, 21].into_iter());
+    let said = rotate([&first, &second, &owner].map(grant).into_iter());
     assert_eq!(owner.revoke(said.clone(), vec![first.address()]).await.unwrap(), 1);
     let link = thief.connect(&second.address()).await.unwrap();
     assert_eq!(second.pull_revocations(&first.address()).await.unwrap(), said);
@@ -108,7 +113,7 @@ async fn a_newcomer_is_led_to_the_root_that_signs() {
     const SECRET: [u8; 16] = [0x5e; 16];
     let host = node(20, NetDeadlines::default()).await;
     let _serving = lend(&host, spec(0, 2, 6), OPEN);
-    host.note_revocations(rotate([20].into_iter()));
+    host.note_revocations(rotate([grant(&host)].into_iter()));
     host.open_door(Door::new(|_, join| {
         let grants = join.keys.iter().map(|&key| grant_of(&next(), key, FAR)).collect();
         Ok(Joined { grants, contacts: Vec::new() })

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     args::RootArgs,
-    failure::{Failure, OrFail},
+    failure::Failure,
     home::{Form, Home, Invitations, Membership, Passphrase, RootKept, SwarmRoot, issued, keep_revocations},
     screen::Screen,
     talk::client_node,
