@@ -37,6 +37,8 @@ pub enum Defence {
     TokensPerDay,
     /// What was taken back does not come in.
     Revoked,
+    /// What a root that was followed by another has signed counts where the next one lets it stand.
+    Succession,
     /// What was taken back is put out.
     PutOut,
     /// A revocation is signed by whoever it names.

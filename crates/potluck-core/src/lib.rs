@@ -38,7 +38,7 @@ pub use offer::{Offer, OfferError, SignedOffer, StageSpeed};
 pub use order::{Action, Order, OrderError, SignedOrder};
 pub use piece::{PIECE_BYTES, PieceHash, piece_hash, piece_range, pieces_of, tensor_hash};
 pub use range::{LayerRange, RangeError};
-pub use revocation::{Revocation, RevocationError, Revoked, SignedRevocation};
+pub use revocation::{Renewal, Revocation, RevocationError, Revoked, SignedRevocation, Succession};
 pub use stage::{
     Hidden, Input, Logits, Output, Rows, Stage, StageCommand, StageError, StageReply, StageShape, StageSpec, Step,
 };

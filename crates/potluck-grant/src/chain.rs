@@ -7,7 +7,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::{fmt, str::FromStr};
 
 use biscuit_auth::{
-    Biscuit, BlockBuilder, PublicKey,
+    Algorithm, Biscuit, BlockBuilder, PublicKey,
     builder::{Fact, Term, fact},
     datalog::SymbolTable,
     format::schema::{self, public_key::Algorithm as KeyKind, term::Content},
@@ -90,13 +90,15 @@ pub struct Link {
 /// A grant whose signatures are good, each link signed by the holder of the one before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
+    /// The root that has signed its first link.
+    pub(crate) root: PeerId,
     pub(crate) links: Vec<Link>,
     pub(crate) scope: Scope,
 }
 
 impl Chain {
-    /// Reads a grant, which may come from anybody.
-    pub(crate) fn read(bytes: &[u8], root: PublicKey) -> Result<Self, GrantError> {
+    /// Reads a grant, which may come from anybody, and which one of these roots has signed.
+    pub(crate) fn read(bytes: &[u8], roots: impl Iterator<Item = PeerId>) -> Result<Self, GrantError> {
         if bytes.len() > GRANT_BYTES_MAX {
             return Err(GrantError::TooLarge { len: bytes.len() });
         }
@@ -104,17 +106,24 @@ impl Chain {
             let unsigned = schema::Biscuit::decode(bytes).map_err(|error| GrantError::NotOurs(error.to_string()))?;
             let blocks = [&unsigned.authority].into_iter().chain(&unsigned.blocks);
             let ids: Vec<_> = blocks.map(|block| block.signature.clone()).collect();
-            return Self::of_container(&unsigned, &ids);
+            let root = roots.into_iter().next().ok_or(GrantError::NoSwarm)?;
+            return Self::of_container(&unsigned, &ids, root);
         }
-        let token = Biscuit::from(bytes, root).map_err(|error| GrantError::NotOurs(error.to_string()))?;
-        Self::of(&token)
+        let mut refused = GrantError::NoSwarm;
+        for root in roots {
+            match Biscuit::from(bytes, public_key(root).ok_or(GrantError::NoSwarm)?) {
+                Ok(token) => return Self::of(&token, root),
+                Err(error) => refused = GrantError::NotOurs(error.to_string()),
+            }
+        }
+        Err(refused)
     }
 
-    pub(crate) fn of(token: &Biscuit) -> Result<Self, GrantError> {
-        Self::of_container(&token.container().to_proto(), &token.revocation_identifiers())
+    pub(crate) fn of(token: &Biscuit, root: PeerId) -> Result<Self, GrantError> {
+        Self::of_container(&token.container().to_proto(), &token.revocation_identifiers(), root)
     }
 
-    fn of_container(container: &schema::Biscuit, ids: &[Vec<u8>]) -> Result<Self, GrantError> {
+    fn of_container(container: &schema::Biscuit, ids: &[Vec<u8>], root: PeerId) -> Result<Self, GrantError> {
         let blocks: Vec<_> = [&container.authority].into_iter().chain(&container.blocks).collect();
         if blocks.len() > LINKS_MAX && Defence::LinksMax.stands() {
             return Err(GrantError::TooLong(blocks.len()));
@@ -142,7 +151,12 @@ impl Chain {
             scope.hand_on()?;
             scope.narrow(&link.caveats, link.id);
         }
-        Ok(Self { links, scope })
+        Ok(Self { root, links, scope })
+    }
+
+    /// The root that has signed it.
+    pub fn root(&self) -> PeerId {
+        self.root
     }
 
     /// Its links, the root's first.
@@ -159,6 +173,11 @@ impl Chain {
     pub fn holder(&self) -> PeerId {
         self.links[self.links.len() - 1].holder
     }
+}
+
+/// A root's key, where it is one.
+pub(crate) fn public_key(root: PeerId) -> Option<PublicKey> {
+    PublicKey::from_bytes(root.as_bytes(), Algorithm::Ed25519).ok()
 }
 
 fn is_key(key: &schema::PublicKey, peer: PeerId) -> bool {

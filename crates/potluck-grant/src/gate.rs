@@ -2,11 +2,12 @@
 
 use core::net::IpAddr;
 use std::{
+    collections::BTreeSet,
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 
-use potluck_core::{Defence, ModelId, PeerId, Revoked, SignedRevocation};
+use potluck_core::{Defence, ModelId, PeerId, Revoked, SignedRevocation, Succession};
 use potluck_wire::{GRANT_BYTES_MAX, Service};
 
 use crate::{
@@ -142,6 +143,9 @@ pub enum GrantError {
     /// The bearer: taken back.
     #[error("revoked: {0}")]
     Revoked(Taken),
+    /// The bearer: signed by a root that another has followed, which does not let it stand. Hint: ask for a new one (`potluck swarm grant`).
+    #[error("the grant is of an earlier root of the swarm, and the present one does not know it")]
+    Superseded,
     /// The bearer: what the grant allows in a day is used up here. Hint: tomorrow (UTC), or at another peer.
     #[error("the {tokens_per_day} tokens a day of grant {link} are used up here")]
     Spent {
@@ -189,6 +193,8 @@ impl fmt::Display for Taken {
         match self.0 {
             Revoked::Key(peer) => write!(f, "the key {}", peer.short()),
             Revoked::Link(id) => write!(f, "the grant {}", GrantId::from_bytes(id)),
+            Revoked::Root(Succession { next, .. }) => write!(f, "the root, which {} follows", next.short()),
+            Revoked::Renewed { .. } => f.write_str("nothing"),
         }
     }
 }
@@ -196,12 +202,48 @@ impl fmt::Display for Taken {
 impl Gate {
     /// The gate of the swarm that trusts this root.
     pub fn new(swarm: SwarmId) -> Self {
-        Self { swarm, revoked: Arc::default() }
+        Self { swarm, revoked: Arc::new(RwLock::new(Revocations::new(swarm.root()))) }
     }
 
     /// The swarm.
     pub fn swarm(&self) -> SwarmId {
         self.swarm
+    }
+
+    /// The root that signs for it now, as far as is known here: the one that the swarm is named after, or the last that followed it.
+    pub fn root(&self) -> PeerId {
+        self.known().roots().present()
+    }
+
+    /// Whether it signs for the swarm, or has signed for it.
+    pub fn was_root(&self, root: PeerId) -> bool {
+        self.known().roots().all().any(|known| known == root)
+    }
+
+    /// What leads from the root that the swarm is named after to the present one: whoever hears of it takes both roots' word.
+    pub fn successions(&self) -> Vec<SignedRevocation> {
+        self.known().successions()
+    }
+
+    /// Roots that named a second successor, and which: whoever has that root's key wants to lead members elsewhere. Whoever has heard of
+    /// that one first follows it.
+    pub fn rivals(&self) -> Vec<(PeerId, Succession)> {
+        self.known().roots().rivals().collect()
+    }
+
+    /// Whether all is known of what the present root lets stand: from then on what the roots before it sign counts no longer.
+    pub fn is_whole(&self) -> bool {
+        let known = self.known();
+        known.roots().number_of_present() == known.roots().counting()
+    }
+
+    /// What roots have taken back, as far as it counts.
+    pub(crate) fn revoked_by_roots(&self) -> BTreeSet<Revoked> {
+        self.known().by_roots()
+    }
+
+    fn known(&self) -> RwLockReadGuard<'_, Revocations> {
+        self.revoked.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether `grant` admits the peer whose connection has proven the key `holder`, at `now` (UTC seconds). What it may do is
@@ -224,26 +266,29 @@ impl Gate {
     /// # Errors
     /// As [`GrantError`] says.
     pub fn read(&self, grant: &[u8]) -> Result<Chain, GrantError> {
-        Chain::read(grant, self.swarm.key().ok_or(GrantError::NoSwarm)?)
+        let roots: Vec<_> = self.known().roots().all().collect();
+        Chain::read(grant, roots.into_iter())
     }
 
     /// Whether a member is one still: its time is not over, and nothing was taken back. Costs no signature.
     ///
     /// # Errors
-    /// `Expired`, `NotYet`, `OutOfHours`, `Revoked`.
+    /// `Expired`, `NotYet`, `OutOfHours`, `Revoked`, `Superseded`.
     pub fn still(&self, member: &Member, now: u64) -> Result<(), GrantError> {
-        let revoked = self.revoked.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(what) = revoked.ends(&member.chain, self.swarm).filter(|_| Defence::Revoked.stands()) {
+        let known = self.known();
+        if let Some(what) = known.ends(&member.chain).filter(|_| Defence::Revoked.stands()) {
             return Err(GrantError::Revoked(Taken(what)));
         }
-        drop(revoked);
+        if known.roots().ends(member.chain.root, member.chain.links[0].id, now) {
+            return Err(GrantError::Superseded);
+        }
+        drop(known);
         member.chain.scope.in_time(now)
     }
 
     /// Whether a key that holds no grant yet was not taken back.
     pub(crate) fn still_a_key(&self, peer: PeerId) -> Result<(), GrantError> {
-        let revoked = self.revoked.read().unwrap_or_else(PoisonError::into_inner);
-        revoked.ends_key(peer).map_or(Ok(()), |what| Err(GrantError::Revoked(Taken(what))))
+        self.known().ends_key(peer).map_or(Ok(()), |what| Err(GrantError::Revoked(Taken(what))))
     }
 
     /// Whether a member may ask that, there and then.
@@ -271,16 +316,16 @@ impl Gate {
     /// # Errors
     /// `Unreadable`, `TooMany`, or what is wrong with its signer's grant.
     pub fn revoke(&self, revocation: SignedRevocation) -> Result<bool, GrantError> {
-        self.revoked.write().unwrap_or_else(PoisonError::into_inner).note(revocation, self.swarm)
+        self.revoked.write().unwrap_or_else(PoisonError::into_inner).note(revocation)
     }
 
     /// What tells apart two peers that know different ones.
     pub fn revocations_digest(&self) -> [u8; 32] {
-        self.revoked.read().unwrap_or_else(PoisonError::into_inner).digest()
+        self.known().digest()
     }
 
     /// All revocations that it knows, in the order in which they came: a gate that hears them so knows the same.
     pub fn revocations(&self) -> Vec<SignedRevocation> {
-        self.revoked.read().unwrap_or_else(PoisonError::into_inner).all()
+        self.known().all()
     }
 }

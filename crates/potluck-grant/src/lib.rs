@@ -14,7 +14,7 @@
 //! ```
 //! Further roles and limits are [`Caveats`]; a holder hands its grant on, narrower, without asking anybody ([`Grant::hand_on`]). A
 //! biscuit is a bearer token: this one is worth nothing without its last holder's key. What is taken back ([`Gate::revoke`]) ends all
-//! that rests on it. No IO and no clock: the caller says what time it is.
+//! that rests on it; a root that another follows ([`Root::rotate`]) signs no longer. No IO and no clock: the caller says what time it is.
 
 mod api_key;
 mod bytes;
@@ -27,6 +27,8 @@ mod request;
 mod revoked;
 mod rights;
 mod root;
+mod rotate;
+mod succession;
 
 pub use api_key::{API_KEY_CHARS_MAX, ApiKey, Asking, Operating};
 pub use bytes::ByteMeter;
@@ -36,6 +38,6 @@ pub use meter::{Keep, Meter};
 pub use pass::{RELAY_TOKEN_CHARS_MAX, RelayPass, Relayed, relay_pass_key, relay_token};
 pub use reach::{ByteBudget, Net, Ports, Reach, is_link_local};
 pub use request::{Lending, Looking};
-pub use revoked::REVOCATIONS_MAX;
+pub use revoked::{REVOCATIONS_MAX, STATEMENTS_MAX};
 pub use rights::{Budget, Caveats, Hours, Need, Place, Right, Role, Scope};
 pub use root::{Grant, Root, SwarmId};

@@ -57,8 +57,8 @@ fn invited_key(secret: &[u8; 16]) -> SecretKey {
     SecretKey::from_bytes(&blake3::derive_key("potluck 2026-11 relay pass of an invitation", secret))
 }
 
-fn pass_message(swarm: PeerId, invited: PeerId, until: u64) -> Vec<u8> {
-    [PASS_CONTEXT, swarm.as_bytes(), invited.as_bytes(), &until.to_le_bytes()].concat()
+fn pass_message(root: PeerId, invited: PeerId, until: u64) -> Vec<u8> {
+    [PASS_CONTEXT, root.as_bytes(), invited.as_bytes(), &until.to_le_bytes()].concat()
 }
 
 fn shown_message(peer: PeerId) -> Vec<u8> {
@@ -118,9 +118,9 @@ impl Gate {
         let until = u64::from_le_bytes(until.try_into().map_err(unreadable)?);
         let by_root: &[u8; 64] = by_root.try_into().map_err(unreadable)?;
         let shown: &[u8; 64] = shown.try_into().map_err(unreadable)?;
-        let root = PeerId::from_bytes(*self.swarm().as_bytes());
+        let root = self.root();
         if !root.verify(&pass_message(root, invited, until), by_root) {
-            return Err(GrantError::NotOurs("the pass is not signed by its root".into()));
+            return Err(GrantError::NotOurs("the pass is not signed by its present root".into()));
         }
         if !invited.verify(&shown_message(peer), shown) && Defence::PassHolder.stands() {
             return Err(GrantError::NotAdmitted(peer));

@@ -5,8 +5,12 @@ use std::{fmt, str::FromStr};
 use biscuit_auth::{Algorithm, Biscuit, KeyPair, PrivateKey, PublicKey};
 use data_encoding::HEXLOWER_PERMISSIVE;
 use potluck_core::{Offer, PeerId, SecretKey};
+use zeroize::Zeroize as _;
 
-use crate::{Caveats, Chain, GrantError, Role, chain::write_block};
+use crate::{
+    Caveats, Chain, GrantError, Role,
+    chain::{public_key, write_block},
+};
 
 /// A swarm: its root's public key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,7 +67,7 @@ impl Root {
     pub fn grant_as(&self, holder: PeerId, caveats: &Caveats) -> Result<Grant, GrantError> {
         let block = write_block(holder, caveats)?;
         let token = Biscuit::builder().merge(block).build(&self.pair()?).map_err(unsigned)?;
-        Grant::of(&token)
+        Grant::of(&token, self.key().peer_id())
     }
 
     /// The same key, to sign what is no grant: an order to a peer.
@@ -76,6 +80,12 @@ impl Root {
     }
 }
 
+impl Drop for Root {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
 impl fmt::Debug for Root {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Root(of {:?})", self.public())
@@ -84,7 +94,7 @@ impl fmt::Debug for Root {
 
 impl SwarmId {
     pub(crate) fn key(self) -> Option<PublicKey> {
-        PublicKey::from_bytes(&self.0, Algorithm::Ed25519).ok()
+        public_key(self.root())
     }
 
     /// From the bytes of a root's public key.
@@ -129,8 +139,8 @@ impl FromStr for SwarmId {
 
 impl Grant {
     /// A token that this version itself reads: what is too long or says nothing is not given out.
-    fn of(token: &Biscuit) -> Result<Self, GrantError> {
-        Chain::of(token)?;
+    fn of(token: &Biscuit, root: PeerId) -> Result<Self, GrantError> {
+        Chain::of(token, root)?;
         let bytes = token.to_vec().map_err(unsigned)?;
         // What travels beside an offer has less room than what greets.
         if bytes.len() > Offer::GRANT_BYTES_MAX {
@@ -140,28 +150,28 @@ impl Grant {
     }
 
     /// Hands a grant on to another key, or narrows it for the same one: signed by its holder, with nobody's help. `caveats` take
-    /// away; they cannot add.
+    /// away; they cannot add. `root`: the one that has signed the grant ([`Chain::root`]).
     ///
     /// # Errors
     /// As [`Gate::read`](crate::Gate::read); `NotAdmitted` where `holder` is not the grant's; `HandedOn`, `TooLong` or `TooLarge`
     /// where it has no room for one more link.
     pub fn hand_on(
         grant: &[u8],
-        swarm: SwarmId,
+        root: PeerId,
         holder: &SecretKey,
         to: PeerId,
         caveats: &Caveats,
     ) -> Result<Self, GrantError> {
-        let root = swarm.key().ok_or(GrantError::NoSwarm)?;
-        let chain = Chain::read(grant, root)?;
+        let chain = Chain::read(grant, [root].into_iter())?;
         if chain.holder() != holder.peer_id() {
             return Err(GrantError::NotAdmitted(holder.peer_id()));
         }
-        let token = Biscuit::from(grant, root).map_err(|error| GrantError::NotOurs(error.to_string()))?;
+        let key = public_key(root).ok_or(GrantError::NoSwarm)?;
+        let token = Biscuit::from(grant, key).map_err(|error| GrantError::NotOurs(error.to_string()))?;
         let pair = key_pair(&holder.to_bytes())?;
         let request = token.third_party_request().map_err(unsigned)?;
         let block = request.create_block(&pair.private(), write_block(to, caveats)?).map_err(unsigned)?;
-        Self::of(&token.append_third_party(pair.public(), block).map_err(unsigned)?)
+        Self::of(&token.append_third_party(pair.public(), block).map_err(unsigned)?, root)
     }
 
     /// The bytes.

@@ -51,7 +51,7 @@ fn granted(to: u8, caveats: &Caveats) -> Vec<u8> {
 }
 
 fn hand_on(grant: &[u8], from: u8, to: u8, caveats: &Caveats) -> Result<Vec<u8>, GrantError> {
-    Grant::hand_on(grant, root().public(), &key(from), peer(to), caveats).map(Grant::into_bytes)
+    Grant::hand_on(grant, root().public().root(), &key(from), peer(to), caveats).map(Grant::into_bytes)
 }
 
 fn ask(gate: &Gate, grant: &[u8], holder: u8, asked: Asked, place: Place) -> Result<Authorized<Asked>, GrantError> {

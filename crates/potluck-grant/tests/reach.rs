@@ -39,7 +39,7 @@ fn granted(role: Role, ports: &[&str], nets: &[&str]) -> Vec<u8> {
 }
 
 fn handed_on(grant: &[u8], caveats: &Caveats) -> Vec<u8> {
-    Grant::hand_on(grant, root().public(), &key(1), peer(2), caveats).unwrap().into_bytes()
+    Grant::hand_on(grant, root().public().root(), &key(1), peer(2), caveats).unwrap().into_bytes()
 }
 
 /// Whether the holder of a grant may reach a service at an address.

@@ -71,6 +71,11 @@ pub(crate) async fn admit(connection: &Connection, node: &Node) -> Result<Option
                 Some(door) => door.clone().answer(connection, join).await,
                 None => refused(FailureCode::InvitationUnknown),
             };
+            // Who knows the root that the swarm is named after is led to the present one, which has signed the grants.
+            let successions = node.identity.gate.successions();
+            if matches!(answer, Frame::Joined(_)) && !successions.is_empty() {
+                write_on(&mut send, &Frame::Revocations(successions)).await.map_err(|error| lost(peer, &error))?;
+            }
             write_last(&mut send, &answer).await.map_err(|error| lost(peer, &error))?;
             // The newcomer closes once it has read the answer; what ends the wait otherwise is the greeting's deadline.
             connection.closed().await;
@@ -114,11 +119,15 @@ pub(crate) fn close(connection: &Connection, code: FailureCode) {
 }
 
 pub(crate) async fn write_last(send: &mut SendStream, frame: &Frame) -> Result<(), iroh::endpoint::WriteError> {
-    let mut bytes = Vec::new();
-    frame.encode(&mut bytes);
-    send.write_all(&bytes).await?;
+    write_on(send, frame).await?;
     let _ = send.finish();
     Ok(())
+}
+
+async fn write_on(send: &mut SendStream, frame: &Frame) -> Result<(), iroh::endpoint::WriteError> {
+    let mut bytes = Vec::new();
+    frame.encode(&mut bytes);
+    send.write_all(&bytes).await
 }
 
 /// The only frame of a stream.

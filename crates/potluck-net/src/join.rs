@@ -6,13 +6,16 @@
 use std::{fmt, sync::Arc};
 
 use iroh::endpoint::Connection;
-use potluck_core::PeerId;
-use potluck_wire::{ALPN, FailureCode, Frame, Join, Joined, PeerAddress, Refusal, VERSIONS};
+use potluck_core::{PeerId, SignedRevocation};
+use potluck_wire::{
+    ALPN, CONTROL_BYTES_MAX, FailureCode, Frame, FrameReader, Join, Joined, PeerAddress, Refusal, SUCCESSIONS_MAX,
+    VERSIONS,
+};
 use tokio::time::timeout;
 
 use crate::{
     NetError, Node,
-    greet::{close, read_one, refusal_or, utc_now, write_last},
+    greet::{close, read_next, refusal_or, utc_now, write_last},
     node::peer_id,
 };
 
@@ -66,12 +69,18 @@ impl Node {
     pub async fn join(&self, to: &PeerAddress, secret: [u8; 16], keys: Vec<PeerId>) -> Result<Joined, NetError> {
         let peer = to.peer;
         let (connection, _) = self.shake_hands(to, ALPN).await?;
-        let asked = timeout(self.deadlines.greet, ask(&connection, peer, Join { secret, keys: keys.clone() })).await;
+        let asked = ask(&connection, peer, Join { secret, keys: keys.clone() });
+        let asked = timeout(self.deadlines.greet, asked).await;
         close(&connection, FailureCode::Done);
         let seconds = self.deadlines.greet.as_secs_f32();
         let late =
             |_| NetError::Unreachable { peer, reason: format!("no answer to the invitation within {seconds} s") };
-        let joined = asked.map_err(late)??;
+        let (successions, joined) = asked.map_err(late)??;
+        // Signed by the root that the invitation names, and by those that followed it: or they lead nowhere.
+        for succession in successions {
+            let heard = self.identity.gate.revoke(succession);
+            heard.map_err(|error| NetError::NotMember { peer, error })?;
+        }
         if joined.grants.len() != keys.len() {
             return Err(NetError::Unexpected { peer, got: "joined", expected: "a grant for each key" });
         }
@@ -83,13 +92,24 @@ impl Node {
     }
 }
 
-async fn ask(connection: &Connection, peer: PeerId, join: Join) -> Result<Joined, NetError> {
+/// What leads to the present root, where it is not the one that the swarm is named after, and the answer.
+async fn ask(connection: &Connection, peer: PeerId, join: Join) -> Result<(Vec<SignedRevocation>, Joined), NetError> {
     let lost = |error: &dyn fmt::Display| NetError::Lost { peer, reason: error.to_string() };
     let (mut send, mut recv) = connection.open_bi().await.map_err(|error| lost(&error))?;
     let written = write_last(&mut send, &Frame::Join(join)).await;
     written.map_err(|error| refusal_or(connection, lost(&error)))?;
-    match read_one(peer, &mut recv).await.map_err(|error| refusal_or(connection, error))? {
-        Frame::Joined(joined) => Ok(joined),
+    let mut reader = FrameReader::new(CONTROL_BYTES_MAX);
+    let mut first = read_next(peer, &mut recv, &mut reader).await.map_err(|error| refusal_or(connection, error))?;
+    let mut successions = Vec::new();
+    if let Frame::Revocations(said) = first {
+        if said.len() > SUCCESSIONS_MAX {
+            return Err(NetError::Unexpected { peer, got: "revocations", expected: "what leads to the present root" });
+        }
+        successions = said;
+        first = read_next(peer, &mut recv, &mut reader).await.map_err(|error| refusal_or(connection, error))?;
+    }
+    match first {
+        Frame::Joined(joined) => Ok((successions, joined)),
         Frame::Refused(Refusal { code, .. }) => Err(NetError::Refused { peer, code }),
         other => Err(NetError::Unexpected { peer, got: other.kind(), expected: "joined" }),
     }

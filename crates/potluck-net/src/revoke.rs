@@ -4,15 +4,15 @@ use potluck_core::{Defence, SignedRevocation};
 use potluck_grant::GrantError;
 use potluck_wire::{CONTROL_BYTES_MAX, FailureCode, Frame, FrameReader, PeerAddress, REVOCATIONS_PAGE_MAX};
 use tokio::{sync::watch, task::JoinSet};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::{
     NetError, Node,
     greet::{close, read_next, utc_now},
 };
 
-/// Revocations that are taken from one peer at once.
-const PULLED_MAX: usize = potluck_grant::REVOCATIONS_MAX;
+/// Statements of what was taken back that are taken from one peer at once.
+const PULLED_MAX: usize = potluck_grant::STATEMENTS_MAX;
 
 impl Node {
     /// Takes note of revocations: whoever may be here no longer is shut out at once. Those that were new.
@@ -24,7 +24,11 @@ impl Node {
                 false
             }
         };
+        let rivals = self.identity.gate.rivals();
         let new: Vec<_> = revocations.into_iter().filter(note).collect();
+        for (root, rival) in self.identity.gate.rivals().into_iter().filter(|rival| !rivals.contains(rival)) {
+            warn!(root = %root.short(), rival = %rival.next.short(), "an earlier root of the swarm names a second successor: its key is in other hands");
+        }
         if !new.is_empty() {
             self.shut_out();
         }

@@ -133,6 +133,9 @@ const _: () = assert!(
     "an upstream's models and a page of lenders fit"
 );
 const _: () = assert!(PIECE_HASHES_MAX * size_of::<potluck_core::PieceHash>() <= PART_BYTES_MAX, "hashes fit a part");
+/// How often a swarm's root may be followed by another. A further succession is refused.
+pub const SUCCESSIONS_MAX: usize = 8;
+
 /// Revocations in one message.
 pub const REVOCATIONS_PAGE_MAX: usize = 24;
 
@@ -140,6 +143,7 @@ const _: () = assert!(
     CONTROL_BYTES_MAX >= REVOCATIONS_PAGE_MAX * (LENDER_GRANT_BYTES_MAX + Revocation::BYTES_MAX + 80),
     "a page of revocations fits"
 );
+const _: () = assert!(SUCCESSIONS_MAX <= REVOCATIONS_PAGE_MAX, "what leads a newcomer to the present root fits a page");
 const _: () = assert!(CONTROL_BYTES_MAX >= OFFERS_MAX * OFFER_BYTES, "a page of offers fits");
 const _: () = assert!(potluck_core::Offer::GRANT_BYTES_MAX <= GRANT_BYTES_MAX, "a grant beside an offer is a grant");
 const _: () = assert!(POSITION_BYTES_MAX <= CONTROL_BYTES_MAX * 2, "one position of the widest model is a small frame");

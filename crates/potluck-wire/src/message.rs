@@ -427,7 +427,7 @@ impl Bounded for Vec<SharedModel> {
 impl Bounded for Vec<SignedRevocation> {
     fn check(&self) -> Result<(), WireError> {
         at_most("revocations", self.len(), REVOCATIONS_PAGE_MAX)?;
-        self.iter().try_for_each(|one| at_most("grant", one.grant.len(), LENDER_GRANT_BYTES_MAX))
+        self.iter().try_for_each(|one| at_most("grant", one.beside.len(), LENDER_GRANT_BYTES_MAX))
     }
 }
 

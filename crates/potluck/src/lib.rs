@@ -67,7 +67,7 @@ pub use client::{
     Answer, Chat, Client, ClientError, Conversation, Finished, Forward, Grant, Message, Messages, PathKind, Peer,
     PeerStream, Receipt, Settings, Standing, Streams, generate_key,
 };
-pub use potluck_core::{PeerId, SecretKey};
+pub use potluck_core::{PeerId, SecretKey, SignedRevocation};
 pub use potluck_wire::{MESSAGE_BYTES_MAX, PeerAddress, TOPIC_BYTES_MAX};
 
 /// The command: what its arguments say, done. For the program `potluck` alone.

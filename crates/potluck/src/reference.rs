@@ -15,6 +15,7 @@ const HEAD: &str = "# Configuration\n\n\
     | `POTLUCK_OVERFLOW` | what becomes of a prompt that is too long, as `--overflow` |\n\
     | `POTLUCK_NO_MDNS` | `1`: as `--no-mdns` |\n\
     | `POTLUCK_RELAY` | the relay that helps where machines do not reach each other, or `none`, as `--relay` |\n\
+    | `POTLUCK_ROOT`, `POTLUCK_ROOT_PASSPHRASE_FILE` | the swarm's root key where it lies elsewhere, and a file whose first line is its passphrase, as `--root` and `--passphrase-file` |\n\
     | `POTLUCK_INVITATION` | the line of `potluck join`, where no list of processes shows it |\n\
     | `POTLUCK_API_KEY` | the key that `potluck use` writes for other programs |\n\
     | `POTLUCK_UPSTREAM_KEY_FILE` | a file, as `--upstream-key-file` |\n\

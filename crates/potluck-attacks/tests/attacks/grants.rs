@@ -216,6 +216,16 @@ pub(crate) async fn comes_back() -> bool {
     Attacker::with_grant(&victim, 66, grant_of(&root(), peer(66), FAR)).await.is_some()
 }
 
+/// Who has stolen a root's key lets itself in, after the root was rotated.
+pub(crate) async fn mints_a_grant_with_a_root_that_was_followed() -> bool {
+    let victim = Victim::start().await;
+    let gate: Gate = victim.node.identity().gate.clone();
+    let said = root().rotate(&gate, &Root::from_bytes(&[8; 32]), &BTreeSet::new(), utc_now(), 0).unwrap();
+    assert_eq!(victim.node.note_revocations(said.clone()), said);
+    let grant = granted(66, &Caveats { role: Some(Role::Owner), until: Some(FAR), ..Caveats::default() });
+    Attacker::with_grant(&victim, 66, grant).await.is_some()
+}
+
 pub(crate) async fn goes_on_with_its_session() -> bool {
     let victim = Victim::start().await;
     let attacker = Attacker::member(&victim, 66).await;

@@ -94,6 +94,9 @@ attacks! {
         grants::comes_back / Revoked,
         grants::goes_on_with_its_session / PutOut,
     }
+    "a thief of an earlier root" {
+        grants::mints_a_grant_with_a_root_that_was_followed / Succession,
+    }
     "a member" {
         grants::shows_a_grant_of_many_links / LinksMax,
         grants::shows_a_grant_of_many_facts / FactsMax,

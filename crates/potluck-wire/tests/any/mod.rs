@@ -1,8 +1,9 @@
 //! One frame of each kind, and any frame at all.
 
 use potluck_core::{
-    Account, Action, Endpoint, Hidden, LayerRange, Logits, ModelId, Offer, Order, PeerId, Revocation, Revoked, Rows,
-    SecretKey, SessionId, SessionKey, SignedOffer, SignedOrder, SignedRevocation, StageShape, StageSpec, StageSpeed,
+    Account, Action, Endpoint, Hidden, LayerRange, Logits, ModelId, Offer, Order, PeerId, Renewal, Revocation, Revoked,
+    Rows, SecretKey, SessionId, SessionKey, SignedOffer, SignedOrder, SignedRevocation, StageShape, StageSpec,
+    StageSpeed, Succession,
 };
 use potluck_wire::{
     AnswerFrame, Ask, Bounds, Codec, CodecSet, Failure, FailureCode, Fetch, Frame, Head, Held, Hello, HopOpen, Join,
@@ -130,6 +131,7 @@ pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
         ("lend", Frame::Lend(lender(3))),
         ("list-revocations", Frame::ListRevocations([0xd1; 32])),
         ("revocations", Frame::Revocations(vec![revocation(1), revocation(2)])),
+        ("revocations-succession", Frame::Revocations(succession())),
     ]
 }
 
@@ -235,6 +237,15 @@ pub(crate) fn any_frame() -> impl Strategy<Value = Frame> {
         any::<[u8; 32]>().prop_map(Frame::ListRevocations),
         vec(any::<u8>(), 0..4).prop_map(|ns| Frame::Revocations(ns.into_iter().map(revocation).collect())),
     ]
+}
+
+/// A root is followed by another, which lets a grant and two revocations stand.
+fn succession() -> Vec<SignedRevocation> {
+    let [swarm, next] = [9, 10].map(|n| SecretKey::from_bytes(&[n; 32]));
+    let to = Revoked::Root(Succession { next: next.peer_id(), pages: 1, until: 300 });
+    let stands = [Renewal::Adopted([1; 16]), Renewal::Key(peer(2)), Renewal::Link([3; 16])];
+    let (page, _) = Revocation::sign_page(swarm.peer_id(), 0, &stands, 1 << 24, &next);
+    vec![Revocation::sign(swarm.peer_id(), to, 1 << 24, &swarm, Vec::new()), page]
 }
 
 fn revocation(n: u8) -> SignedRevocation {

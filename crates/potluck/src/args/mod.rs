@@ -5,6 +5,7 @@ mod door;
 mod engine;
 mod privacy;
 mod reach;
+mod root;
 mod route;
 mod sampling;
 
@@ -13,5 +14,6 @@ pub(crate) use door::{DoorArgs, take_handles};
 pub(crate) use engine::EngineArgs;
 pub(crate) use privacy::{Privacy, PrivacyArgs};
 pub(crate) use reach::{Reach, RelayChoice};
+pub(crate) use root::RootArgs;
 pub(crate) use route::{PEERS_MAX, Prefer, RouteArgs, parse_bytes};
 pub(crate) use sampling::{SamplingArgs, StopArgs};

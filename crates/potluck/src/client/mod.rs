@@ -127,6 +127,7 @@ impl Client {
             swarm: membership.swarm.clone(),
             contacts: membership.contacts.clone(),
             relays: membership.relays(&home),
+            successions: membership.gate(&home)?.successions(),
             key: identity.key.clone(),
         };
         let lock = identity.lock(&home)?;
@@ -156,7 +157,10 @@ impl Client {
                     )
                 })?;
                 let urls = settings.relays.as_ref().unwrap_or(&grant.relays);
-                (Gate::new(swarm), relays_in_memory(urls), None, None)
+                let gate = Gate::new(swarm);
+                // One that does not hold leads nowhere: then the grant is refused.
+                grant.successions.iter().for_each(|succession| drop(gate.revoke(succession.clone())));
+                (gate, relays_in_memory(urls), None, None)
             }
         };
         let identity = Identity { key: grant.key.clone(), grant: grant.grant.clone(), gate };

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use potluck_core::{PeerId, SecretKey};
+use potluck_core::{PeerId, SecretKey, SignedRevocation};
 use potluck_net::{Bind, Lan, RELAYS_MAX, RelayAt, RelayUse};
 use potluck_wire::PeerAddress;
 
@@ -118,6 +118,8 @@ pub struct Grant {
     pub contacts: Vec<PeerAddress>,
     /// The swarm's relays.
     pub relays: Vec<String>,
+    /// What leads from the root that the swarm is named after to the one that has signed the grant, where its owner has replaced it.
+    pub successions: Vec<SignedRevocation>,
 }
 
 impl Grant {
@@ -128,7 +130,7 @@ impl Grant {
         grant: impl Into<Vec<u8>>,
         contacts: impl Into<Vec<PeerAddress>>,
     ) -> Self {
-        Self { key, swarm: swarm.into(), grant: grant.into(), contacts: contacts.into(), relays: Vec::new() }
+        Self { key, swarm: swarm.into(), grant: grant.into(), contacts: contacts.into(), relays: Vec::new(), successions: Vec::new() }
     }
 
     /// With these relays.
@@ -151,13 +153,13 @@ impl Grant {
     }
 
     pub(super) fn of(admission: Admission, key: SecretKey) -> Result<Self, ClientError> {
-        let Admission { swarm, grants, contacts, relays } = admission;
+        let Admission { swarm, grants, contacts, relays, successions } = admission;
         let own = grants.into_iter().find(|(holder, _)| *holder == key.peer_id());
         let (_, grant) = own.ok_or_else(|| {
             let hint = format!("ask the swarm's owner for: potluck swarm grant {}", key.peer_id());
             ClientError::other("not_for_us", "this line is for another key", hint)
         })?;
-        Ok(Self { key, swarm, grant, contacts, relays })
+        Ok(Self { key, swarm, grant, contacts, relays, successions })
     }
 
     /// The key's id.

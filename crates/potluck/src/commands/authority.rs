@@ -14,7 +14,7 @@ use super::{
     swarm::{days_from, utc_now},
 };
 use crate::{
-    args::parse_bytes,
+    args::{RootArgs, parse_bytes},
     failure::{Failure, OrFail},
     home::{Home, Identity, Invitations, Line, Membership, Role, SwarmRoot, issued, keep_revocations},
     models::Models,
@@ -61,6 +61,8 @@ pub(crate) struct Revoke {
     /// A key, or the id of a grant, as `potluck swarm members` shows them
     #[arg(value_name = "KEY|ID")]
     what: String,
+    #[command(flatten)]
+    root: RootArgs,
 }
 
 #[derive(Debug, Args)]
@@ -126,8 +128,9 @@ pub(super) async fn spread(
 
 impl Revoke {
     pub(crate) async fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
+        let home = &self.root.of(home);
         let membership = Membership::open(home)?;
-        let swarm = membership.root()?;
+        let swarm = membership.id()?;
         let what = self.what()?;
         let signed = match SwarmRoot::open(home) {
             Ok(root) => {
@@ -135,7 +138,7 @@ impl Revoke {
                 // With somebody goes what relays would still do for whoever has the line that let them in.
                 let passes = match what {
                     Revoked::Key(key) => Invitations::open(home, utc_now())?.passes_of(key),
-                    Revoked::Link(_) => Vec::new(),
+                    _ => Vec::new(),
                 };
                 std::iter::once(what).chain(passes.into_iter().map(Revoked::Key)).map(by_root).collect()
             }
@@ -206,7 +209,7 @@ pub(crate) fn whoami(home: &Home, screen: Screen) -> Result<(), Failure> {
         let chain = gate.read(&grant).or_fail("no_grant", "join again: potluck swarm join --replace INVITATION")?;
         own.push((name, state(&gate, &grant, key, now), chain));
     }
-    let root = SwarmRoot::open(home).is_ok();
+    let root = SwarmRoot::is_here(home).unwrap_or(false);
     if screen.json {
         let keys = own.iter().map(|(name, state, chain)| {
             let mut row = described(chain, state);

@@ -2,6 +2,7 @@
 
 use clap::Args;
 use potluck_chain::plan::Preview;
+use potluck_grant::Gate;
 use potluck_net::{Found, NetCheck, Node, PathInfo};
 use potluck_store::Entry;
 use serde::Serialize;
@@ -202,9 +203,10 @@ async fn swarm(findings: &mut Findings, home: &Home) -> Result<(), Failure> {
         findings.add("swarm", How::Ok, "this machine belongs to no swarm", hint);
         return Ok(());
     };
-    let root = if SwarmRoot::open(home).is_ok() { ", made here" } else { "" };
-    findings.ok("swarm", format!("{}{root}", membership.swarm));
     let gate = membership.gate(home)?;
+    let root = if SwarmRoot::is_here(home).unwrap_or(false) { ", made here" } else { "" };
+    findings.ok("swarm", format!("{}{root}", membership.swarm));
+    roots(findings, &gate);
     for role in [Role::Peer, Role::Client] {
         let key = Identity::open(home, role)?.key.peer_id();
         let grant = membership.grant(key)?;
@@ -225,6 +227,25 @@ async fn swarm(findings: &mut Findings, home: &Home) -> Result<(), Failure> {
     reach(findings, &node, &membership, check.as_ref()).await;
     node.close().await;
     Ok(())
+}
+
+/// Whether the swarm's root was rotated, and whether all that was heard of that agrees.
+fn roots(findings: &mut Findings, gate: &Gate) {
+    for (root, rival) in gate.rivals() {
+        let message = format!(
+            "the earlier root {} has named two that follow it; this machine heard of {} after the other one, and does not follow it",
+            root.short(),
+            rival.next.short()
+        );
+        let hint =
+            "somebody else has that root key: ask the swarm's owner which root is right, see docs/guides/roles.md";
+        findings.add("root", How::Warn, message, hint);
+    }
+    if !gate.is_whole() {
+        let message =
+            format!("the root {} follows another, and not all is known yet of what it lets stand", gate.root().short());
+        findings.add("root", How::Warn, message, "it is asked for at each contact: potluck peers");
+    }
 }
 
 /// Whether the relay answers that this machine would use.

@@ -5,7 +5,8 @@ use std::io::{Read, stdin};
 use clap::Args;
 use potluck_core::{PeerId, SecretKey};
 use potluck_grant::Gate;
-use potluck_net::{Bind, Identity as NetIdentity, Lan, NetDeadlines, Node, NodeConfig, RelayUse};
+use potluck_net::{Bind, Identity as NetIdentity, Lan, NetDeadlines, NetError, Node, NodeConfig, RelayUse};
+use potluck_wire::FailureCode;
 use serde_json::json;
 
 use crate::{
@@ -115,7 +116,8 @@ pub(crate) async fn show(
     let node = Node::bind(NodeConfig { identity, bind, lan, relay, deadlines: NetDeadlines::default() }).await?;
     let asked = node.join(&invitation.inviter, invitation.secret, keys.clone()).await;
     node.close().await;
-    let mut joined = asked.map_err(|error| unreached(invitation, error.into()))?;
+    let gate = node.identity().gate.clone();
+    let mut joined = asked.map_err(|error| not_answered(invitation, error))?;
     if joined.contacts.iter().all(|contact| contact.peer != invitation.inviter.peer) {
         joined.contacts.insert(0, invitation.inviter.clone());
     }
@@ -125,7 +127,19 @@ pub(crate) async fn show(
         grants,
         contacts: joined.contacts,
         relays: invitation.relays.clone(),
+        successions: gate.successions(),
     })
+}
+
+/// What a newcomer can do is something else than what a member can.
+fn not_answered(invitation: &Invitation, error: NetError) -> Failure {
+    if let NetError::Refused { code: FailureCode::Busy, .. } = error {
+        let message = "the machine that invited you lets nobody in at the moment";
+        let hint =
+            "its owner sees why where `potluck serve` runs there: the swarm's root key may be locked; then try again";
+        return Failure::new("door_shut", message, hint);
+    }
+    unreached(invitation, error.into())
 }
 
 /// Nobody can look up a peer before having joined: the hint is another one here.

@@ -11,6 +11,7 @@ pub(crate) mod order;
 pub(crate) mod peers;
 pub(crate) mod plan;
 pub(crate) mod relay;
+pub(crate) mod root;
 pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod service;

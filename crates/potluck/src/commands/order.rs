@@ -10,8 +10,9 @@ use super::{
     swarm::{parse_contact, utc_now},
 };
 use crate::{
+    args::RootArgs,
     failure::Failure,
-    home::{Home, Identity, Membership, Role, SwarmRoot},
+    home::{Home, Identity, Membership, Role, RootKept, SwarmRoot},
     models::find_model,
     placement::members,
     screen::{Screen, printable},
@@ -44,6 +45,8 @@ struct To {
     /// Which peer: the first digits of its id, as `potluck peers` shows it, or KEY@IP:PORT
     #[arg(long, value_name = "PEER")]
     peer: String,
+    #[command(flatten)]
+    root: RootArgs,
 }
 
 impl Load {
@@ -51,23 +54,26 @@ impl Load {
         let entry = find_model(home, screen, Some(&self.model)).await?;
         // What cannot be served is not ordered.
         potluck_model::slice::check_range(&entry.manifest, self.layers)?;
-        give(home, screen, &self.to.peer, Action::Load { model: entry.id, layers: self.layers }).await
+        give(home, screen, &self.to, Action::Load { model: entry.id, layers: self.layers }).await
     }
 }
 
 impl Unload {
     pub(crate) async fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
-        give(home, screen, &self.to.peer, Action::Unload).await
+        give(home, screen, &self.to, Action::Unload).await
     }
 }
 
-async fn give(home: &Home, screen: Screen, peer: &str, action: Action) -> Result<(), Failure> {
+async fn give(home: &Home, screen: Screen, to: &To, action: Action) -> Result<(), Failure> {
+    let (home, peer) = (&to.root.of(home), &to.peer);
     let membership = Membership::open(home)?;
-    // Who holds no root key gives orders as the operator that its grant makes it; the peer says if that makes none.
-    let key = match SwarmRoot::open(home) {
-        Ok(root) => root.key(),
-        Err(failure) if failure.code == "no_root" => Identity::open(home, Role::Client)?.key,
-        Err(failure) => return Err(failure),
+    // Who holds no root key, or keeps it locked, gives orders as the operator that its grant makes it; the peer says if that makes none.
+    let locked = RootKept::of(home)?.map(|kept| kept.is_locked()).transpose()?.unwrap_or(false);
+    let root = if locked && !home.root.is_named() { None } else { Some(SwarmRoot::open(home)) };
+    let key = match root {
+        Some(Ok(root)) => root.key(),
+        Some(Err(failure)) if failure.code != "no_root" => return Err(failure),
+        _ => Identity::open(home, Role::Client)?.key,
     };
     let node = client_node(home, &membership).await?;
     let given = async {

@@ -20,14 +20,14 @@ use tokio::{sync::mpsc, time::sleep};
 
 use crate::{
     apart::apart,
-    args::{DiskArgs, EngineArgs, parse_bytes},
+    args::{DiskArgs, EngineArgs, RootArgs, parse_bytes},
     commands::{
         join::{join, read_line},
         service::{Level, install, own_arguments, uninstall},
     },
     embedded::{ORDER_BYTES_MAX, Order, Ready},
     failure::{Failure, OrFail},
-    home::{Counted, Home, Identity, Role, meter},
+    home::{Counted, Home, Identity, Role, RootSource, SwarmRoot, meter},
     models::{Models, Sharers, all_layers, find_model, pull_stage},
     placement::{free_memory, model_facts},
     screen::{Screen, size},
@@ -95,6 +95,8 @@ pub(crate) struct Lend {
     #[command(flatten)]
     upstream: UpstreamArgs,
     #[command(flatten)]
+    root: RootArgs,
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
@@ -121,7 +123,8 @@ impl Lend {
     /// model is waited for.
     pub(crate) async fn serve(self, home: &Home, screen: Screen, auto: bool) -> Result<(), Failure> {
         let upstream = self.upstream.open()?;
-        let home = &self.disk.limit(home);
+        // Asked for before anything else waits on the terminal.
+        let home = &hold_root(&self.root.of(&self.disk.limit(home)))?;
         let mut interrupt = Interrupt::listen()?;
         let settings = self.engine.settings(CACHES);
         settings.check()?;
@@ -135,7 +138,7 @@ impl Lend {
         if let Some(upstream) = upstream {
             return lend_upstream(screen, node, announcer, upstream, &membership.swarm, &mut interrupt).await;
         }
-        let (taken, mut orders) = orders(membership.root()?, node.id());
+        let (taken, mut orders) = orders(node.identity().gate.clone(), node.id());
         node.take_orders(taken);
         let mut place =
             Place { node, library, announcer, settings, swarm: membership.swarm.clone(), heard: Vec::new() };
@@ -231,6 +234,21 @@ impl Lend {
             let message = format!("no layers of {} that are needed fit into {}", entry.name, size(memory));
             Failure::new("no_memory", message, "give more with --memory, or a shorter --context, or fewer --caches")
         })
+    }
+}
+
+/// The same home, with a root key that was named or unlocked for this process in its memory alone: so that newcomers are let in.
+fn hold_root(home: &Home) -> Result<Home, Failure> {
+    if !home.root.is_named() {
+        return Ok(home.clone());
+    }
+    match SwarmRoot::open(home) {
+        Ok(root) => Ok(home.with_root(root.held())),
+        // A passphrase in the environment opens what is there.
+        Err(failure) if failure.code == "no_root" && !home.root.is_elsewhere() => {
+            Ok(home.with_root(RootSource::default()))
+        }
+        Err(failure) => Err(failure),
     }
 }
 

@@ -11,10 +11,12 @@ use serde_json::json;
 use sysinfo::Networks;
 
 use crate::{
+    args::RootArgs,
     commands::{
         authority::{self, Explain, Limits, Revoke, Standing},
         join,
         join::keys,
+        root::RootKey,
         serve::PORT,
     },
     failure::{Failure, OrFail},
@@ -42,11 +44,13 @@ pub(crate) enum Swarm {
     /// Join with a line, and lend nothing; without one, print what the owner needs to let this machine in
     Join(Join),
     /// Let a machine in by its keys, which `potluck swarm join` prints there
-    Grant(Grant),
+    Grant(GrantByRoot),
     /// Hand this machine's grant on to other keys, narrower if you like: nobody else is asked
     Attenuate(Grant),
     /// Take back a key, or a grant and all that was handed on from it
     Revoke(Revoke),
+    /// The root key that all of the swarm's authority rests on: lock it by a passphrase, move it away, or replace it
+    Root(RootKey),
     /// Whose machines `--only trusted` may use: a list that stays on this machine
     Trust(Trust),
     /// Whom this machine has let in
@@ -85,6 +89,8 @@ pub(crate) struct Invite {
     /// Draw the line as a QR code, too
     #[arg(long)]
     qr: bool,
+    #[command(flatten)]
+    root: RootArgs,
 }
 
 #[derive(Debug, Args)]
@@ -92,6 +98,8 @@ pub(crate) struct List {
     /// Take one back: it lets nobody in any more
     #[arg(long, value_name = "ID")]
     revoke: Option<String>,
+    #[command(flatten)]
+    root: RootArgs,
 }
 
 #[derive(Debug, Args)]
@@ -119,6 +127,14 @@ pub(crate) struct Grant {
     contact: Vec<PeerAddress>,
     #[command(flatten)]
     limits: Limits,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GrantByRoot {
+    #[command(flatten)]
+    grant: Grant,
+    #[command(flatten)]
+    root: RootArgs,
 }
 
 #[derive(Debug, Args)]
@@ -155,17 +171,18 @@ impl Swarm {
     pub(crate) async fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
         match self {
             Self::Create(command) => create(home, screen, &command),
-            Self::Invite(command) => invite(home, screen, &command),
-            Self::Invitations(command) => invitations(home, screen, command).await,
+            Self::Invite(command) => invite(&command.root.of(home), screen, &command),
+            Self::Invitations(command) => invitations(&command.root.of(home), screen, command).await,
             Self::Join(Join { line: Some(line), replace }) => {
                 join::join(home, screen, join::read_line(line).await?, replace).await?;
                 screen.note("use the swarm:     potluck chat\nlend this machine: potluck serve --auto");
                 Ok(())
             }
             Self::Join(Join { line: None, .. }) => print_keys(home, screen),
-            Self::Grant(command) => grant(home, screen, command),
+            Self::Grant(command) => grant(&command.root.of(home), screen, command.grant),
             Self::Attenuate(command) => attenuate(home, screen, command),
             Self::Revoke(command) => command.run(home, screen).await,
+            Self::Root(command) => command.run(home, screen).await,
             Self::Trust(command) => trust(home, screen, &command),
             Self::Members => authority::members(home, screen),
             Self::Whoami => authority::whoami(home, screen),
@@ -207,7 +224,8 @@ fn create(home: &Home, screen: Screen, command: &Invite) -> Result<(), Failure> 
         Caveats { role: Some(Standing::Owner), until: Some(days_from(utc_now(), GRANT_DAYS)), ..Caveats::default() };
     let grants =
         keys(home)?.into_iter().map(|key| Ok((key, root.admit_as(key, &owner)?))).collect::<Result<_, Failure>>()?;
-    let admission = Admission { swarm: root.swarm().to_string(), grants, contacts: Vec::new(), relays: Vec::new() };
+    let (swarm, successions) = (root.swarm().to_string(), Vec::new());
+    let admission = Admission { swarm, grants, contacts: Vec::new(), relays: Vec::new(), successions };
     let membership = Membership::join(home, &admission, false)?;
     let line = write(home, &root, &membership, command)?;
     if screen.json {
@@ -325,13 +343,15 @@ pub(crate) fn own_addresses() -> Vec<String> {
 
 async fn invitations(home: &Home, screen: Screen, command: List) -> Result<(), Failure> {
     let now = utc_now();
+    // What opens the root key is asked for before anything is taken back, and before newcomers have to wait.
+    let root = command.revoke.as_ref().map(|_| SwarmRoot::open(home)).transpose()?;
     let mut invitations = Invitations::open(home, now)?;
-    if let Some(id) = command.revoke {
+    if let (Some(id), Some(root)) = (command.revoke, root) {
         let pass = invitations.revoke(&id)?;
         drop(invitations);
         if let Some(pass) = pass {
-            let (root, membership) = (SwarmRoot::open(home)?, Membership::open(home)?);
-            let signed = Revocation::sign(membership.root()?, Revoked::Key(pass), now, &root.key(), Vec::new());
+            let membership = Membership::open(home)?;
+            let signed = Revocation::sign(membership.id()?, Revoked::Key(pass), now, &root.key(), Vec::new());
             authority::spread(home, &membership, vec![signed]).await?;
         }
         return if screen.json {
@@ -406,12 +426,12 @@ fn attenuate(home: &Home, screen: Screen, command: Grant) -> Result<(), Failure>
     let membership = Membership::open(home)?;
     let identity = Identity::open(home, Role::Client)?;
     let own = membership.grant(identity.key.peer_id())?;
-    let swarm =
-        membership.swarm.parse().or_fail("membership", "join again: potluck swarm join --replace INVITATION")?;
+    let again = "join again: potluck swarm join --replace INVITATION";
+    let root = membership.gate(home)?.read(&own).or_fail("no_grant", again)?.root();
     let standing = command.api_key.then_some(Standing::Guest);
     let caveats = command.limits.caveats(home, screen, standing, command.days)?;
     let hand_on = |key| {
-        let handed = potluck_grant::Grant::hand_on(&own, swarm, &identity.key, key, &caveats);
+        let handed = potluck_grant::Grant::hand_on(&own, root, &identity.key, key, &caveats);
         Ok(handed.or_fail("grant", "potluck swarm whoami says what this machine may hand on")?.into_bytes())
     };
     if command.api_key {
@@ -452,7 +472,7 @@ fn give(
     admit: impl Fn(PeerId) -> Result<Vec<u8>, Failure>,
 ) -> Result<(), Failure> {
     let membership = Membership::open(home)?;
-    let relays = membership.relays(home);
+    let (relays, successions) = (membership.relays(home), membership.gate(home)?.successions());
     let mut contacts = if command.contact.is_empty() { membership.contacts } else { command.contact };
     let own = Identity::open(home, Role::Peer)?.key.peer_id();
     contacts.iter_mut().filter(|contact| contact.peer == own).for_each(|contact| {
@@ -465,7 +485,7 @@ fn give(
     }
     let grants = command.keys.iter().map(|&key| Ok((key, admit(key)?))).collect::<Result<Vec<_>, Failure>>()?;
     remember_issued(home, &grants)?;
-    let line = Line::Granted(Admission { swarm, grants, contacts, relays });
+    let line = Line::Granted(Admission { swarm, grants, contacts, relays, successions });
     if screen.json {
         return screen.object(&json!({ "invitation": line.to_string(), "days": command.days }));
     }

@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use data_encoding::BASE64URL_NOPAD;
-use potluck_core::PeerId;
+use potluck_core::{PeerId, SignedRevocation};
 use potluck_grant::{RelayPass, SwarmId};
 use potluck_net::RelayInvitation;
 use potluck_wire::PeerAddress;
@@ -55,6 +55,8 @@ pub(crate) struct Admission {
     pub(crate) contacts: Vec<PeerAddress>,
     /// The swarm's relays.
     pub(crate) relays: Vec<String>,
+    /// What leads from the root that the swarm is named after to the one that has signed the grants.
+    pub(crate) successions: Vec<SignedRevocation>,
 }
 
 impl Invitation {
@@ -140,7 +142,7 @@ mod tests {
         let root = SwarmRoot::ephemeral().unwrap();
         let invitation = Invitation::new(&root, peer(1), secret, expires, relays.clone());
         let grants = vec![(peer(2).peer, vec![1, 2, 3])];
-        let admission = Admission { swarm, grants, contacts: vec![peer(1)], relays };
+        let admission = Admission { swarm, grants, contacts: vec![peer(1)], relays, successions: Vec::new() };
         [Line::Invited(invitation), Line::Granted(admission)]
     }
 

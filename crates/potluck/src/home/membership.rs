@@ -1,20 +1,16 @@
 //! The swarm that a machine belongs to, and the root key where it is the one that made the swarm.
 
 use data_encoding::HEXLOWER;
-use potluck_core::{PeerId, SecretKey};
-use potluck_grant::{Caveats, Gate, RelayPass, Root, SwarmId};
+use potluck_core::PeerId;
+use potluck_grant::Gate;
 use potluck_net::{RELAYS_MAX, RelayAt};
 use potluck_wire::PeerAddress;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Admission, Home, Invitations,
-    identity::{check_mode, new_key},
-};
+use super::{Admission, Home, Invitations, RootKept, SwarmRoot};
 use crate::failure::{Failure, OrFail};
 
 const MEMBERSHIP: &str = "swarm.json";
-const ROOT: &str = "root.key";
 
 /// Members whose addresses a machine remembers.
 pub(crate) const CONTACTS_KEPT: usize = 16;
@@ -31,10 +27,6 @@ pub(crate) struct Membership {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) relays: Vec<String>,
 }
-
-/// The key that grants places in a swarm.
-#[derive(Debug)]
-pub(crate) struct SwarmRoot(Root);
 
 impl Membership {
     /// The swarm of this machine, if it has one.
@@ -66,7 +58,7 @@ impl Membership {
         }
     }
 
-    /// What a machine was granted, kept.
+    /// What a machine was granted, kept, and what leads from the root that the swarm is named after to the one that granted it.
     pub(crate) fn join(home: &Home, admission: &Admission, replace: bool) -> Result<Self, Failure> {
         let swarm = admission.swarm.clone();
         Self::may_join(home, &swarm, replace)?;
@@ -74,25 +66,32 @@ impl Membership {
         let relays = home.reach.relays_or(&usable(&admission.relays));
         let membership = Self { swarm, grants, contacts: admission.contacts.clone(), relays };
         membership.save(home)?;
+        if !admission.successions.is_empty() {
+            let gate = membership.gate(home)?;
+            for succession in &admission.successions {
+                gate.revoke(succession.clone()).or_fail("usage", "paste all of the line")?;
+            }
+            super::authority::keep_revocations(home, &gate)?;
+        }
         Ok(membership)
     }
 
     /// Forgets the swarm of this machine, also where what is kept of it is damaged: its name, if it can be read. `end`: also the
     /// root key that is here, of this swarm or an earlier one.
     pub(crate) fn leave(home: &Home, end: bool) -> Result<Option<String>, Failure> {
-        let (here, root) = (home.path(MEMBERSHIP).exists(), home.path(ROOT).exists());
+        let (here, root) = (home.path(MEMBERSHIP).exists(), RootKept::of(home)?.is_some());
         if !(here || root && end) {
             return Self::open(home).map(|membership| Some(membership.swarm));
         }
         let swarm = Self::find(home).ok().flatten().map(|membership| membership.swarm);
-        let elsewhere = root && matches!(SwarmRoot::open(home), Err(failure) if failure.code == "no_root");
+        let elsewhere = root && !end && matches!(SwarmRoot::is_here(home), Ok(false));
         if root && !elsewhere && !end {
             let message = "this swarm was made here: without its root key nobody can be let in any more";
             return Err(Failure::new("root_here", message, "potluck swarm leave --end, if that is what you want"));
         }
         if end {
             Invitations::forget(home)?;
-            home.remove(ROOT)?;
+            RootKept::remove_all(home)?;
         }
         home.remove(MEMBERSHIP)?;
         Ok(swarm)
@@ -151,8 +150,8 @@ impl Membership {
         })
     }
 
-    /// The swarm's root, by its public key: what it signs is obeyed.
-    pub(crate) fn root(&self) -> Result<PeerId, Failure> {
+    /// The swarm's name as a key: the first root's.
+    pub(crate) fn id(&self) -> Result<PeerId, Failure> {
         self.swarm.parse().or_fail("membership", "join again: potluck swarm join --replace INVITATION")
     }
 
@@ -172,76 +171,10 @@ pub(crate) fn usable(relays: &[String]) -> Vec<String> {
     read.map(|at| at.to_string()).take(RELAYS_MAX).collect()
 }
 
-impl SwarmRoot {
-    /// The root key of the swarm that this machine made, and belongs to still.
-    pub(crate) fn open(home: &Home) -> Result<Self, Failure> {
-        check_mode(&home.path(ROOT))?;
-        let text = home.read(ROOT)?.ok_or_else(|| {
-            let hint = "run this where `potluck swarm create` was run";
-            Failure::new("no_root", "this machine does not hold the swarm's root key", hint)
-        })?;
-        let bytes = HEXLOWER.decode(text.trim().as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
-        let bytes: [u8; 32] = bytes.ok_or_else(|| Failure::new("identity", "the root key is damaged", "restore it"))?;
-        let root = Self(Root::from_bytes(&bytes));
-        let swarm = root.swarm().to_string();
-        match Membership::find(home)? {
-            Some(now) if now.swarm != swarm => {
-                let message =
-                    format!("this machine made swarm {}, and belongs to {} now", &swarm[..10], &now.swarm[..10]);
-                Err(Failure::new("no_root", message, "run this where `potluck swarm create` of its swarm was run"))
-            }
-            _ => Ok(root),
-        }
-    }
-
-    /// The swarm's name.
-    pub(crate) fn swarm(&self) -> SwarmId {
-        self.0.public()
-    }
-
-    /// Makes a swarm: its root key, kept here.
-    pub(crate) fn create(home: &Home) -> Result<Self, Failure> {
-        if home.path(ROOT).exists() {
-            let message = format!("{} holds a swarm's root key already", home.path(ROOT).display());
-            return Err(Failure::new(
-                "already_created",
-                message,
-                "use another POTLUCK_HOME for a second swarm, or end that one: potluck swarm leave --end",
-            ));
-        }
-        let root = Self::ephemeral()?;
-        home.write(ROOT, &(HEXLOWER.encode(&root.0.to_bytes()) + "\n"))?;
-        Ok(root)
-    }
-
-    /// A root that nobody keeps: for the peers that one command starts and ends.
-    pub(crate) fn ephemeral() -> Result<Self, Failure> {
-        Ok(Self(Root::from_bytes(&new_key()?.to_bytes())))
-    }
-
-    /// A grant that makes this key a member until `expires` (UTC seconds).
-    pub(crate) fn admit(&self, holder: PeerId, expires: u64) -> Result<Vec<u8>, Failure> {
-        Ok(self.0.grant(holder, expires).or_fail("internal", "report this")?.into_bytes())
-    }
-
-    /// A grant as these caveats say.
-    pub(crate) fn admit_as(&self, holder: PeerId, caveats: &Caveats) -> Result<Vec<u8>, Failure> {
-        Ok(self.0.grant_as(holder, caveats).or_fail("grant", "name fewer models and peers")?.into_bytes())
-    }
-
-    /// Lets whoever knows that invitation's secret be helped by the swarm's relays until then.
-    pub(crate) fn relay_pass(&self, secret: &[u8; 16], until: u64) -> RelayPass {
-        self.0.relay_pass(secret, until)
-    }
-
-    /// The root's key, to take something back with, or to give an order.
-    pub(crate) fn key(&self) -> SecretKey {
-        self.0.key()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use potluck_core::SecretKey;
+
     use super::*;
 
     fn member(n: u8, port: u16) -> PeerAddress {

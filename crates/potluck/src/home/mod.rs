@@ -6,6 +6,7 @@ mod invitation;
 mod invitations;
 mod membership;
 mod meter;
+mod root;
 mod trust;
 
 use std::{
@@ -21,12 +22,15 @@ use tempfile::NamedTempFile;
 
 use crate::{args::Reach, failure::Failure};
 
-pub(crate) use authority::{Revoked, issued, keep_revocations, kept_revocations, remember_issued, revoked_as_of, tell};
+pub(crate) use authority::{
+    Issued, Revoked, issued, keep_revocations, kept_revocations, remember_issued, revoked_as_of, tell,
+};
 pub(crate) use identity::{Identity, KeyLock, Role, new_key};
 pub(crate) use invitation::{Admission, Invitation, Line};
 pub(crate) use invitations::{GRANT_DAYS, Invitations, Terms};
-pub(crate) use membership::{CONTACTS_KEPT, Membership, SwarmRoot, usable};
+pub(crate) use membership::{CONTACTS_KEPT, Membership, usable};
 pub(crate) use meter::{Counted, meter};
+pub(crate) use root::{Form, Passphrase, RootKept, RootSource, SwarmRoot};
 pub(crate) use trust::{change_trusted, trusted};
 
 /// Held by the process that is at the relay with the key that asks.
@@ -42,6 +46,8 @@ pub(crate) struct Home {
     pub(crate) reach: Reach,
     /// The endpoint of the key that asks, where this program keeps one: it has no other.
     node: Option<Node>,
+    /// Where the root key is, and what opens it.
+    pub(crate) root: RootSource,
 }
 
 impl Home {
@@ -55,7 +61,7 @@ impl Home {
                 .to_owned(),
         };
         make_private_dir(&dir).map_err(|error| Failure::io(dir.display(), &error))?;
-        Ok(Self { folder: dir, disk: None, reach, node: None })
+        Ok(Self { folder: dir, disk: None, reach, node: None, root: RootSource::default() })
     }
 
     /// A file in it.
@@ -99,6 +105,11 @@ impl Home {
         }
     }
 
+    /// The same home, with the swarm's root key from there.
+    pub(crate) fn with_root(&self, root: RootSource) -> Self {
+        Self { root, ..self.clone() }
+    }
+
     /// Bytes that what is fetched may take, where the user said so.
     pub(crate) fn disk(&self) -> Option<u64> {
         self.disk
@@ -116,15 +127,7 @@ impl Home {
 
     /// Replaces a file, readable by its owner only, as a whole or not at all.
     pub(crate) fn write(&self, name: &str, text: &str) -> Result<(), Failure> {
-        let path = self.path(name);
-        // A temporary file is made with mode 600.
-        let write = || {
-            let mut file = NamedTempFile::new_in(&self.folder)?;
-            file.write_all(text.as_bytes())?;
-            file.as_file().sync_all()?;
-            file.persist(&path).map_err(|e| e.error).map(drop)
-        };
-        write().map_err(|error| Failure::io(path.display(), &error))
+        write_private(&self.path(name), text)
     }
 
     /// Removes a file, if there is one.
@@ -145,6 +148,19 @@ impl Home {
             Err(error) => Err(Failure::io(path.display(), &error)),
         }
     }
+}
+
+/// Replaces a file, wherever it is, readable by its owner only, as a whole or not at all.
+fn write_private(path: &Path, text: &str) -> Result<(), Failure> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // A temporary file is made with mode 600.
+    let write = || {
+        let mut file = NamedTempFile::new_in(folder)?;
+        file.write_all(text.as_bytes())?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|e| e.error).map(drop)
+    };
+    write().map_err(|error| Failure::io(path.display(), &error))
 }
 
 #[cfg(unix)]

@@ -6,6 +6,7 @@ use std::{
 };
 
 use potluck_core::{Action, Order, OrderError, PeerId};
+use potluck_grant::Gate;
 use potluck_net::Orders;
 use potluck_wire::{Failure, FailureCode};
 use tokio::sync::mpsc;
@@ -18,11 +19,12 @@ const WAITING_MAX: usize = 4;
 /// Keys whose last order is remembered. A further key's is refused until this peer starts again.
 const GIVERS_MAX: usize = 256;
 
-/// What takes the orders of `root` (the swarm's public key) and of operators for `peer`, and where they come out.
-pub(crate) fn orders(root: PeerId, peer: PeerId) -> (Orders, mpsc::Receiver<Action>) {
+/// What takes the orders of the swarm's root and of operators for `peer`, and where they come out.
+pub(crate) fn orders(gate: Gate, peer: PeerId) -> (Orders, mpsc::Receiver<Action>) {
     let (send, receive) = mpsc::channel(WAITING_MAX);
     let last = Mutex::new(BTreeMap::<PeerId, u64>::new());
     let taken = Orders::new(move |signed, giver| {
+        let root = gate.root();
         let refused = |error| Failure::new(FailureCode::NotAdmitted, error);
         let (by, verified) = match signed.verify(root, peer, utc_now()) {
             Err(OrderError::Signature) => {

@@ -45,7 +45,7 @@ impl Present {
         let node = bind_node(who, Bind::Address(bind), home.reach.serving(), membership.relays.clone()).await?;
         membership.knows(node.address());
         membership.save(home)?;
-        if let Some(door) = door(home, screen)? {
+        if let Some(door) = door(home, screen, &node.identity().gate)? {
             node.open_door(door);
         }
         let keeping = keep_what_is_taken_back(home, &node);
