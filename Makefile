@@ -94,7 +94,7 @@ prove-attacks: ## Every scripted attack with its defence and without; writes ben
 
 bench-security: model ## What security costs, against peers that do without it; writes bench/results/security.json
 	@cargo build --locked --package potluck
-	cargo run --locked --package potluck-bench --features undefended --target-dir "$(CARGO_TARGET_DIR)/undefended" -- --potluck "$(POTLUCK)" --only security --out bench/results/security.json
+	cargo run --locked --package potluck-bench --features undefended -- --potluck "$(POTLUCK)" --only security --out bench/results/security.json
 
 bench: model ## Ratios against llama.cpp, side by side; writes bench/results/
 	@bench/run
