@@ -58,15 +58,15 @@ async fn members_stay_and_whom_a_thief_lets_in_is_put_out_within_five_seconds() 
     let (old, owner) = (node(1, NetDeadlines::default()).await, node(2, NetDeadlines::default()).await);
     let thiefs = grant_of(&root(), key(66).peer_id(), FAR);
     let thief = node_with(66, thiefs).await;
+    // Three thousand more members: their pages come in several messages. Made while nobody is connected, for it takes seconds.
+    let members = [grant(&old), grant(&owner)].into_iter().chain(peers.iter().map(|(peer, _)| grant(peer)));
+    let others = (0..3_000).map(|_| grant_of(&root(), key(3).peer_id(), FAR));
+    let said = rotate(members.chain(others));
     let (mut links, mut stolen) = (Vec::new(), Vec::new());
     for (peer, _) in &peers {
         links.push(old.connect(&peer.address()).await.unwrap());
         stolen.push(thief.connect(&peer.address()).await.unwrap());
     }
-    // Four thousand more members: their pages come in several messages.
-    let members = [grant(&old), grant(&owner)].into_iter().chain(peers.iter().map(|(peer, _)| grant(peer)));
-    let others = (0..4_000).map(|_| grant_of(&root(), key(3).peer_id(), FAR));
-    let said = rotate(members.chain(others));
     let begun = Instant::now();
     let told = owner.revoke(said, peers.iter().map(|(peer, _)| peer.address()).collect()).await.unwrap();
     assert_eq!(told, 5);

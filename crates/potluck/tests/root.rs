@@ -17,10 +17,16 @@ use serde_json::Value;
 
 const WORDS: &str = "five words that nobody chooses";
 
-/// Lends the small model; returns once it is served.
-fn serve(machine: &Machine, more: &[&str]) -> Running {
+/// Where a machine serves that is found there again after a restart.
+fn place() -> String {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.local_addr().unwrap().to_string()
+}
+
+/// Lends the small model there; returns once it is served.
+fn serve(machine: &Machine, at: &str, more: &[&str]) -> Running {
     let model = model();
-    let args = ["serve", "--model", &model, "--layers", "0..30", "--bind", "127.0.0.1:0", "--threads", "1", "--exact"];
+    let args = ["serve", "--model", &model, "--layers", "0..30", "--bind", at, "--threads", "1", "--exact"];
     let mut serving = machine.start(&[&args[..], &["--context", "512", "--json"], more].concat());
     let ready = serving.object();
     assert_eq!(ready["layers"].to_string(), "[0,30]", "{ready}");
@@ -123,7 +129,7 @@ fn a_root_is_locked_and_opened_by_its_passphrase_alone() {
 
 #[test]
 fn a_root_lives_elsewhere_and_is_named_where_it_is_needed() {
-    let (owner, guest, other) = (Machine::new(), Machine::new(), Machine::new());
+    let (owner, guest, other, at) = (Machine::new(), Machine::new(), Machine::new(), place());
     done(&owner, &["swarm", "create"]);
     let words = secret(&owner, "words", WORDS);
     let (away, opened) = (owner.path("away.age"), ["--passphrase-file", &*words]);
@@ -136,14 +142,12 @@ fn a_root_lives_elsewhere_and_is_named_where_it_is_needed() {
     let named = [&["--root", away], &opened[..]].concat();
 
     // Whoever serves says that nobody is let in, unless it was given the root.
-    let serving = serve(&owner, &[]);
+    let serving = serve(&owner, &at, &[]);
     assert_eq!(refused(&owner, &["swarm", "invite"]), "no_root");
     let line = invite(&owner, &named);
-    stop(serving);
-    let serving = serve(&owner, &[]);
     assert_eq!(refused(&guest, &["swarm", "join", &line]), "door_shut");
     stop(serving);
-    let serving = serve(&owner, &named);
+    let serving = serve(&owner, &at, &named);
     done(&guest, &["swarm", "join", &line]);
     wait_until("the guest is in", || is_in(&guest));
 
@@ -166,8 +170,8 @@ fn a_root_is_followed_by_another_and_its_members_notice_nothing() {
         (Machine::new(), Machine::new(), Machine::new(), Machine::new(), Machine::new());
     let swarm = done(&owner, &["swarm", "create"])["swarm"].clone();
     let words = secret(&owner, "words", WORDS);
-    let opened = ["--passphrase-file", &*words];
-    let serving = serve(&owner, &[]);
+    let (opened, at) = (["--passphrase-file", &*words], place());
+    let serving = serve(&owner, &at, &[]);
     done(&member, &["swarm", "join", &invite(&owner, &[])]);
     let theirs = keys(&friend);
     let handed = done(&member, &["swarm", "attenuate", &theirs[0], &theirs[1], "--role", "guest"]);
@@ -224,11 +228,11 @@ fn a_root_is_followed_by_another_and_its_members_notice_nothing() {
     // It goes on after a restart, locked, and newcomers are led to the new root by either way.
     stop(serving);
     done(&owner, &[&["swarm", "root", "--lock"], &opened[..]].concat());
-    let shut = serve(&owner, &[]);
+    let shut = serve(&owner, &at, &[]);
     let line = invite(&owner, &opened);
     assert_eq!(refused(&newcomer, &["swarm", "join", &line]), "door_shut", "the root is locked");
     stop(shut);
-    let serving = serve(&owner, &opened);
+    let serving = serve(&owner, &at, &opened);
     assert_eq!(done(&newcomer, &["swarm", "join", &line])["swarm"], swarm, "the swarm keeps its name");
     wait_until("a newcomer is in", || is_in(&newcomer));
     assert!(is_in(&member) && is_in(&friend) && !is_in(&accomplice));

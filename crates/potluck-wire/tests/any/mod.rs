@@ -243,7 +243,7 @@ pub(crate) fn any_frame() -> impl Strategy<Value = Frame> {
 fn succession() -> Vec<SignedRevocation> {
     let [swarm, next] = [9, 10].map(|n| SecretKey::from_bytes(&[n; 32]));
     let to = Revoked::Root(Succession { next: next.peer_id(), pages: 1, until: 300 });
-    let stands = [Renewal::Adopted([1; 16]), Renewal::Key(peer(2)), Renewal::Link([3; 16])];
+    let stands = [Renewal::Adopted([1; 16]), Renewal::Key(PeerId::from_bytes([2; 32])), Renewal::Link([3; 16])];
     let (page, _) = Revocation::sign_page(swarm.peer_id(), 0, &stands, 1 << 24, &next);
     vec![Revocation::sign(swarm.peer_id(), to, 1 << 24, &swarm, Vec::new()), page]
 }

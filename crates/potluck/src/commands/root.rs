@@ -195,7 +195,7 @@ async fn rotate(home: &Home, screen: Screen, grace: u32, adopt: &[GrantId]) -> R
     screen.note(format!(
         "{} grants stay good; {told} of {asked} members know, the others learn of it from them, or at the next contact\n\
          copies of the old key are worth nothing any more: potluck swarm root --export FILE makes one of the new\n\
-         relays that help newcomers take invitations that are written from now on",
+         relays help newcomers by invitations that are written from now on",
         adopted.len()
     ));
     Ok(())

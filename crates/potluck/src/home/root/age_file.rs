@@ -108,8 +108,13 @@ impl fmt::Debug for Passphrase {
 
 fn ask(prompt: &str) -> Result<Passphrase, Failure> {
     if !(stdin().is_terminal() && stderr().is_terminal()) {
-        let hint = "name a file whose first line is its passphrase: --passphrase-file FILE, or POTLUCK_ROOT_PASSPHRASE_FILE; `-` is stdin";
-        return Err(Failure::new("root_locked", "the root key is locked, and there is no terminal to ask on", hint));
+        let hint =
+            "name a file whose first line it is: --passphrase-file FILE, or POTLUCK_ROOT_PASSPHRASE_FILE; `-` is stdin";
+        return Err(Failure::new(
+            "root_locked",
+            "a passphrase is needed for the root key, and there is no terminal to ask on",
+            hint,
+        ));
     }
     let typed = rpassword::prompt_password(prompt).map_err(|error| Failure::io("reading a passphrase", &error))?;
     Ok(Passphrase(SecretString::from(typed)))
