@@ -17,7 +17,6 @@
 //! that rests on it; a root that another follows ([`Root::rotate`]) signs no longer. No IO and no clock: the caller says what time it is.
 
 mod api_key;
-mod bytes;
 mod chain;
 mod gate;
 mod meter;
@@ -31,10 +30,9 @@ mod rotate;
 mod succession;
 
 pub use api_key::{API_KEY_CHARS_MAX, ApiKey, Asking, Operating};
-pub use bytes::ByteMeter;
 pub use chain::{Chain, GrantId, LINKS_MAX, Link};
 pub use gate::{Authorized, Gate, GrantError, Member, Request, Taken};
-pub use meter::{Keep, Meter};
+pub use meter::{ByteMeter, Keep, Meter};
 pub use pass::{RELAY_TOKEN_CHARS_MAX, RelayPass, Relayed, relay_pass_key, relay_token};
 pub use reach::{ByteBudget, Net, Ports, Reach, is_link_local};
 pub use request::{Lending, Looking};

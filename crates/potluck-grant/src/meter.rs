@@ -12,14 +12,24 @@ const COUNTED_MAX: usize = 65_536;
 const DAY_SECONDS: u64 = 24 * 3_600;
 
 /// Positions that are noted ahead, so that not every step waits for a disk: what a crash costs a grant. A sixteenth of its limit, within these.
-const AHEAD: RangeInclusive<u64> = 32..=1_024;
+const POSITIONS_AHEAD: RangeInclusive<u64> = 32..=1_024;
+
+/// The same of bytes.
+const BYTES_AHEAD: RangeInclusive<u64> = 1 << 20..=1 << 28;
 
 /// Keeps counts over a restart: the day (since 1970), which link, and what counts as used. It returns once that is safe.
 pub type Keep = Box<dyn FnMut(u64, GrantId, u64) -> Result<(), String> + Send>;
 
 /// Counts positions by link and UTC day: what was handed on from a link counts for it, too.
 #[derive(Default)]
-pub struct Meter {
+pub struct Meter(Counts);
+
+/// Counts bytes to and from services in the same way.
+#[derive(Default)]
+pub struct ByteMeter(Counts);
+
+#[derive(Default)]
+struct Counts {
     day: u64,
     used: BTreeMap<GrantId, Count>,
     keep: Option<Keep>,
@@ -34,15 +44,20 @@ struct Count {
 
 impl fmt::Debug for Meter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Meter(day {}, {} links)", self.day, self.used.len())
+        write!(f, "Meter(day {}, {} links)", self.0.day, self.0.used.len())
+    }
+}
+
+impl fmt::Debug for ByteMeter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ByteMeter(day {}, {} links)", self.0.day, self.0.used.len())
     }
 }
 
 impl Meter {
     /// One that goes on from what was kept of that day, and keeps what it counts.
     pub fn kept(day: u64, used: impl IntoIterator<Item = (GrantId, u64)>, keep: Keep) -> Self {
-        let used = used.into_iter().map(|(link, used)| (link, Count { used, noted: used })).collect();
-        Self { day, used, keep: Some(keep) }
+        Self(Counts::kept(day, used, keep))
     }
 
     /// Counts so many positions at `now` (UTC seconds), for every link of the grant that sets a limit: all of them, or none.
@@ -51,39 +66,9 @@ impl Meter {
     /// `Spent` where they are more than is left of the day; `TooMany` where so many links are not counted; `Uncounted` where they cannot be
     /// kept: what is not counted is not served.
     pub fn charge(&mut self, scope: &Scope, positions: u64, now: u64) -> Result<(), GrantError> {
-        if scope.budgets().is_empty() {
-            return Ok(());
-        }
-        // A clock that is set back gives nobody a second day.
-        if now / DAY_SECONDS > self.day {
-            (self.day, self.used) = (now / DAY_SECONDS, BTreeMap::new());
-        }
-        for budget in scope.budgets() {
-            let used = self.used.get(&budget.link).map_or(0, |count| count.used);
-            if used.saturating_add(positions) > budget.tokens_per_day && Defence::TokensPerDay.stands() {
-                return Err(GrantError::Spent { link: budget.link, tokens_per_day: budget.tokens_per_day });
-            }
-        }
-        let new = scope.budgets().iter().filter(|budget| !self.used.contains_key(&budget.link)).count();
-        if self.used.len() + new > COUNTED_MAX {
-            return Err(GrantError::TooMany);
-        }
-        for budget in scope.budgets() {
-            let count = self.used.entry(budget.link).or_default();
-            let used = count.used + positions;
-            if used > count.noted
-                && let Some(keep) = &mut self.keep
-            {
-                let ahead = (budget.tokens_per_day / 16).clamp(*AHEAD.start(), *AHEAD.end());
-                let noted = used.saturating_add(ahead).min(budget.tokens_per_day);
-                keep(self.day, budget.link, noted).map_err(GrantError::Uncounted)?;
-                count.noted = noted;
-            }
-        }
-        for budget in scope.budgets() {
-            self.used.entry(budget.link).or_default().used += positions;
-        }
-        Ok(())
+        let limits = scope.budgets().iter().map(|budget| (budget.link, budget.tokens_per_day));
+        let spent = |link, tokens_per_day| GrantError::Spent { link, tokens_per_day };
+        self.0.charge(limits, positions, now, &POSITIONS_AHEAD, spent)
     }
 
     /// Keeps exactly what was used: before an end that is no crash.
@@ -91,6 +76,78 @@ impl Meter {
     /// # Errors
     /// `Uncounted`, where some of it cannot be kept; then what was noted ahead counts as used.
     pub fn settle(&mut self) -> Result<(), GrantError> {
+        self.0.settle()
+    }
+}
+
+impl ByteMeter {
+    /// One that goes on from what was kept of that day, and keeps what it counts.
+    pub fn kept(day: u64, used: impl IntoIterator<Item = (GrantId, u64)>, keep: Keep) -> Self {
+        Self(Counts::kept(day, used, keep))
+    }
+
+    /// Counts so many bytes at `now` (UTC seconds), for every link of the grant that sets a limit: all of them, or none.
+    ///
+    /// # Errors
+    /// `BytesSpent`, `TooMany` and `Uncounted`, as for [`Meter::charge`].
+    pub fn charge(&mut self, scope: &Scope, bytes: u64, now: u64) -> Result<(), GrantError> {
+        let limits = scope.byte_budgets().iter().map(|budget| (budget.link, budget.bytes_per_day));
+        let spent = |link, bytes_per_day| GrantError::BytesSpent { link, bytes_per_day };
+        self.0.charge(limits, bytes, now, &BYTES_AHEAD, spent)
+    }
+}
+
+impl Counts {
+    fn kept(day: u64, used: impl IntoIterator<Item = (GrantId, u64)>, keep: Keep) -> Self {
+        let used = used.into_iter().map(|(link, used)| (link, Count { used, noted: used })).collect();
+        Self { day, used, keep: Some(keep) }
+    }
+
+    fn charge(
+        &mut self,
+        limits: impl Iterator<Item = (GrantId, u64)> + Clone,
+        amount: u64,
+        now: u64,
+        ahead: &RangeInclusive<u64>,
+        spent: impl Fn(GrantId, u64) -> GrantError,
+    ) -> Result<(), GrantError> {
+        if limits.clone().next().is_none() {
+            return Ok(());
+        }
+        // A clock that is set back gives nobody a second day.
+        if now / DAY_SECONDS > self.day {
+            (self.day, self.used) = (now / DAY_SECONDS, BTreeMap::new());
+        }
+        for (link, limit) in limits.clone() {
+            let used = self.used.get(&link).map_or(0, |count| count.used);
+            if used.saturating_add(amount) > limit && Defence::TokensPerDay.stands() {
+                return Err(spent(link, limit));
+            }
+        }
+        let new = limits.clone().filter(|(link, _)| !self.used.contains_key(link)).count();
+        if self.used.len() + new > COUNTED_MAX {
+            return Err(GrantError::TooMany);
+        }
+        for (link, limit) in limits.clone() {
+            let count = self.used.entry(link).or_default();
+            let used = count.used.saturating_add(amount);
+            if used > count.noted
+                && let Some(keep) = &mut self.keep
+            {
+                let ahead = (limit / 16).clamp(*ahead.start(), *ahead.end());
+                let noted = used.saturating_add(ahead).min(limit);
+                keep(self.day, link, noted).map_err(GrantError::Uncounted)?;
+                count.noted = noted;
+            }
+        }
+        for (link, _) in limits {
+            let count = self.used.entry(link).or_default();
+            count.used = count.used.saturating_add(amount);
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self) -> Result<(), GrantError> {
         let Some(keep) = &mut self.keep else { return Ok(()) };
         for (link, count) in self.used.iter_mut().filter(|(_, count)| count.noted != count.used) {
             keep(self.day, *link, count.used).map_err(GrantError::Uncounted)?;
@@ -100,7 +157,7 @@ impl Meter {
     }
 }
 
-impl Drop for Meter {
+impl Drop for Counts {
     fn drop(&mut self) {
         // Where it fails, more counts as used than was: nobody gains by it.
         let _ = self.settle();

@@ -73,6 +73,12 @@ impl Exposing {
         Self { resolver, ..self }
     }
 
+    /// With what is used of grants counted by that.
+    #[must_use]
+    pub fn counting(self, meter: ByteMeter) -> Self {
+        Self { meter: Mutex::new(meter), ..self }
+    }
+
     /// With flows of UDP that end after these times.
     #[must_use]
     pub fn ending(self, times: UdpTimes) -> Self {

@@ -133,7 +133,7 @@ impl Lend {
         let (node, membership) = (present.node.clone(), &present.membership);
         let library = Library::new(home.models());
         node.open_shelf(library.shelf());
-        let _exposing = self.expose.open(screen, &node);
+        let _exposing = self.expose.open(home, screen, &node)?;
         let announcer = Announcer::new(home, present.identity.key.clone(), present.grant.clone(), membership);
         if let Some(upstream) = upstream {
             return lend_upstream(screen, node, announcer, upstream, &membership.swarm, &mut interrupt).await;

@@ -141,7 +141,7 @@ impl Tunnel {
     async fn serve(&self, home: &Home, screen: Screen) -> Result<(), Failure> {
         let mut interrupt = Interrupt::listen()?;
         let Present { identity, grant, membership, node, .. } = &Present::enter(home, screen, self.bind).await?;
-        let _exposing = self.expose.open(screen, node);
+        let _exposing = self.expose.open(home, screen, node)?;
         let serving = serve_nothing(node);
         tell_exposed(screen, node, &self.expose, &membership.swarm)?;
         let mut announcer = Announcer::new(home, identity.key.clone(), grant.clone(), membership);

@@ -1,6 +1,6 @@
 //! What is used of grants that say how much in a day: counted over restarts.
 
-use potluck_grant::{GrantId, Meter};
+use potluck_grant::{ByteMeter, GrantId, Keep, Meter};
 use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
 use super::Home;
@@ -18,13 +18,30 @@ pub(crate) enum Counted {
     Peer,
     /// Tokens that a gateway answers with.
     Gateway,
+    /// Bytes to and from services that this machine exposes.
+    Tunnel,
 }
+
+/// What is kept of a day, and what keeps it.
+type Kept = (u64, Vec<(GrantId, u64)>, Keep);
 
 /// The meter of this machine's peer or gateway. Where another process has it, whatever has a limit is refused here.
 pub(crate) fn meter(home: &Home, counted: Counted) -> Result<Meter, Failure> {
+    let (day, used, keep) = kept(home, counted)?;
+    Ok(Meter::kept(day, used, keep))
+}
+
+/// The meter of what this machine exposes, with the same exception.
+pub(crate) fn byte_meter(home: &Home) -> Result<ByteMeter, Failure> {
+    let (day, used, keep) = kept(home, Counted::Tunnel)?;
+    Ok(ByteMeter::kept(day, used, keep))
+}
+
+fn kept(home: &Home, counted: Counted) -> Result<Kept, Failure> {
     let name = match counted {
         Counted::Peer => "used-peer.redb",
         Counted::Gateway => "used-gateway.redb",
+        Counted::Tunnel => "used-tunnel.redb",
     };
     let path = home.path(name);
     let today = utc_now() / DAY_SECONDS;
@@ -32,13 +49,13 @@ pub(crate) fn meter(home: &Home, counted: Counted) -> Result<Meter, Failure> {
         Ok(database) => database,
         Err(DatabaseError::DatabaseAlreadyOpen) => {
             let elsewhere = |_, _, _| Err("another process of this machine counts".to_owned());
-            return Ok(Meter::kept(today, [], Box::new(elsewhere)));
+            return Ok((today, Vec::new(), Box::new(elsewhere)));
         }
         Err(error) => return Err(unreadable(&path, &error)),
     };
     let used = read(&database, today).map_err(|error| unreadable(&path, &error))?;
     let keep = move |day, link: GrantId, used| write(&database, (day, link, used)).map_err(|error| error.to_string());
-    Ok(Meter::kept(today, used, Box::new(keep)))
+    Ok((today, used, Box::new(keep)))
 }
 
 fn unreadable(path: &std::path::Path, error: &dyn std::fmt::Display) -> Failure {
@@ -94,5 +111,13 @@ mod tests {
         let mut second = meter(&home, Counted::Peer).unwrap();
         assert!(matches!(second.charge(chain.scope(), 41, now), Err(GrantError::Spent { .. })));
         second.charge(chain.scope(), 40, now).unwrap();
+
+        let caveats = Caveats { bytes_per_day: Some(1 << 30), tokens_per_day: None, ..caveats };
+        let grant = root.grant_as(holder, &caveats).unwrap().into_bytes();
+        let chain = Gate::new(root.public()).read(&grant).unwrap();
+        byte_meter(&home).unwrap().charge(chain.scope(), 1 << 29, now).unwrap();
+        let mut again = byte_meter(&home).unwrap();
+        assert!(matches!(again.charge(chain.scope(), (1 << 29) + 1, now), Err(GrantError::BytesSpent { .. })));
+        again.charge(chain.scope(), 1 << 29, now).unwrap();
     }
 }

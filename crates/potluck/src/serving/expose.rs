@@ -5,7 +5,11 @@ use potluck_net::Node;
 use potluck_tunnel::{Exposing, Exposure, TunnelError, expose};
 use tokio::task::JoinSet;
 
-use crate::{failure::Failure, screen::Screen};
+use crate::{
+    failure::Failure,
+    home::{Home, byte_meter},
+    screen::Screen,
+};
 
 /// What members may reach through this peer.
 #[derive(Debug, Clone, Args)]
@@ -17,12 +21,16 @@ pub(crate) struct ExposeArgs {
 
 impl ExposeArgs {
     /// Exposes it on that node, for as long as what it returns is kept.
-    pub(crate) fn open(&self, screen: Screen, node: &Node) -> JoinSet<()> {
+    ///
+    /// # Errors
+    /// `meter`: what is used of grants cannot be kept.
+    pub(crate) fn open(&self, home: &Home, screen: Screen, node: &Node) -> Result<JoinSet<()>, Failure> {
         if self.expose.is_empty() {
-            return JoinSet::new();
+            return Ok(JoinSet::new());
         }
         screen.note(format!("exposing {} to members", self.names().join(", ")));
-        expose(node, Exposing::new(self.expose.iter().cloned()))
+        let exposing = Exposing::new(self.expose.iter().cloned()).counting(byte_meter(home)?);
+        Ok(expose(node, exposing))
     }
 
     /// What is exposed, as it would be written.
