@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use potluck_core::{PeerId, Renewal, Revocation, Revoked, SecretKey, SignedRevocation, Succession};
-use potluck_grant::{Caveats, Gate, Grant, GrantError, GrantId, Role, Root, SwarmId, Taken};
+use potluck_grant::{Caveats, Gate, Grant, GrantError, GrantId, Role, Root, SwarmId, Taken, relay_token};
 use proptest::prelude::*;
 
 const NOW: u64 = 1_900_000_000;
@@ -210,6 +210,22 @@ fn days_of_grace_let_in_and_take_nothing_back() {
     // A root that has to go at once takes the grace of the one before it away.
     tell(&gate, &rotate(&gate, 202, 203, &[]));
     assert_eq!(gate.check(&grant, peer(1), NOW), Err(GrantError::Superseded));
+}
+
+#[test]
+fn relays_help_by_the_present_roots_word() {
+    let gate = gate();
+    let invited = |by| gate.check_relayed(&root(by).relay_pass(&[7; 16], FAR).token(&[7; 16], peer(5)), peer(5), NOW);
+    let old = member(201, 1);
+    assert!(invited(201).is_ok() && invited(202).is_err());
+    let standing = invited(201).unwrap();
+    tell(&gate, &rotate(&gate, 201, 202, &[&old]));
+    assert!(matches!(invited(201), Err(GrantError::NotOurs(_))));
+    assert!(invited(202).is_ok());
+    assert!(gate.still_relayed(&standing, NOW).is_ok(), "whoever is there stays for as long as it was invited");
+    let shown = |grant: &[u8], n| gate.check_relayed(&relay_token(grant), peer(n), NOW);
+    assert!(shown(&old, 1).is_ok() && shown(&member(202, 2), 2).is_ok());
+    assert_eq!(shown(&member(201, 66), 66), Err(GrantError::Superseded));
 }
 
 #[test]
