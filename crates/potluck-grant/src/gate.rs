@@ -231,6 +231,20 @@ impl Gate {
         self.known().roots().rivals().collect()
     }
 
+    /// All that leads to the present root, and what it lets stand: a gate that is told it, in this order, follows the same one.
+    pub fn lineage(&self) -> Vec<SignedRevocation> {
+        let swarm = self.swarm.root();
+        let of_roots = |signed: &SignedRevocation| {
+            signed.verify(swarm).is_ok_and(|said| matches!(said.what, Revoked::Root(_) | Revoked::Renewed { .. }))
+        };
+        self.revocations().into_iter().filter(of_roots).collect()
+    }
+
+    /// The first links of the grants that the present root lets stand, where it follows another.
+    pub fn adopted(&self) -> BTreeSet<GrantId> {
+        self.known().roots().adopted().map(GrantId::from_bytes).collect()
+    }
+
     /// Whether all is known of what the present root lets stand: from then on what the roots before it sign counts no longer.
     pub fn is_whole(&self) -> bool {
         let known = self.known();

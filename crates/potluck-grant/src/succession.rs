@@ -153,6 +153,11 @@ impl Roots {
         self.followed.len()
     }
 
+    /// What the present root has adopted.
+    pub(crate) fn adopted(&self) -> impl Iterator<Item = [u8; 16]> {
+        self.counts.1.adopted.iter().copied()
+    }
+
     /// The number of the root whose word counts against those before it: it grows as successions are known in full.
     pub(crate) fn counting(&self) -> usize {
         self.counts.0

@@ -167,9 +167,12 @@ impl Far {
     async fn ask(&self, tunnel: &Tunnel, flows: Flows, first: &TunnelFrame) -> Result<Opened, TunnelError> {
         let peer = self.0.peer;
         let (mut send, mut recv) = tunnel.open().await?;
-        // At once: a stream is there for the other side when something has come by it, and a service may speak first.
-        frame::write(peer, &mut send, first).await?;
-        match timeout(ANSWER_MAX, frame::read(peer, &mut recv)).await {
+        let asked = async {
+            // At once: a stream is there for the other side when something has come by it, and a service may speak first.
+            frame::write(peer, &mut send, first).await?;
+            frame::read(peer, &mut recv).await
+        };
+        match timeout(ANSWER_MAX, asked).await {
             Ok(Ok(TunnelFrame::Opened)) => Ok(Opened { tunnel: tunnel.clone(), flows, send, recv }),
             Ok(Ok(TunnelFrame::NotReached(why))) => Err(TunnelError::NotReached { peer, why }),
             Ok(Ok(other)) => Err(NetError::Unexpected { peer, got: other.kind(), expected: "opened" }.into()),

@@ -256,20 +256,27 @@ async fn confirm(peer: PeerId, mut send: SendStream, reply: Option<(oneshot::Rec
     if !matches!(confirmed, Ok(Ok(()))) {
         return;
     }
-    if let Some((reply, toll)) = reply {
-        let reply = tokio::select! {
-            reply = reply => reply.ok(),
-            _ = send.stopped() => return,
-        };
-        if let Some(body) = reply.filter(|body| toll.pay(body.len())) {
-            let written = timeout(REPLY_MAX, async {
-                frame::write(peer, &mut send, &TunnelFrame::Reply(body.len() as u32)).await?;
-                send.write_all(&body).await.map_err(|_| TunnelError::Lost(peer))
-            });
-            if !matches!(written.await, Ok(Ok(()))) {
-                let _ = send.reset(super::UNWANTED);
-                return;
-            }
+    // What was replied the first time is not known any more: that is no end, and no reply either.
+    let Some((reply, toll)) = reply else {
+        let _ = send.reset(super::UNWANTED);
+        return;
+    };
+    let reply = tokio::select! {
+        reply = reply => reply.ok(),
+        _ = send.stopped() => return,
+    };
+    if let Some(body) = reply {
+        if !toll.pay(body.len()) {
+            let _ = send.reset(super::UNWANTED);
+            return;
+        }
+        let written = timeout(REPLY_MAX, async {
+            frame::write(peer, &mut send, &TunnelFrame::Reply(body.len() as u32)).await?;
+            send.write_all(&body).await.map_err(|_| TunnelError::Lost(peer))
+        });
+        if !matches!(written.await, Ok(Ok(()))) {
+            let _ = send.reset(super::UNWANTED);
+            return;
         }
     }
     let _ = send.finish();

@@ -17,7 +17,10 @@ pub const WAITING_OF_MEMBER_MAX: usize = 64;
 /// Bytes of all messages of a topic that wait. What does not fit is refused with `Busy`.
 pub const WAITING_BYTES_MAX: usize = 16 << 20;
 
-const _: () = assert!(MESSAGE_BYTES_MAX <= WAITING_BYTES_MAX / 4, "one message leaves room for others");
+/// The same of one member: they count from when they are announced.
+pub const WAITING_BYTES_OF_MEMBER_MAX: usize = WAITING_BYTES_MAX / 4;
+
+const _: () = assert!(MESSAGE_BYTES_MAX <= WAITING_BYTES_OF_MEMBER_MAX, "each may send a message");
 const _: () = assert!(WAITING_OF_MEMBER_MAX <= WAITING_MAX / 4, "one member leaves room for others");
 
 /// Who has how much waiting.
@@ -26,7 +29,8 @@ pub(super) struct Places(Arc<Mutex<Taken>>);
 
 #[derive(Debug, Default)]
 struct Taken {
-    of: HashMap<PeerId, usize>,
+    /// How many, and bytes.
+    of: HashMap<PeerId, (usize, usize)>,
     all: usize,
     bytes: usize,
 }
@@ -43,11 +47,12 @@ impl Places {
     /// Room for one more of that member; none where there is none.
     pub(super) fn take(&self, peer: PeerId, bytes: usize) -> Option<Waiting> {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let here = taken.of.get(&peer).copied().unwrap_or(0);
-        if taken.all >= WAITING_MAX || here >= WAITING_OF_MEMBER_MAX || taken.bytes + bytes > WAITING_BYTES_MAX {
+        let (here, its_bytes) = taken.of.get(&peer).copied().unwrap_or_default();
+        let full = taken.all >= WAITING_MAX || taken.bytes + bytes > WAITING_BYTES_MAX;
+        if full || here >= WAITING_OF_MEMBER_MAX || its_bytes + bytes > WAITING_BYTES_OF_MEMBER_MAX {
             return None;
         }
-        taken.of.insert(peer, here + 1);
+        taken.of.insert(peer, (here + 1, its_bytes + bytes));
         taken.all += 1;
         taken.bytes += bytes;
         Some(Waiting { places: self.clone(), peer, bytes })
@@ -60,8 +65,9 @@ impl Drop for Waiting {
         taken.all -= 1;
         taken.bytes -= self.bytes;
         if let Some(here) = taken.of.get_mut(&self.peer) {
-            *here -= 1;
-            if *here == 0 {
+            here.0 -= 1;
+            here.1 -= self.bytes;
+            if here.0 == 0 {
                 taken.of.remove(&self.peer);
             }
         }
@@ -83,7 +89,8 @@ mod tests {
         assert_eq!(others.iter().flatten().count(), WAITING_MAX - WAITING_OF_MEMBER_MAX);
         drop((ones, others));
         let large: Vec<_> = std::iter::from_fn(|| places.take(peer(1), MESSAGE_BYTES_MAX)).collect();
-        assert_eq!(large.len(), WAITING_BYTES_MAX / MESSAGE_BYTES_MAX);
+        assert_eq!(large.len(), WAITING_BYTES_OF_MEMBER_MAX / MESSAGE_BYTES_MAX);
+        assert!(places.take(peer(2), MESSAGE_BYTES_MAX).is_some(), "and another has its own");
         drop(large);
         let taken = places.0.lock().unwrap();
         assert!(taken.of.is_empty() && taken.all == 0 && taken.bytes == 0, "nothing is kept of those who are done");

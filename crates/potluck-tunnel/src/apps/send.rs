@@ -63,9 +63,11 @@ impl Far {
                 Ok((send, recv)) => return Ok(Receipt { peer, send, recv, until, seconds, _tunnel: tunnel }),
                 // The one that was sent before waits still, as far as the other side knows.
                 Err(TunnelError::NotReached { why: NotReached::Busy, .. }) if again => {}
+                // Whatever is said now, that one may have been taken.
+                Err(TunnelError::NotReached { .. }) if again => return Err(unconfirmed()),
                 Err(TunnelError::Lost(_) | TunnelError::Net(NetError::Lost { .. })) => {
                     if let Some(refused) = tunnel.refused() {
-                        return Err(refused.into());
+                        return Err(if again { unconfirmed() } else { refused.into() });
                     }
                 }
                 Err(error) => return Err(error),

@@ -38,6 +38,9 @@ pub(super) struct Callers {
     places: Places,
 }
 
+/// Longest that the word that a stream is accepted may wait to be sent.
+const OPENED_MAX: Duration = Duration::from_secs(1);
+
 /// Streams of one topic. While it is kept, members may open them.
 #[derive(Debug)]
 pub struct Arriving {
@@ -46,8 +49,13 @@ pub struct Arriving {
     accepted: Option<oneshot::Receiver<PeerStream>>,
 }
 
-/// A stream that waits: it is given to whoever this is sent.
-type Caller = oneshot::Sender<oneshot::Sender<PeerStream>>;
+/// A stream that waits: it is given to whoever this is sent. It has its room for as long as it is in the queue, also where whoever opened
+/// it has gone.
+#[derive(Debug)]
+struct Caller {
+    give: oneshot::Sender<oneshot::Sender<PeerStream>>,
+    _room: Waiting,
+}
 
 /// Bytes to and from a member: what is written arrives in order, and no more is under way than the other side takes.
 ///
@@ -84,7 +92,7 @@ impl Arriving {
             }
             let caller = self.queue.recv().await?;
             let (give, accepted) = oneshot::channel();
-            if caller.send(give).is_ok() {
+            if caller.give.send(give).is_ok() {
                 self.accepted = Some(accepted);
             }
         }
@@ -110,16 +118,16 @@ impl Callers {
             return refuse(tunnel, (send, recv), NotReached::Busy).await;
         };
         let (caller, mut accepted) = oneshot::channel();
-        if self.queue.try_send(caller).is_err() {
+        if self.queue.try_send(Caller { give: caller, _room: room }).is_err() {
             return refuse(tunnel, (send, recv), NotReached::Busy).await;
         }
         let accepted = tokio::select! {
             accepted = &mut accepted => accepted,
             _ = send.stopped() => return,
         };
-        drop::<Waiting>(room);
         let Ok(give) = accepted else { return refuse(tunnel, (send, recv), NotReached::NotExposed).await };
-        if matches!(timeout(FRAME_MAX, frame::write(peer, &mut send, &TunnelFrame::Opened)).await, Ok(Ok(()))) {
+        // Whoever takes not even that at once holds up those behind it no longer.
+        if matches!(timeout(OPENED_MAX, frame::write(peer, &mut send, &TunnelFrame::Opened)).await, Ok(Ok(()))) {
             let stream = PeerStream::new(topic, tunnel.clone(), send, recv).metered(metered);
             // Whoever accepted it may have gone: then it is reset.
             drop(give.send(stream));

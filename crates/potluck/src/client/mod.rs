@@ -127,7 +127,7 @@ impl Client {
             swarm: membership.swarm.clone(),
             contacts: membership.contacts.clone(),
             relays: membership.relays(&home),
-            successions: membership.gate(&home)?.successions(),
+            successions: membership.gate(&home)?.lineage(),
             key: identity.key.clone(),
         };
         let lock = identity.lock(&home)?;
@@ -186,7 +186,8 @@ impl Client {
 
     /// What makes it a member: kept by a program, it may [`connect`](Self::connect) again. It holds the secret key.
     pub fn grant(&self) -> Grant {
-        Grant { contacts: self.0.member.contacts(), ..self.0.grant.clone() }
+        let known = self.0.member.node().identity().gate.lineage();
+        Grant { contacts: self.0.member.contacts(), successions: known, ..self.0.grant.clone() }
     }
 
     /// Who it is in its swarm, and what it may.

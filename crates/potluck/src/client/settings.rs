@@ -130,7 +130,14 @@ impl Grant {
         grant: impl Into<Vec<u8>>,
         contacts: impl Into<Vec<PeerAddress>>,
     ) -> Self {
-        Self { key, swarm: swarm.into(), grant: grant.into(), contacts: contacts.into(), relays: Vec::new(), successions: Vec::new() }
+        Self {
+            key,
+            swarm: swarm.into(),
+            grant: grant.into(),
+            contacts: contacts.into(),
+            relays: Vec::new(),
+            successions: Vec::new(),
+        }
     }
 
     /// With these relays.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::Args;
-use potluck_grant::{Gate, GrantId};
+use potluck_grant::{Gate, GrantError, GrantId};
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -19,7 +19,9 @@ use super::{
 use crate::{
     args::RootArgs,
     failure::Failure,
-    home::{Form, Home, Invitations, Membership, Passphrase, RootKept, SwarmRoot, issued, keep_revocations},
+    home::{
+        Form, Home, Invitations, Membership, Passphrase, RootKept, SwarmRoot, issued, keep_revocations, lock_rotation,
+    },
     screen::Screen,
     talk::client_node,
 };
@@ -164,6 +166,8 @@ fn show(home: &Home, screen: Screen) -> Result<(), Failure> {
 }
 
 async fn rotate(home: &Home, screen: Screen, grace: u32, adopt: &[GrantId]) -> Result<(), Failure> {
+    // Two at once would each put a key in the other's place.
+    let _alone = lock_rotation(home)?;
     let root = SwarmRoot::open(home)?;
     let membership = Membership::open(home)?;
     // What was taken back elsewhere stays so; and if the root was rotated already, that is to be known now.
@@ -176,14 +180,33 @@ async fn rotate(home: &Home, screen: Screen, grace: u32, adopt: &[GrantId]) -> R
             "if you did not rotate it, somebody has its key: docs/guides/roles.md",
         ));
     }
-    let mut adopted: BTreeSet<GrantId> = adopt.iter().copied().collect();
-    let own = keys(home)?.into_iter().filter_map(|key| membership.grant(key).ok());
-    for grant in issued(home)?.iter().map(crate::home::Issued::grant).chain(own) {
-        // Of another swarm, which this machine belonged to before.
-        let Ok(chain) = gate.read(&grant) else { continue };
-        adopted.extend(chain.links().first().map(|link| link.id));
+    if !gate.is_whole() {
+        let message = "it is not known yet what the present root lets stand";
+        return Err(Failure::new("rotate", message, "try again when a member that knows it is there: potluck peers"));
+    }
+    let given = issued(home)?;
+    if given.is_empty() && adopt.is_empty() && grace == 0 {
+        let message = "this home has given out no grant: all members but this machine would be out";
+        let hint =
+            "rotate where the members were let in, name their grants (--adopt ID), or give them time (--grace DAYS)";
+        return Err(Failure::new("nobody_stays", message, hint));
     }
     let now = utc_now();
+    // What stood after the last rotation stands on.
+    let mut adopted: BTreeSet<GrantId> = adopt.iter().copied().chain(gate.adopted()).collect();
+    let own = keys(home)?.into_iter().filter_map(|key| membership.grant(key).ok());
+    for grant in given.iter().map(crate::home::Issued::grant).chain(own) {
+        // Of another swarm, which this machine belonged to before.
+        let Ok(chain) = gate.read(&grant) else { continue };
+        let first = chain.links().first().map(|link| link.id);
+        // Whoever took it back may count no longer once the new root signs: so it does not stay at all.
+        let revoked = matches!(gate.check(&grant, chain.holder(), now), Err(GrantError::Revoked(_)));
+        match (first, revoked) {
+            (Some(first), true) => drop(adopted.remove(&first)),
+            (Some(first), false) => drop(adopted.insert(first)),
+            (None, _) => {}
+        }
+    }
     let until = if grace == 0 { 0 } else { days_from(now, grace) };
     let (next, said) = root.rotate(home, &gate, &adopted, now, until)?;
     let (told, asked) = spread(home, &membership, said).await?;

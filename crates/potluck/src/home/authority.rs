@@ -85,19 +85,36 @@ pub(crate) fn revoked_as_of(home: &Home) -> Option<Revoked> {
 pub(crate) fn keep_revocations(home: &Home, gate: &Gate) -> Result<(), Failure> {
     let _lock = lock(home)?;
     tell(home, gate)?;
-    if kept_revocations(home, gate)? == gate.revocations() {
+    let kept = kept_revocations(home, gate)?;
+    // What is kept comes first: of two successors of a root the first that was heard stands, whatever this process heard.
+    let all = Gate::new(gate.swarm());
+    for signed in kept.iter().cloned().chain(gate.revocations()) {
+        if let Err(error) = all.revoke(signed) {
+            tracing::debug!(%error, "a revocation is not kept");
+        }
+    }
+    let all = all.revocations();
+    if kept == all {
         return Ok(());
     }
     let encode = |signed: &SignedRevocation| postcard::to_stdvec(signed).map(|bytes| BASE64.encode(&bytes));
-    let revocations =
-        gate.revocations().iter().map(encode).collect::<Result<_, _>>().or_fail("internal", "report this")?;
+    let revocations = all.iter().map(encode).collect::<Result<_, _>>().or_fail("internal", "report this")?;
     let taken = Taken { swarm: gate.swarm().to_string(), revocations };
     home.write(REVOKED, &serde_json::to_string(&taken).or_fail("internal", "report this")?)
 }
 
 /// One process at a time changes these files.
 fn lock(home: &Home) -> Result<File, Failure> {
-    let path = home.path("authority.lock");
+    lock_file(home, "authority.lock")
+}
+
+/// One process at a time gives the swarm another root, for as long as this is kept.
+pub(crate) fn lock_rotation(home: &Home) -> Result<File, Failure> {
+    lock_file(home, "root.lock")
+}
+
+fn lock_file(home: &Home, name: &str) -> Result<File, Failure> {
+    let path = home.path(name);
     let lock = File::options().create(true).truncate(false).write(true).open(&path);
     lock.and_then(|file| file.lock().map(|()| file)).map_err(|error| Failure::io(path.display(), &error))
 }

@@ -23,7 +23,7 @@ use tempfile::NamedTempFile;
 use crate::{args::Reach, failure::Failure};
 
 pub(crate) use authority::{
-    Issued, Revoked, issued, keep_revocations, kept_revocations, remember_issued, revoked_as_of, tell,
+    Issued, Revoked, issued, keep_revocations, kept_revocations, lock_rotation, remember_issued, revoked_as_of, tell,
 };
 pub(crate) use identity::{Identity, KeyLock, Role, new_key};
 pub(crate) use invitation::{Admission, Invitation, Line};

@@ -54,8 +54,9 @@ impl Passphrase {
     /// A new one: typed twice, or the first line of the file.
     pub(crate) fn choose(source: &RootSource) -> Result<Self, Failure> {
         let chosen = match &source.passphrase {
-            Some(file) => Self::from_file(file)?,
-            None => {
+            // What is typed is typed twice.
+            Some(file) if file != Path::new("-") || !stdin().is_terminal() => Self::from_file(file)?,
+            _ => {
                 let chosen = ask("new passphrase of the root key: ")?;
                 if ask("again: ")?.0.expose_secret() != chosen.0.expose_secret() {
                     return Err(Failure::new("passphrase", "the two are not the same", "try again"));
@@ -90,7 +91,13 @@ impl Passphrase {
 
     fn from_line(from: impl BufRead, path: &Path) -> Result<Self, Failure> {
         let mut line = Zeroizing::new(String::new());
-        from.take(PASSPHRASE_BYTES_MAX).read_line(&mut line).map_err(|error| Failure::io(path.display(), &error))?;
+        from.take(PASSPHRASE_BYTES_MAX + 1)
+            .read_line(&mut line)
+            .map_err(|error| Failure::io(path.display(), &error))?;
+        if line.len() as u64 > PASSPHRASE_BYTES_MAX {
+            let message = format!("the first line of {} has more than {PASSPHRASE_BYTES_MAX} bytes", path.display());
+            return Err(Failure::new("passphrase", message, "choose a shorter one"));
+        }
         let line = line.trim_end_matches(['\r', '\n']);
         if line.is_empty() {
             let message = format!("the first line of {} is no passphrase", path.display());

@@ -14,7 +14,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 use super::{RootSource, age_file, age_file::Passphrase};
 use crate::{
     failure::Failure,
-    home::{Home, identity::check_mode, write_private},
+    home::{Home, authority::lock_rotation, identity::check_mode, write_private},
 };
 
 const PLAIN: &str = "root.key";
@@ -45,10 +45,9 @@ impl RootKept {
     pub(crate) fn of(home: &Home) -> Result<Option<Self>, Failure> {
         let kept = [PLAIN, LOCKED].map(|name| Self(home.path(name)));
         // The last step of a rotation that was cut short.
-        for one in &kept {
-            if !one.0.exists() && one.next().exists() {
-                one.put_next()?;
-            }
+        if kept.iter().any(Self::is_cut_short) {
+            let _alone = lock_rotation(home)?;
+            kept.iter().filter(|one| one.is_cut_short()).try_for_each(Self::put_next)?;
         }
         Ok(kept.into_iter().find(|one| one.0.exists()))
     }
@@ -79,6 +78,8 @@ impl RootKept {
         };
         let kept = Self(home.path(name));
         let path = kept.replace(root, form)?;
+        // What was written opens, or nothing is overwritten.
+        kept.check(&root.key(), form)?;
         for rest in [&kept.next(), &home.path(other), &Self(home.path(other)).next()] {
             wipe(rest)?;
         }
@@ -108,9 +109,12 @@ impl RootKept {
 
     /// The key, where no passphrase locks it.
     pub(super) fn plain(&self) -> Result<Option<Root>, Failure> {
-        check_mode(&self.0)?;
         let bytes = read(&self.0)?;
-        if age_file::is_one(&bytes) { Ok(None) } else { parse(&bytes, &self.0).map(Some) }
+        if age_file::is_one(&bytes) {
+            return Ok(None);
+        }
+        check_mode(&self.0)?;
+        parse(&bytes, &self.0).map(Some)
     }
 
     /// Reads again what was written.
@@ -131,8 +135,16 @@ impl RootKept {
 
     /// Puts the next key in this one's place, which is overwritten.
     pub(super) fn put_next(&self) -> Result<(), Failure> {
-        wipe(&self.0)?;
-        fs::rename(self.next(), &self.0).map_err(|error| Failure::io(self.0.display(), &error))
+        let failed = |error| Failure::io(self.0.display(), &error);
+        let before = File::options().write(true).open(&self.0).ok();
+        // At no time is there none.
+        fs::rename(self.next(), &self.0).map_err(failed)?;
+        sync_folder(&self.0).map_err(failed)?;
+        before.map_or(Ok(()), overwrite).map_err(failed)
+    }
+
+    fn is_cut_short(&self) -> bool {
+        !self.0.exists() && self.next().exists()
     }
 
     fn next(&self) -> PathBuf {
@@ -143,10 +155,19 @@ impl RootKept {
     }
 }
 
+/// What was renamed in a folder stays so, whatever happens to the machine.
+fn sync_folder(path: &Path) -> std::io::Result<()> {
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) if cfg!(unix) => File::open(folder)?.sync_all(),
+        _ => Ok(()),
+    }
+}
+
 fn open(path: &Path, source: &RootSource, form: &mut Form) -> Result<Root, Failure> {
-    check_mode(path)?;
     let bytes = read(path)?;
     if !age_file::is_one(&bytes) {
+        // One that is locked may lie on a stick that knows no owners.
+        check_mode(path)?;
         return parse(&bytes, path);
     }
     if let Form::Plain = form {
