@@ -18,7 +18,7 @@ pub const WAITING_OF_MEMBER_MAX: usize = 64;
 pub const WAITING_BYTES_MAX: usize = 16 << 20;
 
 /// The same of one member: they count from when they are announced.
-pub const WAITING_BYTES_OF_MEMBER_MAX: usize = WAITING_BYTES_MAX / 4;
+pub(super) const WAITING_BYTES_OF_MEMBER_MAX: usize = WAITING_BYTES_MAX / 4;
 
 const _: () = assert!(MESSAGE_BYTES_MAX <= WAITING_BYTES_OF_MEMBER_MAX, "each may send a message");
 const _: () = assert!(WAITING_OF_MEMBER_MAX <= WAITING_MAX / 4, "one member leaves room for others");

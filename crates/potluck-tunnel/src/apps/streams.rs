@@ -25,7 +25,7 @@ use super::{
 use crate::{
     copy::Toll,
     frame,
-    serve::{FRAME_MAX, Metered, Room},
+    serve::{Metered, Room},
 };
 
 /// Longest wait, once a stream's sending half is finished, for the other side to have received what was sent.
