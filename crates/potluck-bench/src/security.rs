@@ -127,7 +127,8 @@ pub(crate) fn checks() -> Outcome<Vec<Row>> {
     let limits = |role| Caveats { role, until: Some(now + 1), tokens_per_day: Some(1 << 40), ..Caveats::default() };
     let mut grant = root.grant_as(key(2).peer_id(), &limits(Some(Role::Member)))?.into_bytes();
     for n in 2..4 {
-        grant = Grant::hand_on(&grant, root.public().root(), &key(n), key(n + 1).peer_id(), &limits(None))?.into_bytes();
+        grant =
+            Grant::hand_on(&grant, root.public().root(), &key(n), key(n + 1).peer_id(), &limits(None))?.into_bytes();
     }
     let holder = key(4).peer_id();
     let member = gate.check(&grant, holder, now)?;

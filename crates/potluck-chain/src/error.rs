@@ -90,7 +90,7 @@ impl SessionError {
         match self {
             Self::PeerLost { .. } => true,
             Self::Peer { failure, .. } => {
-                // Who serves something else by now, or has let go of a session at rest, is gone as well.
+                // Who serves something else by now, has let go of a session at rest, or believes that we have left, is gone as well.
                 matches!(
                     failure.code,
                     FailureCode::PeerLost
@@ -98,6 +98,7 @@ impl SessionError {
                         | FailureCode::Leaving
                         | FailureCode::NotServed
                         | FailureCode::Idle
+                        | FailureCode::Cancelled
                 )
             }
             Self::Own { error, .. } => matches!(error, StageError::Lost(_)),

@@ -256,9 +256,10 @@ async fn confirm(peer: PeerId, mut send: SendStream, reply: Option<(oneshot::Rec
     if !matches!(confirmed, Ok(Ok(()))) {
         return;
     }
-    // What was replied the first time is not known any more: that is no end, and no reply either.
+    // What was replied the first time is not known any more.
     let Some((reply, toll)) = reply else {
-        let _ = send.reset(super::UNWANTED);
+        let _ = send.finish();
+        let _ = timeout(REPLY_MAX, send.stopped()).await;
         return;
     };
     let reply = tokio::select! {

@@ -185,7 +185,7 @@ async fn rotate(home: &Home, screen: Screen, grace: u32, adopt: &[GrantId]) -> R
         return Err(Failure::new("rotate", message, "try again when a member that knows it is there: potluck peers"));
     }
     let given = issued(home)?;
-    if given.is_empty() && adopt.is_empty() && grace == 0 {
+    if given.is_empty() && adopt.is_empty() && grace == 0 && !membership.contacts.is_empty() {
         let message = "this home has given out no grant: all members but this machine would be out";
         let hint =
             "rotate where the members were let in, name their grants (--adopt ID), or give them time (--grace DAYS)";
