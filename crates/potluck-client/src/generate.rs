@@ -179,8 +179,9 @@ impl<C: Chain> Session<C> {
         self.generate_over(request, cancel, on_token, async |_: &SessionError| None).await
     }
 
-    /// The same. Where the chain is lost in mid-answer, it lets go of what it has, and `reopen` is asked for another, its caches empty: the answer goes on there,
-    /// and no token that was chosen is chosen again. What it computes anew is the prompt and what was answered so far.
+    /// The same. Where the chain is lost in mid-answer, it lets go of what it has, and `reopen` is asked for another, its caches
+    /// empty: the answer goes on there, and no token that was chosen is chosen again. What it computes anew is the prompt and what
+    /// was answered so far.
     ///
     /// # Errors
     /// As [`generate`](Self::generate), where `reopen` gives none, [`LOSSES_MAX`] chains in a row gave no token, or it was reopened
@@ -217,6 +218,9 @@ impl<C: Chain> Session<C> {
             };
             let Some(chain) = reopened else { break };
             std::mem::replace(&mut self.chain, chain).close().await;
+            // What was held of another conversation says nothing about this one's steps.
+            let own = self.common(&[&request.prompt[..], run.tokens()].concat());
+            self.forget(self.cut_at(own));
             run.resumes(&self.cuts, self.held.len());
             self.forget(0);
             self.unanswered = 0;
@@ -321,7 +325,7 @@ impl<C: Chain> Session<C> {
     ) -> Result<Option<Answer>, GenerateError> {
         self.drain().await?;
         let tokens = [&request.prompt[..], run.tokens()].concat();
-        let known = self.held.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
+        let known = self.common(&tokens);
         // The last token is evaluated in any case: its logits are wanted.
         let known = if request.reuse { known.min(tokens.len() - 1) } else { 0 };
         // Where the very steps matter, none is kept in part.
@@ -370,6 +374,11 @@ impl<C: Chain> Session<C> {
             self.unanswered -= 1;
         }
         Ok(())
+    }
+
+    /// How many of these the caches hold from the beginning.
+    fn common(&self, tokens: &[u32]) -> usize {
+        self.held.iter().zip(tokens).take_while(|(a, b)| a == b).count()
     }
 
     /// The end of the last step that ends there or before.

@@ -115,14 +115,10 @@ impl Run {
         self.tracing = None;
     }
 
-    /// Where the steps begin that evaluate so many positions as before. Those that were not evaluated yet: of the prompt in chunks, of
-    /// the answer one by one.
+    /// Where the steps begin that evaluate so many positions as before.
     pub(crate) fn cuts_again(&self, positions: usize, chunk: usize) -> Vec<usize> {
         let (cuts, held) = &self.cuts;
-        let prompt = self.clock.prompt_tokens;
-        let known = cuts.iter().copied().filter(|start| *start < positions);
-        let chunks = (*held..prompt).step_by(chunk);
-        known.chain(chunks).chain(prompt.max(*held)..positions).collect()
+        again(cuts, *held, (self.clock.prompt_tokens, positions), chunk)
     }
 
     /// How often it went on over another chain.
@@ -220,6 +216,13 @@ impl Clock {
     }
 }
 
+/// The steps that were evaluated before, which began there and ended at `held`; then, of what is left up to `positions`, the prompt in
+/// chunks and the answer one by one.
+fn again(cuts: &[usize], held: usize, (prompt, positions): (usize, usize), chunk: usize) -> Vec<usize> {
+    let known = cuts.iter().copied().filter(|start| *start < positions);
+    known.chain((held..prompt).step_by(chunk)).chain(prompt.max(held)..positions).collect()
+}
+
 /// A rate, or 0 where nothing was measured: JSON has no infinity.
 fn rate(amount: f64, over: f64) -> f64 {
     if over > 0.0 { amount / over } else { 0.0 }
@@ -227,4 +230,20 @@ fn rate(amount: f64, over: f64) -> f64 {
 
 fn seconds(from: Instant, to: Instant) -> f64 {
     to.saturating_duration_since(from).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::again;
+
+    #[test]
+    fn steps_are_evaluated_again_as_they_were() {
+        // A prompt of seven in chunks of four, and three tokens of its answer.
+        assert_eq!(again(&[0, 4, 7, 8], 9, (7, 10), 4), [0, 4, 7, 8, 9]);
+        // An earlier turn, in steps of its own.
+        assert_eq!(again(&[0, 3, 4, 5], 6, (9, 9), 4), [0, 3, 4, 5, 6]);
+        // Lost within the prompt, and before anything.
+        assert_eq!(again(&[0], 4, (11, 11), 4), [0, 4, 8]);
+        assert_eq!(again(&[], 0, (5, 7), 4), [0, 4, 5, 6]);
+    }
 }

@@ -2,9 +2,11 @@
 //! after it.
 
 use std::{
-    hash::{DefaultHasher, Hash as _, Hasher as _},
+    hash::{DefaultHasher, Hash, Hasher as _},
     net::{IpAddr, Ipv4Addr},
     num::NonZeroU32,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use governor::{Quota, RateLimiter, clock::MonotonicClock, state::keyed::HashMapStateStore};
@@ -23,6 +25,9 @@ const OF_KEY: (NonZeroU32, NonZeroU32) = (nonzero(8), nonzero(32));
 
 /// Addresses and keys that are remembered, each a few words. While so many have come of late, nobody is let in.
 const REMEMBERED_MAX: usize = 16_384;
+
+/// How often it is looked at whom to forget, where it is too many.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 const fn nonzero(value: u32) -> NonZeroU32 {
     match NonZeroU32::new(value) {
@@ -68,7 +73,12 @@ impl Origin {
     }
 }
 
-type Limiter<K> = RateLimiter<K, HashMapStateStore<K>, MonotonicClock>;
+/// One kind of rate, and when those that have not come of late were forgotten last.
+#[derive(Debug)]
+struct Limiter<K: Hash + Eq + Clone> {
+    rates: RateLimiter<K, HashMapStateStore<K>, MonotonicClock>,
+    swept: Mutex<Option<Instant>>,
+}
 
 /// How often each has come of late.
 #[derive(Debug)]
@@ -80,40 +90,51 @@ pub(crate) struct Rates {
 
 impl Default for Rates {
     fn default() -> Self {
-        fn limiter<K: std::hash::Hash + Eq + Clone>((a_second, at_once): (NonZeroU32, NonZeroU32)) -> Limiter<K> {
-            let quota = Quota::per_second(a_second).allow_burst(at_once);
-            RateLimiter::new(quota, HashMapStateStore::default(), MonotonicClock)
-        }
-        Self { proven: limiter(PROVEN), unproven: limiter(UNPROVEN), of_key: limiter(OF_KEY) }
+        Self { proven: Limiter::new(PROVEN), unproven: Limiter::new(UNPROVEN), of_key: Limiter::new(OF_KEY) }
     }
 }
 
 impl Rates {
     /// Whether another connection may come from there.
     pub(crate) fn allow(&self, from: Origin) -> bool {
-        allow(&self.proven, &from) || !Defence::AddressRate.stands()
+        self.proven.allow(&from) || !Defence::AddressRate.stands()
     }
 
     /// The same where the address may be made up.
     pub(crate) fn allow_unproven(&self, from: Origin) -> bool {
-        allow(&self.unproven, &from)
+        self.unproven.allow(&from)
     }
 
     /// Whether that key may open another.
     pub(crate) fn allow_key(&self, peer: PeerId) -> bool {
-        allow(&self.of_key, &peer) || !Defence::KeyRate.stands()
+        self.of_key.allow(&peer) || !Defence::KeyRate.stands()
     }
 }
 
-fn allow<K: std::hash::Hash + Eq + Clone>(limiter: &Limiter<K>, of: &K) -> bool {
-    if limiter.len() >= REMEMBERED_MAX {
-        // Those that have not come of late are as good as new.
-        limiter.retain_recent();
-        if limiter.len() >= REMEMBERED_MAX {
-            return false;
+impl<K: Hash + Eq + Clone> Limiter<K> {
+    fn new((a_second, at_once): (NonZeroU32, NonZeroU32)) -> Self {
+        let quota = Quota::per_second(a_second).allow_burst(at_once);
+        Self { rates: RateLimiter::new(quota, HashMapStateStore::default(), MonotonicClock), swept: Mutex::default() }
+    }
+
+    fn allow(&self, of: &K) -> bool {
+        if self.rates.len() >= REMEMBERED_MAX {
+            self.sweep();
+            if self.rates.len() >= REMEMBERED_MAX {
+                return false;
+            }
+        }
+        self.rates.check_key(of).is_ok()
+    }
+
+    /// Forgets those that have not come of late: they are as good as new. Whoever floods us is not to have all looked at again and again.
+    fn sweep(&self) {
+        let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
+        if swept.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
+            self.rates.retain_recent();
+            *swept = Some(Instant::now());
         }
     }
-    limiter.check_key(of).is_ok()
 }
 
 #[cfg(test)]
@@ -149,6 +170,6 @@ mod tests {
         for n in 0..2 * REMEMBERED_MAX as u32 {
             allowed += usize::from(rates.allow(Origin::V4(Ipv4Addr::from(n))));
         }
-        assert!(allowed >= REMEMBERED_MAX && rates.proven.len() <= REMEMBERED_MAX);
+        assert!(allowed >= REMEMBERED_MAX && rates.proven.rates.len() <= REMEMBERED_MAX);
     }
 }

@@ -5,13 +5,12 @@ mod machine;
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
-    thread,
     time::Duration,
 };
 
-use machine::{Machine, PATIENCE, Running, model};
+use machine::{Machine, PATIENCE, Running, echo, model};
 use potluck::{Client, ClientError, MESSAGE_BYTES_MAX, PeerId, Settings};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -54,23 +53,6 @@ impl Swarm {
     async fn join(&self) -> Client {
         Client::join(&self.invite(&[]), &settings()).await.unwrap()
     }
-}
-
-/// A service that sends back what it gets, until the test ends; its port.
-fn echo() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    thread::spawn(move || {
-        for mut socket in listener.incoming().flatten() {
-            thread::spawn(move || {
-                let mut back = socket.try_clone().unwrap();
-                // Whoever is gone wants nothing back.
-                let _ = std::io::copy(&mut socket, &mut back);
-                let _ = back.shutdown(std::net::Shutdown::Write);
-            });
-        }
-    });
-    port
 }
 
 /// A program of /examples: beside the command, where cargo builds them.

@@ -8,33 +8,16 @@ mod netns;
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use machine::{Machine, PATIENCE, Running, wait_until};
+use machine::{Machine, PATIENCE, Running, echo, wait_until};
 use netns::{ip, made};
 use serde_json::Value;
-
-/// A service that sends back what it gets, until the test ends; its port.
-fn echo() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    thread::spawn(move || {
-        for mut socket in listener.incoming().flatten() {
-            thread::spawn(move || {
-                let mut back = socket.try_clone().unwrap();
-                // Whoever is gone wants nothing back.
-                let _ = std::io::copy(&mut socket, &mut back);
-                let _ = back.shutdown(Shutdown::Write);
-            });
-        }
-    });
-    port
-}
 
 /// What comes back of a word.
 fn ask(at: SocketAddr) -> std::io::Result<String> {

@@ -1,18 +1,15 @@
 //! Attacks of peers that are dialled: they know their clients' grants, make the answers, and pass on what others say.
 
-use std::time::Duration;
-
 use iroh::endpoint::{Connection, RecvStream, SendStream};
-use potluck_chain::{Deadlines, Hop, RemoteStage, SessionConfig};
-use potluck_core::{Logits, Offer, Rows, SessionId, SessionKey, Stage as _, StageSpeed};
+use potluck_core::{Logits, Offer, Rows, Stage as _, StageSpeed};
 use potluck_grant::{Caveats, Gate, Role, Root};
 use potluck_net::{Directory, NetDeadlines, SessionEvent};
 use potluck_sim::toy::{self, ToyStage};
-use potluck_wire::{ALPN, AnswerFrame, Bounds, Codec, CodecSet, Frame, FrameReader, PeerAddress, StepFrame, Welcome};
+use potluck_wire::{ALPN, AnswerFrame, Bounds, CodecSet, Frame, FrameReader, PeerAddress, StepFrame, Welcome};
 use tokio::sync::oneshot;
 
 use crate::{
-    attacker::{Attacker, Raw, Victim, endpoint, whole},
+    attacker::{Attacker, Raw, Victim, endpoint, session_over, whole},
     swarm::{CONTEXT, FAR, grant_of, key, node, root},
     utc_now,
 };
@@ -59,18 +56,6 @@ pub(crate) async fn replays_its_clients_grant() -> bool {
 pub(crate) async fn answers_with_tokens_that_are_none() -> bool {
     let (address, told) = bad_peer(20, grant_of(&root(), key(20).peer_id(), FAR)).await;
     let client = node(30, NetDeadlines::default()).await;
-    let config = SessionConfig {
-        key: SessionKey { client: client.id(), id: SessionId::from_bytes([1; 16]) },
-        epoch: 0,
-        positions: CONTEXT,
-        width: toy::WIDTH,
-        vocabulary: toy::VOCABULARY,
-        codec: Codec::F32,
-        route: vec![Hop::Remote(RemoteStage { spec: whole(), address, grant: Vec::new() })],
-        prefix: None,
-        pad: false,
-        deadlines: Deadlines { step: Duration::from_secs(10), ..Deadlines::default() },
-    };
     tokio::spawn(async move {
         let (_, connection) = told.await.unwrap();
         let mut stream = raw(connection.accept_bi().await.unwrap());
@@ -82,7 +67,7 @@ pub(crate) async fn answers_with_tokens_that_are_none() -> bool {
         stream.send(&Frame::Answer(AnswerFrame { sequence, epoch, start, count, rows, pad: false })).await;
         connection.closed().await;
     });
-    let mut session = client.open(config, Vec::new()).await.unwrap();
+    let mut session = client.open(session_over(&client, address), Vec::new()).await.unwrap();
     assert!(matches!(session.next().await, Ok(SessionEvent::Ready)));
     session.submit(0, vec![1], Rows::Last, 4).unwrap();
     matches!(session.next().await, Ok(SessionEvent::Answer(_)))

@@ -5,16 +5,14 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use potluck_chain::{Deadlines, Hop, RemoteStage, SessionConfig};
-use potluck_core::{Rows, SessionId, SessionKey};
+use potluck_core::Rows;
 use potluck_net::{NetDeadlines, SessionEvent};
-use potluck_sim::toy;
 use potluck_wire::{Codec, PeerAddress};
 use tokio::{net::UdpSocket, task::JoinSet};
 
 use crate::{
-    attacker::{Victim, whole},
-    swarm::{CONTEXT, node},
+    attacker::{Victim, session_over},
+    swarm::node,
 };
 
 /// A prompt that nothing else looks like.
@@ -55,19 +53,7 @@ pub(crate) async fn reads_a_prompt_on_its_way() -> bool {
     let (at, _carrying) = carrier(address.addresses[0].parse().unwrap(), seen.clone()).await;
     let address = PeerAddress { addresses: vec![at.to_string()], ..address };
     let client = node(30, NetDeadlines::default()).await;
-    let config = SessionConfig {
-        key: SessionKey { client: client.id(), id: SessionId::from_bytes([1; 16]) },
-        epoch: 0,
-        positions: CONTEXT,
-        width: toy::WIDTH,
-        vocabulary: toy::VOCABULARY,
-        codec: Codec::F32,
-        route: vec![Hop::Remote(RemoteStage { spec: whole(), address, grant: Vec::new() })],
-        prefix: None,
-        pad: false,
-        deadlines: Deadlines::default(),
-    };
-    let mut session = client.open(config, Vec::new()).await.unwrap();
+    let mut session = client.open(session_over(&client, address), Vec::new()).await.unwrap();
     assert!(matches!(session.next().await, Ok(SessionEvent::Ready)));
     session.submit(0, PROMPT.to_vec(), Rows::Last, 4).unwrap();
     assert!(matches!(session.next().await, Ok(SessionEvent::Answer(_))));

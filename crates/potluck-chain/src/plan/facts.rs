@@ -161,7 +161,7 @@ impl Wish {
     }
 
     /// True where so many layers at each end of a model of `layers` touch this range.
-    pub(super) fn touches_ends(range: LayerRange, ends: u32, layers: u32) -> bool {
+    pub fn touches_ends(range: LayerRange, ends: u32, layers: u32) -> bool {
         ends > 0 && (range.start() < ends || range.end() > layers.saturating_sub(ends))
     }
 }

@@ -7,7 +7,8 @@ use iroh::{
     Endpoint, EndpointAddr, EndpointId, TransportAddr,
     endpoint::{Connection, ConnectionError, RecvStream, RelayMode, SendStream, presets},
 };
-use potluck_core::{Rows, SessionId, StageSpec};
+use potluck_chain::{Deadlines, Hop, RemoteStage, SessionConfig};
+use potluck_core::{Rows, SessionId, SessionKey, StageSpec};
 use potluck_net::{NetDeadlines, Node, Serving};
 use potluck_sim::toy;
 use potluck_wire::{
@@ -163,6 +164,22 @@ impl Raw {
                 other => panic!("a {} frame", other.kind()),
             }
         }
+    }
+}
+
+/// A session of that client over one peer that has the whole model.
+pub(crate) fn session_over(client: &Node, address: PeerAddress) -> SessionConfig {
+    SessionConfig {
+        key: SessionKey { client: client.id(), id: SessionId::from_bytes([1; 16]) },
+        epoch: 0,
+        positions: CONTEXT,
+        width: toy::WIDTH,
+        vocabulary: toy::VOCABULARY,
+        codec: Codec::F32,
+        route: vec![Hop::Remote(RemoteStage { spec: whole(), address, grant: Vec::new() })],
+        prefix: None,
+        pad: false,
+        deadlines: Deadlines { step: Duration::from_secs(10), ..Deadlines::default() },
     }
 }
 

@@ -83,6 +83,8 @@ impl Member {
         let node = &self.0.node;
         let _serving = serve_nothing(node);
         let _exposing = expose(node, Exposing::new([]).serving(self.0.apps.clone()));
+        // In a folder the same is done as for commands, and what is heard is kept.
+        let pulls = home.is_none();
         let _hearing = home.map(|home| keep_hearing(&home, Some(node.clone()), None));
         let mut ticks = interval(HEAR_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -93,20 +95,19 @@ impl Member {
             if tells {
                 told = Some(Instant::now());
             }
-            self.go_round(tells).await;
+            self.go_round(tells, pulls).await;
         }
     }
 
     /// Asks all contacts at once: one that is away holds nobody up.
-    async fn go_round(&self, tells: bool) {
+    async fn go_round(&self, tells: bool, pulls: bool) {
         let mut asked = JoinSet::new();
         for contact in self.contacts() {
             let (node, tells) = (self.0.node.clone(), tells && self.0.lends);
             asked.spawn(async move {
                 let told = async { if tells { node.tell_lending(&contact).await } else { Ok(()) } };
-                if let (Err(error), _) | (Ok(()), Err(error)) =
-                    tokio::join!(told, async { node.pull_revocations(&contact).await.map(drop) })
-                {
+                let pulled = async { if pulls { node.pull_revocations(&contact).await.map(drop) } else { Ok(()) } };
+                if let (Err(error), _) | (Ok(()), Err(error)) = tokio::join!(told, pulled) {
                     tracing::debug!(peer = %contact.peer.short(), %error, "a contact was not asked");
                 }
             });
@@ -119,16 +120,17 @@ impl Member {
         }
     }
 
-    /// Where the others are, as their offers say: a contact that goes away is not the only one.
+    /// Where the others are, as their offers say: a contact that goes away is not the only one. Those that are known stay, so that
+    /// nobody with many keys takes the place of all.
     async fn learn(&self) {
         let known = self.contacts();
         let (offers, _) = offers_of(&self.0.node, &known).await;
         let mut found = members(&offers, &known);
         found.retain(|member| member.peer != self.0.node.id());
+        // Stable: of others, those with the lowest keys.
+        found.sort_by_key(|member| !known.iter().any(|contact| contact.peer == member.peer));
         found.truncate(CONTACTS_KEPT);
-        if !found.is_empty() {
-            *self.0.contacts.lock().unwrap_or_else(PoisonError::into_inner) = found;
-        }
+        *self.0.contacts.lock().unwrap_or_else(PoisonError::into_inner) = found;
     }
 
     /// Waits until the contacts know where this one is, and no longer than a listener wants to wait.

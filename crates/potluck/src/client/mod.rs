@@ -253,8 +253,7 @@ impl Client {
     /// Opens a stream to the program of that peer that accepts that topic, once it has accepted.
     ///
     /// # Errors
-    /// As for [`send`](Self::send), less `TooLong` and `Unconfirmed`; `not_reached` where it is not accepted within 17
-    /// s.
+    /// As for [`send`](Self::send), less `TooLong` and `Unconfirmed`; `Away` also where it is not accepted within 17 s.
     pub async fn dial(&self, to: PeerId, topic: &str) -> Result<PeerStream, ClientError> {
         let (far, topic) = (self.far(to), topic.to_owned());
         Ok(self.0.worker.run(async move { far.await.open_stream(&topic).await }).await??)

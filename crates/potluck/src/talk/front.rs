@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use potluck_chain::{Hop, OwnStage, SessionConfig};
+use potluck_chain::{Hop, OwnStage, SessionConfig, plan::Wish};
 use potluck_client::{ChatTemplate, Session, SpecialTokens};
 use potluck_core::{LayerRange, PeerId, StageSpec};
 use potluck_engine::{EngineSettings, VocabularyClient, memory};
@@ -374,9 +374,9 @@ impl Sessions {
         let Some(swarm) = self.swarm.as_ref().filter(|swarm| swarm.privacy.trusted_layers > 0) else { return Ok(()) };
         let (list, depth) = (trusted(&swarm.home)?, swarm.privacy.trusted_layers);
         let layers = stages.last().map_or(0, |(_, range)| range.end());
-        let sensitive = |range: &LayerRange| range.start() < depth || range.end() > layers.saturating_sub(depth);
+        let sensitive = |range: LayerRange| Wish::touches_ends(range, depth, layers);
         let stranger =
-            stages.iter().find_map(|(peer, range)| peer.filter(|peer| sensitive(range) && !list.contains(peer)));
+            stages.iter().find_map(|&(peer, range)| peer.filter(|peer| sensitive(range) && !list.contains(peer)));
         match stranger {
             Some(peer) => {
                 let message = format!("the route leads through {}, which is trusted no more", peer.short());

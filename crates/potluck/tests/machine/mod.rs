@@ -55,6 +55,16 @@ pub(crate) fn listen(answer: impl Fn(TcpStream) -> std::io::Result<()> + Send + 
     url
 }
 
+/// A service that sends back what it gets, until the test ends; its port.
+pub(crate) fn echo() -> u16 {
+    let url = listen(|mut socket| {
+        let mut back = socket.try_clone()?;
+        std::io::copy(&mut socket, &mut back)?;
+        back.shutdown(std::net::Shutdown::Write)
+    });
+    url.rsplit(':').next().unwrap().parse().unwrap()
+}
+
 impl Machine {
     /// With nothing on it.
     pub(crate) fn new() -> Self {
