@@ -9,7 +9,7 @@ mod replay;
 mod signed;
 
 use potluck_core::{Action, Order, PeerId, Revocation, Revoked, SecretKey};
-use potluck_grant::{ApiKey, Root, relay_token};
+use potluck_grant::{ApiKey, Gate, Root, relay_token};
 use potluck_wire::Frame;
 use replay::replay;
 
@@ -20,6 +20,8 @@ fn grant_corpus() {
 
 #[test]
 fn signed_corpus() {
+    const NOW: u64 = 1_800_000_000;
+    const REVOCATIONS: u8 = 33;
     let (key, root) = (SecretKey::from_bytes(&[9; 32]), Root::from_bytes(&[8; 32]));
     let grant = root.grant(key.peer_id(), 4_000_000_000).unwrap().into_bytes();
     let body = |frame: Frame| {
@@ -44,7 +46,16 @@ fn signed_corpus() {
         std::fs::create_dir_all(&folder).unwrap();
         seeds.iter().for_each(|(name, bytes)| std::fs::write(folder.join(name), bytes).unwrap());
     }
-    // Each is what it is called, and so worth a fuzzer's time.
-    seeds.iter().for_each(|(name, bytes)| assert_eq!(std::fs::read(folder.join(name)).unwrap(), *bytes, "{name}"));
+    // Each is what it is called, and so worth a fuzzer's time; not byte for byte as made now, since grants hold keys drawn by chance.
+    let [order, revocation, relay_grant, relay_pass, api_key] =
+        seeds.each_ref().map(|(name, _)| std::fs::read(folder.join(name)).unwrap());
+    assert_eq!(order, seeds[0].1);
+    let revocations = Frame::decode(&[&[REVOCATIONS], &revocation[..]].concat()).unwrap();
+    assert!(matches!(revocations, Frame::Revocations(of) if of.len() == 1));
+    let gate = Gate::new(root.public());
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    gate.check_relayed(&text(relay_grant), key.peer_id(), NOW).unwrap();
+    gate.check_relayed(&text(relay_pass), peer, NOW).unwrap();
+    gate.check_api_key(&text(api_key), NOW).unwrap();
     replay("signed", signed::check);
 }

@@ -8,7 +8,7 @@ mod machine;
 
 use std::{
     io::{Read, Write},
-    process::Stdio,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -125,38 +125,12 @@ impl Swarm {
         answer["text"].as_str().unwrap().to_owned()
     }
 
-    /// The swarm's answer as it streams, and its route at the end. `meanwhile` happens once its first words are there. What was said, the
-    /// route, and the longest time without a word.
+    /// [`streamed`] from the client by any route of the swarm's.
     fn meanwhile(&mut self, meanwhile: impl FnOnce(&mut Self)) -> (String, String, Duration) {
         let mut args = Self::args(TOKENS);
         args.extend(["--prefer", "swarm", "--route"].map(str::to_owned));
-        let mut command = self.client.command(&args.iter().map(String::as_str).collect::<Vec<_>>());
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let (mut said, mut meanwhile) = (Vec::new(), Some(meanwhile));
-        let (mut last, mut gap) = (Instant::now(), Duration::ZERO);
-        let mut stdout = child.stdout.take().unwrap();
-        let mut bytes = [0; 64];
-        loop {
-            let count = stdout.read(&mut bytes).unwrap();
-            if count == 0 {
-                break;
-            }
-            if !said.is_empty() {
-                gap = gap.max(last.elapsed());
-            }
-            said.extend_from_slice(&bytes[..count]);
-            if said.len() > 40
-                && let Some(meanwhile) = meanwhile.take()
-            {
-                meanwhile(self);
-            }
-            last = Instant::now();
-        }
-        let output = child.wait_with_output().unwrap();
-        let route = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.success(), "{route}");
-        assert!(meanwhile.is_none(), "nothing has happened to it");
-        (String::from_utf8(said).unwrap().trim_end_matches('\n').to_owned(), route, gap)
+        let command = self.client.command(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        streamed(command, || meanwhile(self))
     }
 
     fn end(self) {
@@ -165,6 +139,37 @@ impl Swarm {
             assert_eq!(running.end().0, Some(0));
         }
     }
+}
+
+/// An answer as it streams, and its route at the end. `meanwhile` happens once its first words are there. What was said, the route, and the
+/// longest time without a word.
+fn streamed(mut command: Command, meanwhile: impl FnOnce()) -> (String, String, Duration) {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut said, mut meanwhile) = (Vec::new(), Some(meanwhile));
+    let (mut last, mut gap) = (Instant::now(), Duration::ZERO);
+    let mut stdout = child.stdout.take().unwrap();
+    let mut bytes = [0; 64];
+    loop {
+        let count = stdout.read(&mut bytes).unwrap();
+        if count == 0 {
+            break;
+        }
+        if !said.is_empty() {
+            gap = gap.max(last.elapsed());
+        }
+        said.extend_from_slice(&bytes[..count]);
+        if said.len() > 40
+            && let Some(meanwhile) = meanwhile.take()
+        {
+            meanwhile();
+        }
+        last = Instant::now();
+    }
+    let output = child.wait_with_output().unwrap();
+    let route = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{route}");
+    assert!(meanwhile.is_none(), "nothing has happened to it");
+    (String::from_utf8(said).unwrap().trim_end_matches('\n').to_owned(), route, gap)
 }
 
 fn ms(gap: Duration) -> Value {
@@ -288,12 +293,14 @@ fn an_answer_goes_on_at_another_peer() {
     let run = [&["run", PROMPT, "--max-tokens", "400", "--ignore-eos"][..], &args].concat();
     let (alone, code) = client.json(&[&run[..], &["--local"]].concat());
     assert_eq!(code, 0, "{alone}");
-    let mut answering = client.start(&[&run[..], &["--prefer", "swarm", "--json"]].concat());
-    // Another comes while the answer is under way, and the one that it is at goes.
-    let other = lend(&spare, &[]);
-    serving.signal("KILL");
-    let answer = answering.object();
-    assert_eq!(answer["text"], alone["text"], "{answer}");
-    assert_eq!(answer["resumed"], 1, "{answer}");
+    let command = client.command(&[&run[..], &["--prefer", "swarm", "--route"]].concat());
+    let mut other = None;
+    let (said, route, _) = streamed(command, || {
+        // The one that it is at goes, and another comes.
+        serving.signal("KILL");
+        other = Some(lend(&spare, &[]));
+    });
+    assert_eq!(said, alone["text"].as_str().unwrap().trim_end(), "{route}");
+    assert!(route.contains("went on over another"), "{route}");
     drop((known, other));
 }
