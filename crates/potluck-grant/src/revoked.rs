@@ -10,11 +10,14 @@ use crate::{
     succession::{Heard, PAGES_MAX, Roots},
 };
 
-/// Revocations that are kept. A further one is refused: the swarm's root has to be renewed long before.
+/// Revocations that are kept of others than the root. A further one is refused: the swarm's root has to be renewed long before.
 pub const REVOCATIONS_MAX: usize = 16_384;
 
-/// The same, and the successions and the pages of new roots.
-pub const STATEMENTS_MAX: usize = REVOCATIONS_MAX + PAGES_MAX as usize + 2 * SUCCESSIONS_MAX;
+/// The same of the root: what it has taken back has room on the pages of the next one, whoever may have its key.
+const ROOT_MAX: usize = REVOCATIONS_MAX / 2;
+
+/// All of them, and the successions and the pages of new roots.
+pub const STATEMENTS_MAX: usize = REVOCATIONS_MAX + ROOT_MAX + PAGES_MAX as usize + 2 * SUCCESSIONS_MAX;
 
 /// The same of those who are no operators: they leave room to those who are.
 const HOLDERS_MAX: usize = REVOCATIONS_MAX / 2;
@@ -33,10 +36,12 @@ enum Weight {
     Root,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Kept {
     weight: Weight,
     signed: SignedRevocation,
+    /// When it was said, by its signer's clock (UTC seconds).
+    at: u64,
     /// By whose leave; none where a root signs.
     leave: Option<Leave>,
     /// Its number in the order in which they came.
@@ -87,8 +92,8 @@ impl Revocations {
     /// Takes note of one; whether it is new.
     ///
     /// # Errors
-    /// `Unreadable` where it is none of this swarm; what is wrong with its signer's grant; `TooMany` where there is no room, which
-    /// the root's have always.
+    /// `Unreadable` where it is none of this swarm; what is wrong with its signer's grant; `TooMany` where there is no room: the root
+    /// has some that nobody else takes.
     pub(crate) fn note(&mut self, signed: SignedRevocation) -> Result<bool, GrantError> {
         let unreadable = |error: RevocationError| GrantError::Unreadable(error.to_string());
         let said = signed.verify(self.roots.first()).map_err(unreadable)?;
@@ -99,7 +104,7 @@ impl Revocations {
                 return match self.roots.follow(said.by, by)? {
                     Heard::Known => Ok(false),
                     Heard::Followed | Heard::Rival => {
-                        self.keep(place, Kept { weight: Weight::Root, signed, leave: None, came: 0 });
+                        self.keep(place, Kept { weight: Weight::Root, signed, at: said.at, leave: None, came: 0 });
                         self.forget_superseded();
                         Ok(true)
                     }
@@ -109,7 +114,7 @@ impl Revocations {
                 let renewals = signed.renewals().map_err(unreadable)?;
                 let new = self.roots.renew(said.by, page, &renewals)?;
                 if new {
-                    self.keep(place, Kept { weight: Weight::Root, signed, leave: None, came: 0 });
+                    self.keep(place, Kept { weight: Weight::Root, signed, at: said.at, leave: None, came: 0 });
                     self.forget_superseded();
                 }
                 return Ok(new);
@@ -119,13 +124,14 @@ impl Revocations {
         if self.signed.get(&place).is_some_and(|known| known.weight >= weight) {
             return Ok(false);
         }
-        let kept = Kept { weight, signed, leave, came: 0 };
-        let count = self.by_signer.get(&kept.first(said.by)).copied().unwrap_or(0);
+        let kept = Kept { weight, signed, at: said.at, leave, came: 0 };
+        let count = |by: PeerId| self.by_signer.get(&by).copied().unwrap_or(0);
         let full = match weight {
-            Weight::Root => false,
-            Weight::Operator => count >= SIGNER_MAX || self.signed.len() >= REVOCATIONS_MAX,
-            Weight::Holder => {
-                count >= SIGNER_MAX || self.holders >= HOLDERS_MAX || self.signed.len() >= REVOCATIONS_MAX
+            Weight::Root => count(said.by) >= ROOT_MAX,
+            Weight::Operator | Weight::Holder => {
+                count(kept.first(said.by)) >= SIGNER_MAX
+                    || self.signed.len() - count(self.roots.present()) >= REVOCATIONS_MAX
+                    || (weight == Weight::Holder && self.holders >= HOLDERS_MAX)
             }
         };
         if full {
@@ -136,12 +142,16 @@ impl Revocations {
     }
 
     fn keep(&mut self, place: (Revoked, PeerId), kept: Kept) {
-        self.remove(place);
         self.came += 1;
+        self.put(place, Kept { came: self.came, ..kept });
+    }
+
+    fn put(&mut self, place: (Revoked, PeerId), kept: Kept) {
+        self.remove(place);
         *self.by_signer.entry(kept.first(place.1)).or_default() += 1;
         self.holders += usize::from(kept.weight == Weight::Holder);
         self.sum(place, kept.weight);
-        self.signed.insert(place, Kept { came: self.came, ..kept });
+        self.signed.insert(place, kept);
     }
 
     fn remove(&mut self, place: (Revoked, PeerId)) {
@@ -167,17 +177,22 @@ impl Revocations {
     }
 
     /// Forgets what earlier roots and those whom the present one does not know have said: what of it stands is on the present root's pages.
+    /// Where those have days of grace, what they said counts below them, as what they hand on does.
     fn forget_superseded(&mut self) {
-        let over = |(place, kept): (&(Revoked, PeerId), &Kept)| {
-            let superseded = match (kept.leave, place.0) {
-                (_, Revoked::Root(_)) => false,
-                (Some(leave), _) => self.roots.ends(leave.root, leave.link, u64::MAX),
-                (None, _) => self.roots.is_over(place.1),
-            };
-            superseded.then_some(*place)
-        };
-        let over: Vec<_> = self.signed.iter().filter_map(over).collect();
+        let (mut over, mut lighter) = (Vec::new(), Vec::new());
+        for (place, kept) in &self.signed {
+            let leave = kept.leave.filter(|_| !matches!(place.0, Revoked::Root(_)));
+            match leave {
+                Some(leave) if self.roots.ends(leave.root, leave.link, kept.at) => over.push(*place),
+                Some(leave) if kept.weight == Weight::Operator && self.roots.has_grace(leave.root, leave.link) => {
+                    lighter.push((*place, Kept { weight: Weight::Holder, ..kept.clone() }));
+                }
+                None if !matches!(place.0, Revoked::Root(_)) && self.roots.is_over(place.1) => over.push(*place),
+                _ => {}
+            }
+        }
         over.into_iter().for_each(|place| self.remove(place));
+        lighter.into_iter().for_each(|(place, kept)| self.put(place, kept));
     }
 
     /// What it is worth, and by whose leave it was said, where it is not the root's.
@@ -198,13 +213,14 @@ impl Revocations {
         if let Some(what) = self.ends(&chain) {
             return Err(GrantError::Revoked(Taken(what)));
         }
-        // Days of grace let in; they take nothing back.
         let (root, first) = (chain.root, &chain.links[0]);
         let leave = Leave { root, link: first.id, holder: first.holder };
-        if self.roots.ends(leave.root, leave.link, u64::MAX) {
+        if self.roots.ends(root, first.id, said.at) {
             return Err(GrantError::Superseded);
         }
-        let operator = chain.scope.rights().contains(&Right::Revoke) || !Defence::RevokerRights.stands();
+        // Days of grace let in; they take nothing back but what rests on them.
+        let operator = (chain.scope.rights().contains(&Right::Revoke) && !self.roots.has_grace(root, first.id))
+            || !Defence::RevokerRights.stands();
         Ok((if operator { Weight::Operator } else { Weight::Holder }, Some(leave)))
     }
 

@@ -176,6 +176,11 @@ impl Roots {
         until < now && !self.counts.1.adopted.contains(link.as_bytes()) && Defence::Succession.stands()
     }
 
+    /// Whether it holds by days of grace alone, for as long as it does.
+    pub(crate) fn has_grace(&self, root: PeerId, link: GrantId) -> bool {
+        self.ends(root, link, u64::MAX)
+    }
+
     /// Whether a root before the present one had taken that back, and the present one says so.
     pub(crate) fn revoked(&self, what: Revoked) -> bool {
         self.counts.1.revoked.contains(&what)

@@ -205,11 +205,58 @@ fn days_of_grace_let_in_and_take_nothing_back() {
     tell(&gate, &said);
     assert!(gate.check(&grant, peer(1), NOW + 100).is_ok());
     assert_eq!(gate.check(&grant, peer(1), NOW + 101), Err(GrantError::Superseded));
-    let by_officer = Revocation::sign(peer_of(201), Revoked::Key(peer(1)), NOW, &key(3), officer);
-    assert_eq!(gate.revoke(by_officer), Err(GrantError::Superseded));
+    let by_officer = |at| Revocation::sign(peer_of(201), Revoked::Key(peer(1)), at, &key(3), officer.clone());
+    assert_eq!(gate.revoke(by_officer(NOW + 101)), Err(GrantError::Superseded));
+    assert_eq!(gate.revoke(by_officer(NOW)), Ok(true), "kept, for what rests on its own grant");
+    assert!(gate.check(&grant, peer(1), NOW).is_ok());
     // A root that has to go at once takes the grace of the one before it away.
     tell(&gate, &rotate(&gate, 202, 203, &[]));
     assert_eq!(gate.check(&grant, peer(1), NOW), Err(GrantError::Superseded));
+}
+
+#[test]
+fn what_a_member_took_back_stays_so_in_its_days_of_grace() {
+    let (gate, later) = (gate(), gate());
+    let (mine, officer) = (member(201, 1), granted(201, 3, Role::Operator));
+    let hand = |to| Grant::hand_on(&mine, peer_of(201), &key(1), peer(to), &Caveats::default()).unwrap().into_bytes();
+    let (phone, tablet) = (hand(2), hand(4));
+    let lose = |n, by: &SecretKey, grant: &[u8]| {
+        Revocation::sign(peer_of(201), Revoked::Key(peer(n)), NOW, by, grant.to_vec())
+    };
+    assert_eq!(gate.revoke(lose(2, &key(1), &mine)), Ok(true));
+    assert_eq!(gate.revoke(lose(1, &key(3), &officer)), Ok(true));
+    tell(&gate, &root(201).rotate(&gate, &root(202), &BTreeSet::new(), NOW, NOW + 100).unwrap());
+    let taken = |grant: &[u8], n| matches!(gate.check(grant, peer(n), NOW), Err(GrantError::Revoked(_)));
+    assert!(taken(&phone, 2) && !taken(&tablet, 4));
+    assert!(!taken(&mine, 1), "an officer that is not adopted has no say any more");
+    assert_eq!(gate.revoke(lose(4, &key(1), &mine)), Ok(true), "lost in those days");
+    assert!(taken(&tablet, 4));
+    // Whoever hears of it all later knows the same.
+    tell(&later, &gate.revocations());
+    assert_eq!(later.revocations_digest(), gate.revocations_digest());
+    // Without grace nothing of it stays.
+    tell(&gate, &rotate(&gate, 202, 203, &[]));
+    assert_eq!(gate.revocations().len(), 2, "the two successions");
+}
+
+#[test]
+fn a_thief_of_the_root_leaves_room_for_the_next_one() {
+    let (gate, kept) = (gate(), member(201, 1));
+    let thief = root(201).key();
+    let take = |n: u32| {
+        let mut id = [0; 16];
+        id[..4].copy_from_slice(&n.to_le_bytes());
+        gate.revoke(Revocation::sign(peer_of(201), Revoked::Link(id), NOW, &thief, Vec::new()))
+    };
+    let full = (0..).map(take).position(|took| took == Err(GrantError::TooMany)).unwrap();
+    assert_eq!(full, 8_192);
+    // Others have theirs still, and the next root has room for all that is taken back, and for those who stay.
+    let by_member = Revocation::sign(peer_of(201), Revoked::Key(peer(2)), NOW, &key(1), kept.clone());
+    assert_eq!(gate.revoke(by_member), Ok(true));
+    tell(&gate, &rotate(&gate, 201, 202, &[&kept]));
+    assert!(gate.check(&kept, peer(1), NOW).is_ok());
+    let again = Revocation::sign(peer_of(201), Revoked::Key(peer(7)), NOW, &root(202).key(), Vec::new());
+    assert_eq!(gate.revoke(again), Ok(true));
 }
 
 #[test]
