@@ -25,7 +25,7 @@ TEST ?=
 TARGET ?= frame
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup model clients demo install fmt lint test sim fuzz prove-streams prove-pull prove-nat prove-inversion prove-privacy prove-attacks prove-roaming bench-security bench snapshots
+.PHONY: help setup model clients demo install fmt lint test sim fuzz prove-streams prove-pull prove-nat prove-inversion prove-privacy prove-attacks prove-roaming prove-fuzz bench-security bench snapshots
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -88,6 +88,9 @@ prove-privacy: model ## What each privacy setting costs, side by side; writes be
 
 prove-roaming: model ## Answers whose relay, path and network change under way (root); writes bench/results/roaming.json
 	@POTLUCK_PROVE_ROAMING="$(CURDIR)/bench/results/roaming.json" POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --no-capture --test-threads 1 -E 'binary(roaming)'
+
+prove-fuzz: ## Each decoder of what others send, ten million inputs (cargo-fuzz; some 45 minutes); writes bench/results/fuzz.json
+	@bench/fuzz
 
 prove-attacks: ## Every scripted attack with its defence and without; writes bench/results/attacks.json
 	@POTLUCK_PROVE_ATTACKS="$(CURDIR)/bench/results/attacks.json" POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --no-capture -E 'test(prove_every_attack)'

@@ -39,6 +39,7 @@ pub use granted::Granted;
 pub use http::{BODY_BYTES_MAX, Gateway, Own, serve};
 pub use keeper::{Keeper, Step};
 pub use lent::{Lent, LentAnswer, LentModel};
+pub use metrics::{Paths, PeerPath};
 pub use model::Model;
 pub use overflow::Overflow;
 pub use problem::{Problem, Whose};

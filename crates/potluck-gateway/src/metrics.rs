@@ -1,5 +1,7 @@
 //! What is counted, under vLLM's names where it has one: its boards and autoscalers work unchanged.
 
+use std::{fmt, sync::atomic::AtomicU64, time::Duration};
+
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -23,10 +25,42 @@ struct Http {
     status: u16,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Peer {
+    peer: String,
+    path: &'static str,
+}
+
+/// How the connection to a peer runs at present.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeerPath {
+    /// The peer's id.
+    pub peer: String,
+    /// What kind of path it is: `direct`, say.
+    pub kind: &'static str,
+    /// Its round trip.
+    pub rtt: Duration,
+    /// Packets that were lost, of all that were sent: 0 to 1.
+    pub loss: f64,
+}
+
+/// Connections to the peers that a gateway's answers come from.
+pub trait Paths: fmt::Debug + Send + Sync + 'static {
+    /// Those that stand, each peer once.
+    fn paths(&self) -> Vec<PeerPath>;
+}
+
+/// A figure of the connection to each peer.
+type OfPeers = Family<Peer, Gauge<f64, AtomicU64>>;
+
 /// Everything that is counted.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
+    paths: Option<Box<dyn Paths>>,
+    rtt: OfPeers,
+    loss: OfPeers,
+    resumed: Counter,
     running: Gauge,
     waiting: Gauge,
     prompt_tokens: Counter,
@@ -39,8 +73,8 @@ pub(crate) struct Metrics {
     lent_waiting: Gauge,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
+impl Metrics {
+    pub(crate) fn new(paths: Option<Box<dyn Paths>>) -> Self {
         let mut registry = Registry::default();
         let metrics = (
             Gauge::default(),
@@ -70,9 +104,17 @@ impl Default for Metrics {
         registry.register("potluck_lent_requests_running", what, lent_running.clone());
         let what = "Requests that wait their turn for models that others lend";
         registry.register("potluck_lent_requests_waiting", what, lent_waiting.clone());
+        let (rtt, loss, resumed) = (OfPeers::default(), OfPeers::default(), Counter::default());
+        registry.register("potluck_path_rtt_seconds", "Round trip to each peer, by its present path", rtt.clone());
+        registry.register("potluck_path_loss_ratio", "Packets to each peer that were lost, of all", loss.clone());
+        registry.register("potluck_routes_lost", "Routes that were lost under an answer that went on", resumed.clone());
         registry.register("http_requests", "Responses, by handler and status", requests.clone());
         Self {
             registry,
+            paths,
+            rtt,
+            loss,
+            resumed,
             running,
             waiting,
             prompt_tokens,
@@ -85,9 +127,7 @@ impl Default for Metrics {
             lent_waiting,
         }
     }
-}
 
-impl Metrics {
     pub(crate) fn running(&self, change: i64) {
         self.running.inc_by(change);
     }
@@ -117,6 +157,7 @@ impl Metrics {
         self.prompt_tokens.inc_by(outcome.prompt_tokens as u64);
         self.reused_tokens.inc_by(outcome.reused_tokens as u64);
         self.generated_tokens.inc_by(outcome.completion_tokens as u64);
+        self.resumed.inc_by(outcome.resumed as u64);
         if outcome.completion_tokens > 0 {
             self.first_token.observe(outcome.ttft_s);
         }
@@ -128,6 +169,14 @@ impl Metrics {
 
     /// In Prometheus' text form.
     pub(crate) fn text(&self) -> String {
+        // Whoever is connected no longer is shown no longer.
+        self.rtt.clear();
+        self.loss.clear();
+        for PeerPath { peer, kind, rtt, loss } in self.paths.iter().flat_map(|paths| paths.paths()) {
+            let of = Peer { peer, path: kind };
+            self.rtt.get_or_create(&of).set(rtt.as_secs_f64());
+            self.loss.get_or_create(&of).set(loss);
+        }
         let mut text = String::new();
         // Writing to a string cannot fail.
         let _ = encode(&mut text, &self.registry);

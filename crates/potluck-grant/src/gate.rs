@@ -252,7 +252,7 @@ impl Gate {
     }
 
     /// What roots have taken back, as far as it counts.
-    pub(crate) fn revoked_by_roots(&self) -> BTreeSet<Revoked> {
+    pub fn revoked_by_roots(&self) -> BTreeSet<Revoked> {
         self.known().by_roots()
     }
 

@@ -23,6 +23,21 @@ impl Root {
         at: u64,
         until: u64,
     ) -> Result<Vec<SignedRevocation>, GrantError> {
+        self.rotate_over(gate, next, (adopted, &gate.revoked_by_roots()), at, until)
+    }
+
+    /// The same, where of what roots have taken back only this stays so: the rest may have been a thief's.
+    ///
+    /// # Errors
+    /// As those of [`Root::rotate`].
+    pub fn rotate_over(
+        &self,
+        gate: &Gate,
+        next: &Self,
+        (adopted, taken): (&BTreeSet<GrantId>, &BTreeSet<Revoked>),
+        at: u64,
+        until: u64,
+    ) -> Result<Vec<SignedRevocation>, GrantError> {
         let (swarm, key, next) = (gate.swarm().root(), self.key(), next.key());
         if gate.root() != key.peer_id() {
             return Err(GrantError::Superseded);
@@ -31,9 +46,9 @@ impl Root {
             return Err(GrantError::TooMany);
         }
         let adopted = adopted.iter().map(|id| Renewal::Adopted(*id.as_bytes()));
-        let taken = gate.revoked_by_roots().into_iter().filter_map(|what| match what {
-            Revoked::Key(key) => Some(Renewal::Key(key)),
-            Revoked::Link(id) => Some(Renewal::Link(id)),
+        let taken = taken.iter().filter_map(|what| match what {
+            Revoked::Key(key) => Some(Renewal::Key(*key)),
+            Revoked::Link(id) => Some(Renewal::Link(*id)),
             Revoked::Root(_) | Revoked::Renewed { .. } => None,
         });
         let renewals: Vec<_> = adopted.chain(taken).collect();

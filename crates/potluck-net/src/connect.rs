@@ -9,13 +9,14 @@ use std::{
 
 use iroh::{
     EndpointAddr,
-    endpoint::{Connection, RecvStream, SendStream},
+    endpoint::{ConnectError, ConnectingError, Connection, ConnectionError, RecvStream, SendStream},
 };
 use potluck_core::{PeerId, with_causes};
 use potluck_grant::Member;
 use potluck_wire::{ALPN, FailureCode, PeerAddress, Welcome};
 use tokio::{
     sync::OnceCell,
+    task::JoinSet,
     time::{sleep, timeout},
 };
 
@@ -26,6 +27,9 @@ use crate::{
     node::{endpoint_addr, lift_limits},
     tunnel::lift_tunnel_limits,
 };
+
+/// When attempts to reach a peer by its relay begin.
+const ATTEMPTS: [Duration; 3] = [Duration::ZERO, Duration::from_secs(3), Duration::from_secs(6)];
 
 /// A connection to a member of the swarm: both have shown their grants.
 #[derive(Debug, Clone)]
@@ -84,6 +88,11 @@ impl Node {
         self.links.standing(peer)?.path()
     }
 
+    /// How the connections to peers run that this node has made and that stand, each peer once.
+    pub fn paths(&self) -> Vec<(PeerId, PathInfo)> {
+        self.links.all().into_iter().filter_map(|link| Some((link.peer, link.path()?))).collect()
+    }
+
     /// A greeted connection to that peer: the one that stands, or a new one.
     ///
     /// # Errors
@@ -137,7 +146,7 @@ impl Node {
             if address.is_empty() {
                 return Err("none of its addresses is known, and nobody on this network says where it is".to_owned());
             }
-            let connected = self.endpoint.connect(address.clone(), alpn).await;
+            let connected = self.attempt(&address, alpn).await;
             connected.map(|connection| (connection, Found::Told)).map_err(|error| with_causes(&error))
         };
         let found = async {
@@ -158,6 +167,29 @@ impl Node {
                 Some(reached) => Ok(reached),
                 None => told.await,
             },
+        }
+    }
+
+    /// A connection to that address. A peer that has just started may be on its way to its relay, and what is sent to it meanwhile is
+    /// lost, and is sent again ever more rarely: so by relay another attempt begins while those before it still wait.
+    async fn attempt(&self, address: &EndpointAddr, alpn: &[u8]) -> Result<Connection, ConnectError> {
+        let mut attempts = JoinSet::new();
+        let relayed = address.relay_urls().next().is_some();
+        for after in &ATTEMPTS[..if relayed { ATTEMPTS.len() } else { 1 }] {
+            let (endpoint, address, alpn, after) = (self.endpoint.clone(), address.clone(), alpn.to_vec(), *after);
+            attempts.spawn(async move {
+                sleep(after).await;
+                endpoint.connect(address, &alpn).await
+            });
+        }
+        loop {
+            match attempts.join_next().await {
+                Some(Ok(Err(error))) if is_silence(&error) && !attempts.is_empty() => {}
+                Some(Ok(connected)) => return connected,
+                // Panics go on here. There is one attempt at least, and none is aborted.
+                Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
+                None => unreachable!("the last attempt's end is returned"),
+            }
         }
     }
 
@@ -184,6 +216,16 @@ impl Node {
             }
         }
     }
+}
+
+/// Whether nobody has answered, which says nothing of the next attempt.
+fn is_silence(error: &ConnectError) -> bool {
+    let source = match error {
+        ConnectError::Connection { source, .. } => source,
+        ConnectError::Connecting { source: ConnectingError::ConnectionError { source, .. }, .. } => source,
+        _ => return false,
+    };
+    matches!(source, ConnectionError::TimedOut)
 }
 
 impl Link {

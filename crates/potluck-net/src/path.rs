@@ -42,12 +42,19 @@ impl PathInfo {
     }
 }
 
-impl fmt::Display for PathKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl PathKind {
+    /// In one word.
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Loopback => "loopback",
             Self::Direct => "direct",
             Self::Relay => "relay",
-        })
+        }
+    }
+}
+
+impl fmt::Display for PathKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }

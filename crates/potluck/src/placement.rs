@@ -5,7 +5,7 @@ use std::{
     hint::black_box,
     net::SocketAddr,
     path::Path,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use potluck_chain::plan::{Here, LayerFacts, Link, Machine, ModelFacts, Speed};
@@ -13,17 +13,21 @@ use potluck_client::Outcome;
 use potluck_core::{LayerRange, Offer, PeerId, StageSpec};
 use potluck_engine::KvType;
 use potluck_model::{facts, slice};
-use potluck_net::{Node, PathKind};
+use potluck_net::{Node, PathInfo, PathKind};
 use potluck_store::Entry;
 use potluck_wire::PeerAddress;
 use serde::{Deserialize, Serialize};
 use sysinfo::{Disks, MemoryRefreshKind, RefreshKind, System};
+use tokio::{task::JoinSet, time::timeout_at};
 
 use crate::{
     failure::Failure,
     home::Home,
     models::{all_layers, cache_bytes, stage_bytes},
 };
+
+/// How long peers that do not answer are waited for when one has: as long as until a lost one is noticed.
+const STRAGGLERS: Duration = Duration::from_secs(3);
 
 /// Share of the free memory that a model may take: the rest is for what else the user does.
 const MEMORY_SHARE: f64 = 0.8;
@@ -159,34 +163,90 @@ fn estimate() -> Speed {
     Speed { decode_us_per_byte: us_per_byte, prefill_us_per_byte: us_per_byte * PREFILL_SHARE }
 }
 
-/// The machines behind these offers, each asked for its distance; and why some were not reached.
-pub(crate) async fn offered_machines(node: &Node, offers: &[Offer]) -> (Vec<Machine>, Vec<String>) {
-    let (mut machines, mut unreached) = (Vec::new(), Vec::new());
-    let mut lost = BTreeSet::new();
-    // Who was not reached for one of its stages is not waited for again.
-    for offer in offers {
-        if lost.contains(&offer.peer) {
-            continue;
+/// The peers behind offers, on the way to be asked for their distance.
+#[derive(Debug)]
+pub(crate) struct Reaching {
+    asked: JoinSet<(PeerId, Result<Link, String>)>,
+    reached: BTreeMap<PeerId, Link>,
+    unreached: Vec<String>,
+}
+
+impl Reaching {
+    /// Asks all of them at once, where their latest offers say.
+    pub(crate) fn begin(node: &Node, offers: &[Offer]) -> Self {
+        let mut asked = JoinSet::new();
+        for to in members(offers, &[]) {
+            let node = node.clone();
+            asked.spawn(async move {
+                let link = node.connect(&to).await;
+                (to.peer, link.map(|link| figures(link.path())).map_err(|error| error.to_string()))
+            });
         }
-        match node.connect(&address(offer)).await {
-            Ok(link) => {
-                let path = link.path();
-                let loopback = path.is_some_and(|path| path.kind == PathKind::Loopback);
-                machines.push(Machine::of_offer(
-                    offer,
-                    Link {
-                        rtt_us: path.map_or(0.0, |path| path.rtt.as_secs_f64() * 1e6),
-                        bytes_per_second: if loopback { LOOPBACK_BYTES_PER_SECOND } else { DIRECT_BYTES_PER_SECOND },
-                    },
-                ));
+        Self { asked, reached: BTreeMap::new(), unreached: Vec::new() }
+    }
+
+    fn note(&mut self, (peer, reached): (PeerId, Result<Link, String>)) -> bool {
+        match reached {
+            Ok(link) => drop(self.reached.insert(peer, link)),
+            Err(error) => self.unreached.push(error),
+        }
+        self.reached.contains_key(&peer)
+    }
+
+    /// Waits for those that answer: for who is gone no longer than a moment after the first of them.
+    pub(crate) async fn most(&mut self) {
+        let mut asked = std::mem::take(&mut self.asked);
+        most(&mut asked, |answer| self.note(answer)).await;
+        self.asked = asked;
+    }
+
+    /// Waits for those as well that were not waited for; whether that has brought any.
+    pub(crate) async fn rest(&mut self) -> bool {
+        let before = self.reached.len();
+        while let Some(answer) = self.asked.join_next().await {
+            if let Ok(answer) = answer {
+                self.note(answer);
             }
-            Err(error) => {
-                lost.insert(offer.peer);
-                unreached.push(error.to_string());
-            }
+        }
+        self.reached.len() > before
+    }
+
+    /// The machines of those that were reached so far.
+    pub(crate) fn machines(&self, offers: &[Offer]) -> Vec<Machine> {
+        let of = |offer| Some(Machine::of_offer(offer, *self.reached.get(&offer.peer)?));
+        offers.iter().filter_map(of).collect()
+    }
+
+    /// Why others were not.
+    pub(crate) fn unreached(self) -> Vec<String> {
+        let late = self.asked.len();
+        let late = (late > 0).then(|| format!("{late} more peers did not answer while others did"));
+        self.unreached.into_iter().chain(late).collect()
+    }
+}
+
+/// Waits for what comes of `asked`, and for what is late no longer than [`STRAGGLERS`] after the first that `note` finds good.
+pub(crate) async fn most<T: 'static>(asked: &mut JoinSet<T>, mut note: impl FnMut(T) -> bool) {
+    let mut until = None;
+    loop {
+        let next = asked.join_next();
+        let next = match until {
+            Some(until) => timeout_at(until, next).await,
+            None => Ok(next.await),
+        };
+        let Ok(Some(answer)) = next else { return };
+        if answer.is_ok_and(&mut note) {
+            until.get_or_insert_with(|| tokio::time::Instant::now() + STRAGGLERS);
         }
     }
-    (machines, unreached)
+}
+
+fn figures(path: Option<PathInfo>) -> Link {
+    let loopback = path.is_some_and(|path| path.kind == PathKind::Loopback);
+    Link {
+        rtt_us: path.map_or(0.0, |path| path.rtt.as_secs_f64() * 1e6),
+        bytes_per_second: if loopback { LOOPBACK_BYTES_PER_SECOND } else { DIRECT_BYTES_PER_SECOND },
+    }
 }
 
 /// Where the peer of an offer is reached.

@@ -15,7 +15,7 @@ use std::{
 };
 
 use http::{ask, head, metric, send, status};
-use machine::{Machine, Running, children, model, wait_until};
+use machine::{Machine, Running, children, kill, model, wait_until};
 use serde_json::{Value, json};
 use web::{Web, tiny_model};
 
@@ -195,6 +195,39 @@ fn who_hangs_up_is_not_computed_for() {
     let generated = metric(&gateway.url, "vllm:generation_tokens_total");
     assert!(generated < 900.0, "{generated} tokens for nobody");
     assert!(gateway.chat(&user("What is 2+2?"), &json!({}))["choices"][0]["message"]["content"].is_string());
+    gateway.ends();
+}
+
+#[test]
+fn an_answer_outlives_an_engine_and_metrics_tell_of_it_and_of_the_way_to_each_peer() {
+    let gateway = Gateway::start(&["--peers", "2", "--exact"]);
+    let ask = json!({ "max_tokens": 64, "ignore_eos": true });
+    let alone = gateway.chat(&user("Tell me of a llama."), &ask);
+    let text = |answer: &Value| answer["choices"][0]["message"]["content"].clone();
+    let body = json!({
+        "model": NAME, "messages": user("Tell me of a llama."), "temperature": 0, "max_tokens": 64,
+        "ignore_eos": true, "stream": true,
+    });
+    let mut stream = send(&gateway.url, "POST", "/v1/chat/completions", &[], &body.to_string());
+    assert_eq!(status(&mut stream), 200);
+    let (mut said, mut lost) = (String::new(), false);
+    for line in stream.lines().map(Result::unwrap).take_while(|line| !line.contains("[DONE]")) {
+        let Some(chunk) = line.strip_prefix("data: ") else { continue };
+        let chunk: Value = serde_json::from_str(chunk).unwrap();
+        said += chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default();
+        if said.len() > 20 && !std::mem::replace(&mut lost, true) {
+            let peers: Vec<u32> = children(gateway.running.child.id());
+            let engines: Vec<u32> = peers.into_iter().flat_map(children).collect();
+            kill(engines[0], "KILL");
+        }
+    }
+    assert_eq!(text(&alone), said.as_str());
+    assert_eq!(metric(&gateway.url, "potluck_routes_lost_total"), 1.0);
+    let metrics = http::ask(&gateway.url, "GET", "/metrics", &[], "").body;
+    let paths = |name: &str| {
+        metrics.lines().filter(|line| line.starts_with(&format!("{name}{{")) && line.contains("\"loopback\"")).count()
+    };
+    assert_eq!([paths("potluck_path_rtt_seconds"), paths("potluck_path_loss_ratio")], [2, 2], "{metrics}");
     gateway.ends();
 }
 

@@ -295,12 +295,17 @@ fn an_answer_goes_on_at_another_peer() {
     assert_eq!(code, 0, "{alone}");
     let command = client.command(&[&run[..], &["--prefer", "swarm", "--route"]].concat());
     let mut other = None;
-    let (said, route, _) = streamed(command, || {
+    let (said, route, gap) = streamed(command, || {
         // The one that it is at goes, and another comes.
         serving.signal("KILL");
         other = Some(lend(&spare, &[]));
     });
     assert_eq!(said, alone["text"].as_str().unwrap().trim_end(), "{route}");
     assert!(route.contains("went on over another"), "{route}");
+    proven("peer_killed_in_mid_answer_while_another_starts", "longest_gap_ms", &ms(gap));
+    // The one that has let the client in goes, too: by now it knows others.
+    known.signal("KILL");
+    let (again, code) = client.json(&[&run[..], &["--prefer", "swarm"]].concat());
+    assert_eq!((code, &again["text"]), (0, &alone["text"]), "{again}");
     drop((known, other));
 }

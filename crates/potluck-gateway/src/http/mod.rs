@@ -27,7 +27,7 @@ use crate::{
     document::document,
     keeper::{self, Keeper, WISHES_MAX, Wish},
     lent::{Lending, Turns, elsewhere, pass},
-    metrics::Metrics,
+    metrics::{Metrics, Paths},
     ollama, ollama_embed, ollama_models,
     openai::{self, Params},
     overflow::Fit,
@@ -61,6 +61,8 @@ pub struct Gateway<O, K> {
     pub keeper: Option<K>,
     /// What becomes of a prompt that is longer than the context, where its request does not say.
     pub overflow: Overflow,
+    /// How the peers are reached that its answers come from, for its metrics.
+    pub paths: Option<Box<dyn Paths>>,
 }
 
 /// A model that a gateway answers with itself.
@@ -109,8 +111,8 @@ pub async fn serve<O: Opener, K: Keeper>(
     gateway: Gateway<O, K>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let Gateway { own, access, keeper, lent, overflow } = gateway;
-    let metrics = Arc::new(Metrics::default());
+    let Gateway { own, access, keeper, lent, overflow, paths } = gateway;
+    let metrics = Arc::new(Metrics::new(paths));
     let (jobs, queue) = mpsc::channel(JOBS_MAX);
     let lending = lent.map(|lent| Lending { lent, turns: Turns::new(metrics.clone()), since: SystemTime::now() });
     let (mut pool, mut model, mut chunk, mut exact) = (None, None, 1, false);

@@ -131,7 +131,7 @@ impl Revoke {
         let home = &self.root.of(home);
         let membership = Membership::open(home)?;
         let swarm = membership.id()?;
-        let what = self.what()?;
+        let what = read_revoked(&self.what)?;
         let signed = match SwarmRoot::open(home) {
             Ok(root) => {
                 let by_root = |what| Revocation::sign(swarm, what, utc_now(), &root.key(), Vec::new());
@@ -163,15 +163,15 @@ impl Revoke {
             .note(format!("{told} of {asked} members know; the others learn of it from them, or at the next contact"));
         Ok(())
     }
+}
 
-    fn what(&self) -> Result<Revoked, Failure> {
-        if let Ok(key) = self.what.parse::<PeerId>() {
-            return Ok(Revoked::Key(key));
-        }
-        let id: GrantId =
-            self.what.parse().or_fail("usage", "a key has 64 digits, a grant's id 32: potluck swarm members")?;
-        Ok(Revoked::Link(*id.as_bytes()))
+/// A key or a grant's id.
+pub(crate) fn read_revoked(text: &str) -> Result<Revoked, Failure> {
+    if let Ok(key) = text.parse::<PeerId>() {
+        return Ok(Revoked::Key(key));
     }
+    let id: GrantId = text.parse().or_fail("usage", "a key has 64 digits, a grant's id 32: potluck swarm members")?;
+    Ok(Revoked::Link(*id.as_bytes()))
 }
 
 /// Whom this machine has let in.

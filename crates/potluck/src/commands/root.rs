@@ -3,16 +3,18 @@
 use std::{
     collections::BTreeSet,
     path::PathBuf,
+    str::FromStr,
     time::{Duration, UNIX_EPOCH},
 };
 
 use clap::Args;
+use potluck_core::Revoked;
 use potluck_grant::{Gate, GrantError, GrantId};
 use serde_json::json;
 use tokio::task::JoinSet;
 
 use super::{
-    authority::spread,
+    authority::{read_revoked, spread},
     join::keys,
     swarm::{days_from, utc_now},
 };
@@ -50,8 +52,29 @@ pub(crate) struct RootKey {
     /// A grant that was given out elsewhere with the old key and stays good, as `potluck swarm members` shows it there (repeatable)
     #[arg(long, value_name = "ID", requires = "rotate")]
     adopt: Vec<GrantId>,
+    /// What the old key has taken back and a thief may have: a key, a grant's id, or all; it is taken back no longer (repeatable)
+    #[arg(long, value_name = "KEY|ID|all", requires = "rotate")]
+    restore: Vec<Restore>,
     #[command(flatten)]
     root: RootArgs,
+}
+
+/// What is taken back no longer.
+#[derive(Debug, Clone, Copy)]
+enum Restore {
+    All,
+    One(Revoked),
+}
+
+impl FromStr for Restore {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        read_revoked(text).map(Self::One).map_err(|failure| failure.hint)
+    }
 }
 
 impl RootKey {
@@ -73,7 +96,7 @@ impl RootKey {
                 told(screen, "unlocked", &path, "whoever reads that file may let in anybody")
             }
             Self { export: Some(path), remove, .. } => export(home, screen, path, remove),
-            Self { rotate: true, grace, adopt, .. } => rotate(home, screen, grace, &adopt).await,
+            Self { rotate: true, grace, adopt, restore, .. } => rotate(home, screen, grace, &adopt, &restore).await,
             _ => show(home, screen),
         }
     }
@@ -165,7 +188,13 @@ fn show(home: &Home, screen: Screen) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn rotate(home: &Home, screen: Screen, grace: u32, adopt: &[GrantId]) -> Result<(), Failure> {
+async fn rotate(
+    home: &Home,
+    screen: Screen,
+    grace: u32,
+    adopt: &[GrantId],
+    restore: &[Restore],
+) -> Result<(), Failure> {
     // Two at once would each put a key in the other's place.
     let _alone = lock_rotation(home)?;
     let root = SwarmRoot::open(home)?;
@@ -192,6 +221,14 @@ async fn rotate(home: &Home, screen: Screen, grace: u32, adopt: &[GrantId]) -> R
         return Err(Failure::new("nobody_stays", message, hint));
     }
     let now = utc_now();
+    let mut taken = gate.revoked_by_roots();
+    let restored: BTreeSet<Revoked> = restore
+        .iter()
+        .flat_map(|what| match what {
+            Restore::All => std::mem::take(&mut taken),
+            Restore::One(what) => taken.take(what).into_iter().collect(),
+        })
+        .collect();
     // What stood after the last rotation stands on.
     let mut adopted: BTreeSet<GrantId> = adopt.iter().copied().chain(gate.adopted()).collect();
     let own = keys(home)?.into_iter().filter_map(|key| membership.grant(key).ok());
@@ -200,7 +237,7 @@ async fn rotate(home: &Home, screen: Screen, grace: u32, adopt: &[GrantId]) -> R
         let Ok(chain) = gate.read(&grant) else { continue };
         let first = chain.links().first().map(|link| link.id);
         // Whoever took it back may count no longer once the new root signs: so it does not stay at all.
-        let revoked = matches!(gate.check(&grant, chain.holder(), now), Err(GrantError::Revoked(_)));
+        let revoked = matches!(gate.check(&grant, chain.holder(), now), Err(GrantError::Revoked(by)) if !restored.contains(&by.0));
         match (first, revoked) {
             (Some(first), true) => drop(adopted.remove(&first)),
             (Some(first), false) => drop(adopted.insert(first)),
@@ -208,11 +245,14 @@ async fn rotate(home: &Home, screen: Screen, grace: u32, adopt: &[GrantId]) -> R
         }
     }
     let until = if grace == 0 { 0 } else { days_from(now, grace) };
-    let (next, said) = root.rotate(home, &gate, &adopted, now, until)?;
+    let (next, said) = root.rotate(home, &gate, (&adopted, &taken), now, until)?;
     let (told, asked) = spread(home, &membership, said).await?;
     if screen.json {
-        let adopted = adopted.len();
-        return screen.object(&json!({ "root": next.to_string(), "adopted": adopted, "told": told, "members": asked }));
+        let (adopted, restored) = (adopted.len(), restored.len());
+        let next = next.to_string();
+        return screen.object(
+            &json!({ "root": next, "adopted": adopted, "restored": restored, "told": told, "members": asked }),
+        );
     }
     screen.text(&format!("root {next}\n"))?;
     screen.note(format!(

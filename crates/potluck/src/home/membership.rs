@@ -139,6 +139,16 @@ impl Membership {
         }
     }
 
+    /// Keeps where members are now that were heard of, where that is new: whoever has let this machine in may be gone next time.
+    pub(crate) fn heard_of(home: &Home, swarm: &str, members: Vec<PeerAddress>) -> Result<(), Failure> {
+        let mut membership = Self::open(home)?;
+        // The machine may have joined another swarm since.
+        if membership.swarm == swarm && learn(&mut membership.contacts, members) {
+            membership.save(home)?;
+        }
+        Ok(())
+    }
+
     /// The grant of one of this machine's keys.
     pub(crate) fn grant(&self, peer: PeerId) -> Result<Vec<u8>, Failure> {
         let name = peer.to_string();
@@ -171,6 +181,30 @@ pub(crate) fn usable(relays: &[String]) -> Vec<String> {
     read.map(|at| at.to_string()).take(RELAYS_MAX).collect()
 }
 
+/// Where members are now, as their own offers say; true if that was not known. Who offers nothing now makes room for who does.
+pub(crate) fn learn(contacts: &mut Vec<PeerAddress>, known: Vec<PeerAddress>) -> bool {
+    let mut new = false;
+    let present: Vec<_> = known.iter().map(|member| member.peer).collect();
+    for member in known {
+        let known = contacts.iter().position(|contact| contact.peer == member.peer);
+        let absent = || contacts.iter().position(|contact| !present.contains(&contact.peer));
+        match known {
+            Some(at) if contacts[at] == member => {}
+            Some(at) => (contacts[at], new) = (member, true),
+            None if contacts.len() < CONTACTS_KEPT => {
+                contacts.push(member);
+                new = true;
+            }
+            None => {
+                if let Some(at) = absent() {
+                    (contacts[at], new) = (member, true);
+                }
+            }
+        }
+    }
+    new
+}
+
 #[cfg(test)]
 mod tests {
     use potluck_core::SecretKey;
@@ -180,6 +214,19 @@ mod tests {
     fn member(n: u8, port: u16) -> PeerAddress {
         let peer = SecretKey::from_bytes(&[n; 32]).peer_id();
         PeerAddress { peer, addresses: vec![format!("127.0.0.1:{port}")], relay: None }
+    }
+
+    #[test]
+    fn who_was_heard_of_is_kept_and_who_offers_nothing_makes_room() {
+        let mut contacts = vec![member(1, 1)];
+        assert!(learn(&mut contacts, vec![member(1, 2), member(2, 1)]));
+        assert_eq!(contacts, [member(1, 2), member(2, 1)]);
+        assert!(!learn(&mut contacts, vec![member(2, 1)]), "nothing new");
+        let many: Vec<_> = (10..100).map(|n| member(n, 1)).collect();
+        assert!(learn(&mut contacts, many.clone()));
+        assert_eq!(contacts.len(), CONTACTS_KEPT);
+        assert!(contacts.iter().all(|contact| many.contains(contact)), "both were away");
+        assert!(!learn(&mut contacts, many), "those that are there stay");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Offers: told to the members that this machine knows, asked from them, and renewed before they expire.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use potluck_core::{Offer, SecretKey, SignedOffer};
 use potluck_net::{Directory, Node, Serving};
@@ -11,8 +11,8 @@ use super::ServingPeer;
 use crate::{
     commands::swarm::utc_now,
     failure::Failure,
-    home::{CONTACTS_KEPT, Home, Membership},
-    placement::members,
+    home::{Home, Membership, learn},
+    placement::{members, most},
 };
 
 /// Seconds that an offer holds.
@@ -82,8 +82,9 @@ impl Announcer {
         for offer in offers {
             serving.announce(offer).await;
         }
-        let known = members(serving.directory().offers(utc_now()), &[]);
-        if self.learn(known)
+        let mut known = members(serving.directory().offers(utc_now()), &[]);
+        known.retain(|member| member.peer != self.key.peer_id());
+        if learn(&mut self.contacts, known)
             && let Err(failure) = self.remember()
         {
             tracing::warn!(code = %failure.code, "where the others are was not kept: {}", failure.message);
@@ -113,31 +114,6 @@ impl Announcer {
             });
         }
         asked.join_all().await.into_iter().flatten().collect()
-    }
-
-    /// Where members are now, as their own offers say; true if that was not known.
-    fn learn(&mut self, known: Vec<PeerAddress>) -> bool {
-        let mut new = false;
-        let present: Vec<_> = known.iter().map(|member| member.peer).collect();
-        for member in known.into_iter().filter(|member| member.peer != self.key.peer_id()) {
-            let known = self.contacts.iter().position(|contact| contact.peer == member.peer);
-            // Who offers nothing now makes room.
-            let absent = || self.contacts.iter().position(|contact| !present.contains(&contact.peer));
-            match known {
-                Some(at) if self.contacts[at] == member => {}
-                Some(at) => (self.contacts[at], new) = (member, true),
-                None if self.contacts.len() < CONTACTS_KEPT => {
-                    self.contacts.push(member);
-                    new = true;
-                }
-                None => {
-                    if let Some(at) = absent() {
-                        (self.contacts[at], new) = (member, true);
-                    }
-                }
-            }
-        }
-        new
     }
 
     fn remember(&self) -> Result<(), Failure> {
@@ -170,7 +146,8 @@ impl Announcer {
     }
 }
 
-/// Every offer of a member that these members know and that holds now: the latest of each stage of each peer.
+/// Every offer of a member that these members know and that holds now: the latest of each stage of each peer. A member that does not
+/// answer holds this up for a moment only, if others do.
 pub(crate) async fn offers_of(node: &Node, contacts: &[PeerAddress]) -> (Vec<Offer>, Vec<String>) {
     let mut directory = Directory::default();
     let mut silent = Vec::new();
@@ -179,18 +156,27 @@ pub(crate) async fn offers_of(node: &Node, contacts: &[PeerAddress]) -> (Vec<Off
         let node = node.clone();
         asked.spawn(async move {
             let (offers, _) = tokio::join!(node.offers(&contact), node.pull_revocations(&contact));
-            (contact, offers)
+            (contact.peer, offers)
         });
     }
-    for (contact, offers) in asked.join_all().await {
-        match offers {
-            Ok(signed) => signed.into_iter().for_each(|offer| {
-                if let Err(refused) = directory.announce(offer, &node.identity().gate, utc_now()) {
-                    tracing::info!(peer = %contact.peer.short(), %refused, "a contact passed an offer on that is none");
-                }
-            }),
-            Err(error) => silent.push(error.to_string()),
+    let mut late: BTreeSet<_> = contacts.iter().map(|contact| contact.peer).collect();
+    most(&mut asked, |(peer, offers)| {
+        late.remove(&peer);
+        let signed = match offers {
+            Ok(signed) => signed,
+            Err(error) => {
+                silent.push(error.to_string());
+                return false;
+            }
+        };
+        for offer in signed {
+            if let Err(refused) = directory.announce(offer, &node.identity().gate, utc_now()) {
+                tracing::info!(peer = %peer.short(), %refused, "a contact passed an offer on that is none");
+            }
         }
-    }
+        true
+    })
+    .await;
+    silent.extend(late.iter().map(|peer| format!("peer {} did not answer while others did", peer.short())));
     (directory.offers(utc_now()).cloned().collect(), silent)
 }

@@ -10,9 +10,11 @@ use potluck_chain::{Hop, OwnStage, SessionConfig, plan::Wish};
 use potluck_client::{ChatTemplate, Session, SpecialTokens};
 use potluck_core::{LayerRange, PeerId, StageSpec};
 use potluck_engine::{EngineSettings, VocabularyClient, memory};
-use potluck_gateway::{Access, Gateway, Lent, Model, Opener, Own as GatewayOwn, Problem, Whose, serve};
+use potluck_gateway::{
+    Access, Gateway, Lent, Model, Opener, Own as GatewayOwn, Paths, PeerPath, Problem, Whose, serve,
+};
 use potluck_model::Facts;
-use potluck_net::{Node, OwnPort};
+use potluck_net::{Node, OwnPort, PathInfo};
 use potluck_store::{Entry, InUse};
 use potluck_wire::Codec;
 use tokio::{net::TcpListener, sync::oneshot};
@@ -237,7 +239,9 @@ impl Front {
         });
         let lent = self.lenders.clone().map(|lenders| Box::new(lenders) as Box<dyn Lent>);
         let keeper = (!door.no_pull).then(|| self.keeper.clone());
-        let gateway = Gateway { own, access, keeper, lent, overflow: door.overflow.into() };
+        let node = self.own.as_ref().map(|own| &own.sessions.node).or(self.swarm.as_ref());
+        let paths = node.map(|node| Box::new(NodePaths(node.clone())) as Box<dyn Paths>);
+        let gateway = Gateway { own, access, keeper, lent, overflow: door.overflow.into(), paths };
         async move {
             // A sender that is dropped has nothing left to serve: that is a stop, too.
             let stopped = async move { stop.await.unwrap_or_default() };
@@ -290,6 +294,22 @@ impl Front {
         if let Some(embedded) = self.embedded {
             embedded.stop().await;
         }
+    }
+}
+
+/// The connections of a node.
+#[derive(Debug)]
+struct NodePaths(Node);
+
+impl Paths for NodePaths {
+    fn paths(&self) -> Vec<PeerPath> {
+        let of = |(peer, PathInfo { kind, rtt, loss }): (PeerId, PathInfo)| PeerPath {
+            peer: peer.to_string(),
+            kind: kind.name(),
+            rtt,
+            loss,
+        };
+        self.0.paths().into_iter().map(of).collect()
     }
 }
 

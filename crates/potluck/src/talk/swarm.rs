@@ -16,7 +16,7 @@ use crate::{
     args::Prefer,
     failure::Failure,
     home::{self, Home, Membership, Role, trusted},
-    placement::{address, missing_layers, model_facts, offered_machines, own_machine},
+    placement::{Reaching, address, members, missing_layers, model_facts, own_machine},
     serving::offers_of,
 };
 
@@ -58,14 +58,14 @@ async fn plan_over(
         machines.push(Machine { missing, ..own_machine(wanted.home, wanted.memory)? });
     }
     let (mut offers, mut silent) = (Vec::new(), Vec::new());
+    let mut reaching = None;
     if let Some((client, membership)) = swarm {
         (offers, silent) = offers_of(client, &membership.contacts).await;
-        let (offered, unreached) = offered_machines(client, &offers).await;
-        // As the list is now: whoever was taken off it is given nothing more.
-        let list = trusted(wanted.home)?;
-        let trusted = |machine: &Machine| matches!(machine.who, Who::Peer(peer) if list.contains(&peer));
-        machines.extend(offered.into_iter().map(|machine| Machine { trusted: trusted(&machine), ..machine }));
-        silent.extend(unreached);
+        if let Err(failure) = Membership::heard_of(wanted.home, &membership.swarm, members(&offers, &[])) {
+            tracing::info!(code = %failure.code, "where the others are was not kept: {}", failure.message);
+        }
+        let reaching = reaching.insert(Reaching::begin(client, &offers));
+        reaching.most().await;
     }
     let wish = Wish {
         positions: wanted.settings.context,
@@ -81,7 +81,28 @@ async fn plan_over(
         own_sessions: wanted.settings.caches,
     };
     let facts = model_facts(wanted.entry, wanted.settings.kv)?;
-    let preview = plan(&facts, &machines, &wish).map_err(|error| {
+    let planned = loop {
+        let mut machines = machines.clone();
+        if let Some(reaching) = &reaching {
+            // As the list is now: whoever was taken off it is given nothing more.
+            let list = trusted(wanted.home)?;
+            let trusted = |machine: &Machine| matches!(machine.who, Who::Peer(peer) if list.contains(&peer));
+            let offered = reaching.machines(&offers).into_iter();
+            machines.extend(offered.map(|machine| Machine { trusted: trusted(&machine), ..machine }));
+        }
+        let planned = plan(&facts, &machines, &wish);
+        // Who is far is waited for where there is no way without.
+        match &mut reaching {
+            Some(reaching) if planned.is_err() => {
+                if !reaching.rest().await {
+                    break planned;
+                }
+            }
+            _ => break planned,
+        }
+    };
+    silent.extend(reaching.into_iter().flat_map(Reaching::unreached));
+    let preview = planned.map_err(|error| {
         let shorter = offers.iter().filter(|offer| offer.shape.spec.model == wanted.entry.id);
         let shorter = shorter.map(|offer| offer.shape.context).filter(|&context| context < wish.positions).min();
         let hint = match (&error, shorter) {

@@ -3,9 +3,9 @@
 mod age_file;
 mod file;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
-use potluck_core::{PeerId, SecretKey, SignedRevocation};
+use potluck_core::{PeerId, Revoked, SecretKey, SignedRevocation};
 use potluck_grant::{Caveats, Gate, GrantId, RelayPass, Root, SwarmId};
 
 pub(crate) use age_file::Passphrase;
@@ -186,18 +186,18 @@ impl SwarmRoot {
     }
 
     /// Lets a new root sign in this one's place, from `at` on (UTC seconds), where this one lies, and locked as it is: what to tell every
-    /// member. `gate` knows what is taken back.
+    /// member. `gate` knows what is taken back; of what roots took back, `taken` stays so.
     pub(crate) fn rotate(
         self,
         home: &Home,
         gate: &Gate,
-        adopted: &std::collections::BTreeSet<GrantId>,
+        (adopted, taken): (&BTreeSet<GrantId>, &BTreeSet<Revoked>),
         at: u64,
         until: u64,
     ) -> Result<(PeerId, Vec<SignedRevocation>), Failure> {
         let hint = "the swarm has had as many roots as it can, or too many members: make a new one";
         let next = Root::from_bytes(&new_key()?.to_bytes());
-        let said = self.root.rotate(gate, &next, adopted, at, until).or_fail("rotate", hint)?;
+        let said = self.root.rotate_over(gate, &next, (adopted, taken), at, until).or_fail("rotate", hint)?;
         for one in &said {
             gate.revoke(one.clone()).or_fail("internal", "report this")?;
         }
