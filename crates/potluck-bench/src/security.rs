@@ -33,6 +33,9 @@ pub(crate) const GOAL: f64 = 0.97;
 
 const STAGES: usize = 3;
 
+/// Rounds of what is compared, for one of other benches.
+pub(crate) const MORE_ROUNDS: usize = 5;
+
 /// Times that each check is made, in a round; rounds.
 const CHECKS: u32 = 200;
 const ROUNDS: usize = 9;

@@ -23,8 +23,9 @@ use tokio::{
 use crate::{
     NetError, Node, PathInfo,
     greet::{close, greet},
-    lan::HEAD_START,
+    lan,
     node::{endpoint_addr, lift_limits},
+    public,
     tunnel::lift_tunnel_limits,
 };
 
@@ -52,6 +53,8 @@ pub enum Found {
     Told,
     /// Looked up on the local network by the peer's key: what was told did not answer.
     Lan,
+    /// Looked up in a public record, likewise.
+    Public,
 }
 
 /// One attempt or connection for each peer: whoever comes second waits for the first.
@@ -116,7 +119,7 @@ impl Node {
     }
 
     /// A connection to whoever holds that key, before any word. Where the addresses do not answer at once, the peer is looked
-    /// up on the local network as well, and whichever leads to it first counts.
+    /// up on the local network and in public records as well, and whichever leads to it first counts.
     pub(crate) async fn shake_hands(&self, to: &PeerAddress, alpn: &[u8]) -> Result<(Connection, Found), NetError> {
         let unreachable = |reason: String| NetError::Unreachable { peer: to.peer, reason };
         let address = endpoint_addr(to, &self.relays)?;
@@ -128,7 +131,7 @@ impl Node {
                 (true, false) => reason + "; it listens at another relay, which is not asked: not https",
             })
         };
-        if address.is_empty() && self.finder.is_none() {
+        if address.is_empty() && self.finder.is_none() && self.records.is_none() {
             return Err(match to.relay {
                 Some(_) => unreachable("none of its addresses is known".into()),
                 None => NetError::Address(to.addresses.join(", ")),
@@ -142,28 +145,49 @@ impl Node {
     }
 
     async fn reach(&self, address: EndpointAddr, alpn: &[u8]) -> Result<(Connection, Found), String> {
+        let known = !address.is_empty();
         let told = async {
-            if address.is_empty() {
-                return Err("none of its addresses is known, and nobody on this network says where it is".to_owned());
+            if !known {
+                return Err("none of its addresses is known, and nobody says where it is".to_owned());
             }
             let connected = self.attempt(&address, alpn).await;
             connected.map(|connection| (connection, Found::Told)).map_err(|error| with_causes(&error))
         };
-        let found = async {
+        let on_lan = async {
             let finder = self.finder.as_ref()?;
-            sleep(if address.is_empty() { Duration::ZERO } else { HEAD_START }).await;
+            sleep(if known { lan::HEAD_START } else { Duration::ZERO }).await;
             let place = finder.find(address.id, &address).await?;
             let connected = self.endpoint.connect(place, alpn).await;
             connected.ok().map(|connection| (connection, Found::Lan))
         };
-        let (mut told, mut found) = (pin!(told), pin!(found));
+        let in_public = async {
+            let records = self.records.as_ref()?;
+            sleep(if known { public::HEAD_START } else { Duration::ZERO }).await;
+            let place = records.find(address.id, &address, &self.relays).await?;
+            let connected = self.attempt(&place, alpn).await;
+            connected.ok().map(|connection| (connection, Found::Public))
+        };
+        let looked_up = async {
+            let (mut on_lan, mut in_public) = (pin!(on_lan), pin!(in_public));
+            tokio::select! {
+                found = &mut on_lan => match found {
+                    Some(found) => Some(found),
+                    None => in_public.await,
+                },
+                found = &mut in_public => match found {
+                    Some(found) => Some(found),
+                    None => on_lan.await,
+                },
+            }
+        };
+        let (mut told, mut looked_up) = (pin!(told), pin!(looked_up));
         tokio::select! {
             biased;
             reached = &mut told => match reached {
                 Ok(reached) => Ok(reached),
-                Err(reason) => found.await.ok_or(reason),
+                Err(reason) => looked_up.await.ok_or(reason),
             },
-            reached = &mut found => match reached {
+            reached = &mut looked_up => match reached {
                 Some(reached) => Ok(reached),
                 None => told.await,
             },

@@ -24,6 +24,17 @@ pub enum NetError {
         "`{0}` is no address of a relay: expected `https://host`, perhaps with `#pin=...` as `potluck relay` prints it"
     )]
     Relay(String),
+    /// The user: this is no place where records of peers lie.
+    #[error("`{0}` is none of `dht`, `dht:HOST:PORT`, `https://...`")]
+    PublicLookup(String),
+    /// The system or the user: peers cannot be looked up there.
+    #[error("peers cannot be looked up at {at}: {reason}")]
+    Lookup {
+        /// Where.
+        at: String,
+        /// Why.
+        reason: String,
+    },
     /// The network or the peer: it was not reached.
     #[error("peer {} was not reached: {reason}", .peer.short())]
     Unreachable {
@@ -103,6 +114,7 @@ impl NetError {
             Self::Bind { .. } => "bind",
             Self::Address(_) => "bad_address",
             Self::Relay(_) => "bad_relay",
+            Self::PublicLookup(_) | Self::Lookup { .. } => "bad_discovery",
             Self::Unreachable { .. } | Self::Lost { .. } => "peer_lost",
             Self::Refused { code: FailureCode::InvitationUnknown, .. } => "invitation_unknown",
             Self::Refused { code: FailureCode::InvitationExpired, .. } => "invitation_expired",
@@ -125,6 +137,9 @@ impl NetError {
             Self::Address(_) => "write it as ip:port, for example 192.168.1.7:7575",
             Self::Relay(_) => {
                 "write it as `potluck relay` prints it, or https://relay.example, or https://relay.example:8443, or `none`"
+            }
+            Self::PublicLookup(_) | Self::Lookup { .. } => {
+                "`--discovery dht` looks peers up in the BitTorrent DHT, `https://...` at a pkarr relay"
             }
             Self::Unreachable { .. } | Self::Lost { .. } => "check that the peer runs: `potluck peers`",
             Self::Refused { code, .. } => match code {

@@ -19,6 +19,7 @@ use crate::{
     Door, Lan, Lending, NetDeadlines, NetError, Orders, Shelf,
     connect::Links,
     lan::Finder,
+    public::{PublicLookup, Records},
     relay::{RelayUse, Relays},
     tunnel::{DATAGRAM_BYTES, TunnelsCell},
 };
@@ -101,6 +102,7 @@ pub struct Node {
     /// Those for tunnels.
     pub(crate) tunnel_links: Links,
     pub(crate) finder: Option<Arc<Finder>>,
+    pub(crate) records: Option<Arc<Records>>,
     pub(crate) relays: Relays,
     pub(crate) door: Arc<OnceLock<Door>>,
     pub(crate) shelf: Arc<OnceLock<Shelf>>,
@@ -158,6 +160,7 @@ impl Node {
             links: Links::default(),
             tunnel_links: Links::default(),
             finder,
+            records: None,
             relays,
             door: Arc::default(),
             shelf: Arc::default(),
@@ -166,6 +169,15 @@ impl Node {
             tunnels: TunnelsCell::default(),
             revoked: watch::Sender::new(0),
         })
+    }
+
+    /// The same node, which looks peers up there as well, and is found there where it is published.
+    ///
+    /// # Errors
+    /// `Lookup`, where that cannot be used.
+    pub fn with_public_lookup(mut self, at: &PublicLookup, publish: bool) -> Result<Self, NetError> {
+        self.records = Some(Arc::new(Records::start(&self.endpoint, at, publish)?));
+        Ok(self)
     }
 
     /// The node's id.

@@ -3,17 +3,35 @@
 
 mod swarm;
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{Path as At, State},
+    http::StatusCode,
+    routing,
+};
+use n0_mainline::Testnet;
 use potluck_core::{PeerId, Revocation, Revoked};
 use potluck_grant::Gate;
 use potluck_net::{
-    Bind, Identity, Lan, NetDeadlines, NetError, Node, NodeConfig, PathKind, RelayAt, RelayInvitation, RelayUse,
+    Bind, Found, Identity, Lan, NetDeadlines, NetError, Node, NodeConfig, PathKind, PublicLookup, RelayAt,
+    RelayInvitation, RelayUse,
 };
 use potluck_relay::{Certificate, Limits, Relay, RelayConfig, Spent};
 use potluck_wire::PeerAddress;
 use swarm::{FAR, grant_of, key, lend, node, root, spec};
-use tokio::time::{interval, timeout};
+use tokio::{
+    net::TcpListener,
+    time::{interval, timeout},
+};
 
 /// Waits until that is so, for a minute at most.
 async fn eventually(what: &str, is_so: impl Fn() -> bool) {
@@ -92,6 +110,83 @@ async fn who_knows_no_address_asks_through_the_relay() {
     assert!(alone.connect(&host.address()).await.is_ok());
     serving.stop().await;
     relay.stop().await.unwrap();
+}
+
+/// A pkarr relay, which keeps whatever is brought and checks nothing: by the key of whose record it was asked for.
+async fn pkarr() -> (PublicLookup, Records) {
+    let records = Records::default();
+    let put = async |State(records): State<Records>, At(key): At<String>, body: Bytes| {
+        records.lock().unwrap().insert(key, body);
+    };
+    let get = async |State(records): State<Records>, At(key): At<String>| {
+        records.lock().unwrap().get(&key).cloned().ok_or(StatusCode::NOT_FOUND)
+    };
+    let routes = Router::new().route("/{key}", routing::put(put).get(get)).with_state(records.clone());
+    let listener = TcpListener::bind(local()).await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    (url.parse().unwrap(), records)
+}
+
+/// By their keys in the form of pkarr.
+type Records = Arc<Mutex<HashMap<String, Bytes>>>;
+
+/// Nothing but its key is known.
+fn unknown(peer: PeerId) -> PeerAddress {
+    PeerAddress { peer, addresses: Vec::new(), relay: None }
+}
+
+/// A host that is found there, by a guest that knows its key and its relay, and by nobody else.
+async fn is_found(at: &PublicLookup) {
+    let (relay, url, _) = relay().await;
+    let host = node_at(1, &[&url]).await.with_public_lookup(at, true).unwrap();
+    let serving = lend(&host, spec(0, 2, 2), Duration::from_secs(5));
+    assert_eq!(host.relay_answers().await, Some(Ok(())));
+    let guest = node_at(2, &[&url]).await.with_public_lookup(at, false).unwrap();
+    let found = timeout(Duration::from_secs(60), async {
+        loop {
+            // A record takes a moment to be where it is looked for.
+            if let Ok(link) = guest.connect(&unknown(host.id())).await {
+                break link.found;
+            }
+        }
+    });
+    assert_eq!(found.await.unwrap(), Found::Public);
+    // The controls: a node that does not look there, and one that is not published.
+    let alone = node_at(3, &[&url]).await;
+    assert!(alone.connect(&unknown(host.id())).await.is_err());
+    assert!(host.connect(&unknown(guest.id())).await.is_err());
+    serving.stop().await;
+    relay.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn whose_key_alone_is_known_is_found_at_a_pkarr_relay() {
+    let (at, records) = pkarr().await;
+    is_found(&at).await;
+    // Another's record under a key: it is not believed, and nobody is taken for somebody else.
+    let record = records.lock().unwrap().values().next().unwrap().clone();
+    let (relay, url, _) = relay().await;
+    let host = node_at(1, &[&url]).await;
+    let serving = lend(&host, spec(0, 2, 2), Duration::from_secs(5));
+    assert_eq!(host.relay_answers().await, Some(Ok(())));
+    let guest = node_at(2, &[&url]).await.with_public_lookup(&at, false).unwrap();
+    let asked = guest.connect(&unknown(key(4).peer_id())).await;
+    assert!(matches!(asked, Err(NetError::Unreachable { .. })), "no record");
+    let name = |n| iroh_base::EndpointId::from_bytes(key(n).peer_id().as_bytes()).unwrap().to_z32();
+    assert!(records.lock().unwrap().keys().eq([&name(1)]), "this is how records are asked for");
+    records.lock().unwrap().insert(name(4), record);
+    let asked = guest.connect(&unknown(key(4).peer_id())).await;
+    assert!(matches!(asked, Err(NetError::Unreachable { .. })), "{asked:?}");
+    serving.stop().await;
+    relay.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn whose_key_alone_is_known_is_found_in_a_dht() {
+    let dht = Testnet::new(8).await.unwrap();
+    let port = dht.bootstrap[0].rsplit_once(':').unwrap().1;
+    is_found(&format!("dht:127.0.0.1:{port}").parse().unwrap()).await;
 }
 
 #[tokio::test]

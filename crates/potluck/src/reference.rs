@@ -7,14 +7,15 @@ use clap::{Arg, Command, CommandFactory as _};
 use crate::command_line::Cli;
 
 const HEAD: &str = "# Configuration\n\n\
-    Every option of every command; this page is made from the program (`make snapshots`). `--json`, `--home`, `--no-mdns`, `--relay` and\n\
-    `--help` are options of all of them.\n\n\
+    Every option of every command; this page is made from the program (`make snapshots`). `--json`, `--home`, `--no-mdns`, `--relay`,\n\
+    `--discovery` and `--help` are options of all of them.\n\n\
     | variable | what |\n| --- | --- |\n\
     | `POTLUCK_HOME` | where keys, the swarm and the models are kept, as `--home` |\n\
     | `POTLUCK_DISK` | disk that fetched models may take, as `--disk` |\n\
     | `POTLUCK_OVERFLOW` | what becomes of a prompt that is too long, as `--overflow` |\n\
     | `POTLUCK_NO_MDNS` | `1`: as `--no-mdns` |\n\
     | `POTLUCK_RELAY` | the relay that helps where machines do not reach each other, or `none`, as `--relay` |\n\
+    | `POTLUCK_DISCOVERY` | where peers are looked up in public: `dht`, `dht:HOST:PORT`, or the URL of a pkarr relay, as `--discovery` |\n\
     | `POTLUCK_ROOT`, `POTLUCK_ROOT_PASSPHRASE_FILE` | the swarm's root key where it lies elsewhere, and a file whose first line is its passphrase, as `--root` and `--passphrase-file` |\n\
     | `POTLUCK_INVITATION` | the line of `potluck join`, where no list of processes shows it |\n\
     | `POTLUCK_API_KEY` | the key that `potluck use` writes for other programs |\n\
@@ -44,7 +45,7 @@ fn section(page: &mut String, parents: &str, command: &Command) {
     }
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     let _ = write!(page, "\n## {name}\n\n{about}.\n");
-    let common = ["json", "home", "no_mdns", "relay", "help", "version"];
+    let common = ["json", "home", "no_mdns", "relay", "discovery", "help", "version"];
     let options = command.get_arguments().filter(|arg| !arg.is_hide_set() && !common.contains(&arg.get_id().as_str()));
     let rows: Vec<_> = options.map(row).collect();
     if !rows.is_empty() {

@@ -163,7 +163,7 @@ mod tests {
     use crate::{access::Caller, lent::Turns};
 
     async fn answer(content_type: &str, pieces: Vec<Result<Bytes, Problem>>) -> (Response, Turns) {
-        let turns = Turns::new(Arc::default());
+        let turns = Turns::new(Arc::new(crate::metrics::Metrics::new(None)));
         let turn = turns.take(&Caller::Key([1; 32]), "m", 1).await.unwrap();
         let body: BoxStream<_> = Box::pin(stream::iter(pieces));
         let answer = LentAnswer { status: 200, content_type: content_type.into(), retry_after: Some(7), body };

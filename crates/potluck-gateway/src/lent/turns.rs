@@ -126,7 +126,7 @@ mod tests {
 
     #[tokio::test]
     async fn callers_take_turns_and_none_is_lost() {
-        let turns = Turns::new(Arc::default());
+        let turns = Turns::new(Arc::new(Metrics::new(None)));
         let enqueue = |n| turns.enqueue(&caller(n), "m", 2).unwrap();
         let running = [turns.take(&caller(1), "m", 2).await.unwrap(), turns.take(&caller(1), "m", 2).await.unwrap()];
         let (mut first, second, mut other) = (enqueue(1), enqueue(1), enqueue(2));
@@ -145,7 +145,7 @@ mod tests {
 
     #[tokio::test]
     async fn more_places_are_taken_at_once_and_fewer_in_time() {
-        let turns = Turns::new(Arc::default());
+        let turns = Turns::new(Arc::new(Metrics::new(None)));
         let mut waiting: Vec<_> = (0..3).map(|n| turns.enqueue(&caller(n), "m", 1).unwrap()).collect();
         let mut last = turns.enqueue(&caller(9), "m", 3).unwrap();
         let mut held: Vec<_> = waiting.iter_mut().filter_map(|waiting| waiting.try_recv().ok()).collect();
@@ -159,7 +159,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_caller_cannot_keep_the_others_out() {
-        let turns = Turns::new(Arc::default());
+        let turns = Turns::new(Arc::new(Metrics::new(None)));
         let enqueue = |n| turns.enqueue(&caller(n), "m", 1);
         let held = enqueue(1).unwrap();
         let waiting: Vec<_> = (0..QUEUE_PER_CALLER_MAX).map(|_| enqueue(1).unwrap()).collect();

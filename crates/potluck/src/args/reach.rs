@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use clap::{Args, builder::FalseyValueParser};
-use potluck_net::{Lan, NetError, RelayAt};
+use potluck_net::{Lan, NetError, Node, PublicLookup, RelayAt};
 
 /// How this machine and the others reach each other.
 #[derive(Debug, Clone, Default, Args)]
@@ -15,6 +15,10 @@ pub(crate) struct Reach {
     /// swarm relays` prints them]
     #[arg(long, global = true, value_name = "URL", env = "POTLUCK_RELAY", hide_env = true, value_delimiter = ',')]
     pub(crate) relay: Vec<RelayChoice>,
+    /// Look peers up by their keys in public, where those whom this machine knows are gone, and be found there where it serves: `dht`
+    /// (BitTorrent's), or the URL of a pkarr relay
+    #[arg(long, global = true, value_name = "dht|URL", env = "POTLUCK_DISCOVERY", hide_env = true)]
+    pub(crate) discovery: Option<PublicLookup>,
 }
 
 /// Which relay the user wants.
@@ -35,6 +39,14 @@ impl Reach {
     /// The same, where others ask it.
     pub(crate) fn serving(&self) -> Lan {
         if self.no_mdns { Lan::Off } else { Lan::Announce }
+    }
+
+    /// That node, as one that looks peers up in public where the user wants it; `publish`: and is found there.
+    pub(crate) fn in_public(&self, node: Node, publish: bool) -> Result<Node, NetError> {
+        match &self.discovery {
+            Some(at) => node.with_public_lookup(at, publish),
+            None => Ok(node),
+        }
     }
 
     /// The relays that the user wants, or else these.
@@ -79,7 +91,7 @@ mod tests {
     fn what_is_asked_for_this_time_counts_before_what_is_kept() {
         let kept = ["https://kept.example/".to_owned()];
         let chosen = |texts: &[&str]| {
-            let reach = Reach { no_mdns: false, relay: texts.iter().map(|text| text.parse().unwrap()).collect() };
+            let reach = Reach { relay: texts.iter().map(|text| text.parse().unwrap()).collect(), ..Reach::default() };
             (reach.relays_or(&kept), reach.relays_or(&[]))
         };
         assert_eq!(chosen(&[]), (kept.to_vec(), vec![]));

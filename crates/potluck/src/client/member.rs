@@ -71,6 +71,7 @@ impl Member {
         let (bind, lan, deadlines) = (settings.binding(), settings.lan(lends), NetDeadlines::default());
         let own = identity.key.peer_id();
         let node = Node::bind(NodeConfig { identity, bind, lan, relay, deadlines }).await?;
+        let node = settings.reach()?.in_public(node, true)?;
         let contacts: Vec<_> = contacts.into_iter().filter(|contact| contact.peer != own).collect();
         let told = watch::Sender::new(false);
         let contacts = Mutex::new(contacts);

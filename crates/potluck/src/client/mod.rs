@@ -87,7 +87,12 @@ impl Client {
                     let urls = settings.relays.clone().unwrap_or_else(|| invitation.relays.clone());
                     let mut relay = relays_in_memory(&urls);
                     relay.iter_mut().for_each(|relay| relay.pass = Some(invitation.relay_pass()));
-                    let reach = Reaching { bind: settings.binding(), lan: settings.lan(false), relay };
+                    let reach = Reaching {
+                        bind: settings.binding(),
+                        lan: settings.lan(false),
+                        relay,
+                        discovery: settings.reach()?.discovery,
+                    };
                     let (own, keys) = (key.clone(), vec![key.peer_id()]);
                     worker.run(async move { show(&own, keys, &invitation, reach).await }).await??
                 }

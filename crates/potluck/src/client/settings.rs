@@ -3,7 +3,7 @@
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use potluck_core::{PeerId, SecretKey, SignedRevocation};
-use potluck_net::{Bind, Lan, RELAYS_MAX, RelayAt, RelayUse};
+use potluck_net::{Bind, Lan, PublicLookup, RELAYS_MAX, RelayAt, RelayUse};
 use potluck_wire::PeerAddress;
 
 use super::ClientError;
@@ -27,6 +27,9 @@ pub struct Settings {
     pub mdns: bool,
     /// Relays, in place of those of the swarm; an empty list: none.
     pub relays: Option<Vec<String>>,
+    /// Where peers are looked up whose addresses are known to nobody else, and this one is found: `dht`, or the URL of a pkarr relay.
+    /// None: nowhere.
+    pub discovery: Option<String>,
     /// How long a message, and its reply, may take together.
     pub deadline: Duration,
     /// The program `potluck`, which runs models. None: beside this program, or on the `PATH`. The first client of a
@@ -36,7 +39,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { home: None, bind: None, mdns: true, relays: None, deadline: DEADLINE, program: None }
+        Self { home: None, bind: None, mdns: true, relays: None, discovery: None, deadline: DEADLINE, program: None }
     }
 }
 
@@ -65,6 +68,12 @@ impl Settings {
         Self { relays: Some(relays.into_iter().map(Into::into).collect()), ..self }
     }
 
+    /// Looking peers up in public, and found there: `dht`, or the URL of a pkarr relay.
+    #[must_use]
+    pub fn discovery(self, at: impl Into<String>) -> Self {
+        Self { discovery: Some(at.into()), ..self }
+    }
+
     /// With so much time for a message and its reply.
     #[must_use]
     pub fn deadline(self, deadline: Duration) -> Self {
@@ -86,7 +95,8 @@ impl Settings {
                 read.collect::<Result<_, _>>()?
             }
         };
-        Ok(Reach { no_mdns: !self.mdns, relay })
+        let discovery = self.discovery.as_deref().map(str::parse::<PublicLookup>).transpose()?;
+        Ok(Reach { no_mdns: !self.mdns, relay, discovery })
     }
 
     pub(super) fn binding(&self) -> Bind {

@@ -309,7 +309,11 @@ async fn reach(findings: &mut Findings, node: &Node, membership: &Membership, ch
                 let words = path.map_or(String::new(), |path| {
                     format!(", {}, {:.1} ms, loss {:.1} %", path.kind, path.rtt.as_secs_f64() * 1e3, path.loss * 1e2)
                 });
-                let found = if link.found == Found::Lan { ", found by mDNS" } else { "" };
+                let found = match link.found {
+                    Found::Told => "",
+                    Found::Lan => ", found by mDNS",
+                    Found::Public => ", looked up in public",
+                };
                 let text = format!("{name} answers{words}{found}");
                 match path.filter(PathInfo::is_relayed).zip(check) {
                     Some((_, check)) => {

@@ -5,7 +5,9 @@ use std::io::{Read, stdin};
 use clap::Args;
 use potluck_core::{PeerId, SecretKey};
 use potluck_grant::Gate;
-use potluck_net::{Bind, Identity as NetIdentity, Lan, NetDeadlines, NetError, Node, NodeConfig, RelayUse};
+use potluck_net::{
+    Bind, Identity as NetIdentity, Lan, NetDeadlines, NetError, Node, NodeConfig, PublicLookup, RelayUse,
+};
 use potluck_wire::FailureCode;
 use serde_json::json;
 
@@ -90,7 +92,8 @@ async fn ask(home: &Home, invitation: &Invitation) -> Result<(Admission, String)
     let relays = home.reach.relays_or(&usable(&invitation.relays));
     let relay = home.claim_relays(relays, Some(invitation.relay_pass()));
     let key = Identity::open(home, Role::Client)?.key;
-    let reach = Reaching { bind: Bind::Any, lan: home.reach.asking(), relay };
+    let discovery = home.reach.discovery.clone();
+    let reach = Reaching { bind: Bind::Any, lan: home.reach.asking(), relay, discovery };
     let admission = show(&key, keys(home)?.to_vec(), invitation, reach).await?;
     Ok((admission, invitation.code(key.peer_id())))
 }
@@ -100,6 +103,7 @@ pub(crate) struct Reaching {
     pub(crate) bind: Bind,
     pub(crate) lan: Lan,
     pub(crate) relay: Option<RelayUse>,
+    pub(crate) discovery: Option<PublicLookup>,
 }
 
 /// Shows the invitation with that key, for grants for all of `keys`.
@@ -112,8 +116,12 @@ pub(crate) async fn show(
     let swarm = invitation.swarm.parse().or_fail("usage", "paste all of the line")?;
     // It has no grant yet, and greets nobody.
     let identity = NetIdentity { key: key.clone(), grant: Vec::new(), gate: Gate::new(swarm) };
-    let Reaching { bind, lan, relay } = reach;
+    let Reaching { bind, lan, relay, discovery } = reach;
     let node = Node::bind(NodeConfig { identity, bind, lan, relay, deadlines: NetDeadlines::default() }).await?;
+    let node = match discovery {
+        Some(at) => node.with_public_lookup(&at, false)?,
+        None => node,
+    };
     let asked = node.join(&invitation.inviter, invitation.secret, keys.clone()).await;
     node.close().await;
     let gate = node.identity().gate.clone();

@@ -144,6 +144,7 @@ fn path(reached: Option<&Result<Reached, String>>) -> Option<PathInfo> {
 fn by(reached: Option<&Result<Reached, String>>) -> &'static str {
     match reached {
         Some(Ok(Reached { found: Found::Lan, .. })) => ", mDNS",
+        Some(Ok(Reached { found: Found::Public, .. })) => ", looked up",
         _ => "",
     }
 }

@@ -23,6 +23,8 @@ const NAME: &str = "potluck";
 
 const NO_MDNS: &str = "--no-mdns";
 
+const DISCOVERY: &str = "--discovery";
+
 const RELAY: &str = "--relay";
 
 /// Seconds before a service that has failed is started again.
@@ -48,6 +50,11 @@ pub(crate) fn install(home: &Home, screen: Screen, level: Level, mut args: Vec<O
     if !args.iter().any(|arg| arg.to_string_lossy().starts_with(RELAY)) {
         let chosen = home.reach.relay.iter().flat_map(|choice| [RELAY.into(), choice.word().into()]);
         args.extend(chosen);
+    }
+    if let Some(at) = &home.reach.discovery
+        && !args.iter().any(|arg| arg.to_string_lossy().starts_with(DISCOVERY))
+    {
+        args.extend([DISCOVERY.into(), at.to_string().into()]);
     }
     let manager = manager(level)?;
     let program = std::env::current_exe().map_err(|error| Failure::io("finding this program", &error))?;

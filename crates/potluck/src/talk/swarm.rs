@@ -214,7 +214,8 @@ pub(crate) async fn client_node(home: &Home, membership: &Membership) -> Result<
     let identity = Identity { key, grant, gate: membership.gate(home)? };
     let (lan, deadlines) = (home.reach.asking(), NetDeadlines::default());
     let relay = home.claim_relays(membership.relays(home), None);
-    Ok(Node::bind(NodeConfig { identity, bind: Bind::Any, lan, relay, deadlines }).await?)
+    let node = Node::bind(NodeConfig { identity, bind: Bind::Any, lan, relay, deadlines }).await?;
+    Ok(home.reach.in_public(node, false)?)
 }
 
 /// Plans without opening anything: `potluck model plan`.
