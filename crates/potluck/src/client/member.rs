@@ -8,11 +8,11 @@ use std::{
 use potluck_core::PeerId;
 use potluck_net::{Identity, NetDeadlines, Node, NodeConfig, RelayUse};
 use potluck_tunnel::{Apps, Exposing, expose};
-use potluck_wire::PeerAddress;
+use potluck_wire::{ADDRESSES_MAX, PeerAddress};
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, timeout, timeout_at},
 };
 
 use super::{ClientError, Settings};
@@ -42,6 +42,9 @@ const _: () = assert!(
 
 /// Longest that whoever begins to listen waits until the contacts know where it is.
 const TOLD_MAX: Duration = Duration::from_secs(4);
+
+/// How long the others are listened to once one has said where a peer is.
+const OTHERS_SAY: Duration = Duration::from_millis(500);
 
 /// A client's place in its swarm. Clones are the same.
 #[derive(Debug, Clone)]
@@ -151,7 +154,7 @@ impl Member {
         Err(ClientError::NotAllowed { message: message.into() })
     }
 
-    /// Where that peer is, by whoever says so first; none where nobody does.
+    /// Where that peer is, by all who say so soon: one that lies does not hide what others know. None where nobody says.
     pub(super) async fn find(&self, peer: PeerId) -> Option<PeerAddress> {
         let contacts = self.contacts();
         if let Some(contact) = contacts.iter().find(|contact| contact.peer == peer) {
@@ -162,12 +165,21 @@ impl Member {
             let member = self.clone();
             asked.spawn(async move { member.ask(&contact, peer).await });
         }
-        while let Some(answer) = asked.join_next().await {
+        let mut said: Vec<PeerAddress> = Vec::new();
+        let mut until = None;
+        loop {
+            let next = asked.join_next();
+            let next = match until {
+                Some(until) => timeout_at(until, next).await,
+                None => Ok(next.await),
+            };
+            let Ok(Some(answer)) = next else { break };
             if let Ok(Some(found)) = answer {
-                return Some(found);
+                said.push(found);
+                until.get_or_insert_with(|| Instant::now() + OTHERS_SAY);
             }
         }
-        None
+        together(peer, &said)
     }
 
     async fn ask(&self, contact: &PeerAddress, peer: PeerId) -> Option<PeerAddress> {
@@ -197,5 +209,42 @@ impl Member {
 
     pub(super) fn contacts(&self) -> Vec<PeerAddress> {
         self.0.contacts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// One place of what several said: of each as much as of the others, so that none of them leaves the rest no room.
+fn together(peer: PeerId, said: &[PeerAddress]) -> Option<PeerAddress> {
+    let longest = said.iter().map(|one| one.addresses.len()).max()?;
+    let mut addresses: Vec<String> = Vec::new();
+    for address in (0..longest).flat_map(|at| said.iter().filter_map(move |one| one.addresses.get(at))) {
+        if addresses.len() < ADDRESSES_MAX && !addresses.contains(address) {
+            addresses.push(address.clone());
+        }
+    }
+    let relay = said.iter().find_map(|one| one.relay.clone());
+    Some(PeerAddress { peer, addresses, relay })
+}
+
+#[cfg(test)]
+mod tests {
+    use potluck_core::SecretKey;
+
+    use super::*;
+
+    #[test]
+    fn one_that_lies_hides_nothing_that_another_knows() {
+        let peer = SecretKey::from_bytes(&[1; 32]).peer_id();
+        let at = |addresses: Vec<String>, relay: Option<&str>| PeerAddress {
+            peer,
+            addresses,
+            relay: relay.map(str::to_owned),
+        };
+        let lies = at((0..ADDRESSES_MAX).map(|n| format!("10.0.0.{n}:1")).collect(), None);
+        let told = at(vec!["192.168.1.7:7575".into(), "10.0.0.0:1".into()], Some("https://relay.example/"));
+        let found = together(peer, &[lies, told]).unwrap();
+        assert_eq!(found.addresses.len(), ADDRESSES_MAX);
+        assert_eq!(found.addresses[..2], ["10.0.0.0:1", "192.168.1.7:7575"]);
+        assert_eq!(found.relay.as_deref(), Some("https://relay.example/"));
+        assert_eq!(together(peer, &[]), None);
     }
 }
