@@ -48,6 +48,7 @@ pub struct Tunnel {
     connection: Connection,
     member: Member,
     node: Node,
+    in_use: Arc<()>,
 }
 
 impl Tunnels {
@@ -74,7 +75,7 @@ impl Node {
     /// As [`connect`](Self::connect).
     pub async fn tunnel(&self, to: &PeerAddress) -> Result<Tunnel, NetError> {
         let Link { connection, member, .. } = self.link(&self.tunnel_links, to, TUNNEL_ALPN).await?;
-        Ok(Tunnel { connection, member, node: self.clone() })
+        Ok(Tunnel { connection, member, node: self.clone(), in_use: Arc::default() })
     }
 }
 
@@ -101,7 +102,8 @@ pub(crate) async fn attend_tunnel(node: Node, connection: Connection, member: Me
     let mut revoked = node.revoked.subscribe();
     // What was taken back since the greeting counts, too.
     revoked.mark_changed();
-    let tunnel = Tunnel { connection: connection.clone(), member: member.clone(), node: node.clone() };
+    let (connection_of, member_of) = (connection.clone(), member.clone());
+    let tunnel = Tunnel { connection: connection_of, member: member_of, node: node.clone(), in_use: Arc::default() };
     if tunnels.connections.send(tunnel).await.is_err() {
         return close(&connection, FailureCode::Leaving);
     }
@@ -165,6 +167,11 @@ impl Tunnel {
     /// The next datagram; none once the connection has ended.
     pub async fn read_datagram(&self) -> Option<Bytes> {
         self.connection.read_datagram().await.ok()
+    }
+
+    /// How many clones of it there are, this one among them.
+    pub fn clones(&self) -> usize {
+        Arc::strong_count(&self.in_use)
     }
 
     /// Whether the connection has ended.

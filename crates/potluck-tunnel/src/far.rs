@@ -72,6 +72,8 @@ struct Inner {
     peer: PeerId,
     find: FindPeer,
     at: Mutex<PeerAddress>,
+    /// Ends a connection that nothing has used for so long.
+    idle_max: Option<Duration>,
     standing: AsyncMutex<Option<Standing>>,
 }
 
@@ -80,6 +82,7 @@ struct Inner {
 struct Standing {
     tunnel: Tunnel,
     flows: Flows,
+    used: Arc<Mutex<Instant>>,
     _reading: JoinSet<()>,
 }
 
@@ -107,8 +110,18 @@ impl Opened {
 impl Far {
     /// The peer at that address, looked for by `find` where it is there no longer.
     pub fn new(node: Node, at: PeerAddress, find: FindPeer) -> Self {
-        let peer = at.peer;
-        Self(Arc::new(Inner { node, peer, find, at: Mutex::new(at), standing: AsyncMutex::new(None) }))
+        Self::made(node, at, find, None)
+    }
+
+    /// The same; a connection that nothing has used for so long ends, and is made again when it is needed: the other side has room for
+    /// so many, and others want in.
+    pub fn resting(node: Node, at: PeerAddress, find: FindPeer, idle_max: Duration) -> Self {
+        Self::made(node, at, find, Some(idle_max))
+    }
+
+    fn made(node: Node, at: PeerAddress, find: FindPeer, idle_max: Option<Duration>) -> Self {
+        let (peer, at, standing) = (at.peer, Mutex::new(at), AsyncMutex::new(None));
+        Self(Arc::new(Inner { node, peer, find, at, idle_max, standing }))
     }
 
     /// Which peer.
@@ -185,16 +198,21 @@ impl Far {
     pub(crate) async fn stand(&self, until: Instant) -> Result<(Tunnel, Flows), TunnelError> {
         let away = || TunnelError::Away { peer: self.0.peer, seconds: AWAY_MAX.as_secs() };
         let mut standing = timeout_at(until, self.0.standing.lock()).await.map_err(|_| away())?;
-        if let Some(Standing { tunnel, flows, .. }) = standing.as_ref()
+        if let Some(Standing { tunnel, flows, used, .. }) = standing.as_ref()
             && !tunnel.is_closed()
         {
+            *used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             return Ok((tunnel.clone(), flows.clone()));
         }
         *standing = None;
         let tunnel = timeout_at(until, self.connect()).await.map_err(|_| away())??;
         let (flows, mut reading) = (Flows::default(), JoinSet::new());
         reading.spawn(read_datagrams(tunnel.clone(), flows.clone()));
-        *standing = Some(Standing { tunnel: tunnel.clone(), flows: flows.clone(), _reading: reading });
+        let used = Arc::new(Mutex::new(Instant::now()));
+        if let Some(idle_max) = self.0.idle_max {
+            reading.spawn(end_idle(tunnel.clone(), used.clone(), idle_max));
+        }
+        *standing = Some(Standing { tunnel: tunnel.clone(), flows: flows.clone(), used, _reading: reading });
         Ok((tunnel, flows))
     }
 
@@ -212,6 +230,21 @@ impl Far {
             if let Ok(Some(found)) = timeout(FIND_MAX, (self.0.find.0)()).await {
                 *self.0.at.lock().unwrap_or_else(PoisonError::into_inner) = found;
             }
+        }
+    }
+}
+
+/// Ends a connection whose last stream or packet was so long ago.
+async fn end_idle(tunnel: Tunnel, used: Arc<Mutex<Instant>>, idle_max: Duration) {
+    /// What stands, what reads its datagrams, and this.
+    const AT_REST: usize = 3;
+    loop {
+        sleep(idle_max / 4).await;
+        let mut used = used.lock().unwrap_or_else(PoisonError::into_inner);
+        if tunnel.clones() > AT_REST {
+            *used = Instant::now();
+        } else if used.elapsed() >= idle_max {
+            return tunnel.close();
         }
     }
 }

@@ -3,11 +3,13 @@
 
 mod pair;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use pair::{Exposed, PATIENCE, caveats, far, member, node_of, root, soon};
 use potluck_grant::{Caveats, Role};
 use potluck_net::{Bind, Node};
-use potluck_tunnel::{Apps, Exposing, Far, Receipt, TunnelError, WAITING_OF_MEMBER_MAX};
+use potluck_tunnel::{Apps, Exposing, Far, FindPeer, Receipt, TunnelError, WAITING_OF_MEMBER_MAX};
 use potluck_wire::{Call, MESSAGE_BYTES_MAX, NotReached, TunnelFrame, Way};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -50,6 +52,35 @@ async fn what_comes_again_under_its_id_is_taken_once() {
         assert_eq!(message.unwrap().body()[..], b"two"[..]);
         drop(receipt.unwrap());
     }
+}
+
+#[tokio::test]
+async fn a_connection_that_nothing_uses_ends_and_is_made_again() {
+    const IDLE_MAX: Duration = Duration::from_millis(400);
+    let (apps, node) = (Apps::default(), member(2).await);
+    let there = serving(1, &apps, Bind::Loopback).await;
+    let (mut messages, mut arriving) = (apps.listen("news").unwrap(), apps.accept("talk").unwrap());
+    let far = Far::resting(node.clone(), there.node.address(), FindPeer::nowhere_else(), IDLE_MAX);
+    let (stream, arrived) = tokio::join!(soon(far.open_stream("talk")), soon(arriving.next()));
+    let (mut mine, mut theirs) = (stream.unwrap(), arrived.unwrap());
+    // The same connection, seen by another handle.
+    let seen = node.tunnel(&there.node.address()).await.unwrap();
+    tokio::time::sleep(3 * IDLE_MAX).await;
+    assert!(!seen.is_closed(), "a stream is open, though it says nothing");
+    mine.write_all(b"still here").await.unwrap();
+    let mut said = [0; 10];
+    soon(theirs.read_exact(&mut said)).await.unwrap();
+    drop((mine, theirs));
+    soon(async {
+        while !seen.is_closed() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    // And the next message makes another.
+    let (receipt, message) = tokio::join!(soon(send(&far, "news", b"one", 7)), soon(messages.next()));
+    assert_eq!(message.unwrap().body()[..], b"one"[..]);
+    drop(receipt.unwrap());
 }
 
 #[tokio::test]

@@ -46,6 +46,9 @@ pub use potluck_net::PathKind;
 pub use potluck_tunnel::PeerStream;
 pub use settings::{Grant, Settings, generate_key};
 
+/// After which a connection ends that nothing has used: a listener has room for so many.
+const IDLE_MAX: Duration = Duration::from_secs(300);
+
 /// A member of a swarm. Clones are the same member; the last one that is dropped ends it, and [`close`](Self::close)
 /// waits for that.
 ///
@@ -344,7 +347,7 @@ impl Client {
             let member = member.clone();
             async move { member.find(peer).await }
         });
-        Far::new(self.0.member.node().clone(), at, find)
+        Far::resting(self.0.member.node().clone(), at, find, IDLE_MAX)
     }
 
     fn fars(&self) -> std::sync::MutexGuard<'_, BTreeMap<PeerId, Far>> {
