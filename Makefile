@@ -72,7 +72,7 @@ fuzz: ## Fuzz a decoder: make fuzz [TARGET=frame] [FUZZ_SECONDS=60]
 	cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $(if $(filter engine_%,$(TARGET)),--features engine) $(TARGET) -- -max_total_time=$(FUZZ_SECONDS)
 
 prove-streams: model ## Two minutes of 16 streams beside clients that misbehave; writes bench/results/streams.json
-	@POTLUCK_PROVE_SECONDS=120 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --no-capture -E 'binary(streams)'
+	@POTLUCK_PROVE_SECONDS=120 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --test streams --no-capture
 
 prove-pull: model ## How much of a link a pull from three peers fills (root); writes bench/results/pull.json
 	@POTLUCK_PROVE_PULL=1 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --no-capture -E 'test(fills_the_link)'
@@ -87,13 +87,13 @@ prove-privacy: model ## What each privacy setting costs, side by side; writes be
 	@bench/privacy
 
 prove-roaming: model ## Answers whose relay, path and network change under way (root); writes bench/results/roaming.json
-	@POTLUCK_PROVE_ROAMING="$(CURDIR)/bench/results/roaming.json" POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --no-capture --test-threads 1 -E 'binary(roaming)'
+	@POTLUCK_PROVE_ROAMING="$(CURDIR)/bench/results/roaming.json" POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --test roaming --no-capture --test-threads 1
 
 prove-fuzz: ## Each decoder of what others send, ten million inputs (cargo-fuzz; some 45 minutes); writes bench/results/fuzz.json
 	@bench/fuzz
 
 prove-attacks: ## Every scripted attack with its defence and without; writes bench/results/attacks.json
-	@POTLUCK_PROVE_ATTACKS="$(CURDIR)/bench/results/attacks.json" POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --no-capture -E 'test(prove_every_attack)'
+	@POTLUCK_PROVE_ATTACKS="$(CURDIR)/bench/results/attacks.json" POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --test attacks --no-capture -E 'test(prove_every_attack)'
 
 bench-security: model ## What security costs, against peers that do without it; writes bench/results/security.json
 	@cargo build --locked --package potluck

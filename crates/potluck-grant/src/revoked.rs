@@ -13,14 +13,17 @@ use crate::{
 /// Revocations that are kept of others than the root. A further one is refused: the swarm's root has to be renewed long before.
 pub const REVOCATIONS_MAX: usize = 16_384;
 
-/// The same of the root: what it has taken back has room on the pages of the next one, whoever may have its key.
+/// The same of roots: what they have taken back has room on the pages of the next one, whoever may have its key.
 const ROOT_MAX: usize = REVOCATIONS_MAX / 2;
 
 /// All of them, and the successions and the pages of new roots.
-pub const STATEMENTS_MAX: usize = REVOCATIONS_MAX + ROOT_MAX + PAGES_MAX as usize + 2 * SUCCESSIONS_MAX;
+pub const STATEMENTS_MAX: usize = REVOCATIONS_MAX + ROOT_MAX + GRACE_MAX + PAGES_MAX as usize + 2 * SUCCESSIONS_MAX;
 
 /// The same of those who are no operators: they leave room to those who are.
 const HOLDERS_MAX: usize = REVOCATIONS_MAX / 2;
+
+/// The same of those whose grants hold by days of grace alone: they have room of their own, and leave the others theirs.
+const GRACE_MAX: usize = 1_024;
 
 /// The same of one that the root let in and of all that it has handed on to: new keys give nobody more room.
 const SIGNER_MAX: usize = 1_024;
@@ -44,6 +47,8 @@ struct Kept {
     at: u64,
     /// By whose leave; none where a root signs.
     leave: Option<Leave>,
+    /// Its signer's grant holds by days of grace alone.
+    graced: bool,
     /// Its number in the order in which they came.
     came: u64,
 }
@@ -56,10 +61,39 @@ struct Leave {
     holder: PeerId,
 }
 
-impl Kept {
-    /// In whose room it is.
-    fn first(&self, by: PeerId) -> PeerId {
-        self.leave.map_or(by, |leave| leave.holder)
+/// How many are kept, by whose room they take.
+#[derive(Debug, Default)]
+struct Counts {
+    /// By the holder of the first link of the signer's grant.
+    by_signer: BTreeMap<PeerId, usize>,
+    roots: usize,
+    operators: usize,
+    holders: usize,
+    graced: usize,
+}
+
+impl Counts {
+    /// Where one of that kind is counted; none for what leads to a root, which is bounded otherwise.
+    fn of(&mut self, what: Revoked, kept: &Kept) -> Option<&mut usize> {
+        match (what, kept.weight) {
+            (Revoked::Root(_) | Revoked::Renewed { .. }, _) => None,
+            _ if kept.graced => Some(&mut self.graced),
+            (_, Weight::Root) => Some(&mut self.roots),
+            (_, Weight::Operator) => Some(&mut self.operators),
+            (_, Weight::Holder) => Some(&mut self.holders),
+        }
+    }
+
+    fn is_full(&self, kept: &Kept) -> bool {
+        let Some(leave) = kept.leave else { return self.roots >= ROOT_MAX };
+        let of_signer = self.by_signer.get(&leave.holder).copied().unwrap_or(0);
+        of_signer >= SIGNER_MAX
+            || if kept.graced {
+                self.graced >= GRACE_MAX
+            } else {
+                self.operators + self.holders >= REVOCATIONS_MAX
+                    || (kept.weight == Weight::Holder && self.holders >= HOLDERS_MAX)
+            }
     }
 }
 
@@ -70,18 +104,14 @@ pub(crate) struct Revocations {
     signed: BTreeMap<(Revoked, PeerId), Kept>,
     /// How many have come so far.
     came: u64,
-    /// By the holder of the first link of the signer's grant.
-    by_signer: BTreeMap<PeerId, usize>,
-    /// Of those who are no operators.
-    holders: usize,
+    counts: Counts,
     digest: [u8; 32],
 }
 
 impl Revocations {
     /// Of the swarm that is named after this root.
     pub(crate) fn new(first: PeerId) -> Self {
-        let (signed, by_signer) = (BTreeMap::new(), BTreeMap::new());
-        Self { roots: Roots::new(first), signed, came: 0, by_signer, holders: 0, digest: [0; 32] }
+        Self { roots: Roots::new(first), signed: BTreeMap::new(), came: 0, counts: Counts::default(), digest: [0; 32] }
     }
 
     /// The swarm's roots.
@@ -104,7 +134,10 @@ impl Revocations {
                 return match self.roots.follow(said.by, by)? {
                     Heard::Known => Ok(false),
                     Heard::Followed | Heard::Rival => {
-                        self.keep(place, Kept { weight: Weight::Root, signed, at: said.at, leave: None, came: 0 });
+                        self.keep(
+                            place,
+                            Kept { weight: Weight::Root, signed, at: said.at, leave: None, graced: false, came: 0 },
+                        );
                         self.forget_superseded();
                         Ok(true)
                     }
@@ -114,7 +147,10 @@ impl Revocations {
                 let renewals = signed.renewals().map_err(unreadable)?;
                 let new = self.roots.renew(said.by, page, &renewals)?;
                 if new {
-                    self.keep(place, Kept { weight: Weight::Root, signed, at: said.at, leave: None, came: 0 });
+                    self.keep(
+                        place,
+                        Kept { weight: Weight::Root, signed, at: said.at, leave: None, graced: false, came: 0 },
+                    );
                     self.forget_superseded();
                 }
                 return Ok(new);
@@ -124,17 +160,9 @@ impl Revocations {
         if self.signed.get(&place).is_some_and(|known| known.weight >= weight) {
             return Ok(false);
         }
-        let kept = Kept { weight, signed, at: said.at, leave, came: 0 };
-        let count = |by: PeerId| self.by_signer.get(&by).copied().unwrap_or(0);
-        let full = match weight {
-            Weight::Root => count(said.by) >= ROOT_MAX,
-            Weight::Operator | Weight::Holder => {
-                count(kept.first(said.by)) >= SIGNER_MAX
-                    || self.signed.len() - count(self.roots.present()) >= REVOCATIONS_MAX
-                    || (weight == Weight::Holder && self.holders >= HOLDERS_MAX)
-            }
-        };
-        if full {
+        let graced = leave.is_some_and(|leave| self.roots.has_grace(leave.root, leave.link));
+        let kept = Kept { weight, signed, at: said.at, leave, graced, came: 0 };
+        if self.counts.is_full(&kept) {
             return Err(GrantError::TooMany);
         }
         self.keep(place, kept);
@@ -148,51 +176,73 @@ impl Revocations {
 
     fn put(&mut self, place: (Revoked, PeerId), kept: Kept) {
         self.remove(place);
-        *self.by_signer.entry(kept.first(place.1)).or_default() += 1;
-        self.holders += usize::from(kept.weight == Weight::Holder);
-        self.sum(place, kept.weight);
+        if let Some(leave) = kept.leave {
+            *self.counts.by_signer.entry(leave.holder).or_default() += 1;
+        }
+        self.counts.of(place.0, &kept).into_iter().for_each(|count| *count += 1);
+        self.sum(place, &kept);
         self.signed.insert(place, kept);
     }
 
     fn remove(&mut self, place: (Revoked, PeerId)) {
         let Some(kept) = self.signed.remove(&place) else { return };
-        if let Entry::Occupied(mut count) = self.by_signer.entry(kept.first(place.1)) {
+        if let Some(leave) = kept.leave
+            && let Entry::Occupied(mut count) = self.counts.by_signer.entry(leave.holder)
+        {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
                 count.remove();
             }
         }
-        self.holders -= usize::from(kept.weight == Weight::Holder);
-        self.sum(place, kept.weight);
+        self.counts.of(place.0, &kept).into_iter().for_each(|count| *count -= 1);
+        self.sum(place, &kept);
     }
 
     /// The same set has the same digest, in whichever order it came. Who may revoke could make two sets alike, and gain nothing.
-    fn sum(&mut self, place: (Revoked, PeerId), weight: Weight) {
+    fn sum(&mut self, place: (Revoked, PeerId), kept: &Kept) {
+        // Of those with grace, which are there depends on who came first where they are too many.
+        if kept.graced {
+            return;
+        }
         // A second successor tells who knows of it from nobody: the first one differs where it matters.
         if matches!(place.0, Revoked::Root(by) if self.roots.rivals().any(|rival| rival == (place.1, by))) {
             return;
         }
-        let one = blake3::hash(&[place_bytes(place), vec![weight as u8]].concat());
+        let one = blake3::hash(&[place_bytes(place), vec![kept.weight as u8]].concat());
         self.digest.iter_mut().zip(one.as_bytes()).for_each(|(sum, byte)| *sum ^= byte);
     }
 
     /// Forgets what earlier roots and those whom the present one does not know have said: what of it stands is on the present root's pages.
     /// Where those have days of grace, what they said counts below them, as what they hand on does.
     fn forget_superseded(&mut self) {
-        let (mut over, mut lighter) = (Vec::new(), Vec::new());
+        let (mut over, mut graced, mut adopted) = (Vec::new(), Vec::new(), Vec::new());
         for (place, kept) in &self.signed {
-            let leave = kept.leave.filter(|_| !matches!(place.0, Revoked::Root(_)));
-            match leave {
-                Some(leave) if self.roots.ends(leave.root, leave.link, kept.at) => over.push(*place),
-                Some(leave) if kept.weight == Weight::Operator && self.roots.has_grace(leave.root, leave.link) => {
-                    lighter.push((*place, Kept { weight: Weight::Holder, ..kept.clone() }));
+            match (kept.leave, place.0) {
+                (_, Revoked::Root(_)) => {}
+                (Some(leave), _) if self.roots.ends(leave.root, leave.link, kept.at) => over.push(*place),
+                (Some(leave), _) if !kept.graced && self.roots.has_grace(leave.root, leave.link) => {
+                    graced.push((*place, Kept { weight: Weight::Holder, graced: true, ..kept.clone() }));
                 }
-                None if !matches!(place.0, Revoked::Root(_)) && self.roots.is_over(place.1) => over.push(*place),
+                (Some(leave), _) if kept.graced && !self.roots.has_grace(leave.root, leave.link) => {
+                    adopted.push(*place)
+                }
+                (None, _) if self.roots.is_over(place.1) => over.push(*place),
                 _ => {}
             }
         }
         over.into_iter().for_each(|place| self.remove(place));
-        lighter.into_iter().for_each(|(place, kept)| self.put(place, kept));
+        for (place, kept) in graced {
+            self.remove(place);
+            if !self.counts.is_full(&kept) {
+                self.put(place, kept);
+            }
+        }
+        // What a later root has adopted after all counts as it did before.
+        for place in adopted {
+            let Some(signed) = self.signed.get(&place).map(|kept| kept.signed.clone()) else { continue };
+            self.remove(place);
+            let _ = self.note(signed);
+        }
     }
 
     /// What it is worth, and by whose leave it was said, where it is not the root's.

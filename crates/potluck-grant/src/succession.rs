@@ -173,7 +173,8 @@ impl Roots {
         let Some(number) = self.number(root) else { return true };
         let followed = self.followed.get(number..self.counts.0).unwrap_or_default();
         let Some(until) = followed.iter().map(|followed| followed.by.until).min() else { return false };
-        until < now && !self.counts.1.adopted.contains(link.as_bytes()) && Defence::Succession.stands()
+        // Without days of grace it is over at whatever time something claims to have been said.
+        (until == 0 || until < now) && !self.counts.1.adopted.contains(link.as_bytes()) && Defence::Succession.stands()
     }
 
     /// Whether it holds by days of grace alone, for as long as it does.

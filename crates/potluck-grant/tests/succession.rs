@@ -234,9 +234,28 @@ fn what_a_member_took_back_stays_so_in_its_days_of_grace() {
     // Whoever hears of it all later knows the same.
     tell(&later, &gate.revocations());
     assert_eq!(later.revocations_digest(), gate.revocations_digest());
-    // Without grace nothing of it stays.
-    tell(&gate, &rotate(&gate, 202, 203, &[]));
-    assert_eq!(gate.revocations().len(), 2, "the two successions");
+    // What the next root adopts after all counts as before, and nothing else of it stays: whenever it claims to have been said.
+    let at_dawn = Revocation::sign(peer_of(201), Revoked::Key(peer(9)), 0, &key(3), granted(201, 3, Role::Operator));
+    assert_eq!(gate.revoke(at_dawn), Ok(true));
+    tell(&gate, &rotate(&gate, 202, 203, &[&mine]));
+    assert!(taken(&phone, 2) && taken(&tablet, 4) && !taken(&mine, 1));
+    assert_eq!(gate.revocations().len(), 5, "two successions, a page, two of the member's");
+    let afresh = self::gate();
+    tell(&afresh, &gate.revocations());
+    assert_eq!(afresh.revocations_digest(), gate.revocations_digest());
+}
+
+#[test]
+fn what_a_thiefs_officers_took_back_is_forgotten_whenever_they_say_it_was() {
+    let gate = gate();
+    let officer = granted(201, 3, Role::Operator);
+    let take = |at| gate.revoke(Revocation::sign(peer_of(201), Revoked::Key(peer(9)), at, &key(3), officer.clone()));
+    assert_eq!(take(0), Ok(true));
+    tell(&gate, &rotate(&gate, 201, 202, &[]));
+    assert_eq!(gate.revocations().len(), 1, "the succession");
+    for at in [0, NOW, NOW + 1] {
+        assert_eq!(take(at), Err(GrantError::Superseded));
+    }
 }
 
 #[test]
