@@ -1,10 +1,11 @@
 //! What is counted, under vLLM's names where it has one: its boards and autoscalers work unchanged.
 
-use std::{fmt, sync::atomic::AtomicU64, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::atomic::AtomicU64, time::Duration};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, MetricEncoder, text::encode},
+    metrics::{MetricType, counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
@@ -26,16 +27,13 @@ struct Http {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Peer {
-    peer: String,
+struct Path {
     path: &'static str,
 }
 
 /// How the connection to a peer runs at present.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PeerPath {
-    /// The peer's id.
-    pub peer: String,
     /// What kind of path it is: `direct`, say.
     pub kind: &'static str,
     /// Its round trip.
@@ -50,16 +48,40 @@ pub trait Paths: fmt::Debug + Send + Sync + 'static {
     fn paths(&self) -> Vec<PeerPath>;
 }
 
-/// A figure of the connection to each peer.
-type OfPeers = Family<Peer, Gauge<f64, AtomicU64>>;
+/// The connections, looked at whenever they are asked for. Which peer is which is nobody's business who may only ask.
+#[derive(Debug)]
+struct PathsNow(Box<dyn Paths>);
+
+impl Collector for PathsNow {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut kinds: BTreeMap<&str, (i64, f64, f64)> = BTreeMap::new();
+        for PeerPath { kind, rtt, loss } in self.0.paths() {
+            let (count, slowest, worst) = kinds.entry(kind).or_default();
+            (*count, *slowest, *worst) = (*count + 1, slowest.max(rtt.as_secs_f64()), worst.max(loss));
+        }
+        let (peers, rtt, loss) = (Family::<Path, Gauge>::default(), OfPaths::default(), OfPaths::default());
+        for (path, (count, slowest, worst)) in kinds {
+            peers.get_or_create(&Path { path }).set(count);
+            rtt.get_or_create(&Path { path }).set(slowest);
+            loss.get_or_create(&Path { path }).set(worst);
+        }
+        let mut one = |name, help, metric: &dyn Fn(MetricEncoder<'_>) -> fmt::Result, kind| {
+            metric(encoder.encode_descriptor(name, help, None, kind)?)
+        };
+        let gauge = MetricType::Gauge;
+        one("potluck_path_peers", "Peers that are connected, by path", &|to| peers.encode(to), gauge)?;
+        one("potluck_path_rtt_seconds", "Longest round trip to one of them", &|to| rtt.encode(to), gauge)?;
+        one("potluck_path_loss_ratio", "Largest share of packets lost to one of them", &|to| loss.encode(to), gauge)
+    }
+}
+
+/// A figure of the connections of each kind.
+type OfPaths = Family<Path, Gauge<f64, AtomicU64>>;
 
 /// Everything that is counted.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
-    paths: Option<Box<dyn Paths>>,
-    rtt: OfPeers,
-    loss: OfPeers,
     resumed: Counter,
     running: Gauge,
     waiting: Gauge,
@@ -104,16 +126,14 @@ impl Metrics {
         registry.register("potluck_lent_requests_running", what, lent_running.clone());
         let what = "Requests that wait their turn for models that others lend";
         registry.register("potluck_lent_requests_waiting", what, lent_waiting.clone());
-        let (rtt, loss, resumed) = (OfPeers::default(), OfPeers::default(), Counter::default());
-        registry.register("potluck_path_rtt_seconds", "Round trip to each peer, by its present path", rtt.clone());
-        registry.register("potluck_path_loss_ratio", "Packets to each peer that were lost, of all", loss.clone());
+        if let Some(paths) = paths {
+            registry.register_collector(Box::new(PathsNow(paths)));
+        }
+        let resumed = Counter::default();
         registry.register("potluck_routes_lost", "Routes that were lost under an answer that went on", resumed.clone());
         registry.register("http_requests", "Responses, by handler and status", requests.clone());
         Self {
             registry,
-            paths,
-            rtt,
-            loss,
             resumed,
             running,
             waiting,
@@ -169,14 +189,6 @@ impl Metrics {
 
     /// In Prometheus' text form.
     pub(crate) fn text(&self) -> String {
-        // Whoever is connected no longer is shown no longer.
-        self.rtt.clear();
-        self.loss.clear();
-        for PeerPath { peer, kind, rtt, loss } in self.paths.iter().flat_map(|paths| paths.paths()) {
-            let of = Peer { peer, path: kind };
-            self.rtt.get_or_create(&of).set(rtt.as_secs_f64());
-            self.loss.get_or_create(&of).set(loss);
-        }
         let mut text = String::new();
         // Writing to a string cannot fail.
         let _ = encode(&mut text, &self.registry);

@@ -16,8 +16,7 @@ use potluck_grant::Member;
 use potluck_wire::{ALPN, FailureCode, PeerAddress, Welcome};
 use tokio::{
     sync::OnceCell,
-    task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -29,8 +28,8 @@ use crate::{
     tunnel::lift_tunnel_limits,
 };
 
-/// When attempts to reach a peer by its relay begin.
-const ATTEMPTS: [Duration; 3] = [Duration::ZERO, Duration::from_secs(3), Duration::from_secs(6)];
+/// After which a second attempt to reach a peer by its relay begins.
+const ATTEMPT_AGAIN: Duration = Duration::from_secs(4);
 
 /// A connection to a member of the swarm: both have shown their grants.
 #[derive(Debug, Clone)]
@@ -92,8 +91,8 @@ impl Node {
     }
 
     /// How the connections to peers run that this node has made and that stand, each peer once.
-    pub fn paths(&self) -> Vec<(PeerId, PathInfo)> {
-        self.links.all().into_iter().filter_map(|link| Some((link.peer, link.path()?))).collect()
+    pub fn paths(&self) -> Vec<PathInfo> {
+        self.links.all().iter().filter_map(Link::path).collect()
     }
 
     /// A greeted connection to that peer: the one that stands, or a new one.
@@ -197,23 +196,27 @@ impl Node {
     /// A connection to that address. A peer that has just started may be on its way to its relay, and what is sent to it meanwhile is
     /// lost, and is sent again ever more rarely: so by relay another attempt begins while those before it still wait.
     async fn attempt(&self, address: &EndpointAddr, alpn: &[u8]) -> Result<Connection, ConnectError> {
-        let mut attempts = JoinSet::new();
-        let relayed = address.relay_urls().next().is_some();
-        for after in &ATTEMPTS[..if relayed { ATTEMPTS.len() } else { 1 }] {
-            let (endpoint, address, alpn, after) = (self.endpoint.clone(), address.clone(), alpn.to_vec(), *after);
-            attempts.spawn(async move {
-                sleep(after).await;
-                endpoint.connect(address, &alpn).await
-            });
+        let attempt = || self.endpoint.connect(address.clone(), alpn);
+        if address.relay_urls().next().is_none() {
+            return attempt().await;
         }
-        loop {
-            match attempts.join_next().await {
-                Some(Ok(Err(error))) if is_silence(&error) && !attempts.is_empty() => {}
-                Some(Ok(connected)) => return connected,
-                // Panics go on here. There is one attempt at least, and none is aborted.
-                Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
-                None => unreachable!("the last attempt's end is returned"),
-            }
+        let begun = Instant::now();
+        let mut first = pin!(attempt());
+        let mut second = pin!(async {
+            sleep(ATTEMPT_AGAIN).await;
+            attempt().await
+        });
+        tokio::select! {
+            connected = &mut first => match connected {
+                // Whoever says no says it again; a second one that waits already may be let in.
+                Err(error) if !is_silence(&error) && begun.elapsed() < ATTEMPT_AGAIN => Err(error),
+                Err(_) => second.await,
+                connected => connected,
+            },
+            connected = &mut second => match connected {
+                Err(_) => first.await,
+                connected => connected,
+            },
         }
     }
 

@@ -27,14 +27,6 @@ pub enum NetError {
     /// The user: this is no place where records of peers lie.
     #[error("`{0}` is none of `dht`, `dht:HOST:PORT`, `https://...`")]
     PublicLookup(String),
-    /// The system or the user: peers cannot be looked up there.
-    #[error("peers cannot be looked up at {at}: {reason}")]
-    Lookup {
-        /// Where.
-        at: String,
-        /// Why.
-        reason: String,
-    },
     /// The network or the peer: it was not reached.
     #[error("peer {} was not reached: {reason}", .peer.short())]
     Unreachable {
@@ -114,7 +106,7 @@ impl NetError {
             Self::Bind { .. } => "bind",
             Self::Address(_) => "bad_address",
             Self::Relay(_) => "bad_relay",
-            Self::PublicLookup(_) | Self::Lookup { .. } => "bad_discovery",
+            Self::PublicLookup(_) => "bad_discovery",
             Self::Unreachable { .. } | Self::Lost { .. } => "peer_lost",
             Self::Refused { code: FailureCode::InvitationUnknown, .. } => "invitation_unknown",
             Self::Refused { code: FailureCode::InvitationExpired, .. } => "invitation_expired",
@@ -138,7 +130,7 @@ impl NetError {
             Self::Relay(_) => {
                 "write it as `potluck relay` prints it, or https://relay.example, or https://relay.example:8443, or `none`"
             }
-            Self::PublicLookup(_) | Self::Lookup { .. } => {
+            Self::PublicLookup(_) => {
                 "`--discovery dht` looks peers up in the BitTorrent DHT, `https://...` at a pkarr relay"
             }
             Self::Unreachable { .. } | Self::Lost { .. } => "check that the peer runs: `potluck peers`",

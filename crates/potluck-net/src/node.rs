@@ -172,12 +172,10 @@ impl Node {
     }
 
     /// The same node, which looks peers up there as well, and is found there where it is published.
-    ///
-    /// # Errors
-    /// `Lookup`, where that cannot be used.
-    pub fn with_public_lookup(mut self, at: &PublicLookup, publish: bool) -> Result<Self, NetError> {
-        self.records = Some(Arc::new(Records::start(&self.endpoint, at, publish)?));
-        Ok(self)
+    #[must_use]
+    pub fn with_public_lookup(mut self, at: &PublicLookup, publish: bool) -> Self {
+        self.records = Some(Records::start(&self.endpoint, at, publish));
+        self
     }
 
     /// The node's id.

@@ -12,6 +12,7 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,7 +24,11 @@ use iroh_mainline_address_lookup::DhtAddressLookup;
 use n0_future::StreamExt as _;
 use n0_mainline::DhtBuilder;
 use potluck_wire::ADDRESSES_MAX;
-use tokio::time::timeout;
+use tokio::{
+    net::lookup_host,
+    sync::OnceCell,
+    time::{sleep, timeout},
+};
 
 use crate::{NetError, node::is_dialled, relay::Relays};
 
@@ -32,6 +37,18 @@ pub(crate) const HEAD_START: Duration = Duration::from_secs(1);
 
 /// How long a record is looked for. With the head start it leaves a dial time to use it.
 const LOOK_FOR: Duration = Duration::from_secs(6);
+
+/// Where the DHT is entered, as its programs do; resolved here, since the library would hold a thread up for it.
+const ENTRIES: [&str; 3] = ["router.bittorrent.com:6881", "dht.transmissionbt.com:6881", "dht.libtorrent.org:25401"];
+
+/// Longest that the name of one node may take to be resolved.
+const RESOLVE_MAX: Duration = Duration::from_secs(1);
+
+/// After which it is tried again to publish where there was no network.
+const AGAIN: Duration = Duration::from_secs(15);
+
+/// Relays and addresses of one record.
+const PUBLISHED_MAX: usize = 8;
 
 /// Where records lie. Read from `dht`, `dht:HOST:PORT` (a DHT of one's own, entered there) or the URL of a pkarr relay, by https; by
 /// http on this machine.
@@ -99,9 +116,10 @@ fn is_here(url: &RelayUrl) -> bool {
 /// Records, as a node uses them.
 #[derive(Debug)]
 pub(crate) struct Records {
-    lookup: Box<dyn AddressLookup>,
-    /// May name addresses of this machine.
-    here: bool,
+    endpoint: Endpoint,
+    at: PublicLookup,
+    publish: bool,
+    lookup: OnceCell<Box<dyn AddressLookup>>,
 }
 
 /// What an endpoint publishes itself with. Looking up is done by [`Records`], which checks what comes.
@@ -115,50 +133,74 @@ impl<T: AddressLookup> AddressLookup for Publishes<T> {
 }
 
 impl Records {
-    /// For that endpoint, which is published as well if asked for.
-    ///
-    /// # Errors
-    /// `Lookup`, where none can be made.
-    pub(crate) fn start(endpoint: &Endpoint, at: &PublicLookup, publish: bool) -> Result<Self, NetError> {
-        let here = at.is_here();
-        let failed = |error: &dyn fmt::Display| NetError::Lookup { at: at.to_string(), reason: error.to_string() };
-        let lookups = endpoint.address_lookup().map_err(|error| failed(&error))?;
-        let lookup: Box<dyn AddressLookup> = match at {
-            PublicLookup::Dht { bootstrap } => {
-                let mut dht = DhtBuilder::default();
-                if let Some(bootstrap) = bootstrap {
-                    dht.bootstrap(&[bootstrap]);
+    /// For that endpoint, which is published as well if asked for: as soon as there is a network to do so.
+    pub(crate) fn start(endpoint: &Endpoint, at: &PublicLookup, publish: bool) -> Arc<Self> {
+        let records = Arc::new(Self { endpoint: endpoint.clone(), at: at.clone(), publish, lookup: OnceCell::new() });
+        if publish {
+            let publishing = Arc::downgrade(&records);
+            tokio::spawn(async move {
+                while let Some(records) = publishing.upgrade()
+                    && !records.endpoint.is_closed()
+                    && records.lookup().await.is_none()
+                {
+                    sleep(AGAIN).await;
                 }
-                let mut builder = DhtAddressLookup::builder().dht_builder(dht).addr_filter(published(here));
-                if publish {
+            });
+        }
+        records
+    }
+
+    /// What looks up, made when it is first needed.
+    async fn lookup(&self) -> Option<&dyn AddressLookup> {
+        let made = self.lookup.get_or_try_init(|| self.make()).await;
+        let made = made.inspect_err(|error| tracing::warn!(at = %self.at, %error, "nobody is looked up in public"));
+        made.ok().map(AsRef::as_ref)
+    }
+
+    async fn make(&self) -> Result<Box<dyn AddressLookup>, String> {
+        let (endpoint, filter) = (&self.endpoint, published(self.at.is_here()));
+        let lookups = endpoint.address_lookup().map_err(|error| error.to_string())?;
+        match &self.at {
+            PublicLookup::Dht { bootstrap } => {
+                let entries = match bootstrap {
+                    Some(bootstrap) => resolve(&[bootstrap]).await,
+                    None => resolve(&ENTRIES).await,
+                };
+                if entries.is_empty() {
+                    return Err("no name of a node to enter by is known to DNS".into());
+                }
+                let mut dht = DhtBuilder::default();
+                dht.bootstrap(&entries);
+                let mut builder = DhtAddressLookup::builder().dht_builder(dht).addr_filter(filter);
+                if self.publish {
                     builder = builder.secret_key(endpoint.secret_key().clone());
                 }
-                let dht = builder.build().map_err(|error| failed(&error))?;
-                if publish {
+                let dht = builder.build().map_err(|error| error.to_string())?;
+                if self.publish {
                     lookups.add(Publishes(dht.clone()));
                 }
-                Box::new(dht)
+                Ok(Box::new(dht))
             }
             PublicLookup::Pkarr(url) => {
-                if publish {
-                    let publisher = PkarrPublisher::builder(url.clone().into()).addr_filter(published(here));
-                    let publisher = publisher.into_address_lookup(endpoint).map_err(|error| failed(&error))?;
+                if self.publish {
+                    let publisher = PkarrPublisher::builder(url.clone().into()).addr_filter(filter);
+                    let publisher = publisher.into_address_lookup(endpoint).map_err(|error| error.to_string())?;
                     lookups.add(Publishes(publisher));
                 }
                 let resolver = PkarrResolver::builder(url.clone().into()).into_address_lookup(endpoint);
-                Box::new(resolver.map_err(|error| failed(&error))?)
+                Ok(Box::new(resolver.map_err(|error| error.to_string())?))
             }
-        };
-        Ok(Self { lookup, here })
+        }
     }
 
     /// An address of that peer that is not known yet; none where no record names one in time.
     pub(crate) async fn find(&self, peer: EndpointId, known: &EndpointAddr, relays: &Relays) -> Option<EndpointAddr> {
-        let mut answers = self.lookup.resolve(peer)?;
+        let here = self.at.is_here();
         let found = async {
+            let mut answers = self.lookup().await?.resolve(peer)?;
             while let Some(answer) = answers.next().await {
-                let addresses = answer.inspect_err(|error| tracing::debug!(%error, "no record")).ok()?;
-                let addresses = usable(&addresses.into_endpoint_addr(), self.here, relays);
+                let Ok(addresses) = answer.inspect_err(|error| tracing::debug!(%error, "no record")) else { continue };
+                let addresses = usable(&addresses.into_endpoint_addr(), here, relays);
                 if addresses.iter().any(|address| !known.addrs.contains(address)) {
                     return Some(EndpointAddr::from_parts(peer, addresses));
                 }
@@ -169,16 +211,38 @@ impl Records {
     }
 }
 
+/// Addresses of these nodes; those that have none are left out.
+async fn resolve(nodes: &[impl AsRef<str>]) -> Vec<SocketAddr> {
+    let mut found = Vec::new();
+    for node in nodes {
+        if let Ok(Ok(addresses)) = timeout(RESOLVE_MAX, lookup_host(node.as_ref())).await {
+            found.extend(addresses.filter(SocketAddr::is_ipv4));
+        }
+    }
+    found
+}
+
 /// What a record says: relays, and addresses that are the same machine from everywhere.
 fn published(here: bool) -> AddrFilter {
     AddrFilter::new(move |addresses| {
         let all = addresses.iter().filter(|address| match address {
             TransportAddr::Ip(at) => is_dialled(at) && (here || is_global(at.ip())),
-            TransportAddr::Relay(_) => true,
+            TransportAddr::Relay(url) => here || is_public(url),
             _ => false,
         });
-        Cow::Owned(all.take(ADDRESSES_MAX).cloned().collect())
+        // The relay first: a record has room for some 1,000 bytes.
+        let mut all: Vec<_> = all.cloned().collect();
+        all.sort_by_key(|address| !matches!(address, TransportAddr::Relay(_)));
+        all.truncate(PUBLISHED_MAX);
+        Cow::Owned(all)
     })
+}
+
+/// A relay that is the same from everywhere, as far as its name tells.
+fn is_public(relay: &RelayUrl) -> bool {
+    let host = relay.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let address = host.parse::<IpAddr>();
+    relay.scheme() == "https" && address.map_or_else(|_| host.contains('.') && !host.ends_with(".local"), is_global)
 }
 
 /// What may be dialled of what a record says, which whoever has the key has written.

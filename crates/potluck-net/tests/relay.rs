@@ -139,10 +139,10 @@ fn unknown(peer: PeerId) -> PeerAddress {
 /// A host that is found there, by a guest that knows its key and its relay, and by nobody else.
 async fn is_found(at: &PublicLookup) {
     let (relay, url, _) = relay().await;
-    let host = node_at(1, &[&url]).await.with_public_lookup(at, true).unwrap();
+    let host = node_at(1, &[&url]).await.with_public_lookup(at, true);
     let serving = lend(&host, spec(0, 2, 2), Duration::from_secs(5));
     assert_eq!(host.relay_answers().await, Some(Ok(())));
-    let guest = node_at(2, &[&url]).await.with_public_lookup(at, false).unwrap();
+    let guest = node_at(2, &[&url]).await.with_public_lookup(at, false);
     let found = timeout(Duration::from_secs(60), async {
         loop {
             // A record takes a moment to be where it is looked for.
@@ -170,7 +170,7 @@ async fn whose_key_alone_is_known_is_found_at_a_pkarr_relay() {
     let host = node_at(1, &[&url]).await;
     let serving = lend(&host, spec(0, 2, 2), Duration::from_secs(5));
     assert_eq!(host.relay_answers().await, Some(Ok(())));
-    let guest = node_at(2, &[&url]).await.with_public_lookup(&at, false).unwrap();
+    let guest = node_at(2, &[&url]).await.with_public_lookup(&at, false);
     let asked = guest.connect(&unknown(key(4).peer_id())).await;
     assert!(matches!(asked, Err(NetError::Unreachable { .. })), "no record");
     let name = |n| iroh_base::EndpointId::from_bytes(key(n).peer_id().as_bytes()).unwrap().to_z32();

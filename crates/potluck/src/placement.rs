@@ -165,24 +165,32 @@ fn estimate() -> Speed {
 
 /// The peers behind offers, on the way to be asked for their distance.
 #[derive(Debug)]
-pub(crate) struct Reaching {
+pub(crate) struct Distances {
+    node: Node,
+    begun: BTreeSet<PeerId>,
     asked: JoinSet<(PeerId, Result<Link, String>)>,
     reached: BTreeMap<PeerId, Link>,
     unreached: Vec<String>,
 }
 
-impl Reaching {
-    /// Asks all of them at once, where their latest offers say.
-    pub(crate) fn begin(node: &Node, offers: &[Offer]) -> Self {
-        let mut asked = JoinSet::new();
+impl Distances {
+    /// Of nobody yet.
+    pub(crate) fn from(node: &Node) -> Self {
+        let (begun, reached) = (BTreeSet::new(), BTreeMap::new());
+        Self { node: node.clone(), begun, asked: JoinSet::new(), reached, unreached: Vec::new() }
+    }
+
+    /// Asks those of them that were not asked yet, at once, where their latest offers say.
+    pub(crate) fn ask(&mut self, offers: &[Offer]) {
         for to in members(offers, &[]) {
-            let node = node.clone();
-            asked.spawn(async move {
-                let link = node.connect(&to).await;
-                (to.peer, link.map(|link| figures(link.path())).map_err(|error| error.to_string()))
-            });
+            if self.begun.insert(to.peer) {
+                let node = self.node.clone();
+                self.asked.spawn(async move {
+                    let link = node.connect(&to).await;
+                    (to.peer, link.map(|link| figures(link.path())).map_err(|error| error.to_string()))
+                });
+            }
         }
-        Self { asked, reached: BTreeMap::new(), unreached: Vec::new() }
     }
 
     fn note(&mut self, (peer, reached): (PeerId, Result<Link, String>)) -> bool {
@@ -200,15 +208,15 @@ impl Reaching {
         self.asked = asked;
     }
 
-    /// Waits for those as well that were not waited for; whether that has brought any.
+    /// Waits for those as well that were not waited for; whether there were any.
     pub(crate) async fn rest(&mut self) -> bool {
-        let before = self.reached.len();
+        let were = !self.asked.is_empty();
         while let Some(answer) = self.asked.join_next().await {
             if let Ok(answer) = answer {
                 self.note(answer);
             }
         }
-        self.reached.len() > before
+        were
     }
 
     /// The machines of those that were reached so far.
@@ -226,7 +234,11 @@ impl Reaching {
 }
 
 /// Waits for what comes of `asked`, and for what is late no longer than [`STRAGGLERS`] after the first that `note` finds good.
-pub(crate) async fn most<T: 'static>(asked: &mut JoinSet<T>, mut note: impl FnMut(T) -> bool) {
+pub(crate) async fn most<T: 'static>(asked: &mut JoinSet<T>, note: impl FnMut(T) -> bool) {
+    most_within(STRAGGLERS, asked, note).await;
+}
+
+async fn most_within<T: 'static>(patience: Duration, asked: &mut JoinSet<T>, mut note: impl FnMut(T) -> bool) {
     let mut until = None;
     loop {
         let next = asked.join_next();
@@ -236,7 +248,7 @@ pub(crate) async fn most<T: 'static>(asked: &mut JoinSet<T>, mut note: impl FnMu
         };
         let Ok(Some(answer)) = next else { return };
         if answer.is_ok_and(&mut note) {
-            until.get_or_insert_with(|| tokio::time::Instant::now() + STRAGGLERS);
+            until.get_or_insert_with(|| tokio::time::Instant::now() + patience);
         }
     }
 }
@@ -276,6 +288,31 @@ mod tests {
     use potluck_core::{ModelId, SecretKey, StageShape, StageSpeed};
 
     use super::*;
+
+    #[tokio::test]
+    async fn who_is_gone_is_waited_for_until_somebody_has_helped() {
+        let mut asked = JoinSet::new();
+        let (go, late) = tokio::sync::oneshot::channel::<()>();
+        asked.spawn(std::future::pending());
+        asked.spawn(async move {
+            drop(late.await);
+            "late"
+        });
+        asked.spawn(std::future::ready("empty"));
+        asked.spawn(std::future::ready("good"));
+        let mut heard = Vec::new();
+        most_within(Duration::ZERO, &mut asked, |name| {
+            heard.push(name);
+            name == "good"
+        })
+        .await;
+        assert!(heard.contains(&"good") && !heard.contains(&"late"), "{heard:?}");
+        assert_eq!(asked.len() + heard.len(), 4, "who was not waited for can be still");
+        // As long as nobody has helped, the late one is waited for, and the one that is gone holds nobody up after that.
+        let _ = go.send(());
+        most_within(Duration::ZERO, &mut asked, |name| name == "late").await;
+        assert_eq!(asked.len(), 1);
+    }
 
     fn member(n: u8, port: u16) -> PeerAddress {
         let peer = SecretKey::from_bytes(&[n; 32]).peer_id();

@@ -224,10 +224,14 @@ fn an_answer_outlives_an_engine_and_metrics_tell_of_it_and_of_the_way_to_each_pe
     assert_eq!(text(&alone), said.as_str());
     assert_eq!(metric(&gateway.url, "potluck_routes_lost_total"), 1.0);
     let metrics = http::ask(&gateway.url, "GET", "/metrics", &[], "").body;
-    let paths = |name: &str| {
-        metrics.lines().filter(|line| line.starts_with(&format!("{name}{{")) && line.contains("\"loopback\"")).count()
+    let of_loopback = |name: &str| {
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&format!("{name}{{path=\"loopback\"}} ")));
+        value.unwrap_or_else(|| panic!("no {name} in {metrics}")).parse::<f64>().unwrap()
     };
-    assert_eq!([paths("potluck_path_rtt_seconds"), paths("potluck_path_loss_ratio")], [2, 2], "{metrics}");
+    assert_eq!(of_loopback("potluck_path_peers"), 2.0);
+    let rtt = of_loopback("potluck_path_rtt_seconds");
+    assert!(rtt > 0.0 && rtt < 1.0, "{rtt}");
+    assert!(of_loopback("potluck_path_loss_ratio") <= 1.0);
     gateway.ends();
 }
 

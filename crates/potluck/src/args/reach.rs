@@ -42,10 +42,10 @@ impl Reach {
     }
 
     /// That node, as one that looks peers up in public where the user wants it; `publish`: and is found there.
-    pub(crate) fn in_public(&self, node: Node, publish: bool) -> Result<Node, NetError> {
+    pub(crate) fn in_public(&self, node: Node, publish: bool) -> Node {
         match &self.discovery {
             Some(at) => node.with_public_lookup(at, publish),
-            None => Ok(node),
+            None => node,
         }
     }
 

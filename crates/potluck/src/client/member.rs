@@ -74,7 +74,7 @@ impl Member {
         let (bind, lan, deadlines) = (settings.binding(), settings.lan(lends), NetDeadlines::default());
         let own = identity.key.peer_id();
         let node = Node::bind(NodeConfig { identity, bind, lan, relay, deadlines }).await?;
-        let node = settings.reach()?.in_public(node, true)?;
+        let node = settings.reach()?.in_public(node, lends);
         let contacts: Vec<_> = contacts.into_iter().filter(|contact| contact.peer != own).collect();
         let told = watch::Sender::new(false);
         let contacts = Mutex::new(contacts);
@@ -196,7 +196,8 @@ impl Member {
             members(&offers, &[]).into_iter().find(|member| member.peer == peer)
         };
         let (told, offered) = tokio::join!(told, offered);
-        told.or(offered)
+        // What it has signed itself, before what is said of it.
+        offered.or(told)
     }
 
     pub(super) fn node(&self) -> &Node {
@@ -221,7 +222,10 @@ fn together(peer: PeerId, said: &[PeerAddress]) -> Option<PeerAddress> {
             addresses.push(address.clone());
         }
     }
-    let relay = said.iter().find_map(|one| one.relay.clone());
+    // The one that most name; of those the first.
+    let relays = || said.iter().filter_map(|one| one.relay.as_ref());
+    let named = |relay: &String| relays().filter(|other| *other == relay).count();
+    let relay = relays().rev().max_by_key(|relay| named(relay)).cloned();
     Some(PeerAddress { peer, addresses, relay })
 }
 
@@ -239,9 +243,9 @@ mod tests {
             addresses,
             relay: relay.map(str::to_owned),
         };
-        let lies = at((0..ADDRESSES_MAX).map(|n| format!("10.0.0.{n}:1")).collect(), None);
+        let lies = at((0..ADDRESSES_MAX).map(|n| format!("10.0.0.{n}:1")).collect(), Some("https://liar.example/"));
         let told = at(vec!["192.168.1.7:7575".into(), "10.0.0.0:1".into()], Some("https://relay.example/"));
-        let found = together(peer, &[lies, told]).unwrap();
+        let found = together(peer, &[lies, told.clone(), told]).unwrap();
         assert_eq!(found.addresses.len(), ADDRESSES_MAX);
         assert_eq!(found.addresses[..2], ["10.0.0.0:1", "192.168.1.7:7575"]);
         assert_eq!(found.relay.as_deref(), Some("https://relay.example/"));

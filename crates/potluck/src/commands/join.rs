@@ -119,7 +119,7 @@ pub(crate) async fn show(
     let Reaching { bind, lan, relay, discovery } = reach;
     let node = Node::bind(NodeConfig { identity, bind, lan, relay, deadlines: NetDeadlines::default() }).await?;
     let node = match discovery {
-        Some(at) => node.with_public_lookup(&at, false)?,
+        Some(at) => node.with_public_lookup(&at, false),
         None => node,
     };
     let asked = node.join(&invitation.inviter, invitation.secret, keys.clone()).await;

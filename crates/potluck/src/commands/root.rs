@@ -52,7 +52,7 @@ pub(crate) struct RootKey {
     /// A grant that was given out elsewhere with the old key and stays good, as `potluck swarm members` shows it there (repeatable)
     #[arg(long, value_name = "ID", requires = "rotate")]
     adopt: Vec<GrantId>,
-    /// What the old key has taken back and a thief may have: a key, a grant's id, or all; it is taken back no longer (repeatable)
+    /// What a thief may have taken back: a key, a grant's id, or all; it is taken back no longer, whoever did it (repeatable)
     #[arg(long, value_name = "KEY|ID|all", requires = "rotate")]
     restore: Vec<Restore>,
     #[command(flatten)]
@@ -64,6 +64,15 @@ pub(crate) struct RootKey {
 enum Restore {
     All,
     One(Revoked),
+}
+
+impl Restore {
+    fn one(&self) -> Option<Revoked> {
+        match self {
+            Self::All => None,
+            Self::One(what) => Some(*what),
+        }
+    }
 }
 
 impl FromStr for Restore {
@@ -222,13 +231,13 @@ async fn rotate(
     }
     let now = utc_now();
     let mut taken = gate.revoked_by_roots();
-    let restored: BTreeSet<Revoked> = restore
-        .iter()
-        .flat_map(|what| match what {
-            Restore::All => std::mem::take(&mut taken),
-            Restore::One(what) => taken.take(what).into_iter().collect(),
-        })
-        .collect();
+    let all = restore.iter().any(|what| matches!(what, Restore::All));
+    let named: BTreeSet<Revoked> = restore.iter().filter_map(Restore::one).collect();
+    // Whoever took it back: a thief of the root may have made himself an operator first.
+    let is_restored = |what: Revoked| all || named.contains(&what);
+    let before = taken.len();
+    taken.retain(|what| !is_restored(*what));
+    let mut restored = before - taken.len();
     // What stood after the last rotation stands on.
     let mut adopted: BTreeSet<GrantId> = adopt.iter().copied().chain(gate.adopted()).collect();
     let own = keys(home)?.into_iter().filter_map(|key| membership.grant(key).ok());
@@ -237,26 +246,35 @@ async fn rotate(
         let Ok(chain) = gate.read(&grant) else { continue };
         let first = chain.links().first().map(|link| link.id);
         // Whoever took it back may count no longer once the new root signs: so it does not stay at all.
-        let revoked = matches!(gate.check(&grant, chain.holder(), now), Err(GrantError::Revoked(by)) if !restored.contains(&by.0));
-        match (first, revoked) {
-            (Some(first), true) => drop(adopted.remove(&first)),
-            (Some(first), false) => drop(adopted.insert(first)),
+        let taken_back = match gate.check(&grant, chain.holder(), now) {
+            Err(GrantError::Revoked(what)) => Some(what.0),
+            _ => None,
+        };
+        match (first, taken_back) {
+            (Some(first), Some(what)) if !is_restored(what) && !adopt.contains(&first) => drop(adopted.remove(&first)),
+            (Some(first), what) => {
+                restored += usize::from(what.is_some_and(|what| !gate.revoked_by_roots().contains(&what)));
+                adopted.insert(first);
+            }
             (None, _) => {}
         }
+    }
+    if !restore.is_empty() && restored == 0 {
+        let message = "nothing of it was taken back";
+        return Err(Failure::usage(message, "potluck swarm members shows keys, ids and what was taken back"));
     }
     let until = if grace == 0 { 0 } else { days_from(now, grace) };
     let (next, said) = root.rotate(home, &gate, (&adopted, &taken), now, until)?;
     let (told, asked) = spread(home, &membership, said).await?;
     if screen.json {
-        let (adopted, restored) = (adopted.len(), restored.len());
-        let next = next.to_string();
+        let (next, adopted) = (next.to_string(), adopted.len());
         return screen.object(
             &json!({ "root": next, "adopted": adopted, "restored": restored, "told": told, "members": asked }),
         );
     }
     screen.text(&format!("root {next}\n"))?;
     screen.note(format!(
-        "{} grants stay good; {told} of {asked} members know, the others learn of it from them, or at the next contact\n\
+        "{} grants stay good, {restored} things are taken back no longer; {told} of {asked} members know, the others learn of it from them, or at the next contact\n\
          copies of the old key are worth nothing any more: potluck swarm root --export FILE makes one of the new\n\
          relays help newcomers by invitations that are written from now on",
         adopted.len()

@@ -139,14 +139,31 @@ impl Membership {
         }
     }
 
-    /// Keeps where members are now that were heard of, where that is new: whoever has let this machine in may be gone next time.
+    /// Keeps where members are now that were heard of, where that is new: whoever has let this machine in may be gone next time. Those
+    /// that are known stay, so that nobody with many keys takes the place of all.
     pub(crate) fn heard_of(home: &Home, swarm: &str, members: Vec<PeerAddress>) -> Result<(), Failure> {
         let mut membership = Self::open(home)?;
         // The machine may have joined another swarm since.
-        if membership.swarm == swarm && learn(&mut membership.contacts, members) {
+        if membership.swarm == swarm && membership.hear_of(members) {
             membership.save(home)?;
         }
         Ok(())
+    }
+
+    fn hear_of(&mut self, members: Vec<PeerAddress>) -> bool {
+        let mut new = false;
+        for member in members {
+            match self.contacts.iter().position(|contact| contact.peer == member.peer) {
+                Some(at) if self.contacts[at] == member => {}
+                Some(at) => (self.contacts[at], new) = (member, true),
+                None if self.contacts.len() < CONTACTS_KEPT => {
+                    self.contacts.push(member);
+                    new = true;
+                }
+                None => {}
+            }
+        }
+        new
     }
 
     /// The grant of one of this machine's keys.
@@ -214,6 +231,17 @@ mod tests {
     fn member(n: u8, port: u16) -> PeerAddress {
         let peer = SecretKey::from_bytes(&[n; 32]).peer_id();
         PeerAddress { peer, addresses: vec![format!("127.0.0.1:{port}")], relay: None }
+    }
+
+    #[test]
+    fn a_client_keeps_those_whom_it_knows_whoever_else_there_is() {
+        let (own, inviter) = (member(0, 1), member(1, 1));
+        let contacts = vec![own.clone(), inviter.clone()];
+        let mut membership = Membership { swarm: "07".into(), grants: Vec::new(), contacts, relays: Vec::new() };
+        assert!(membership.hear_of((10..100).map(|n| member(n, 1)).collect()));
+        assert_eq!((membership.contacts.len(), &membership.contacts[..2]), (CONTACTS_KEPT, &[own, inviter][..]));
+        assert!(membership.hear_of(vec![member(1, 2)]), "it has moved");
+        assert!(!membership.hear_of(vec![member(1, 2), member(200, 1)]), "nothing new that there is room for");
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Offers: told to the members that this machine knows, asked from them, and renewed before they expire.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
-use potluck_core::{Offer, SecretKey, SignedOffer};
-use potluck_net::{Directory, Node, Serving};
+use potluck_core::{Offer, PeerId, SecretKey, SignedOffer};
+use potluck_net::{Directory, NetError, Node, Serving};
 use potluck_wire::PeerAddress;
 use tokio::task::JoinSet;
 
@@ -146,37 +146,79 @@ impl Announcer {
     }
 }
 
-/// Every offer of a member that these members know and that holds now: the latest of each stage of each peer. A member that does not
-/// answer holds this up for a moment only, if others do.
+/// Every offer of a member that these members know and that holds now: the latest of each stage of each peer. And who did not answer.
 pub(crate) async fn offers_of(node: &Node, contacts: &[PeerAddress]) -> (Vec<Offer>, Vec<String>) {
-    let mut directory = Directory::default();
-    let mut silent = Vec::new();
-    let mut asked = JoinSet::new();
-    for contact in contacts.iter().cloned() {
-        let node = node.clone();
-        asked.spawn(async move {
-            let (offers, _) = tokio::join!(node.offers(&contact), node.pull_revocations(&contact));
-            (contact.peer, offers)
-        });
+    let mut hearing = Hearing::begin(node, contacts);
+    hearing.rest().await;
+    (hearing.offers(), hearing.silent())
+}
+
+/// What members know of offers, as they answer.
+#[derive(Debug)]
+pub(crate) struct Hearing {
+    node: Node,
+    asked: JoinSet<(PeerId, Result<Vec<SignedOffer>, NetError>)>,
+    directory: Directory,
+    silent: Vec<String>,
+}
+
+impl Hearing {
+    /// Asks all of them at once.
+    pub(crate) fn begin(node: &Node, contacts: &[PeerAddress]) -> Self {
+        let mut asked = JoinSet::new();
+        for contact in contacts.iter().cloned() {
+            let node = node.clone();
+            asked.spawn(async move {
+                let (offers, _) = tokio::join!(node.offers(&contact), node.pull_revocations(&contact));
+                (contact.peer, offers)
+            });
+        }
+        Self { node: node.clone(), asked, directory: Directory::default(), silent: Vec::new() }
     }
-    let mut late: BTreeSet<_> = contacts.iter().map(|contact| contact.peer).collect();
-    most(&mut asked, |(peer, offers)| {
-        late.remove(&peer);
+
+    /// Waits until they have answered: for the late ones no longer than a moment after one of them knew an offer that is `wanted`.
+    pub(crate) async fn most(&mut self, wanted: impl Fn(&Offer) -> bool) {
+        let mut asked = std::mem::take(&mut self.asked);
+        most(&mut asked, |answer| {
+            self.note(answer);
+            self.directory.offers(utc_now()).any(&wanted)
+        })
+        .await;
+        self.asked = asked;
+    }
+
+    /// Waits for the late ones as well; whether there were any.
+    pub(crate) async fn rest(&mut self) -> bool {
+        let were = !self.asked.is_empty();
+        while let Some(answer) = self.asked.join_next().await {
+            if let Ok(answer) = answer {
+                self.note(answer);
+            }
+        }
+        were
+    }
+
+    fn note(&mut self, (peer, offers): (PeerId, Result<Vec<SignedOffer>, NetError>)) {
         let signed = match offers {
             Ok(signed) => signed,
-            Err(error) => {
-                silent.push(error.to_string());
-                return false;
-            }
+            Err(error) => return self.silent.push(error.to_string()),
         };
         for offer in signed {
-            if let Err(refused) = directory.announce(offer, &node.identity().gate, utc_now()) {
+            if let Err(refused) = self.directory.announce(offer, &self.node.identity().gate, utc_now()) {
                 tracing::info!(peer = %peer.short(), %refused, "a contact passed an offer on that is none");
             }
         }
-        true
-    })
-    .await;
-    silent.extend(late.iter().map(|peer| format!("peer {} did not answer while others did", peer.short())));
-    (directory.offers(utc_now()).cloned().collect(), silent)
+    }
+
+    /// What is offered, as far as it was heard.
+    pub(crate) fn offers(&self) -> Vec<Offer> {
+        self.directory.offers(utc_now()).cloned().collect()
+    }
+
+    /// Why others did not answer.
+    pub(crate) fn silent(self) -> Vec<String> {
+        let late = self.asked.len();
+        let late = (late > 0).then(|| format!("{late} more members did not answer while others did"));
+        self.silent.into_iter().chain(late).collect()
+    }
 }

@@ -43,7 +43,7 @@ impl Present {
         }
         membership.relays = membership.relays(home);
         let node = bind_node(who, Bind::Address(bind), home.reach.serving(), membership.relays.clone()).await?;
-        let node = home.reach.in_public(node, true)?;
+        let node = home.reach.in_public(node, true);
         membership.knows(node.address());
         membership.save(home)?;
         if let Some(door) = door(home, screen, &node.identity().gate)? {

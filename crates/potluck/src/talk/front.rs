@@ -303,12 +303,7 @@ struct NodePaths(Node);
 
 impl Paths for NodePaths {
     fn paths(&self) -> Vec<PeerPath> {
-        let of = |(peer, PathInfo { kind, rtt, loss }): (PeerId, PathInfo)| PeerPath {
-            peer: peer.to_string(),
-            kind: kind.name(),
-            rtt,
-            loss,
-        };
+        let of = |PathInfo { kind, rtt, loss }| PeerPath { kind: kind.name(), rtt, loss };
         self.0.paths().into_iter().map(of).collect()
     }
 }

@@ -16,8 +16,8 @@ use crate::{
     args::Prefer,
     failure::Failure,
     home::{self, Home, Membership, Role, trusted},
-    placement::{Reaching, address, members, missing_layers, model_facts, own_machine},
-    serving::offers_of,
+    placement::{Distances, address, members, missing_layers, model_facts, own_machine},
+    serving::Hearing,
 };
 
 /// A plan, and what it rests on.
@@ -57,15 +57,14 @@ async fn plan_over(
     if prefer != Prefer::Swarm && takes_part {
         machines.push(Machine { missing, ..own_machine(wanted.home, wanted.memory)? });
     }
-    let (mut offers, mut silent) = (Vec::new(), Vec::new());
-    let mut reaching = None;
+    let mut asked = None;
     if let Some((client, membership)) = swarm {
-        (offers, silent) = offers_of(client, &membership.contacts).await;
-        if let Err(failure) = Membership::heard_of(wanted.home, &membership.swarm, members(&offers, &[])) {
-            tracing::info!(code = %failure.code, "where the others are was not kept: {}", failure.message);
-        }
-        let reaching = reaching.insert(Reaching::begin(client, &offers));
-        reaching.most().await;
+        let own = home::Identity::open(wanted.home, Role::Peer)?.key.peer_id();
+        let (hearing, distances) =
+            asked.insert((Hearing::begin(client, &membership.contacts), Distances::from(client)));
+        hearing.most(|offer| offer.peer != own && offer.shape.spec.model == wanted.entry.id).await;
+        distances.ask(&hearing.offers());
+        distances.most().await;
     }
     let wish = Wish {
         positions: wanted.settings.context,
@@ -83,25 +82,34 @@ async fn plan_over(
     let facts = model_facts(wanted.entry, wanted.settings.kv)?;
     let planned = loop {
         let mut machines = machines.clone();
-        if let Some(reaching) = &reaching {
+        if let Some((hearing, distances)) = &asked {
             // As the list is now: whoever was taken off it is given nothing more.
             let list = trusted(wanted.home)?;
             let trusted = |machine: &Machine| matches!(machine.who, Who::Peer(peer) if list.contains(&peer));
-            let offered = reaching.machines(&offers).into_iter();
+            let offered = distances.machines(&hearing.offers()).into_iter();
             machines.extend(offered.map(|machine| Machine { trusted: trusted(&machine), ..machine }));
         }
         let planned = plan(&facts, &machines, &wish);
-        // Who is far is waited for where there is no way without.
-        match &mut reaching {
-            Some(reaching) if planned.is_err() => {
-                if !reaching.rest().await {
-                    break planned;
-                }
-            }
-            _ => break planned,
+        let Some((hearing, distances)) = &mut asked else { break planned };
+        // Where nobody but this machine would read what is said, it is worth the wait; and so is any way, where there is none.
+        let open = planned.as_ref().is_ok_and(|preview| preview.preference != Preference::Private);
+        if planned.is_ok() && !(prefer == Prefer::Private && open) {
+            break planned;
+        }
+        let late = hearing.rest().await;
+        distances.ask(&hearing.offers());
+        if !(distances.rest().await || late) {
+            break planned;
         }
     };
-    silent.extend(reaching.into_iter().flat_map(Reaching::unreached));
+    let (mut offers, mut silent) = (Vec::new(), Vec::new());
+    if let (Some((hearing, distances)), Some((_, membership))) = (asked, swarm) {
+        offers = hearing.offers();
+        silent = hearing.silent().into_iter().chain(distances.unreached()).collect();
+        if let Err(failure) = Membership::heard_of(wanted.home, &membership.swarm, members(&offers, &[])) {
+            tracing::info!(code = %failure.code, "where the others are was not kept: {}", failure.message);
+        }
+    }
     let preview = planned.map_err(|error| {
         let shorter = offers.iter().filter(|offer| offer.shape.spec.model == wanted.entry.id);
         let shorter = shorter.map(|offer| offer.shape.context).filter(|&context| context < wish.positions).min();
@@ -215,7 +223,7 @@ pub(crate) async fn client_node(home: &Home, membership: &Membership) -> Result<
     let (lan, deadlines) = (home.reach.asking(), NetDeadlines::default());
     let relay = home.claim_relays(membership.relays(home), None);
     let node = Node::bind(NodeConfig { identity, bind: Bind::Any, lan, relay, deadlines }).await?;
-    Ok(home.reach.in_public(node, false)?)
+    Ok(home.reach.in_public(node, false))
 }
 
 /// Plans without opening anything: `potluck model plan`.

@@ -195,7 +195,7 @@ impl SwarmRoot {
         at: u64,
         until: u64,
     ) -> Result<(PeerId, Vec<SignedRevocation>), Failure> {
-        let hint = "the swarm has had as many roots as it can, or too many members: make a new one";
+        let hint = "the swarm has had as many roots as it can, or too much was taken back (--restore), or it has too many members: make a new one";
         let next = Root::from_bytes(&new_key()?.to_bytes());
         let said = self.root.rotate_over(gate, &next, (adopted, taken), at, until).or_fail("rotate", hint)?;
         for one in &said {
