@@ -65,7 +65,10 @@ async fn a_connection_that_nothing_uses_ends_and_is_made_again() {
     let (mut mine, mut theirs) = (stream.unwrap(), arrived.unwrap());
     // The same connection, seen by another handle.
     let seen = node.tunnel(&there.node.address()).await.unwrap();
-    tokio::time::sleep(3 * IDLE_MAX).await;
+    let mut ticks = tokio::time::interval(IDLE_MAX);
+    for _ in 0..4 {
+        ticks.tick().await;
+    }
     assert!(!seen.is_closed(), "a stream is open, though it says nothing");
     mine.write_all(b"still here").await.unwrap();
     let mut said = [0; 10];
@@ -73,7 +76,7 @@ async fn a_connection_that_nothing_uses_ends_and_is_made_again() {
     drop((mine, theirs));
     soon(async {
         while !seen.is_closed() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            ticks.tick().await;
         }
     })
     .await;
