@@ -259,7 +259,7 @@ async fn rotate(
             (None, _) => {}
         }
     }
-    if !restore.is_empty() && restored == 0 {
+    if !restore.is_empty() && restored == 0 && adopt.is_empty() {
         let message = "nothing of it was taken back";
         return Err(Failure::usage(message, "potluck swarm members shows keys, ids and what was taken back"));
     }
@@ -273,8 +273,12 @@ async fn rotate(
         );
     }
     screen.text(&format!("root {next}\n"))?;
+    let restored = match restored {
+        0 => String::new(),
+        restored => format!("; taken back no longer: {restored}"),
+    };
     screen.note(format!(
-        "{} grants stay good, {restored} things are taken back no longer; {told} of {asked} members know, the others learn of it from them, or at the next contact\n\
+        "{} grants stay good{restored}; {told} of {asked} members know, the others learn of it from them, or at the next contact\n\
          copies of the old key are worth nothing any more: potluck swarm root --export FILE makes one of the new\n\
          relays help newcomers by invitations that are written from now on",
         adopted.len()
