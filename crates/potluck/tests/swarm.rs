@@ -91,12 +91,13 @@ fn a_guest_uses_and_does_not_lend_until_it_is_shut_out() {
     owner.json(&["swarm", "create"]);
     let serving = serve(&owner, "0..30");
     let keys = keys_of(&guest);
-    let limits = ["--role", "guest", "--hand-on", "1", "--only-model", &model()];
+    let limits = ["--role", "guest", "--hand-on", "1", "--only-model", &model(), "--tokens-per-day", "100000"];
     let (granted, code) = owner.json(&[&["swarm", "grant", &keys[0], &keys[1]][..], &limits].concat());
     assert_eq!(code, 0, "{granted}");
     assert_eq!(guest.json(&["swarm", "join", granted["invitation"].as_str().unwrap()]).1, 0);
     let (who, _) = guest.json(&["swarm", "whoami"]);
     assert_eq!(who["keys"][1]["rights"], serde_json::json!(["look", "use"]), "{who}");
+    assert_eq!(who["keys"][1]["tokens_per_day"], 100_000, "{who}");
     assert_eq!(owner.json(&["swarm", "whoami"]).0["keys"][0]["rights"].as_array().unwrap().len(), 8);
     let (may, _) = guest.json(&["swarm", "explain", "lend"]);
     assert_eq!((may["may"].as_bool(), may["why"].as_str()), (Some(false), Some("the grant does not allow to lend")));
@@ -127,6 +128,12 @@ fn a_guest_uses_and_does_not_lend_until_it_is_shut_out() {
     for machine in [&guest, &friend] {
         let (refused, code) = machine.json(&["peers"]);
         assert!(code != 0 || refused["peers"].as_array().unwrap().is_empty(), "{refused}");
+        let (refused, code) = machine.json(&["run", "Hello", "--prefer", "swarm", "--model", &model()]);
+        assert_eq!(
+            (refused["error"]["code"].as_str(), code),
+            (Some("not_admitted"), 1),
+            "and it is told so: {refused}"
+        );
     }
     let (members, _) = owner.json(&["swarm", "members"]);
     let states: Vec<_> =

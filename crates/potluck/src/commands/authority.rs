@@ -242,6 +242,7 @@ fn described(chain: &Chain, state: &str) -> Value {
         "hand_on": scope.hand_ons(),
         "ports": sets(scope.ports()),
         "nets": sets(scope.nets()),
+        "tokens_per_day": scope.budgets().iter().map(|budget| budget.tokens_per_day).min(),
         "bytes_per_day": scope.byte_budgets().iter().map(|budget| budget.bytes_per_day).min(),
     })
 }
@@ -269,11 +270,15 @@ fn limits(scope: &Scope) -> String {
     limits.extend(scope.hours().iter().map(|hours| format!("{hours} UTC")));
     limits.extend(scope.models().map(|models| format!("{} models", models.len())));
     limits.extend(scope.peers().map(|peers| format!("at {} peers", peers.len())));
-    limits.extend(scope.ports().iter().map(|ports| format!("reaches {}", join(ports))));
-    limits.extend(scope.nets().iter().map(|nets| format!("in {}", join(nets))));
-    limits.extend(
-        scope.byte_budgets().iter().map(|budget| format!("{} a day through each peer", size(budget.bytes_per_day))),
-    );
+    limits.extend(scope.budgets().iter().map(|budget| format!("{} tokens a day of each peer", budget.tokens_per_day)));
+    // Where nothing may be reached, it does not matter where.
+    if scope.rights().contains(&Right::Reach) {
+        limits.extend(scope.ports().iter().map(|ports| format!("reaches {}", join(ports))));
+        limits.extend(scope.nets().iter().map(|nets| format!("in {}", join(nets))));
+        limits.extend(
+            scope.byte_budgets().iter().map(|budget| format!("{} a day through each peer", size(budget.bytes_per_day))),
+        );
+    }
     limits.extend(scope.hand_ons().map(|times| format!("handed on {times} times at most")));
     limits.join(", ")
 }

@@ -167,6 +167,13 @@ pub(crate) struct Leave {
     end: bool,
 }
 
+/// Whether this machine's grant lets it serve.
+fn may_lend(home: &Home) -> Result<bool, Failure> {
+    let (membership, [peer, _]) = (Membership::open(home)?, join::keys(home)?);
+    let grant = membership.grant(peer)?;
+    Ok(membership.gate(home)?.check_lender(&grant, peer, utc_now()).is_ok())
+}
+
 impl Swarm {
     pub(crate) async fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
         match self {
@@ -175,7 +182,10 @@ impl Swarm {
             Self::Invitations(command) => invitations(&command.root.of(home), screen, command).await,
             Self::Join(Join { line: Some(line), replace }) => {
                 join::join(home, screen, join::read_line(line).await?, replace).await?;
-                screen.note("use the swarm:     potluck chat\nlend this machine: potluck serve --auto");
+                screen.note("use the swarm:     potluck chat");
+                if may_lend(home)? {
+                    screen.note("lend this machine: potluck serve --auto");
+                }
                 Ok(())
             }
             Self::Join(Join { line: None, .. }) => print_keys(home, screen),

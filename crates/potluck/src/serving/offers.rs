@@ -160,6 +160,9 @@ pub(crate) struct Hearing {
     asked: JoinSet<(PeerId, Result<Vec<SignedOffer>, NetError>)>,
     directory: Directory,
     silent: Vec<String>,
+    /// Who has answered, and who does not let this machine in.
+    answered: usize,
+    refused: Option<NetError>,
 }
 
 impl Hearing {
@@ -173,7 +176,8 @@ impl Hearing {
                 (contact.peer, offers)
             });
         }
-        Self { node: node.clone(), asked, directory: Directory::default(), silent: Vec::new() }
+        let (directory, silent) = (Directory::default(), Vec::new());
+        Self { node: node.clone(), asked, directory, silent, answered: 0, refused: None }
     }
 
     /// Waits until they have answered: for the late ones no longer than a moment after one of them knew an offer that is `wanted`.
@@ -201,13 +205,25 @@ impl Hearing {
     fn note(&mut self, (peer, offers): (PeerId, Result<Vec<SignedOffer>, NetError>)) {
         let signed = match offers {
             Ok(signed) => signed,
-            Err(error) => return self.silent.push(error.to_string()),
+            Err(error) => {
+                self.silent.push(error.to_string());
+                if error.code() == "not_admitted" {
+                    self.refused = Some(error);
+                }
+                return;
+            }
         };
+        self.answered += 1;
         for offer in signed {
             if let Err(refused) = self.directory.announce(offer, &self.node.identity().gate, utc_now()) {
                 tracing::info!(peer = %peer.short(), %refused, "a contact passed an offer on that is none");
             }
         }
+    }
+
+    /// Why nobody lets this machine in, where nobody does.
+    pub(crate) fn shut_out(&self) -> Option<&NetError> {
+        self.refused.as_ref().filter(|_| self.answered == 0)
     }
 
     /// What is offered, as far as it was heard.

@@ -103,6 +103,7 @@ async fn plan_over(
         }
     };
     let (mut offers, mut silent) = (Vec::new(), Vec::new());
+    let shut_out = asked.as_ref().and_then(|(hearing, _)| hearing.shut_out()).map(ToString::to_string);
     if let (Some((hearing, distances)), Some((_, membership))) = (asked, swarm) {
         offers = hearing.offers();
         silent = hearing.silent().into_iter().chain(distances.unreached()).collect();
@@ -111,6 +112,10 @@ async fn plan_over(
         }
     }
     let preview = planned.map_err(|error| {
+        if let Some(refused) = shut_out {
+            let hint = "potluck swarm whoami says what this machine may; its owner may have taken that back";
+            return Failure::new("not_admitted", refused, hint);
+        }
         let shorter = offers.iter().filter(|offer| offer.shape.spec.model == wanted.entry.id);
         let shorter = shorter.map(|offer| offer.shape.context).filter(|&context| context < wish.positions).min();
         let hint = match (&error, shorter) {
