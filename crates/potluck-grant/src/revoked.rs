@@ -162,6 +162,11 @@ impl Revocations {
         }
         let graced = leave.is_some_and(|leave| self.roots.has_grace(leave.root, leave.link));
         let kept = Kept { weight, signed, at: said.at, leave, graced, came: 0 };
+        if kept.graced && self.counts.graced >= GRACE_MAX {
+            // The same ones are kept wherever they come in another order: or who compares digests would ask again and again.
+            let last = self.signed.iter().rev().find(|(_, kept)| kept.graced).map(|(place, _)| *place);
+            last.filter(|last| place < *last).into_iter().for_each(|last| self.remove(last));
+        }
         if self.counts.is_full(&kept) {
             return Err(GrantError::TooMany);
         }
@@ -200,10 +205,6 @@ impl Revocations {
 
     /// The same set has the same digest, in whichever order it came. Who may revoke could make two sets alike, and gain nothing.
     fn sum(&mut self, place: (Revoked, PeerId), kept: &Kept) {
-        // Of those with grace, which are there depends on who came first where they are too many.
-        if kept.graced {
-            return;
-        }
         // A second successor tells who knows of it from nobody: the first one differs where it matters.
         if matches!(place.0, Revoked::Root(by) if self.roots.rivals().any(|rival| rival == (place.1, by))) {
             return;

@@ -259,6 +259,29 @@ fn what_a_thiefs_officers_took_back_is_forgotten_whenever_they_say_it_was() {
 }
 
 #[test]
+fn in_days_of_grace_the_same_is_kept_in_whichever_order_it_comes() {
+    let gates = [gate(), gate()];
+    let said = root(201).rotate(&gates[0], &root(202), &BTreeSet::new(), NOW, NOW + 100).unwrap();
+    let members = [member(201, 1), member(201, 2)];
+    let take = |n: u32| {
+        let mut id = [0; 16];
+        id[..4].copy_from_slice(&n.wrapping_mul(0x9e37_79b1).to_be_bytes());
+        let by = (n % 2) as u8 + 1;
+        let grant = members[usize::from(by) - 1].clone();
+        Revocation::sign(peer_of(201), Revoked::Link(id), NOW, &key(by), grant)
+    };
+    let all: Vec<_> = (0..1_200).map(take).collect();
+    // One hears of the succession first, and backwards; the other last.
+    tell(&gates[0], &said);
+    all.iter().rev().for_each(|one| drop(gates[0].revoke(one.clone())));
+    all.iter().for_each(|one| drop(gates[1].revoke(one.clone())));
+    tell(&gates[1], &said);
+    let kept = gates.each_ref().map(|gate| gate.revocations().len());
+    assert_eq!(kept, [1_025; 2], "and the succession");
+    assert_eq!(gates[0].revocations_digest(), gates[1].revocations_digest());
+}
+
+#[test]
 fn a_thief_of_the_root_leaves_room_for_the_next_one() {
     let (gate, kept) = (gate(), member(201, 1));
     let thief = root(201).key();

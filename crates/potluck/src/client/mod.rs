@@ -21,9 +21,12 @@ use bytes::Bytes;
 use potluck_core::PeerId;
 use potluck_grant::Gate;
 use potluck_net::Identity;
-use potluck_tunnel::{Far, FindPeer, forward_tcp};
+use potluck_tunnel::{Far, FindPeer, TunnelError, forward_tcp};
 use potluck_wire::{Dial, Host, PeerAddress, Service};
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    time::{Instant, timeout_at},
+};
 
 use crate::{
     commands::join::{Reaching, become_member, show},
@@ -232,7 +235,13 @@ impl Client {
         let mut id = [0; 16];
         getrandom::fill(&mut id)
             .map_err(|error| ClientError::other("io", format!("no randomness: {error}"), "check /dev/urandom"))?;
-        let sending = async move { far.await.send_message(&topic, &body, id, within).await };
+        let sending = async move {
+            // Looking it up takes of the same time.
+            let until = Instant::now() + within;
+            let away = TunnelError::Away { peer: to, seconds: within.as_secs() };
+            let far = timeout_at(until, far).await.map_err(|_| away)?;
+            far.send_message(&topic, &body, id, until.saturating_duration_since(Instant::now())).await
+        };
         let receipt = self.0.worker.run(sending).await??;
         Ok(Receipt { receipt, worker: self.0.worker.clone() })
     }
