@@ -7,7 +7,10 @@ use std::{
     sync::Arc,
 };
 
-use iroh_relay::server::{AcmeConfig, CertConfig};
+use iroh_relay::{
+    server::{AcmeConfig, CertConfig},
+    tls::CaTlsConfig,
+};
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
@@ -99,7 +102,11 @@ impl Certificate {
                 CertConfig::Manual { server_config: builder.with_single_cert(chain, key).map_err(failed)? }
             }
             Self::Acme(Acme { domains, contact, directory, folder }) => {
-                let acme = directory.map_or_else(|| AcmeConfig::letsencrypt(true), AcmeConfig::new);
+                // A company's authority is known to its machines, and to nobody else.
+                let acme = directory.map_or_else(
+                    || AcmeConfig::letsencrypt(true),
+                    |directory| AcmeConfig::new(directory).tls_config(CaTlsConfig::system()),
+                );
                 let contact = contact.map(|address| format!("mailto:{address}")).into_iter().collect();
                 let acme = acme.domains(domains).contact(contact).cache_path(folder);
                 CertConfig::LetsEncrypt { acme_config: acme, server_config_builder: builder }

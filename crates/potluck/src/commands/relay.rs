@@ -169,7 +169,8 @@ impl Relay {
                 domains: names.to_vec(),
                 contact: self.contact.clone(),
                 directory: self.acme_directory.clone(),
-                folder: home.path("acme"),
+                // The library writes keys there that anybody may read.
+                folder: home.private_folder("acme")?,
             }));
         }
         Ok(match (&self.cert, &self.key) {

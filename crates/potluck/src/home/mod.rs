@@ -125,6 +125,13 @@ impl Home {
         self.path("downloads")
     }
 
+    /// A folder that only its owner looks into, made where it is not there.
+    pub(crate) fn private_folder(&self, name: &str) -> Result<PathBuf, Failure> {
+        let folder = self.path(name);
+        make_private_dir(&folder).map_err(|error| Failure::io(folder.display(), &error))?;
+        Ok(folder)
+    }
+
     /// Replaces a file, readable by its owner only, as a whole or not at all.
     pub(crate) fn write(&self, name: &str, text: &str) -> Result<(), Failure> {
         write_private(&self.path(name), text)

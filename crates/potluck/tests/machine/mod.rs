@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::{TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::Arc,
     thread,
@@ -144,6 +144,13 @@ impl Machine {
     /// Starts it with this for stdin.
     pub(crate) fn start_with(&self, args: &[&str], stdin: Stdio) -> Running {
         let mut child = self.command(args).stdin(stdin).stdout(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Running { child, stdout }
+    }
+
+    /// Starts it with one variable more.
+    pub(crate) fn start_where(&self, (name, value): (&str, &Path), args: &[&str]) -> Running {
+        let mut child = self.command(args).env(name, value).stdout(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         Running { child, stdout }
     }
