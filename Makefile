@@ -75,7 +75,7 @@ prove-streams: model ## Two minutes of 16 streams beside clients that misbehave;
 	@POTLUCK_PROVE_SECONDS=120 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --test streams --no-capture
 
 prove-pull: model ## How much of a link a pull from three peers fills (root); writes bench/results/pull.json
-	@POTLUCK_PROVE_PULL=1 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --no-capture -E 'test(fills_the_link)'
+	@POTLUCK_PROVE_PULL=1 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --test namespaces --no-capture -E 'test(fills_the_link)'
 
 prove-nat: setup ## Every pair of kinds of NAT, direct or relayed (root, some minutes); writes bench/results/nat-matrix.json
 	@POTLUCK_PROVE_NAT=1 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --package potluck-net --test nat_matrix --no-capture prove_every_pair

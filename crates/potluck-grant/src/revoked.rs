@@ -61,6 +61,13 @@ struct Leave {
     holder: PeerId,
 }
 
+impl Kept {
+    /// What leads to a root.
+    fn for_root(signed: SignedRevocation, at: u64) -> Self {
+        Self { weight: Weight::Root, signed, at, leave: None, graced: false, came: 0 }
+    }
+}
+
 /// How many are kept, by whose room they take.
 #[derive(Debug, Default)]
 struct Counts {
@@ -134,10 +141,7 @@ impl Revocations {
                 return match self.roots.follow(said.by, by)? {
                     Heard::Known => Ok(false),
                     Heard::Followed | Heard::Rival => {
-                        self.keep(
-                            place,
-                            Kept { weight: Weight::Root, signed, at: said.at, leave: None, graced: false, came: 0 },
-                        );
+                        self.keep(place, Kept::for_root(signed, said.at));
                         self.forget_superseded();
                         Ok(true)
                     }
@@ -147,10 +151,7 @@ impl Revocations {
                 let renewals = signed.renewals().map_err(unreadable)?;
                 let new = self.roots.renew(said.by, page, &renewals)?;
                 if new {
-                    self.keep(
-                        place,
-                        Kept { weight: Weight::Root, signed, at: said.at, leave: None, graced: false, came: 0 },
-                    );
+                    self.keep(place, Kept::for_root(signed, said.at));
                     self.forget_superseded();
                 }
                 return Ok(new);
@@ -162,12 +163,14 @@ impl Revocations {
         }
         let graced = leave.is_some_and(|leave| self.roots.has_grace(leave.root, leave.link));
         let kept = Kept { weight, signed, at: said.at, leave, graced, came: 0 };
-        if kept.graced && self.counts.graced >= GRACE_MAX {
-            // The same ones are kept wherever they come in another order: or who compares digests would ask again and again.
-            let last = self.signed.iter().rev().find(|(_, kept)| kept.graced).map(|(place, _)| *place);
-            last.filter(|last| place < *last).into_iter().for_each(|last| self.remove(last));
-        }
+        // Of those with grace the same ones are kept in whichever order they come: or who compares digests would ask again and again.
+        let last = (kept.graced && self.counts.graced >= GRACE_MAX)
+            .then(|| self.signed.iter().rev().find(|(_, kept)| kept.graced).map(|(place, _)| *place))
+            .flatten()
+            .filter(|last| place < *last);
+        let way_made = last.and_then(|last| Some((last, self.remove(last)?)));
         if self.counts.is_full(&kept) {
+            way_made.into_iter().for_each(|(last, kept)| self.put(last, kept));
             return Err(GrantError::TooMany);
         }
         self.keep(place, kept);
@@ -189,8 +192,8 @@ impl Revocations {
         self.signed.insert(place, kept);
     }
 
-    fn remove(&mut self, place: (Revoked, PeerId)) {
-        let Some(kept) = self.signed.remove(&place) else { return };
+    fn remove(&mut self, place: (Revoked, PeerId)) -> Option<Kept> {
+        let kept = self.signed.remove(&place)?;
         if let Some(leave) = kept.leave
             && let Entry::Occupied(mut count) = self.counts.by_signer.entry(leave.holder)
         {
@@ -201,6 +204,7 @@ impl Revocations {
         }
         self.counts.of(place.0, &kept).into_iter().for_each(|count| *count -= 1);
         self.sum(place, &kept);
+        Some(kept)
     }
 
     /// The same set has the same digest, in whichever order it came. Who may revoke could make two sets alike, and gain nothing.
@@ -231,7 +235,7 @@ impl Revocations {
                 _ => {}
             }
         }
-        over.into_iter().for_each(|place| self.remove(place));
+        over.into_iter().for_each(|place| drop(self.remove(place)));
         for (place, kept) in graced {
             self.remove(place);
             if !self.counts.is_full(&kept) {
@@ -240,9 +244,9 @@ impl Revocations {
         }
         // What a later root has adopted after all counts as it did before.
         for place in adopted {
-            let Some(signed) = self.signed.get(&place).map(|kept| kept.signed.clone()) else { continue };
-            self.remove(place);
-            let _ = self.note(signed);
+            if let Some(kept) = self.remove(place) {
+                let _ = self.note(kept.signed);
+            }
         }
     }
 

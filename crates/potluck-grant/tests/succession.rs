@@ -282,6 +282,27 @@ fn in_days_of_grace_the_same_is_kept_in_whichever_order_it_comes() {
 }
 
 #[test]
+fn whoever_is_refused_takes_nobodys_room_in_days_of_grace() {
+    let gate = gate();
+    // The first one has two grants: one that is adopted, and one that is not.
+    let (adopted, not) = (member(201, 1), granted(201, 1, Role::Guest));
+    let other = member(201, 2);
+    let adopting = first_links(&gate, &[&adopted]);
+    tell(&gate, &root(201).rotate(&gate, &root(202), &adopting, NOW, NOW + 100).unwrap());
+    let take = |n: u32, by: u8, grant: &[u8]| {
+        let mut id = [0; 16];
+        id[..4].copy_from_slice(&n.to_be_bytes());
+        gate.revoke(Revocation::sign(peer_of(201), Revoked::Link(id), NOW, &key(by), grant.to_vec()))
+    };
+    for n in 0..1_024 {
+        assert_eq!((take(1_000_000 + n, 2, &other), take(2_000_000 + n, 1, &adopted)), (Ok(true), Ok(true)));
+    }
+    let before = gate.revocations_digest();
+    assert_eq!(take(1, 1, &not), Err(GrantError::TooMany), "it has had its share");
+    assert_eq!(gate.revocations_digest(), before);
+}
+
+#[test]
 fn a_thief_of_the_root_leaves_room_for_the_next_one() {
     let (gate, kept) = (gate(), member(201, 1));
     let thief = root(201).key();

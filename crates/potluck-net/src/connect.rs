@@ -137,7 +137,8 @@ impl Node {
             });
         }
         let seconds = self.deadlines.connect.as_secs_f32();
-        timeout(self.deadlines.connect, self.reach(address, alpn))
+        // Boxed: every future that dials would be as deep.
+        timeout(self.deadlines.connect, Box::pin(self.reach(address, alpn)))
             .await
             .map_err(|_| unreachable(format!("no answer within {seconds} s")))?
             .map_err(unreachable)
@@ -166,35 +167,12 @@ impl Node {
             let connected = self.attempt(&place, alpn).await;
             connected.ok().map(|connection| (connection, Found::Public))
         };
-        let looked_up = async {
-            let (mut on_lan, mut in_public) = (pin!(on_lan), pin!(in_public));
-            tokio::select! {
-                found = &mut on_lan => match found {
-                    Some(found) => Some(found),
-                    None => in_public.await,
-                },
-                found = &mut in_public => match found {
-                    Some(found) => Some(found),
-                    None => on_lan.await,
-                },
-            }
-        };
-        let (mut told, mut looked_up) = (pin!(told), pin!(looked_up));
-        tokio::select! {
-            biased;
-            reached = &mut told => match reached {
-                Ok(reached) => Ok(reached),
-                Err(reason) => looked_up.await.ok_or(reason),
-            },
-            reached = &mut looked_up => match reached {
-                Some(reached) => Ok(reached),
-                None => told.await,
-            },
-        }
+        let looked_up = async { first_ok(async { on_lan.await.ok_or(()) }, in_public).await.ok() };
+        first_ok(told, looked_up).await
     }
 
     /// A connection to that address. A peer that has just started may be on its way to its relay, and what is sent to it meanwhile is
-    /// lost, and is sent again ever more rarely: so by relay another attempt begins while those before it still wait.
+    /// lost, and is sent again ever more rarely: so by relay a second attempt begins while the first one still waits.
     async fn attempt(&self, address: &EndpointAddr, alpn: &[u8]) -> Result<Connection, ConnectError> {
         let attempt = || self.endpoint.connect(address.clone(), alpn);
         if address.relay_urls().next().is_none() {
@@ -242,6 +220,25 @@ impl Node {
                 Err(error)
             }
         }
+    }
+}
+
+/// What comes first of both; where neither leads anywhere, what the first one says of it.
+async fn first_ok<T, E>(
+    first: impl Future<Output = Result<T, E>>,
+    other: impl Future<Output = Option<T>>,
+) -> Result<T, E> {
+    let (mut first, mut other) = (pin!(first), pin!(other));
+    tokio::select! {
+        biased;
+        reached = &mut first => match reached {
+            Err(error) => other.await.ok_or(error),
+            reached => reached,
+        },
+        reached = &mut other => match reached {
+            Some(reached) => Ok(reached),
+            None => first.await,
+        },
     }
 }
 

@@ -59,6 +59,7 @@ mod reference;
 mod screen;
 mod serving;
 mod signals;
+mod stragglers;
 mod talk;
 mod telemetry;
 

@@ -5,7 +5,7 @@ use std::{
     hint::black_box,
     net::SocketAddr,
     path::Path,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use potluck_chain::plan::{Here, LayerFacts, Link, Machine, ModelFacts, Speed};
@@ -18,16 +18,14 @@ use potluck_store::Entry;
 use potluck_wire::PeerAddress;
 use serde::{Deserialize, Serialize};
 use sysinfo::{Disks, MemoryRefreshKind, RefreshKind, System};
-use tokio::{task::JoinSet, time::timeout_at};
+use tokio::task::JoinSet;
 
 use crate::{
     failure::Failure,
     home::Home,
     models::{all_layers, cache_bytes, stage_bytes},
+    stragglers::{STRAGGLERS, most, rest},
 };
-
-/// How long peers that do not answer are waited for when one has: as long as until a lost one is noticed.
-const STRAGGLERS: Duration = Duration::from_secs(3);
 
 /// Share of the free memory that a model may take: the rest is for what else the user does.
 const MEMORY_SHARE: f64 = 0.8;
@@ -204,19 +202,17 @@ impl Distances {
     /// Waits for those that answer: for who is gone no longer than a moment after the first of them.
     pub(crate) async fn most(&mut self) {
         let mut asked = std::mem::take(&mut self.asked);
-        most(&mut asked, |answer| self.note(answer)).await;
+        most(&mut asked, STRAGGLERS, |answer| self.note(answer)).await;
         self.asked = asked;
     }
 
     /// Waits for those as well that were not waited for; whether there were any.
     pub(crate) async fn rest(&mut self) -> bool {
-        let were = !self.asked.is_empty();
-        while let Some(answer) = self.asked.join_next().await {
-            if let Ok(answer) = answer {
-                self.note(answer);
-            }
-        }
-        were
+        let mut asked = std::mem::take(&mut self.asked);
+        rest(&mut asked, |answer| {
+            self.note(answer);
+        })
+        .await
     }
 
     /// The machines of those that were reached so far.
@@ -230,26 +226,6 @@ impl Distances {
         let late = self.asked.len();
         let late = (late > 0).then(|| format!("{late} more peers did not answer while others did"));
         self.unreached.into_iter().chain(late).collect()
-    }
-}
-
-/// Waits for what comes of `asked`, and for what is late no longer than [`STRAGGLERS`] after the first that `note` finds good.
-pub(crate) async fn most<T: 'static>(asked: &mut JoinSet<T>, note: impl FnMut(T) -> bool) {
-    most_within(STRAGGLERS, asked, note).await;
-}
-
-async fn most_within<T: 'static>(patience: Duration, asked: &mut JoinSet<T>, mut note: impl FnMut(T) -> bool) {
-    let mut until = None;
-    loop {
-        let next = asked.join_next();
-        let next = match until {
-            Some(until) => timeout_at(until, next).await,
-            None => Ok(next.await),
-        };
-        let Ok(Some(answer)) = next else { return };
-        if answer.is_ok_and(&mut note) {
-            until.get_or_insert_with(|| tokio::time::Instant::now() + patience);
-        }
     }
 }
 
@@ -288,31 +264,6 @@ mod tests {
     use potluck_core::{ModelId, SecretKey, StageShape, StageSpeed};
 
     use super::*;
-
-    #[tokio::test]
-    async fn who_is_gone_is_waited_for_until_somebody_has_helped() {
-        let mut asked = JoinSet::new();
-        let (go, late) = tokio::sync::oneshot::channel::<()>();
-        asked.spawn(std::future::pending());
-        asked.spawn(async move {
-            drop(late.await);
-            "late"
-        });
-        asked.spawn(std::future::ready("empty"));
-        asked.spawn(std::future::ready("good"));
-        let mut heard = Vec::new();
-        most_within(Duration::ZERO, &mut asked, |name| {
-            heard.push(name);
-            name == "good"
-        })
-        .await;
-        assert!(heard.contains(&"good") && !heard.contains(&"late"), "{heard:?}");
-        assert_eq!(asked.len() + heard.len(), 4, "who was not waited for can be still");
-        // As long as nobody has helped, the late one is waited for, and the one that is gone holds nobody up after that.
-        let _ = go.send(());
-        most_within(Duration::ZERO, &mut asked, |name| name == "late").await;
-        assert_eq!(asked.len(), 1);
-    }
 
     fn member(n: u8, port: u16) -> PeerAddress {
         let peer = SecretKey::from_bytes(&[n; 32]).peer_id();

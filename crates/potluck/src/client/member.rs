@@ -12,15 +12,16 @@ use potluck_wire::{ADDRESSES_MAX, PeerAddress};
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, timeout, timeout_at},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
 use super::{ClientError, Settings};
 use crate::{
     commands::swarm::utc_now,
-    home::{CONTACTS_KEPT, Home, KeyLock},
+    home::{Home, KeyLock, Room, learn},
     placement::members,
     serving::{keep_hearing, offers_of, serve_nothing},
+    stragglers::most,
 };
 
 /// How often members are asked what was taken back.
@@ -127,14 +128,10 @@ impl Member {
     /// Where the others are, as their offers say: a contact that goes away is not the only one. Those that are known stay, so that
     /// nobody with many keys takes the place of all.
     async fn learn(&self) {
-        let known = self.contacts();
-        let (offers, _) = offers_of(&self.0.node, &known).await;
-        let mut found = members(&offers, &known);
+        let (offers, _) = offers_of(&self.0.node, &self.contacts()).await;
+        let mut found = members(&offers, &[]);
         found.retain(|member| member.peer != self.0.node.id());
-        // Stable: of others, those with the lowest keys.
-        found.sort_by_key(|member| !known.iter().any(|contact| contact.peer == member.peer));
-        found.truncate(CONTACTS_KEPT);
-        *self.0.contacts.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        learn(&mut self.0.contacts.lock().unwrap_or_else(PoisonError::into_inner), found, Room::Free);
     }
 
     /// Waits until the contacts know where this one is, and no longer than a listener wants to wait.
@@ -165,20 +162,13 @@ impl Member {
             let member = self.clone();
             asked.spawn(async move { member.ask(&contact, peer).await });
         }
-        let mut said: Vec<PeerAddress> = Vec::new();
-        let mut until = None;
-        loop {
-            let next = asked.join_next();
-            let next = match until {
-                Some(until) => timeout_at(until, next).await,
-                None => Ok(next.await),
-            };
-            let Ok(Some(answer)) = next else { break };
-            if let Ok(Some(found)) = answer {
-                said.push(found);
-                until.get_or_insert_with(|| Instant::now() + OTHERS_SAY);
-            }
-        }
+        let mut said = Vec::new();
+        most(&mut asked, OTHERS_SAY, |found| {
+            let before = said.len();
+            said.extend(found);
+            said.len() > before
+        })
+        .await;
         together(peer, &said)
     }
 

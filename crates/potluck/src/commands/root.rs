@@ -230,14 +230,13 @@ async fn rotate(
         return Err(Failure::new("nobody_stays", message, hint));
     }
     let now = utc_now();
-    let mut taken = gate.revoked_by_roots();
+    let by_roots = gate.revoked_by_roots();
     let all = restore.iter().any(|what| matches!(what, Restore::All));
     let named: BTreeSet<Revoked> = restore.iter().filter_map(Restore::one).collect();
     // Whoever took it back: a thief of the root may have made himself an operator first.
     let is_restored = |what: Revoked| all || named.contains(&what);
-    let before = taken.len();
-    taken.retain(|what| !is_restored(*what));
-    let mut restored = before - taken.len();
+    let taken: BTreeSet<Revoked> = by_roots.iter().copied().filter(|what| !is_restored(*what)).collect();
+    let mut restored = by_roots.len() - taken.len();
     // What stood after the last rotation stands on.
     let mut adopted: BTreeSet<GrantId> = adopt.iter().copied().chain(gate.adopted()).collect();
     let own = keys(home)?.into_iter().filter_map(|key| membership.grant(key).ok());
@@ -253,7 +252,7 @@ async fn rotate(
         match (first, taken_back) {
             (Some(first), Some(what)) if !is_restored(what) && !adopt.contains(&first) => drop(adopted.remove(&first)),
             (Some(first), what) => {
-                restored += usize::from(what.is_some_and(|what| !gate.revoked_by_roots().contains(&what)));
+                restored += usize::from(what.is_some_and(|what| !by_roots.contains(&what)));
                 adopted.insert(first);
             }
             (None, _) => {}

@@ -13,7 +13,7 @@ use crate::failure::{Failure, OrFail};
 const MEMBERSHIP: &str = "swarm.json";
 
 /// Members whose addresses a machine remembers.
-pub(crate) const CONTACTS_KEPT: usize = 16;
+const CONTACTS_KEPT: usize = 16;
 
 /// What a machine knows of its swarm.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -139,31 +139,14 @@ impl Membership {
         }
     }
 
-    /// Keeps where members are now that were heard of, where that is new: whoever has let this machine in may be gone next time. Those
-    /// that are known stay, so that nobody with many keys takes the place of all.
+    /// Keeps where members are now that were heard of, where that is new: whoever has let this machine in may be gone next time.
     pub(crate) fn heard_of(home: &Home, swarm: &str, members: Vec<PeerAddress>) -> Result<(), Failure> {
         let mut membership = Self::open(home)?;
         // The machine may have joined another swarm since.
-        if membership.swarm == swarm && membership.hear_of(members) {
+        if membership.swarm == swarm && learn(&mut membership.contacts, members, Room::Free) {
             membership.save(home)?;
         }
         Ok(())
-    }
-
-    fn hear_of(&mut self, members: Vec<PeerAddress>) -> bool {
-        let mut new = false;
-        for member in members {
-            match self.contacts.iter().position(|contact| contact.peer == member.peer) {
-                Some(at) if self.contacts[at] == member => {}
-                Some(at) => (self.contacts[at], new) = (member, true),
-                None if self.contacts.len() < CONTACTS_KEPT => {
-                    self.contacts.push(member);
-                    new = true;
-                }
-                None => {}
-            }
-        }
-        new
     }
 
     /// The grant of one of this machine's keys.
@@ -198,26 +181,35 @@ pub(crate) fn usable(relays: &[String]) -> Vec<String> {
     read.map(|at| at.to_string()).take(RELAYS_MAX).collect()
 }
 
-/// Where members are now, as their own offers say; true if that was not known. Who offers nothing now makes room for who does.
-pub(crate) fn learn(contacts: &mut Vec<PeerAddress>, known: Vec<PeerAddress>) -> bool {
+/// Whose room a member takes that was not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// What is free: those that are known stay, so that nobody with many keys takes the place of all.
+    Free,
+    /// Also that of whoever offers nothing now.
+    OfAbsent,
+}
+
+/// Where members are now, as their own offers say; true if that was not known.
+pub(crate) fn learn(contacts: &mut Vec<PeerAddress>, known: Vec<PeerAddress>, room: Room) -> bool {
     let mut new = false;
     let present: Vec<_> = known.iter().map(|member| member.peer).collect();
     for member in known {
-        let known = contacts.iter().position(|contact| contact.peer == member.peer);
         let absent = || contacts.iter().position(|contact| !present.contains(&contact.peer));
-        match known {
-            Some(at) if contacts[at] == member => {}
-            Some(at) => (contacts[at], new) = (member, true),
-            None if contacts.len() < CONTACTS_KEPT => {
-                contacts.push(member);
-                new = true;
-            }
-            None => {
-                if let Some(at) = absent() {
-                    (contacts[at], new) = (member, true);
-                }
-            }
+        let place = match contacts.iter().position(|contact| contact.peer == member.peer) {
+            Some(at) if contacts[at] == member => continue,
+            Some(at) => Some(at),
+            None if contacts.len() < CONTACTS_KEPT => None,
+            None => match absent().filter(|_| room == Room::OfAbsent) {
+                Some(at) => Some(at),
+                None => continue,
+            },
+        };
+        match place {
+            Some(at) => contacts[at] = member,
+            None => contacts.push(member),
         }
+        new = true;
     }
     new
 }
@@ -236,25 +228,27 @@ mod tests {
     #[test]
     fn a_client_keeps_those_whom_it_knows_whoever_else_there_is() {
         let (own, inviter) = (member(0, 1), member(1, 1));
-        let contacts = vec![own.clone(), inviter.clone()];
-        let mut membership = Membership { swarm: "07".into(), grants: Vec::new(), contacts, relays: Vec::new() };
-        assert!(membership.hear_of((10..100).map(|n| member(n, 1)).collect()));
-        assert_eq!((membership.contacts.len(), &membership.contacts[..2]), (CONTACTS_KEPT, &[own, inviter][..]));
-        assert!(membership.hear_of(vec![member(1, 2)]), "it has moved");
-        assert!(!membership.hear_of(vec![member(1, 2), member(200, 1)]), "nothing new that there is room for");
+        let mut contacts = vec![own.clone(), inviter.clone()];
+        assert!(learn(&mut contacts, (10..100).map(|n| member(n, 1)).collect(), Room::Free));
+        assert_eq!((contacts.len(), &contacts[..2]), (CONTACTS_KEPT, &[own, inviter][..]));
+        assert!(learn(&mut contacts, vec![member(1, 2)], Room::Free), "it has moved");
+        assert!(
+            !learn(&mut contacts, vec![member(1, 2), member(200, 1)], Room::Free),
+            "nothing new that there is room for"
+        );
     }
 
     #[test]
     fn who_was_heard_of_is_kept_and_who_offers_nothing_makes_room() {
         let mut contacts = vec![member(1, 1)];
-        assert!(learn(&mut contacts, vec![member(1, 2), member(2, 1)]));
+        assert!(learn(&mut contacts, vec![member(1, 2), member(2, 1)], Room::OfAbsent));
         assert_eq!(contacts, [member(1, 2), member(2, 1)]);
-        assert!(!learn(&mut contacts, vec![member(2, 1)]), "nothing new");
+        assert!(!learn(&mut contacts, vec![member(2, 1)], Room::OfAbsent), "nothing new");
         let many: Vec<_> = (10..100).map(|n| member(n, 1)).collect();
-        assert!(learn(&mut contacts, many.clone()));
+        assert!(learn(&mut contacts, many.clone(), Room::OfAbsent));
         assert_eq!(contacts.len(), CONTACTS_KEPT);
         assert!(contacts.iter().all(|contact| many.contains(contact)), "both were away");
-        assert!(!learn(&mut contacts, many), "those that are there stay");
+        assert!(!learn(&mut contacts, many, Room::OfAbsent), "those that are there stay");
     }
 
     #[test]

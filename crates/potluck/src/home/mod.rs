@@ -28,7 +28,7 @@ pub(crate) use authority::{
 pub(crate) use identity::{Identity, KeyLock, Role, new_key};
 pub(crate) use invitation::{Admission, Invitation, Line};
 pub(crate) use invitations::{GRANT_DAYS, Invitations, Terms};
-pub(crate) use membership::{CONTACTS_KEPT, Membership, learn, usable};
+pub(crate) use membership::{Membership, Room, learn, usable};
 pub(crate) use meter::{Counted, byte_meter, meter};
 pub(crate) use root::{Form, Passphrase, RootKept, RootSource, SwarmRoot};
 pub(crate) use trust::{change_trusted, trusted};

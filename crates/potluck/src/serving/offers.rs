@@ -11,8 +11,9 @@ use super::ServingPeer;
 use crate::{
     commands::swarm::utc_now,
     failure::Failure,
-    home::{Home, Membership, learn},
-    placement::{members, most},
+    home::{Home, Membership, Room, learn},
+    placement::members,
+    stragglers::{STRAGGLERS, most, rest},
 };
 
 /// Seconds that an offer holds.
@@ -84,7 +85,7 @@ impl Announcer {
         }
         let mut known = members(serving.directory().offers(utc_now()), &[]);
         known.retain(|member| member.peer != self.key.peer_id());
-        if learn(&mut self.contacts, known)
+        if learn(&mut self.contacts, known, Room::OfAbsent)
             && let Err(failure) = self.remember()
         {
             tracing::warn!(code = %failure.code, "where the others are was not kept: {}", failure.message);
@@ -183,7 +184,7 @@ impl Hearing {
     /// Waits until they have answered: for the late ones no longer than a moment after one of them knew an offer that is `wanted`.
     pub(crate) async fn most(&mut self, wanted: impl Fn(&Offer) -> bool) {
         let mut asked = std::mem::take(&mut self.asked);
-        most(&mut asked, |answer| {
+        most(&mut asked, STRAGGLERS, |answer| {
             self.note(answer);
             self.directory.offers(utc_now()).any(&wanted)
         })
@@ -193,13 +194,8 @@ impl Hearing {
 
     /// Waits for the late ones as well; whether there were any.
     pub(crate) async fn rest(&mut self) -> bool {
-        let were = !self.asked.is_empty();
-        while let Some(answer) = self.asked.join_next().await {
-            if let Ok(answer) = answer {
-                self.note(answer);
-            }
-        }
-        were
+        let mut asked = std::mem::take(&mut self.asked);
+        rest(&mut asked, |answer| self.note(answer)).await
     }
 
     fn note(&mut self, (peer, offers): (PeerId, Result<Vec<SignedOffer>, NetError>)) {

@@ -62,9 +62,18 @@ async fn plan_over(
         let own = home::Identity::open(wanted.home, Role::Peer)?.key.peer_id();
         let (hearing, distances) =
             asked.insert((Hearing::begin(client, &membership.contacts), Distances::from(client)));
-        hearing.most(|offer| offer.peer != own && offer.shape.spec.model == wanted.entry.id).await;
+        if may_load {
+            // Who is to be shown what there is wants all of it.
+            hearing.rest().await;
+        } else {
+            hearing.most(|offer| offer.peer != own && offer.shape.spec.model == wanted.entry.id).await;
+        }
         distances.ask(&hearing.offers());
-        distances.most().await;
+        if may_load {
+            distances.rest().await;
+        } else {
+            distances.most().await;
+        }
     }
     let wish = Wish {
         positions: wanted.settings.context,
