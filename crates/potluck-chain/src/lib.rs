@@ -10,9 +10,11 @@
 //! Not here: sockets (`potluck-net`), arithmetic (`potluck-engine`), who may (`potluck-grant`), and the peers' side
 //! of a session (`potluck-peer`).
 
+pub mod chunks;
 mod client;
 mod credit;
 mod error;
+mod fit;
 pub mod plan;
 pub mod sample;
 
@@ -21,3 +23,4 @@ pub use client::{
 };
 pub use credit::{Credit, Receipts};
 pub use error::{Deadlines, SessionError};
+pub use fit::{Fit, StepTimes};

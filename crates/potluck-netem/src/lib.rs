@@ -12,31 +12,40 @@
 //! # Ok(()) }
 //! ```
 //! A [`link::Link`] delays, drops and paces packets out of a seed, and knows no clock and no socket; a `Wire` puts one between
-//! two namespaces.
+//! two namespaces, and a `Star` one between each of many machines and a router. [`link::Line`] has figures of lines that people
+//! have, by name.
 //!
-//! Not here: what peers should make of it (the tests of `potluck-net`). It needs Linux, root, `ip`, `nft` and `conntrack`.
+//! Not here: what peers should make of it (the tests of `potluck-net`). It needs Linux, root, `ip`, `nft` and `conntrack`;
+//! without the feature `namespaces` there are links alone, which need nothing.
 
 pub mod link;
+#[cfg(feature = "namespaces")]
 mod nat;
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "namespaces"))]
+mod carrier;
+#[cfg(all(target_os = "linux", feature = "namespaces"))]
 mod error;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "namespaces"))]
 mod namespace;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "namespaces"))]
 mod side;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "namespaces"))]
+mod star;
+#[cfg(all(target_os = "linux", feature = "namespaces"))]
 mod wire;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "namespaces"))]
 mod world;
 
+#[cfg(feature = "namespaces")]
 pub use nat::{Class, Nat};
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "namespaces"))]
 pub use {
     error::NetemError,
     namespace::{Namespace, Running},
     side::Side,
-    wire::{Wire, WireStats},
+    star::Star,
+    wire::Wire,
     world::{RELAY_HOST, RELAY_V4, RELAY_V6, SideId, World},
 };

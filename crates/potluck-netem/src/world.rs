@@ -48,10 +48,7 @@ impl World {
     /// # Errors
     /// `Unavailable` where this process may not; the others where the kernel refuses a part of it.
     pub fn new() -> Result<Self, NetemError> {
-        static SWEPT: Once = Once::new();
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        SWEPT.call_once(|| sweep(PREFIX));
-        let name = format!("{PREFIX}{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let name = unused_name();
         let made = Namespace::new(format!("{name}-ix"), true);
         let switch = made.map_err(|error| NetemError::Unavailable(error.to_string()))?;
         for (what, value) in [
@@ -74,14 +71,7 @@ impl World {
     /// # Panics
     /// Where the kernel refuses a part of it: a test has nothing else to do about it.
     pub fn or_skip() -> Option<Self> {
-        match Self::new() {
-            Ok(world) => Some(world),
-            Err(NetemError::Unavailable(reason)) if std::env::var_os("POTLUCK_SKIP_NOTHING").is_none() => {
-                eprintln!("SKIPPED: this needs root, `ip`, `nft` and `conntrack`: {reason}");
-                None
-            }
-            Err(error) => panic!("no network, and nothing may be skipped: {error}"),
-        }
+        or_skip(Self::new())
     }
 
     /// The machine of the relay, at [`RELAY_V4`] and [`RELAY_V6`].
@@ -147,6 +137,26 @@ impl Index<SideId> for World {
 
     fn index(&self, side: SideId) -> &Side {
         &self.sides[side.0]
+    }
+}
+
+/// How the names of namespaces begin that belong together. What a process that is gone has left is removed first.
+pub(crate) fn unused_name() -> String {
+    static SWEPT: Once = Once::new();
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    SWEPT.call_once(|| sweep(PREFIX));
+    format!("{PREFIX}{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// What was made; none where this process may not, which is said, unless nothing may be skipped.
+pub(crate) fn or_skip<T>(made: Result<T, NetemError>) -> Option<T> {
+    match made {
+        Ok(made) => Some(made),
+        Err(NetemError::Unavailable(reason)) if std::env::var_os("POTLUCK_SKIP_NOTHING").is_none() => {
+            eprintln!("SKIPPED: this needs root, `ip`, `nft` and `conntrack`: {reason}");
+            None
+        }
+        Err(error) => panic!("no network, and nothing may be skipped: {error}"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The rules themselves, measured from outside: where a host's packets seem to come from, and who gets back in. A cell of the
 //! peers' matrix that is red then accuses the peers, and not the network.
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", feature = "namespaces"))]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says where")]
 
 use std::{

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use potluck_netem::link::Profile;
+
 /// How often each kind of fault strikes. All zero: a calm network.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Faults {
@@ -42,8 +44,8 @@ pub struct Scenario {
     pub caches: u16,
     /// When the first session may start; all do within the second that follows. Faults strike in the first eight.
     pub start: Duration,
-    /// Longest one-way delay of a link.
-    pub delay: Duration,
+    /// What each direction of a stream is like, on a link of its own. Its losses, reordering and queue have no effect: see `Faults`.
+    pub link: Profile,
     /// What goes wrong.
     pub faults: Faults,
 }
@@ -60,7 +62,7 @@ impl Scenario {
             returns: 0,
             caches: 4,
             start: Duration::ZERO,
-            delay: Duration::from_millis(20),
+            link: link(Duration::from_millis(20)),
             faults: Faults::default(),
         }
     }
@@ -73,6 +75,9 @@ impl Scenario {
         let (kills, engine_losses, freezes, cuts) = (some(2), some(2), some(3), some(3));
         let mut rare = || if rng.bool() { rng.f64() * 0.02 } else { 0.0 };
         let (twins, drops, swaps, flips) = (rare(), rare(), rare(), rare());
+        let link = link(Duration::from_millis(rng.u64(1..=200)));
+        let rate = if rng.bool() { Some(rng.u64(20_000..=2_000_000)) } else { None };
+        let jitter_lasts = if rng.bool() { Duration::from_millis(rng.u64(..=100)) } else { Duration::ZERO };
         Self {
             seed,
             peers: stages * rng.usize(1..=2),
@@ -82,10 +87,15 @@ impl Scenario {
             returns: rng.u32(..=3),
             caches: rng.u16(2..=8),
             start: Duration::ZERO,
-            delay: Duration::from_millis(rng.u64(1..=200)),
+            link: Profile { rate, jitter_lasts, ..link },
             faults: Faults { kills, engine_losses, freezes, cuts, twins, drops, swaps, flips },
         }
     }
+}
+
+/// A link that takes that long at most, and often much less.
+fn link(longest: Duration) -> Profile {
+    Profile { delay: longest / 2, jitter: longest / 2, ..Profile::default() }
 }
 
 /// What came of a run.

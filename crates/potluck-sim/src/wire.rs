@@ -1,8 +1,7 @@
-//! The simulated network: streams of bytes, in order, with delays and faults.
+//! The simulated network: streams of bytes, in order, over links with delays, and faults.
 
-use std::time::Duration;
-
-use potluck_wire::{CONTROL_BYTES_MAX, Frame, FrameReader};
+use potluck_netem::link::{FLIGHT_BYTES_MAX, Link, Profile};
+use potluck_wire::{CONTROL_BYTES_MAX, Failure, Frame, FrameReader};
 
 use crate::scenario::Faults;
 
@@ -15,6 +14,26 @@ pub(crate) enum End {
     Client(usize, usize),
 }
 
+/// What is on its way to a side of a stream.
+#[derive(Debug)]
+pub(crate) enum Parcel {
+    /// The other side has opened it.
+    Opened,
+    Bytes(Vec<u8>),
+    /// The other side has nothing more to say.
+    Closed(Failure),
+}
+
+impl Parcel {
+    /// Bytes that it takes of a link.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Opened | Self::Closed(_) => 0,
+        }
+    }
+}
+
 /// A stream: side 0 opened it.
 #[derive(Debug)]
 pub(crate) struct SimStream {
@@ -22,17 +41,20 @@ pub(crate) struct SimStream {
     pub(crate) readers: [FrameReader; 2],
     /// Whether that side still listens.
     pub(crate) open: [bool; 2],
-    /// When the last bytes to that side arrive: later ones do not overtake them.
-    pub(crate) arrives: [Duration; 2],
+    /// What brings bytes to that side. Later ones do not overtake.
+    pub(crate) links: [Link<Parcel>; 2],
     /// A frame to that side that a swap holds back.
     held: [Option<Vec<u8>>; 2],
 }
 
 impl SimStream {
-    pub(crate) fn new(from: End, to: End) -> Self {
+    /// A stream has credit, and what gets lost under it is sent again: so its links have room for all, and lose nothing.
+    pub(crate) fn new(from: End, to: End, profile: Profile, rng: &mut fastrand::Rng) -> Self {
         let reader = || FrameReader::new(CONTROL_BYTES_MAX);
-        let arrives = [Duration::ZERO; 2];
-        Self { ends: [from, to], readers: [reader(), reader()], open: [true; 2], arrives, held: [None, None] }
+        let profile = Profile { loss: 0.0, bursts: None, reorder: 0.0, queue_bytes: FLIGHT_BYTES_MAX, ..profile };
+        let mut link = || Link::new(profile, rng.u64(..));
+        let links = [link(), link()];
+        Self { ends: [from, to], readers: [reader(), reader()], open: [true; 2], links, held: [None, None] }
     }
 
     /// The bytes that reach `side` for a frame that is sent to it now, faults included.

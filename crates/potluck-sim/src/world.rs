@@ -8,6 +8,7 @@ use std::{
 
 use potluck_core::{LayerRange, PeerId, StageReply};
 use potluck_grant::Root;
+use potluck_netem::link::Fate;
 use potluck_peer::{DialId, Now, StageSlot};
 use potluck_wire::{Failure, FailureCode, Frame};
 
@@ -15,7 +16,7 @@ use crate::{
     client::SimClient,
     peer::SimPeer,
     scenario::{Report, Scenario},
-    wire::{End, SimStream},
+    wire::{End, Parcel, SimStream},
 };
 
 /// Virtual UTC seconds at the start of a run.
@@ -30,11 +31,28 @@ const EVENTS_MAX: usize = 2_000_000;
 /// Something that will happen.
 #[derive(Debug)]
 pub(crate) enum Due {
-    Arrive { stream: usize, side: usize, bytes: Vec<u8> },
-    Opened { stream: usize },
-    Closed { stream: usize, side: usize, failure: Failure },
-    Dialed { peer: usize, dial: DialId, result: Result<usize, Failure> },
-    Replied { peer: usize, slot: StageSlot, generation: u64, reply: StageReply },
+    /// What the link to that side brings then.
+    Arrive {
+        stream: usize,
+        side: usize,
+    },
+    /// That side finds out that the stream is broken.
+    Broken {
+        stream: usize,
+        side: usize,
+        failure: Failure,
+    },
+    Dialed {
+        peer: usize,
+        dial: DialId,
+        result: Result<usize, Failure>,
+    },
+    Replied {
+        peer: usize,
+        slot: StageSlot,
+        generation: u64,
+        reply: StageReply,
+    },
     Wake(End),
     Kill(usize),
     LoseEngine(usize),
@@ -131,8 +149,11 @@ impl World {
         self.due.insert(self.order, due);
     }
 
+    /// How long something small is on its way.
     pub(crate) fn delay(&mut self) -> Duration {
-        Duration::from_micros(self.rng.u64(100..=self.scenario.delay.as_micros() as u64 + 100))
+        let link = self.scenario.link;
+        let [least, most] = [link.delay.saturating_sub(link.jitter), link.delay + link.jitter];
+        Duration::from_micros(self.rng.u64(least.as_micros() as u64..=most.as_micros() as u64))
     }
 
     /// How long it takes to notice that a peer is gone.
@@ -151,10 +172,8 @@ impl World {
     /// Opens a stream between two ends; the other side learns of it after a delay.
     pub(crate) fn open_stream(&mut self, from: End, to: End) -> usize {
         let index = self.streams.len();
-        self.streams.push(SimStream::new(from, to));
-        let at = self.now + self.delay();
-        self.streams[index].arrives[1] = at;
-        self.at(at, Due::Opened { stream: index });
+        self.streams.push(SimStream::new(from, to, self.scenario.link, &mut self.rng));
+        self.put(index, 1, Parcel::Opened);
         index
     }
 
@@ -163,13 +182,12 @@ impl World {
         let other = 1 - side;
         let Self { streams, scenario, rng, .. } = self;
         let bytes = streams[stream].transmit(other, frame, &scenario.faults, rng);
-        let at = self.arrival(stream, other);
         // Delivered in two pieces now and then: readers must not care where packets end.
         let cut = if self.rng.bool() { self.rng.usize(..=bytes.len()) } else { 0 };
         let (first, second) = bytes.split_at(cut);
         for bytes in [first, second] {
             if !bytes.is_empty() {
-                self.at(at, Due::Arrive { stream, side: other, bytes: bytes.to_vec() });
+                self.put(stream, other, Parcel::Bytes(bytes.to_vec()));
             }
         }
     }
@@ -180,19 +198,29 @@ impl World {
             let faultless = Frame::Failed(failure);
             let mut bytes = Vec::new();
             faultless.encode(&mut bytes);
-            let at = self.arrival(stream, 1 - side);
-            self.at(at, Due::Arrive { stream, side: 1 - side, bytes });
+            self.put(stream, 1 - side, Parcel::Bytes(bytes));
         }
         self.streams[stream].open[side] = false;
-        let at = self.arrival(stream, 1 - side);
         let failure = Failure::new(FailureCode::Done, "the other side finished the stream");
-        self.at(at, Due::Closed { stream, side: 1 - side, failure });
+        self.put(stream, 1 - side, Parcel::Closed(failure));
     }
 
-    fn arrival(&mut self, stream: usize, side: usize) -> Duration {
-        let at = (self.now + self.delay()).max(self.streams[stream].arrives[side]);
-        self.streams[stream].arrives[side] = at;
-        at
+    /// Something goes on its way to that side of a stream.
+    fn put(&mut self, stream: usize, side: usize, parcel: Parcel) {
+        let bytes = parcel.bytes();
+        match self.streams[stream].links[side].push(self.now, parcel, bytes) {
+            Fate::Arrives { at } => self.at(at, Due::Arrive { stream, side }),
+            fate => self.check(false, &format!("a stream's link takes what it is given: {fate:?}")),
+        }
+    }
+
+    fn arrived(&mut self, stream: usize, side: usize) {
+        match self.streams[stream].links[side].poll(self.now) {
+            Some(Parcel::Opened) => self.stream_opened(stream),
+            Some(Parcel::Bytes(bytes)) => self.bytes_arrived(stream, side, &bytes),
+            Some(Parcel::Closed(failure)) => self.stream_closed(stream, side, failure),
+            None => self.check(false, "a link brings what it said, when it said"),
+        }
     }
 
     fn happen(&mut self, due: Due) {
@@ -201,9 +229,8 @@ impl World {
             return self.at(until, due);
         }
         match due {
-            Due::Opened { stream } => self.stream_opened(stream),
-            Due::Arrive { stream, side, bytes } => self.bytes_arrived(stream, side, &bytes),
-            Due::Closed { stream, side, failure } => self.stream_closed(stream, side, failure),
+            Due::Arrive { stream, side } => self.arrived(stream, side),
+            Due::Broken { stream, side, failure } => self.stream_closed(stream, side, failure),
             Due::Dialed { peer, dial, result } => self.dialed(peer, dial, result),
             Due::Replied { peer, slot, generation, reply } => self.replied(peer, slot, generation, reply),
             Due::Wake(End::Peer(peer)) => self.wake_peer(peer),
@@ -222,16 +249,12 @@ impl World {
     /// What happens to a frozen peer happens when it thaws.
     fn frozen(&self, due: &Due) -> Option<(usize, Duration)> {
         let peer = match due {
-            Due::Arrive { stream, side, .. } | Due::Closed { stream, side, .. } => {
+            Due::Arrive { stream, side } | Due::Broken { stream, side, .. } => {
                 match self.streams[*stream].ends[*side] {
                     End::Peer(peer) => peer,
                     End::Client(..) => return None,
                 }
             }
-            Due::Opened { stream } => match self.streams[*stream].ends[1] {
-                End::Peer(peer) => peer,
-                End::Client(..) => return None,
-            },
             Due::Dialed { peer, .. } | Due::Replied { peer, .. } | Due::Wake(End::Peer(peer)) => *peer,
             _ => return None,
         };
@@ -279,7 +302,7 @@ impl World {
             if self.streams[stream].open[side] {
                 let detection = self.detection();
                 let failure = Failure::new(FailureCode::PeerLost, "the connection broke");
-                self.after(detection, Due::Closed { stream, side, failure });
+                self.after(detection, Due::Broken { stream, side, failure });
             }
         }
     }

@@ -1,5 +1,8 @@
 //! Fixed seeds in every run; more with `make sim`, one with `make sim SEED=0x5eed`.
 
+use std::time::Duration;
+
+use potluck_netem::link::Profile;
 use potluck_sim::{Faults, Report, Scenario, World};
 
 /// Seeds of a run that names none.
@@ -74,8 +77,9 @@ fn a_killed_peer_is_a_loss_that_is_noticed_in_time() {
     for seed in seeds().into_iter().take(100) {
         let faults = Faults { kills: 1, ..Faults::default() };
         // Sessions under way when the peer dies: long answers over slow links.
-        let delay = std::time::Duration::from_millis(200);
-        let report = run(Scenario { faults, delay, ..Scenario::calm(seed) });
+        let (delay, jitter) = (Duration::from_millis(100), Duration::from_millis(100));
+        let link = Profile { delay, jitter, ..Profile::default() };
+        let report = run(Scenario { faults, link, ..Scenario::calm(seed) });
         assert!(report.failed.keys().all(|code| *code == "peer_lost"), "seed {seed:#x}: {report:?}");
         lost += report.failed.values().sum::<usize>();
     }
@@ -88,7 +92,7 @@ fn a_peer_whose_engine_came_back_serves_as_before() {
         let faults = Faults { engine_losses: 3, freezes: 2, ..Faults::default() };
         let early = run(Scenario { faults, ..Scenario::calm(seed) });
         assert!(early.failed.keys().all(|code| *code == "engine_lost"), "seed {seed:#x}: {early:?}");
-        let start = std::time::Duration::from_secs(20);
+        let start = Duration::from_secs(20);
         let late = run(Scenario { faults, start, ..Scenario::calm(seed) });
         assert_eq!((late.finished, late.failed.len()), (4, 0), "seed {seed:#x}: {late:?}");
     }
