@@ -144,24 +144,24 @@ pub(super) fn decode<const BITS: u32>(encoded: &[u8], row: &mut [f32]) -> Result
 #[inline(always)]
 fn decode_block<const BITS: u32>(encoded: &[u8], count: usize, scale: f32) -> Result<[f32; BLOCK], Fault> {
     let codes = pack::unpack::<BITS>(&encoded[1..], count);
-    // How far a code is from the middle: those of either sign are as far where their bits are each other's complement.
-    let far = |code: &u8| code ^ ((*code).cast_signed() >> 7).cast_unsigned();
-    let fits = match encoded[0] {
-        0 => codes == [0; BLOCK],
-        1 => true,
-        _ => codes.iter().map(far).fold(0, u8::max) >= far_min::<BITS>(),
-    };
-    if !fits || codes[count..].iter().any(|code| *code != 0) {
+    if codes[count..].iter().any(|code| *code != 0) || encoded[0] == 0 && codes != [0; BLOCK] {
         return Err(Fault::Twin("a block's codes do not fit its step"));
     }
     if encoded[0] == 0 {
         return Ok([0.0; BLOCK]);
     }
+    // Counted from the lowest code, -half, on.
+    let half = 1u8 << (BITS - 1);
+    let codes = codes.map(|code| code ^ half);
+    let (low, high) = codes[..count].iter().fold((u8::MAX, 0), |(low, high), code| (low.min(*code), high.max(*code)));
+    if encoded[0] > 1 && low > half - 1 - far_min::<BITS>() && high < half + far_min::<BITS>() {
+        return Err(Fault::Twin("a block's codes do not fit its step"));
+    }
     let step = STEPS[usize::from(encoded[0])] * scale;
-    Ok(codes.map(|code| (f32::from(code.cast_signed()) + 0.5) * step))
+    Ok(codes.map(|code| (f32::from(code) - (f32::from(half) - 0.5)) * step))
 }
 
-/// How far the farthest code of a block is at least: a step is less than `2^(1/16)` times what its block needs.
+/// How many codes the farthest one of a block is from the middle, at least: a step is less than `2^(1/16)` times what its block needs.
 const fn far_min<const BITS: u32>() -> u8 {
     match BITS {
         8 => 122,

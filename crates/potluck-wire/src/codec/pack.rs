@@ -23,6 +23,16 @@ pub(super) fn pack<const BITS: u32>(codes: &[u8; BLOCK], count: usize) -> [u8; B
         return *codes;
     }
     let mut packed = [0; BLOCK];
+    if count == BLOCK {
+        // Eight codes at once, a byte each.
+        let [a, b, c, d] = words(codes);
+        let mut halves = [a & LOW | (c & LOW) << 4, b & LOW | (d & LOW) << 4, 0, 0];
+        if BITS == 6 {
+            let upper = |word: u64| word >> 4 & UPPER;
+            halves[2] = upper(a) | upper(b) << 2 | upper(c) << 4 | upper(d) << 6;
+        }
+        return bytes_of(halves);
+    }
     let (half, quarter) = (count.div_ceil(2), count.div_ceil(4));
     let (low, rest) = codes.split_at(half);
     let (halves, upper) = packed.split_at_mut(half);
@@ -40,14 +50,25 @@ pub(super) fn pack<const BITS: u32>(codes: &[u8; BLOCK], count: usize) -> [u8; B
     packed
 }
 
-/// Unpacks `count` codes, which are in two's complement and fill the result from its beginning. Whether what is left over was zero
-/// shows in the codes after them.
+/// Unpacks `count` codes, which fill the result from its beginning, each with the bits above it zero. Whether what is left over was
+/// zero shows in the codes after them.
 #[inline(always)]
 pub(super) fn unpack<const BITS: u32>(packed: &[u8], count: usize) -> [u8; BLOCK] {
     let mut codes = [0; BLOCK];
     if BITS == 8 {
         codes[..count].copy_from_slice(&packed[..count]);
         return codes;
+    }
+    if count == BLOCK {
+        codes[..bytes(BITS, BLOCK)].copy_from_slice(&packed[..bytes(BITS, BLOCK)]);
+        let [a, b, upper, _] = words(&codes);
+        let mut unpacked = [a & LOW, b & LOW, a >> 4 & LOW, b >> 4 & LOW];
+        if BITS == 6 {
+            for (part, word) in unpacked.iter_mut().enumerate() {
+                *word |= (upper >> (2 * part) & UPPER) << 4;
+            }
+        }
+        return bytes_of(unpacked);
     }
     let (half, quarter) = (count.div_ceil(2), count.div_ceil(4));
     let (halves, upper) = packed.split_at(half);
@@ -63,6 +84,23 @@ pub(super) fn unpack<const BITS: u32>(packed: &[u8], count: usize) -> [u8; BLOCK
             }
         }
     }
-    let sign = 1u8 << (BITS - 1);
-    codes.map(|code| (code ^ sign).wrapping_sub(sign))
+    codes
+}
+
+/// The lower four bits of each byte, and the lower two.
+const LOW: u64 = 0x0f0f_0f0f_0f0f_0f0f;
+const UPPER: u64 = 0x0303_0303_0303_0303;
+
+#[inline(always)]
+fn words(bytes: &[u8; BLOCK]) -> [u64; 4] {
+    let mut words = [0; 4];
+    words.iter_mut().zip(bytes.as_chunks::<8>().0).for_each(|(word, bytes)| *word = u64::from_le_bytes(*bytes));
+    words
+}
+
+#[inline(always)]
+fn bytes_of(words: [u64; 4]) -> [u8; BLOCK] {
+    let mut bytes = [0; BLOCK];
+    bytes.as_chunks_mut::<8>().0.iter_mut().zip(words).for_each(|(bytes, word)| *bytes = word.to_le_bytes());
+    bytes
 }
