@@ -12,6 +12,7 @@
 
 mod client;
 mod credit;
+pub mod draft;
 mod error;
 pub mod plan;
 pub mod sample;
