@@ -26,13 +26,15 @@ pub struct Rule {
     pub depth_max: usize,
     /// Guesses that one token may have. 1: a chain.
     pub width_max: usize,
+    /// Forwards that the chain may wait for.
+    pub forwards_max: usize,
 }
 
 impl Rule {
     /// The same rule for forwards that nothing waits for, since a window is in flight.
     #[must_use]
     pub fn while_waiting(self) -> Self {
-        Self { forward: 0.0, ..self }
+        Self { forward: 0.0, forwards_max: usize::MAX, ..self }
     }
 
     /// The same rule for a chain.
@@ -46,7 +48,8 @@ impl Rule {
 /// ```
 /// use potluck_chain::draft::{Calibration, Growth, Rule};
 /// let calibration = Calibration::default();
-/// let rule = Rule { row: 0.1, forward: 0.2, hit: 0.7, rows_max: 63, depth_max: 8, width_max: 4 };
+/// let rule =
+///     Rule { row: 0.1, forward: 0.2, hit: 0.7, rows_max: 63, depth_max: 8, width_max: 4, forwards_max: 99 };
 /// let mut growth = Growth::default();
 /// while let Some(expand) = growth.next(&rule) {
 ///     let _path: Vec<u32> = growth.path(expand); // Run the draft model behind these tokens.
@@ -84,6 +87,9 @@ struct Candidate {
 impl Growth {
     /// The likeliest node that is worth a forward under `rule`; none: the tree is grown.
     pub fn next(&self, rule: &Rule) -> Option<Expand> {
+        if self.forwards >= rule.forwards_max {
+            return None;
+        }
         let (node, cumulative) = match self.root_expanded {
             false => (None, 1.0),
             true => {
@@ -220,7 +226,8 @@ mod tests {
 
     use super::*;
 
-    const RULE: Rule = Rule { row: 0.05, forward: 0.1, hit: 0.8, rows_max: 63, depth_max: 32, width_max: 4 };
+    const RULE: Rule =
+        Rule { row: 0.05, forward: 0.1, hit: 0.8, rows_max: 63, depth_max: 32, width_max: 4, forwards_max: 999 };
 
     /// A draft model that gives the same guesses everywhere.
     fn grown(rule: &Rule, guesses: &[(u32, f32)]) -> Growth {
@@ -274,14 +281,14 @@ mod tests {
         fn it_ends_within_its_bounds(
             rows in proptest::collection::vec(proptest::collection::vec((0u32..5, 0.0f32..1.0), 0..6), 1..40),
             row in 0.0f64..0.3, forward in 0.0f64..0.3, hit in 0.0f64..1.0, rows_max in 0usize..80,
-            depth_max in 1usize..12, width_max in 1usize..5, reached in 0.0f64..=1.0,
+            depth_max in 1usize..12, width_max in 1usize..5, reached in 0.0f64..=1.0, forwards_max in 1usize..30,
         ) {
-            let rule = Rule { row, forward, hit, rows_max, depth_max, width_max };
+            let rule = Rule { row, forward, hit, rows_max, depth_max, width_max, forwards_max };
             let mut growth = Growth::default();
             let mut fed = rows.iter().cycle();
             while let Some(expand) = growth.next(&rule) {
                 growth.expanded(expand, fed.next().unwrap(), &Calibration::default());
-                prop_assert!(growth.forwards() <= CANDIDATES_MAX + 1);
+                prop_assert!(growth.forwards() <= forwards_max);
             }
             let tree = growth.tree(&rule, reached);
             prop_assert!(tree.len() <= rows_max.min(TREE_ROWS_MAX));

@@ -9,7 +9,7 @@
 //!   speculation has cost, so that it is never more than 2 % slower than none.
 //!
 //! One round of the loop that drives them:
-//! ```ignore
+//! ```
 //! use potluck_chain::draft::{Controller, Lookup, Plan, Source};
 //! let (mut lookup, mut controller) = (Lookup::default(), Controller::default());
 //! lookup.extend([5, 6, 7, 8, 9, 5, 6, 7]);
@@ -30,6 +30,8 @@
 
 mod account;
 mod calibration;
+mod choice;
+mod controller;
 mod cost;
 mod growth;
 mod lookup;
@@ -37,6 +39,7 @@ mod scale;
 mod tree;
 
 pub use calibration::Calibration;
+pub use controller::{Controller, Plan, WINDOWS_MAX};
 pub use growth::{Expand, Growth, Rule};
 pub use lookup::{LOOKUP_MATCH_MAX, LOOKUP_POSITIONS_MAX, Lookup};
 pub use tree::{Node, TREE_ROWS_MAX, Tree, TreeError};
