@@ -13,6 +13,7 @@
 pub mod chunks;
 mod client;
 mod credit;
+pub mod draft;
 mod error;
 mod fit;
 pub mod plan;

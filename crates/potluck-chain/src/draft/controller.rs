@@ -1,0 +1,295 @@
+//! What to draft in a round: source, depth, width, and whether a further window goes out.
+
+use super::{Calibration, Node, Rule, Source, TREE_ROWS_MAX, Tree, account::Account, choice, cost::Curve};
+
+/// Windows that may be in flight.
+pub const WINDOWS_MAX: usize = 16;
+
+/// Observations that the averages of a session remember.
+const MEMORY: f64 = 32.0;
+
+/// Rounds between two trials of a source that did not pay: doubled by each that fails again.
+const TRIAL_ROUNDS_MIN: u64 = 8;
+const TRIAL_ROUNDS_MAX: u64 = 1_024;
+
+/// Plain steps that are measured before anything is drafted.
+const PLAIN_FIRST: f64 = 2.0;
+
+/// Rounds after which a plain step is measured again: sooner where the claimed gain is small, for then it may be none.
+const PLAIN_AGE_MIN: f64 = 16.0;
+const PLAIN_AGE_MAX: f64 = 512.0;
+
+/// What to do in a round.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Plan {
+    /// One row, no drafts.
+    Plain,
+    /// The first `rows` guesses of the lookup, as a chain.
+    Lookup {
+        /// How many: at least 1.
+        rows: usize,
+    },
+    /// A tree of the draft model's, grown under this rule.
+    Model(Rule),
+}
+
+/// An average that forgets.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Average {
+    pub(super) value: f64,
+    weight: f64,
+}
+
+impl Average {
+    /// A belief that weighs as much as so many observations.
+    fn believed(value: f64, weight: f64) -> Self {
+        Self { value, weight }
+    }
+
+    fn add(&mut self, value: f64) {
+        self.weight = self.weight * (1.0 - 1.0 / MEMORY) + 1.0;
+        self.value += (value - self.value) / self.weight;
+    }
+}
+
+/// Decides per round what is drafted, from what was measured. Deterministic given its inputs; knows no clock.
+///
+/// The rule: with λ the rate of tokens that the best way of drafting makes, a row that is accepted with probability P is
+/// worth sending iff P is at least λ times the seconds that a row costs, and a forward of the draft model is worth
+/// waiting for iff what it brings is at least λ times what it and its row cost. A further window in flight pays where
+/// the time that it saves if everything before it is accepted outweighs the stage that it keeps busy if not.
+///
+/// The guarantee: in the long run at most 2 % slower than no drafts at all, whatever the sources say and however the
+/// costs drift. What speculation has lost against plain steps is kept account of, what may still be lost bounds what a
+/// round may risk, and a source that does not pay is tried ever more rarely.
+#[derive(Debug, Clone)]
+pub struct Controller {
+    pub(super) traversals: Curve,
+    pub(super) intervals: Curve,
+    pub(super) calibration: Calibration,
+    pub(super) account: Account,
+    /// Seconds a forward of the draft model, and the share of the forwards that the chain waited for.
+    pub(super) forward: Option<Average>,
+    pub(super) waited: Average,
+    /// How often one of a forward's guesses was accepted, and rows for a token of a tree's depth.
+    pub(super) hit: Average,
+    pub(super) rows_per_level: Average,
+    /// Rows of the windows of this round.
+    window: usize,
+    speculative: bool,
+    outlier: f64,
+    rounds: u64,
+    plain_at: u64,
+    trial_at: u64,
+    trial_rounds: u64,
+}
+
+impl Default for Controller {
+    fn default() -> Self {
+        Self {
+            traversals: Curve::default(),
+            intervals: Curve::default(),
+            calibration: Calibration::default(),
+            account: Account::default(),
+            forward: None,
+            waited: Average::believed(1.0, 2.0),
+            hit: Average::believed(0.7, 4.0),
+            rows_per_level: Average::believed(1.5, 4.0),
+            window: 1,
+            speculative: false,
+            outlier: 0.0,
+            rounds: 0,
+            plain_at: 0,
+            trial_at: 0,
+            trial_rounds: TRIAL_ROUNDS_MIN,
+        }
+    }
+}
+
+impl Controller {
+    /// What to do now that nothing is in flight. `lookup`: what [`Lookup::continuation`](super::Lookup::continuation)
+    /// finds, up to [`TREE_ROWS_MAX`] tokens of it; `model`: whether a draft model is at hand.
+    pub fn plan(&mut self, lookup: &[(u32, f32)], model: bool) -> Plan {
+        self.rounds += 1;
+        self.window = 1;
+        let plan = self.choose(lookup, model);
+        self.speculative = plan != Plan::Plain;
+        plan
+    }
+
+    fn choose(&mut self, lookup: &[(u32, f32)], model: bool) -> Plan {
+        if self.traversals.singles() < PLAIN_FIRST {
+            return Plan::Plain;
+        }
+        let plain_rate = 1.0 / self.plain_step();
+        let looked_up = choice::lookup(self, &self.probabilities(Source::Lookup, lookup));
+        let modelled = if model { choice::model(self) } else { None };
+        let best = looked_up.map_or(0.0, |offer| offer.rate).max(modelled.map_or(0.0, |offer| offer.rate));
+        if best < choice::GAIN_MIN * plain_rate {
+            return if model { self.trial() } else { Plan::Plain };
+        }
+        let age_max = (PLAIN_AGE_MIN * (best / plain_rate).powi(2)).min(PLAIN_AGE_MAX);
+        if (self.rounds - self.plain_at) as f64 > age_max {
+            return Plan::Plain;
+        }
+        match (looked_up, modelled) {
+            (Some(offer), other) if other.is_none_or(|other| other.rate <= offer.rate) => {
+                self.window = offer.window;
+                Plan::Lookup { rows: offer.window }
+            }
+            (_, Some(offer)) => {
+                self.trial_rounds = TRIAL_ROUNDS_MIN;
+                self.window = choice::model_window(self);
+                Plan::Model(choice::rule(self, offer.rate))
+            }
+            _ => Plan::Plain,
+        }
+    }
+
+    /// The draft model does not seem to pay: now and then it is asked again, for two tokens.
+    fn trial(&mut self) -> Plan {
+        const TOKENS: usize = 2;
+        let risk = self.step(1.0 + TOKENS as f64) - self.plain_step() + TOKENS as f64 * self.forward_seconds();
+        if self.rounds < self.trial_at || risk > self.account.balance() {
+            return Plan::Plain;
+        }
+        self.trial_at = self.rounds + self.trial_rounds;
+        self.trial_rounds = (self.trial_rounds * 2).min(TRIAL_ROUNDS_MAX);
+        let (rows_max, depth_max, forwards_max) = (TOKENS, TOKENS, TOKENS);
+        Plan::Model(Rule { row: 0.0, forward: 0.0, hit: 1.0, rows_max, depth_max, width_max: 1, forwards_max })
+    }
+
+    /// Whether `tree`, which hangs from the end of what is in flight, is worth sending now as a further window. Its
+    /// probabilities count all that is in flight: see `reached` of [`chain`](Self::chain) and of
+    /// [`Growth::tree`](super::Growth::tree).
+    pub fn another_window(&self, tree: &Tree, in_flight: usize) -> bool {
+        let Some(first) = tree.nodes().first() else { return false };
+        let room = (1..WINDOWS_MAX).contains(&in_flight) && self.traversals.is_known();
+        room && choice::another_window(self, first.cumulative, tree.len())
+    }
+
+    /// Rows of this round's windows: what the first one has, and what a further one should have before it goes out.
+    pub fn window_rows(&self) -> usize {
+        self.window
+    }
+
+    /// A chain of guesses below something that is accepted with probability `reached` (1: it is certain).
+    pub fn chain(&self, source: Source, guesses: &[(u32, f32)], reached: f64) -> Tree {
+        let mut cumulative = reached.clamp(0.0, 1.0);
+        let mut nodes = Vec::new();
+        for (row, (token, confidence)) in guesses.iter().take(TREE_ROWS_MAX).enumerate() {
+            let (token, confidence) = (*token, *confidence);
+            cumulative *= self.probability(source, confidence);
+            let parent = row.checked_sub(1).map(|parent| parent as u16);
+            nodes.push(Node { token, parent, confidence, source, cumulative });
+        }
+        // By construction each row's parent is the one before it, and likelier.
+        Tree::new(&nodes).unwrap_or_default()
+    }
+
+    /// A step of `rows` rows was answered. `alone`: nothing else was in flight when it left; `seconds` are from then to
+    /// the answer. Otherwise they are from the answer before it. Not told of steps that a rejected one was ahead of.
+    pub fn traversed(&mut self, rows: usize, seconds: f64, alone: bool) {
+        if !seconds.is_finite() || seconds < 0.0 || rows == 0 {
+            return;
+        }
+        if !alone {
+            self.outlier += self.intervals.measured(rows, seconds);
+            return;
+        }
+        self.outlier += self.traversals.measured(rows, seconds);
+        if rows == 1 {
+            self.plain_at = self.rounds;
+            self.account.open(self.plain_step());
+        }
+    }
+
+    /// The draft model made so many forwards in so many seconds. `waited`: nothing was in flight meanwhile.
+    pub fn drafted(&mut self, forwards: usize, seconds: f64, waited: bool) {
+        if forwards == 0 || !seconds.is_finite() || seconds < 0.0 {
+            return;
+        }
+        let each = seconds / forwards as f64;
+        self.forward.get_or_insert(Average::believed(each, 0.0)).add(each);
+        (0..forwards.min(TREE_ROWS_MAX)).for_each(|_| self.waited.add(if waited { 1.0 } else { 0.0 }));
+    }
+
+    /// The target's choice is known for a draft whose parent it chose. Also for guesses that were never sent: what the
+    /// lookup would have guessed costs nothing to judge, and keeps it known what its guesses are worth.
+    pub fn judged(&mut self, source: Source, confidence: f32, accepted: bool) {
+        self.calibration.judged(source, confidence, accepted);
+    }
+
+    /// A window was answered, and all that it hangs from was accepted. `accepted`: its rows that the target chose, from
+    /// the top down. Judges every guess that the target has decided on; an empty tree of the draft model's counts, too.
+    pub fn answered(&mut self, source: Source, tree: &Tree, accepted: &[u16]) {
+        let chosen = |row: u16| accepted.contains(&row);
+        let mut asked = false;
+        for parent in std::iter::once(None).chain(accepted.iter().copied().map(Some)) {
+            let children: Vec<u16> = tree.children(parent).collect();
+            for row in &children {
+                let node = tree.nodes()[usize::from(*row)];
+                self.judged(node.source, node.confidence, chosen(*row));
+            }
+            let hit = children.iter().any(|row| chosen(*row));
+            if source == Source::Model && (!children.is_empty() || parent.is_none()) {
+                self.hit.add(if hit { 1.0 } else { 0.0 });
+            }
+            asked |= !children.is_empty();
+        }
+        if source == Source::Model && asked {
+            let depth = (0..tree.len() as u16).map(|row| tree.depth(row)).max().unwrap_or(1);
+            self.rows_per_level.add(tree.len() as f64 / depth as f64);
+        }
+    }
+
+    /// The session is `tokens` further, `seconds` after it was last further: all the time that passed, drafting too.
+    pub fn progressed(&mut self, tokens: usize, seconds: f64) {
+        if seconds.is_finite() && seconds >= 0.0 {
+            let seconds = (seconds - self.outlier).max(0.0);
+            self.account.book(tokens, seconds, self.plain_step(), self.speculative);
+        }
+        self.outlier = 0.0;
+    }
+
+    /// The probability that the target accepts a draft whose parent it accepted.
+    pub fn probability(&self, source: Source, confidence: f32) -> f64 {
+        self.calibration.probability(source, confidence)
+    }
+
+    /// What the sources' confidences are worth: a [`Growth`](super::Growth) asks it.
+    pub fn calibration(&self) -> &Calibration {
+        &self.calibration
+    }
+
+    /// Seconds that speculation may still lose against plain steps: negative where it is overdrawn.
+    pub fn allowance(&self) -> f64 {
+        self.account.balance()
+    }
+
+    /// Seconds that a plain step takes; 0 before the first.
+    pub fn plain_step(&self) -> f64 {
+        self.step(1.0)
+    }
+
+    /// Seconds that a step of so many rows takes.
+    pub(super) fn step(&self, rows: f64) -> f64 {
+        self.traversals.at(rows)
+    }
+
+    /// Seconds a forward of the draft model; a guess before the first.
+    pub(super) fn forward_seconds(&self) -> f64 {
+        const GUESS: f64 = 0.25;
+        self.forward.map_or(GUESS * self.plain_step(), |forward| forward.value)
+    }
+
+    /// Cumulative probabilities of a chain.
+    fn probabilities(&self, source: Source, guesses: &[(u32, f32)]) -> Vec<f64> {
+        let probability = |(_, confidence): &(u32, f32)| self.probability(source, *confidence);
+        let reached = guesses.iter().take(TREE_ROWS_MAX).map(probability).scan(1.0, |reached, p| {
+            *reached *= p;
+            Some(*reached)
+        });
+        reached.collect()
+    }
+}
