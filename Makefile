@@ -19,13 +19,14 @@ POTLUCK := $(CARGO_TARGET_DIR)/debug/potluck
 PROMPT ?= Explain in two sentences why the sky is blue.
 PEERS ?= 3
 PREFIX ?= $(HOME)/.local
+ARGS ?=
 SEED ?=
 SEEDS ?= 10000
 TEST ?=
 TARGET ?= frame
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup model clients demo install fmt lint test sim fuzz prove-streams prove-pull prove-nat prove-inversion prove-privacy prove-attacks prove-roaming prove-fuzz bench-security bench snapshots
+.PHONY: help setup model clients demo install fmt lint test sim fuzz prove-streams prove-pull prove-nat prove-inversion prove-privacy prove-attacks prove-roaming prove-fuzz bench-security bench bench-wan report-wan snapshots
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -101,6 +102,12 @@ bench-security: model ## What security costs, against peers that do without it; 
 
 bench: model ## Ratios against llama.cpp, side by side; writes bench/results/
 	@bench/run
+
+bench-wan: model ## Against llama.cpp RPC over emulated wide-area lines (root): make bench-wan [ARGS="--quick --only plain"]; writes bench/results/wan.json
+	@bench/run-wan $(ARGS)
+
+report-wan: ## Plots and tables out of bench/results/wan.json, into docs/
+	@cargo run --locked --package potluck-bench -- wan-report
 
 snapshots: ## Accept what the command line and the goldens say now
 	@TRYCMD=overwrite INSTA_UPDATE=always cargo nextest run --locked --workspace

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use potluck_chain::{Deadlines, Hop, RemoteStage, SessionConfig};
+use potluck_chain::{Deadlines, Hop, RemoteStage, SessionConfig, Submission};
 use potluck_core::{
     CacheId, Hidden, Input, LayerRange, Logits, ModelId, Output, Rows, SecretKey, SessionId, SessionKey, Stage,
     StageCommand, StageError, StageShape, StageSpec, Step,
@@ -174,7 +174,7 @@ impl Route {
     /// One token down the route, and its answer.
     async fn step(&mut self) -> Result<Duration, Error> {
         let start = Instant::now();
-        self.session.submit(self.position, vec![1], Rows::Last, 1)?;
+        self.session.submit(Submission::chain(self.position, vec![1], Rows::Last, 1))?;
         self.position += 1;
         loop {
             if let SessionEvent::Answer(_) = self.session.next().await? {

@@ -17,6 +17,8 @@ mod row;
 #[cfg(feature = "undefended")]
 mod security;
 mod start;
+#[cfg(target_os = "linux")]
+mod wan;
 mod work;
 
 use std::{
@@ -94,6 +96,24 @@ enum Command {
     /// A peer whose stage computes nothing
     #[command(hide = true)]
     NoopPeer,
+    /// Over a wide-area network
+    #[cfg(target_os = "linux")]
+    Wan(wan::WanArgs),
+    /// Plots and tables of that
+    #[cfg(target_os = "linux")]
+    WanReport(wan::ReportArgs),
+    /// Its client
+    #[cfg(target_os = "linux")]
+    #[command(hide = true)]
+    WanClient,
+    /// A peer of it that is paced
+    #[cfg(target_os = "linux")]
+    #[command(hide = true)]
+    WanPacedPeer,
+    /// An engine of its client
+    #[cfg(target_os = "linux")]
+    #[command(hide = true, name = wan::ENGINE)]
+    WanEngine,
     /// A peer that does without defences
     #[cfg(feature = "undefended")]
     #[command(hide = true)]
@@ -110,6 +130,10 @@ fn main() -> ExitCode {
     if matches!(cli.command, Some(Command::UndefendedEngine)) {
         security::engine();
     }
+    #[cfg(target_os = "linux")]
+    if matches!(cli.command, Some(Command::WanEngine)) {
+        potluck_engine::child_main();
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
@@ -117,6 +141,16 @@ fn main() -> ExitCode {
     let result = runtime.block_on(async {
         match cli.command {
             Some(Command::NoopPeer) => noop::peer().await,
+            #[cfg(target_os = "linux")]
+            Some(Command::Wan(args)) => wan::run(args).await,
+            #[cfg(target_os = "linux")]
+            Some(Command::WanReport(args)) => wan::publish(&args),
+            #[cfg(target_os = "linux")]
+            Some(Command::WanClient) => wan::client().await,
+            #[cfg(target_os = "linux")]
+            Some(Command::WanPacedPeer) => wan::paced_peer().await,
+            #[cfg(target_os = "linux")]
+            Some(Command::WanEngine) => Ok(()),
             #[cfg(feature = "undefended")]
             Some(Command::UndefendedPeer | Command::UndefendedEngine) => security::peer().await,
             None => Bench::new(cli)?.run().await,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use data_encoding::HEXLOWER;
-use potluck_chain::{Hop, OwnStage};
+use potluck_chain::{Hop, OwnStage, Submission};
 use potluck_core::{
     CacheId, Hidden, Input, LayerRange, Logits, ModelId, Output, Rows, SecretKey, Stage, StageCommand, StageError,
     StageReply, StageShape, StageSpec, Step,
@@ -187,7 +187,7 @@ impl NoopChain {
         let mut times = Vec::with_capacity(count as usize);
         for position in 0..count {
             let start = Instant::now();
-            self.session.submit(position, vec![1], Rows::Last, 1)?;
+            self.session.submit(Submission::chain(position, vec![1], Rows::Last, 1))?;
             while !matches!(self.session.next().await?, SessionEvent::Answer(_)) {}
             times.push(start.elapsed().as_secs_f64() * 1e3);
         }

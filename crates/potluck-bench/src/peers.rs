@@ -1,13 +1,14 @@
 //! Peers in processes of their own, and a session over them.
 
 use std::{
+    net::SocketAddr,
     path::Path,
     process::Stdio,
     time::{Duration, Instant, SystemTime},
 };
 
 use data_encoding::HEXLOWER;
-use potluck_chain::{Deadlines, Hop, RemoteStage, SessionConfig};
+use potluck_chain::{Deadlines, Hop, RemoteStage, SessionConfig, Submission};
 use potluck_core::{Logits, Rows, SecretKey, SessionId, SessionKey, StageSpec};
 use potluck_engine::EngineSettings;
 use potluck_grant::{Caveats, Gate, Role, Root};
@@ -43,6 +44,13 @@ pub(crate) struct Order {
     #[serde(flatten)]
     pub(crate) part: OrderedPart,
     pub(crate) settings: EngineSettings,
+    /// Where it listens; none: on loopback.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) bind: Option<SocketAddr>,
+    /// Paced, instead of an engine. `potluck` knows nothing of it.
+    #[cfg(target_os = "linux")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pace: Option<crate::wan::Pace>,
 }
 
 /// Which part of the model a peer serves.
@@ -97,19 +105,39 @@ impl Swarm {
         spec: StageSpec,
         settings: &EngineSettings,
     ) -> Outcome<PeerProcess> {
+        let mut command = Command::new(program);
+        command.args(args);
+        self.start_by(command, self.order(spec, settings)?).await
+    }
+
+    /// What a new peer is told, on loopback.
+    pub(crate) fn order(&self, spec: StageSpec, settings: &EngineSettings) -> Outcome<Order> {
         let key = new_key()?;
-        let grant = self.grant(&key)?;
-        let order = Order {
+        Ok(Order {
+            grant: HEXLOWER.encode(&self.grant(&key)?),
             key: HEXLOWER.encode(&key.to_bytes()),
             swarm: self.root.public().to_string(),
-            grant: HEXLOWER.encode(&grant),
-            models: self.home.join("models"),
+            models: self.models(),
             model: spec.model.to_string(),
             part: OrderedPart { layers: spec.layers, head: spec.head, tail: spec.tail },
             settings: settings.clone(),
-        };
-        let mut command = Command::new(program);
-        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+            bind: None,
+            #[cfg(target_os = "linux")]
+            pace: None,
+        })
+    }
+
+    /// Where the catalogue lies.
+    pub(crate) fn models(&self) -> std::path::PathBuf {
+        self.home.join("models")
+    }
+
+    /// Starts the process by this command, hands it the order, and waits until it serves.
+    pub(crate) async fn start_by(&self, mut command: Command, order: Order) -> Outcome<PeerProcess> {
+        let OrderedPart { layers, head, tail } = order.part;
+        let spec = StageSpec { model: order.model.parse()?, layers, head, tail };
+        let grant = HEXLOWER.decode(order.grant.as_bytes())?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn()?;
         let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err("a peer has no pipes".into());
@@ -149,7 +177,13 @@ impl Swarm {
         Ok((node, session))
     }
 
-    fn grant(&self, key: &SecretKey) -> Outcome<Vec<u8>> {
+    /// What it is called.
+    pub(crate) fn id(&self) -> String {
+        self.root.public().to_string()
+    }
+
+    /// A grant for that key.
+    pub(crate) fn grant(&self, key: &SecretKey) -> Outcome<Vec<u8>> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
         let caveats = Caveats {
             role: Some(Role::Member),
@@ -217,7 +251,7 @@ impl PeerChain {
 
     /// Runs `tokens` as positions `start..`; the likeliest next token.
     async fn step(&mut self, start: u32, tokens: Vec<u32>) -> Outcome<u32> {
-        self.session.submit(start, tokens, Rows::Last, 1)?;
+        self.session.submit(Submission::chain(start, tokens, Rows::Last, 1))?;
         loop {
             if let SessionEvent::Answer(answer) = self.session.next().await? {
                 return match answer.rows.last() {

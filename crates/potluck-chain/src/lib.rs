@@ -21,6 +21,7 @@ pub mod sample;
 
 pub use client::{
     Answer, ClientSession, Effect, Event, Hop, OwnStage, RemoteStage, STEPS_IN_FLIGHT_MAX, SessionConfig, SharedPrefix,
+    Submission,
 };
 pub use credit::{Credit, Receipts};
 pub use error::{Deadlines, SessionError};

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use potluck_chain::{
     ClientSession, Deadlines, Effect, Event, Hop, OwnStage, RemoteStage, STEPS_IN_FLIGHT_MAX, SessionConfig,
-    SessionError,
+    SessionError, Submission,
 };
 use potluck_core::{
     Account, CacheId, Hidden, LayerRange, Logits, ModelId, Output, PeerId, Rows, SessionId, SessionKey, StageCommand,
-    StageError, StageReply, StageSpec,
+    StageError, StageReply, StageSpec, Tree,
 };
 use potluck_wire::{
     AnswerFrame, Codec, Failure, FailureCode, Frame, HOP_FRAMES_MAX, NextHop, PeerAddress, PreviousHop, StepFrame,
@@ -100,7 +100,7 @@ impl Test {
     }
 
     fn submit(&mut self, start: u32, count: usize) -> Result<u32, SessionError> {
-        self.session.submit(self.now, start, vec![1; count], Rows::Last, 2)
+        self.session.submit(self.now, Submission::chain(start, vec![1; count], Rows::Last, 2))
     }
 
     /// The error that ends the session.
@@ -122,7 +122,7 @@ fn top(largest: &[(u32, f32)]) -> Logits {
 }
 
 fn answer(sequence: u32, rows: Vec<Logits>) -> AnswerFrame {
-    AnswerFrame { sequence, epoch: 3, start: 0, count: 2, rows, pad: false }
+    AnswerFrame { sequence, epoch: 3, start: 0, count: 2, rows, pad: false, skipped: false }
 }
 
 fn good() -> AnswerFrame {
@@ -185,6 +185,69 @@ fn a_tail_cannot_answer_what_was_not_asked() {
     }
 }
 
+fn drafts(start: u32, fence: bool) -> Submission {
+    Submission { fence, ..Submission::chain(start, vec![1, 2], Rows::All, 2) }
+}
+
+fn skipped(sequence: u32, start: u32) -> AnswerFrame {
+    AnswerFrame { sequence, epoch: 3, start, count: 2, rows: vec![], pad: false, skipped: true }
+}
+
+#[test]
+fn only_what_was_fenced_off_may_be_skipped() {
+    let mut test = Test::remote();
+    for (start, fence) in [(0, false), (2, false), (1, true)] {
+        test.session.submit(test.now, drafts(start, fence)).unwrap();
+    }
+    test.drain();
+    let rows = vec![top(&[(4, 2.0), (1, 1.0)]); 2];
+    test.tell(Event::Frame { hop: 2, frame: Frame::Answer(answer(0, rows.clone())) });
+    let effects = test.tell(Event::Frame { hop: 2, frame: Frame::Answer(skipped(1, 2)) });
+    assert!(matches!(&effects[..], [Effect::Answer(answer)] if answer.skipped && answer.rows.is_empty()));
+    let error = test.error(Event::Frame { hop: 2, frame: Frame::Answer(skipped(2, 1)) });
+    assert!(matches!(error, SessionError::Protocol { peer: p, .. } if p == peer(3)), "{error:?}");
+}
+
+#[test]
+fn an_own_tail_does_not_run_what_nobody_wants_and_keeps_the_order() {
+    let mut test = Test::own_ends();
+    for (start, fence) in [(0, false), (2, false), (1, true)] {
+        test.session.submit(test.now, drafts(start, fence)).unwrap();
+    }
+    let hidden = || Output::Hidden(Hidden(vec![1.0; 4]));
+    let forwarded = |batch, output| StageReply::Forwarded { batch, results: vec![Ok(output)], compute_us: 1 };
+    let mut sent = Vec::new();
+    for batch in 0..3 {
+        sent.extend(test.tell(Event::Own { hop: 0, reply: forwarded(batch, hidden()) }));
+    }
+    let steps: Vec<StepFrame> = sent
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::Send { hop: 1, frame: Frame::Step(step) } => Some(step),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(steps.iter().map(|step| step.fence).collect::<Vec<_>>(), [false, false, true], "peers are told");
+    let back = |step: &StepFrame| Event::Frame { hop: 1, frame: Frame::Step(step.clone()) };
+    let effects = test.tell(back(&steps[0]));
+    assert!(matches!(&effects[..], [Effect::Own { hop: 2, .. }]), "{effects:?}");
+    // The second comes back, as skipped or as it is: nobody wants it, and it waits for its turn.
+    let effects = test.tell(back(&StepFrame::skipped(1, 3, 2, 2)));
+    assert!(effects.is_empty(), "{effects:?}");
+    let rows = Output::Logits(vec![top(&[(4, 2.0), (1, 1.0)]); 2]);
+    let effects = test.tell(Event::Own { hop: 2, reply: forwarded(0, rows) });
+    let answers: Vec<_> = effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Answer(answer) => Some((answer.sequence, answer.skipped)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(answers, [(0, false), (1, true)]);
+    let error = test.error(back(&StepFrame::skipped(2, 3, 1, 2)));
+    assert!(matches!(error, SessionError::Protocol { .. }), "the third is wanted: {error:?}");
+}
+
 #[test]
 fn frames_out_of_place_are_the_senders_fault() {
     let step = StepFrame {
@@ -197,6 +260,9 @@ fn frames_out_of_place_are_the_senders_fault() {
         codec: Codec::F32,
         payload: vec![0; 16],
         pad: false,
+        tree: Tree::chain(),
+        fence: false,
+        skipped: false,
     };
     for (hop, frame) in [
         (0, Frame::Answer(good())),
@@ -351,7 +417,7 @@ fn the_caller_is_told_what_does_not_fit() {
     for (start, count) in [(0, 0), (1, 1), (0, 33), (0, 513)] {
         assert!(matches!(test.submit(start, count), Err(SessionError::BadStep(_))), "{start} {count}");
     }
-    let outside = test.session.submit(test.now, 0, vec![VOCABULARY], Rows::Last, 2);
+    let outside = test.session.submit(test.now, Submission::chain(0, vec![VOCABULARY], Rows::Last, 2));
     assert!(matches!(outside, Err(SessionError::BadStep(_))));
     assert!(test.session.request_row(test.now, 0, 0).is_err(), "nothing was answered yet");
     for sequence in 0..STEPS_IN_FLIGHT_MAX as u32 {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use potluck_chain::{Answer, SessionError};
-use potluck_core::{Hidden, Rows};
+use potluck_chain::{Answer, SessionError, Submission};
+use potluck_core::Hidden;
 use tokio::sync::watch;
 
 use crate::StageAccount;
@@ -25,11 +25,14 @@ pub trait Chain {
     /// What it can take.
     fn shape(&self) -> ChainShape;
 
-    /// Sends tokens as positions `start..`, and returns the step's number. Several steps may be in flight.
+    /// Sends tokens, and returns the step's number. Several steps may be in flight.
     ///
     /// # Errors
     /// See [`SessionError`].
-    async fn submit(&mut self, start: u32, tokens: &[u32], rows: Rows, top: u16) -> Result<u32, SessionError>;
+    async fn submit(&mut self, submission: Submission) -> Result<u32, SessionError>;
+
+    /// Whether all of it takes trees of drafts, and skips what is fenced off.
+    fn takes_drafts(&self) -> bool;
 
     /// The answer to the oldest step that has none yet. Dropping the future loses nothing.
     ///

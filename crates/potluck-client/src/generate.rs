@@ -3,13 +3,18 @@
 use std::{collections::HashMap, time::Instant};
 
 use potluck_chain::{
-    Answer, STEPS_IN_FLIGHT_MAX, SessionError,
-    sample::{Decision, FinishReason, Sampler, SamplingParams, StopRules, Stopper, TokenLogprobs},
+    Answer, STEPS_IN_FLIGHT_MAX, SessionError, Submission,
+    sample::{FinishReason, Sampler, SamplingParams, StopRules, Stopper},
 };
 use potluck_core::{Logits, Rows, bounds};
 use potluck_engine::{GrammarSource, VocabularyClient};
 
-use crate::{Cancel, Chain, GenerateError, Outcome, TokenEvent, run::Run, trace::Tracing};
+use crate::{
+    Cancel, Chain, DraftModel, Drafts, GenerateError, Outcome, TokenEvent,
+    run::Run,
+    speculate::{Clock, Drafting},
+    trace::Tracing,
+};
 
 /// Prefill chunks in flight, unless the request says otherwise: enough to keep a few stages busy at once.
 pub const PREFILL_IN_FLIGHT: usize = 4;
@@ -75,17 +80,18 @@ impl Request {
 /// A chain, and what its caches hold: one answer after the other.
 #[derive(Debug)]
 pub struct Session<C> {
-    chain: C,
+    pub(crate) chain: C,
     vocabulary: VocabularyClient,
     /// The tokens that the caches hold once every step in flight has run.
     held: Vec<u32>,
     /// Where the steps begin that they were evaluated in.
     cuts: Vec<usize>,
     /// Steps of an answer that ended before they were answered.
-    unanswered: usize,
+    pub(crate) unanswered: usize,
     /// Why the chain is of no more use, where an answer was cancelled before there was another.
     lost: Option<SessionError>,
     pieces: HashMap<u32, Vec<u8>>,
+    pub(crate) speculation: Drafting,
 }
 
 impl<C: Chain> Session<C> {
@@ -99,7 +105,41 @@ impl<C: Chain> Session<C> {
             unanswered: 0,
             lost: None,
             pieces: HashMap::new(),
+            speculation: Drafting::default(),
         }
+    }
+
+    /// With drafts from there, which the chain verifies several at a time, where an answer need not be exact. A draft model has to have
+    /// the chain's vocabulary.
+    #[must_use]
+    pub fn with_drafts(mut self, drafts: Drafts, model: Option<DraftModel>) -> Self {
+        self.set_drafts(drafts, model);
+        self
+    }
+
+    /// The same, of a session that is there: what it has learnt of its chain is forgotten.
+    pub fn set_drafts(&mut self, drafts: Drafts, model: Option<DraftModel>) {
+        self.set_drafting(Drafting::new(drafts, model));
+    }
+
+    /// The same, with what was learnt of a chain like this one.
+    pub fn set_drafting(&mut self, drafting: Drafting) {
+        self.speculation = drafting;
+    }
+
+    /// What it drafts with, and has learnt. It drafts nothing from a model any more.
+    pub fn take_drafting(&mut self) -> Drafting {
+        std::mem::take(&mut self.speculation)
+    }
+
+    /// What reads the time for what is learnt of the chain, and decides what to draft: a test's own clock.
+    pub fn set_clock(&mut self, read: fn() -> Instant) {
+        self.speculation.clock = Clock(read);
+    }
+
+    /// Lets go of the draft model, for a session over another chain.
+    pub fn take_draft_model(&mut self) -> Option<DraftModel> {
+        self.speculation.model.take()
     }
 
     /// The chain: to show its route.
@@ -284,35 +324,8 @@ impl<C: Chain> Session<C> {
         if run.max_tokens == 0 {
             return Ok(FinishReason::Length);
         }
-        let Some(mut answer) = self.prefill(request, run, cancel).await? else { return Ok(FinishReason::Cancel) };
-        loop {
-            let answered = Instant::now();
-            let (token, logprobs) = self.choose(run, answer).await?;
-            run.took(token, answered);
-            // The next step is on its way while the text of this token is looked up and shown: which is chosen, whatever comes of
-            // that step.
-            let submitted = match run.is_last(token) || cancel.is_cancelled() {
-                true => Ok(()),
-                false => self.submit(&[token], Rows::Last, run.top).await,
-            };
-            let piece = self.piece(token).await?;
-            let progress = run.stopper.push(token, &piece);
-            let event = TokenEvent { token, text: progress.text, logprobs };
-            run.show(&event, on_token);
-            if let Some(finish) = progress.finish {
-                return Ok(finish);
-            }
-            submitted?;
-            let next = tokio::select! {
-                biased;
-                () = cancel.cancelled() => None,
-                next = self.chain.answer() => Some(next?),
-            };
-            let Some(next) = next else { return Ok(run.cancelled(on_token)) };
-            self.unanswered -= 1;
-            run.decoded(self.chain.bytes_written());
-            answer = next;
-        }
+        let Some(answer) = self.prefill(request, run, cancel).await? else { return Ok(FinishReason::Cancel) };
+        self.decode(request, run, answer, cancel, on_token).await
     }
 
     /// Evaluates what is new of the prompt, and of the answer where it goes on here. Returns the last step's answer; `None`:
@@ -353,6 +366,7 @@ impl<C: Chain> Session<C> {
                 biased;
                 () = cancel.cancelled() => return Ok(None),
                 answer = self.chain.answer() => answer?,
+                () = self.speculation.read(&tokens, chunk) => return Ok(None),
             };
             self.unanswered -= 1;
             if self.unanswered == 0 && chunks.peek().is_none() {
@@ -390,52 +404,27 @@ impl<C: Chain> Session<C> {
     }
 
     /// What the caches hold from there on is of no use.
-    fn forget(&mut self, from: usize) {
+    pub(crate) fn forget(&mut self, from: usize) {
         self.held.truncate(from);
         self.cuts.retain(|start| *start < from);
     }
 
     async fn submit(&mut self, tokens: &[u32], rows: Rows, top: u16) -> Result<(), GenerateError> {
-        self.chain.submit(self.held.len() as u32, tokens, rows, top).await?;
+        let submission = Submission::chain(self.held.len() as u32, tokens.to_vec(), rows, top);
+        self.submit_drafts(submission, tokens).await
+    }
+
+    /// Sends a step behind what the caches hold, of which they keep `kept`.
+    pub(crate) async fn submit_drafts(&mut self, submission: Submission, kept: &[u32]) -> Result<(), GenerateError> {
+        self.chain.submit(submission).await?;
         self.cuts.push(self.held.len());
-        self.held.extend_from_slice(tokens);
+        self.held.extend_from_slice(kept);
         self.unanswered += 1;
         Ok(())
     }
 
-    /// Chooses the next token; asks for the whole row where the reduced one does not decide.
-    async fn choose(&mut self, run: &mut Run, answer: Answer) -> Result<(u32, Option<TokenLogprobs>), GenerateError> {
-        let Answer { sequence, start, count, rows } = answer;
-        let mut row = rows.into_iter().next_back().ok_or(GenerateError::NoRow { sequence })?;
-        let position = start + u32::from(count);
-        let mut decision = self.sample(run, position, &row).await?;
-        if decision == Decision::NeedWholeRow {
-            row = Logits::Whole(self.chain.row(sequence, count.saturating_sub(1)).await?);
-            decision = self.sample(run, position, &row).await?;
-        }
-        // With the whole row there is nothing left to ask for.
-        let Decision::Token { token } = decision else { return Err(GenerateError::NoRow { sequence }) };
-        run.sampler.accept(token);
-        if let Some(grammar) = run.grammar.filter(|_| !run.ends.contains(&token)) {
-            self.vocabulary.accept(grammar, token).await?;
-        }
-        let logprobs = run.sampler.params().logprobs.map(|n| TokenLogprobs::of(&row, token, n));
-        Ok((token, logprobs))
-    }
-
-    async fn sample(&self, run: &Run, position: u32, row: &Logits) -> Result<Decision, GenerateError> {
-        let allowed = match (run.grammar, row) {
-            (None, _) => None,
-            (Some(grammar), Logits::Whole(_)) => Some(self.vocabulary.allowed(grammar, None).await?),
-            (Some(grammar), Logits::Top { .. }) => {
-                Some(self.vocabulary.allowed(grammar, Some(&Sampler::tokens_of(row))).await?)
-            }
-        };
-        Ok(run.sampler.sample(position, row, allowed.as_deref())?)
-    }
-
     /// The bytes of a token; control tokens have none.
-    async fn piece(&mut self, token: u32) -> Result<Vec<u8>, GenerateError> {
+    pub(crate) async fn piece(&mut self, token: u32) -> Result<Vec<u8>, GenerateError> {
         if let Some(piece) = self.pieces.get(&token) {
             return Ok(piece.clone());
         }

@@ -13,26 +13,31 @@
 //! conversation.assistant(outcome.text);
 //! # Ok(()) }
 //! ```
-//! **Invariants.** The client chooses every token ([`potluck_chain::sample`]); peers never do. No prompt and no text is
+//! **Invariants.** The client chooses every token ([`potluck_chain::sample`]); peers never do, nor do drafts. No prompt and no text is
 //! in a log. Each wait has a deadline that a setting names. A template comes from a stranger's file: it runs with bounded
 //! fuel and time, and produces bounded text.
 
 mod chain;
 mod conversation;
+mod decode;
+mod draft_model;
 mod error;
 mod generate;
 mod local;
 mod outcome;
 mod run;
+mod speculate;
 mod template;
 mod trace;
 
 pub use chain::{Cancel, Chain, ChainShape};
 pub use conversation::{Conversation, MESSAGES_MAX};
+pub use draft_model::DraftModel;
 pub use error::GenerateError;
 pub use generate::{LOSSES_MAX, PREFILL_IN_FLIGHT, RESUMES_MAX, Request, Session, prompt_tokens};
 pub use local::LocalChain;
 pub use outcome::{Outcome, TokenEvent};
+pub use speculate::{DraftCounts, Drafting, Drafts};
 pub use template::{
     ChatTemplate, Message, PROMPT_BYTES_MAX, RenderOptions, Role, SpecialTokens, TEMPLATE_BYTES_MAX, TEMPLATE_FUEL,
     TEMPLATE_TIMEOUT, TemplateError,

@@ -2,10 +2,8 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use potluck_chain::{Answer, Deadlines, SessionError};
-use potluck_core::{
-    Account, CacheId, Hidden, Input, LayerRange, Output, Rows, StageCommand, StageError, StageReply, Step,
-};
+use potluck_chain::{Answer, Deadlines, SessionError, Submission};
+use potluck_core::{Account, CacheId, Hidden, Input, LayerRange, Output, StageCommand, StageError, StageReply, Step};
 use potluck_engine::EngineProcess;
 use tokio::sync::mpsc;
 
@@ -38,13 +36,26 @@ impl LocalChain {
     pub async fn open(engine: EngineProcess, positions: u32, deadlines: Deadlines) -> Result<Self, SessionError> {
         let (commands, to_engine) = mpsc::channel(QUEUE);
         let (from_engine, replies) = mpsc::channel(QUEUE);
-        let (vocabulary, layers) = (engine.shape().vocabulary, engine.shape().spec.layers);
+        let shape = engine.shape().clone();
         // An engine that ends for good closes the channel: the next wait says so.
         tokio::spawn(async move {
             if let Err(error) = engine.run(to_engine, from_engine).await {
                 tracing::warn!(%error, "the local engine ended");
             }
         });
+        Self::over((commands, replies), (shape.spec.layers, shape.vocabulary), positions, deadlines).await
+    }
+
+    /// The same, over a way to an engine that others use, too, with all layers of its model and so many tokens in its vocabulary.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn over(
+        (commands, replies): (mpsc::Sender<StageCommand>, mpsc::Receiver<StageReply>),
+        (layers, vocabulary): (LayerRange, u32),
+        positions: u32,
+        deadlines: Deadlines,
+    ) -> Result<Self, SessionError> {
         let shape = ChainShape { vocabulary, positions };
         let (pending, account) = (VecDeque::new(), Account::default());
         let mut chain = Self { commands, replies, shape, layers, deadlines, sequence: 0, pending, account };
@@ -100,12 +111,18 @@ impl Chain for LocalChain {
         self.shape
     }
 
-    async fn submit(&mut self, start: u32, tokens: &[u32], rows: Rows, top: u16) -> Result<u32, SessionError> {
+    fn takes_drafts(&self) -> bool {
+        true
+    }
+
+    async fn submit(&mut self, submission: Submission) -> Result<u32, SessionError> {
+        let Submission { start, tokens, rows, top, tree, fence: _ } = submission;
+        let count = tokens.len() as u16;
         let sequence = self.sequence;
         self.sequence = self.sequence.wrapping_add(1);
-        let steps = vec![Step { cache: CACHE, start, input: Input::Tokens(tokens.to_vec()), rows, top }];
+        let steps = vec![Step { cache: CACHE, start, input: Input::Tokens(tokens), rows, top, tree }];
         self.send(StageCommand::Forward { batch: sequence.into(), steps }).await?;
-        self.pending.push_back((sequence, start, tokens.len() as u16));
+        self.pending.push_back((sequence, start, count));
         Ok(sequence)
     }
 
@@ -123,7 +140,7 @@ impl Chain for LocalChain {
                 self.account.steps += 1;
                 self.account.positions += u64::from(count);
                 self.account.compute_us += compute_us;
-                Ok(Answer { sequence, start, count, rows })
+                Ok(Answer { sequence, start, count, rows, skipped: false })
             }
             _ => Err(failed(StageError::Engine(format!("batch {batch} was not due, or gave no logits")))),
         }

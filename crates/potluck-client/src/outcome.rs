@@ -3,7 +3,7 @@
 use potluck_chain::sample::{FinishReason, TokenLogprobs};
 use serde::Serialize;
 
-use crate::Trace;
+use crate::{DraftCounts, Trace};
 
 /// One token of an answer, as it comes.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +48,8 @@ pub struct Outcome {
     /// How often a peer was lost and the answer went on over another route.
     #[serde(skip_serializing_if = "is_none")]
     pub resumed: usize,
+    /// What drafting came to.
+    pub drafts: DraftCounts,
 }
 
 fn is_none(count: &usize) -> bool {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use potluck_chain::sample::{FinishReason, Sampler, Stopper, TokenLogprobs};
 use potluck_engine::GrammarId;
 
-use crate::{LOSSES_MAX, Outcome, RESUMES_MAX, StageAccount, TokenEvent, trace::Tracing};
+use crate::{DraftCounts, LOSSES_MAX, Outcome, RESUMES_MAX, StageAccount, TokenEvent, trace::Tracing};
 
 /// One answer under way.
 pub(crate) struct Run {
@@ -21,6 +21,9 @@ pub(crate) struct Run {
     tokens: Vec<u32>,
     logprobs: Vec<TokenLogprobs>,
     pub(crate) clock: Clock,
+    pub(crate) counts: DraftCounts,
+    /// Seconds from the answer before to the last one.
+    pub(crate) waited: f64,
     /// Where the request asked for it.
     pub(crate) tracing: Option<Tracing>,
     resumed: usize,
@@ -75,6 +78,8 @@ impl Run {
             tokens: Vec::new(),
             logprobs: Vec::new(),
             clock,
+            counts: DraftCounts::default(),
+            waited: 0.0,
             tracing: None,
             resumed: 0,
             cuts: (Vec::new(), 0),
@@ -131,11 +136,11 @@ impl Run {
         &self.tokens
     }
 
-    /// A decode step was answered.
-    pub(crate) fn decoded(&mut self, bytes: u64) {
+    /// A decode step of so many rows was answered.
+    pub(crate) fn decoded(&mut self, bytes: u64, rows: usize) {
         self.clock.decode_bytes += bytes.saturating_sub(self.clock.bytes);
         self.clock.bytes = bytes;
-        self.clock.decoded += 1;
+        self.clock.decoded += rows as u64;
     }
 
     /// A token was chosen, of an answer that had come at `answered`.
@@ -147,6 +152,16 @@ impl Run {
         self.clock.first_token.get_or_insert(now);
         self.clock.last_token = Some(now);
         self.tokens.push(token);
+    }
+
+    /// The last tokens that were taken were not said after all: a text that ends the answer came before them.
+    pub(crate) fn unsay(&mut self, tokens: usize) {
+        self.tokens.truncate(self.tokens.len().saturating_sub(tokens));
+    }
+
+    /// Tokens that the answer may still have.
+    pub(crate) fn tokens_left(&self) -> usize {
+        (self.max_tokens as usize).saturating_sub(self.tokens.len())
     }
 
     /// True if no token follows the one that was taken last.
@@ -172,7 +187,7 @@ impl Run {
 
     /// `accounts`: those of the stages at the end, and when that was, where a trace was asked for.
     pub(crate) fn finish(self, finish_reason: FinishReason, accounts: Option<(Vec<StageAccount>, Instant)>) -> Outcome {
-        let Self { text, tokens, logprobs, clock, sampler, tracing, resumed, .. } = self;
+        let Self { text, tokens, logprobs, clock, sampler, tracing, resumed, counts, .. } = self;
         let trace = accounts.zip(tracing).and_then(|((accounts, ended), tracing)| {
             let seconds = tracing.decoding_since().map_or(0.0, |since| seconds(since, ended));
             tracing.finish(seconds, &accounts)
@@ -191,6 +206,7 @@ impl Run {
             tokens,
             trace,
             resumed,
+            drafts: counts,
         }
     }
 }

@@ -6,15 +6,18 @@ mod common;
 use std::{
     cell::{Cell, RefCell},
     process::Command,
+    time::{Duration, Instant},
 };
 
 use common::{program, small_model};
+use potluck_chain::Submission;
 use potluck_chain::{
     Answer, Deadlines, SessionError,
     sample::{FinishReason, SamplingParams},
 };
 use potluck_client::{
-    Cancel, Chain, ChainShape, GenerateError, LocalChain, Outcome, Request, Session, StageAccount, TokenEvent,
+    Cancel, Chain, ChainShape, DraftModel, Drafts, GenerateError, LocalChain, Outcome, Request, Session, StageAccount,
+    TokenEvent,
 };
 use potluck_core::{Hidden, Logits, Rows};
 use potluck_engine::{EngineProcess, GrammarSource};
@@ -59,12 +62,15 @@ async fn greedy_is_the_largest_logit_token_by_token() {
     assert!(outcome.ttft_s > 0.0 && outcome.prefill_tokens_per_s > 0.0 && outcome.decode_tokens_per_s > 0.0);
 
     let (mut chain, _) = chain().await;
-    chain.submit(0, &prompt, Rows::Last, 0).await.unwrap();
+    chain.submit(Submission::chain(0, prompt.clone(), Rows::Last, 0)).await.unwrap();
     let mut expected = Vec::new();
     while expected.len() < 40 {
         let Answer { start, count, rows, .. } = chain.answer().await.unwrap();
         expected.push(largest(&rows[0]));
-        chain.submit(start + u32::from(count), &expected[expected.len() - 1..], Rows::Last, 0).await.unwrap();
+        chain
+            .submit(Submission::chain(start + u32::from(count), expected[expected.len() - 1..].to_vec(), Rows::Last, 0))
+            .await
+            .unwrap();
     }
     assert_eq!(outcome.tokens, expected);
 }
@@ -81,8 +87,12 @@ impl Chain for Asked {
         self.chain.shape()
     }
 
-    async fn submit(&mut self, start: u32, tokens: &[u32], rows: Rows, _top: u16) -> Result<u32, SessionError> {
-        self.chain.submit(start, tokens, rows, self.top).await
+    fn takes_drafts(&self) -> bool {
+        self.chain.takes_drafts()
+    }
+
+    async fn submit(&mut self, submission: Submission) -> Result<u32, SessionError> {
+        self.chain.submit(Submission { top: self.top, ..submission }).await
     }
 
     async fn answer(&mut self) -> Result<Answer, SessionError> {
@@ -109,6 +119,106 @@ impl Chain for Asked {
     async fn close(self) {
         self.chain.close().await;
     }
+}
+
+/// A chain that is far away, as the loop's clock tells it.
+struct Far(LocalChain);
+
+thread_local! {
+    static AWAY: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// Milliseconds there and back.
+const TRAVERSAL: Duration = Duration::from_millis(300);
+
+fn far_away() -> Instant {
+    Instant::now() + AWAY.get()
+}
+
+impl Chain for Far {
+    fn shape(&self) -> ChainShape {
+        self.0.shape()
+    }
+
+    fn takes_drafts(&self) -> bool {
+        true
+    }
+
+    async fn submit(&mut self, submission: Submission) -> Result<u32, SessionError> {
+        self.0.submit(submission).await
+    }
+
+    async fn answer(&mut self) -> Result<Answer, SessionError> {
+        AWAY.set(AWAY.get() + TRAVERSAL);
+        self.0.answer().await
+    }
+
+    async fn row(&mut self, sequence: u32, row: u16) -> Result<Hidden, SessionError> {
+        self.0.row(sequence, row).await
+    }
+
+    async fn accounts(&mut self) -> Result<Option<Vec<StageAccount>>, SessionError> {
+        self.0.accounts().await
+    }
+
+    fn bytes_written(&self) -> u64 {
+        0
+    }
+
+    async fn let_go(&mut self) {
+        self.0.let_go().await;
+    }
+
+    async fn close(self) {
+        self.0.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_draft_model_saves_traversals_and_each_token_is_the_targets_own() {
+    let vocabulary = small_model().vocabulary().await;
+    let draft = DraftModel::new(chain().await.0);
+    let mut session = Session::new(Far(chain().await.0), vocabulary).with_drafts(Drafts::Model, Some(draft));
+    session.set_clock(far_away);
+    let request = request(&session, 80).await;
+    let prompt = request.prompt.clone();
+    let outcome = answer(request, &mut session).await;
+    assert_eq!(outcome.tokens.len(), 80);
+    let drafts = outcome.drafts;
+    assert!(drafts.accepted > 40 && drafts.steps < 40, "it guesses what it would say itself: {drafts:?}");
+    assert!(drafts.forwards >= drafts.accepted);
+
+    // Batches of other shapes are rounded otherwise: what was chosen is the largest, or as good as the largest.
+    let (mut chain, _) = chain().await;
+    let text = [&prompt[..], &outcome.tokens].concat();
+    chain.submit(Submission::chain(0, text[..text.len() - 1].to_vec(), Rows::All, 0)).await.unwrap();
+    let rows = chain.answer().await.unwrap().rows;
+    for (row, &token) in rows[prompt.len() - 1..].iter().zip(&outcome.tokens) {
+        let Logits::Whole(logits) = row else { panic!("a whole row was asked for") };
+        let (chosen, largest) = (logits.0[token as usize], logits.0[largest(row) as usize]);
+        assert!(largest - chosen < 1.0, "{token} has {chosen}, the largest {largest}");
+    }
+}
+
+#[tokio::test]
+async fn a_draft_model_that_is_lost_is_done_without() {
+    let vocabulary = small_model().vocabulary().await;
+    let (draft, pid) = chain().await;
+    let mut session =
+        Session::new(Far(chain().await.0), vocabulary).with_drafts(Drafts::Auto, Some(DraftModel::new(draft)));
+    session.set_clock(far_away);
+    let kill = || Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+    let request = request(&session, 60).await;
+    let mut shown = 0;
+    let never = Cancel::new();
+    let outcome = session.generate(request, &never, |_| {
+        shown += 1;
+        if shown == 20 {
+            kill();
+        }
+    });
+    assert_eq!(outcome.await.unwrap().tokens.len(), 60);
+    assert!(session.take_draft_model().is_none());
 }
 
 #[tokio::test]

@@ -3,6 +3,9 @@
 /// Positions in one step. A longer prefill is cut in chunks; a longer step is refused.
 pub const STEP_POSITIONS_MAX: usize = 512;
 
+/// Rows of a step that is a tree of drafts. A larger one is refused.
+pub const TREE_ROWS_MAX: usize = 64;
+
 /// Positions in one step whose mean is asked for: an engine computes their logits on the way. A longer one is refused.
 pub const MEAN_POSITIONS_MAX: usize = 64;
 

@@ -25,6 +25,7 @@ mod range;
 mod reduce;
 mod revocation;
 mod stage;
+mod tree;
 
 pub use account::Account;
 pub use causes::with_causes;
@@ -42,3 +43,4 @@ pub use revocation::{Renewal, Revocation, RevocationError, Revoked, SignedRevoca
 pub use stage::{
     Hidden, Input, Logits, Output, Rows, Stage, StageCommand, StageError, StageReply, StageShape, StageSpec, Step,
 };
+pub use tree::{Tree, TreeError};

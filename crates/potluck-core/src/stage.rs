@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CacheId, LayerRange, ModelId};
+use crate::{CacheId, LayerRange, ModelId, Tree};
 
 /// Which part of which model a stage is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -113,6 +113,9 @@ pub struct Step {
     pub rows: Rows,
     /// How many of the largest logits of each row the tail returns; 0: the whole row.
     pub top: u16,
+    /// How the rows hang together: a chain, or drafts of which some are alternatives. Afterwards the cache holds the first path of a
+    /// tree, and none of the rest.
+    pub tree: Tree,
 }
 
 impl Step {
@@ -340,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_step_counts_whole_rows_only() {
-        let step = |input| Step { cache: CacheId(0), start: 0, input, rows: Rows::None, top: 0 };
+        let step = |input| Step { cache: CacheId(0), start: 0, input, rows: Rows::None, top: 0, tree: Tree::chain() };
         assert_eq!(step(Input::Hidden(Hidden(vec![0.0; 6]))).positions(3), 2);
         assert_eq!(step(Input::Hidden(Hidden(vec![0.0; 7]))).positions(3), 0);
         assert_eq!(step(Input::Tokens(vec![1, 2, 3])).positions(3), 3);

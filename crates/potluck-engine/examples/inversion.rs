@@ -12,7 +12,7 @@ mod common;
 use std::{collections::BTreeMap, path::PathBuf};
 
 use common::Gguf;
-use potluck_core::{CacheId, Input, LayerRange, Output, Rows, Stage as _, Step};
+use potluck_core::{CacheId, Input, LayerRange, Output, Rows, Stage as _, Step, Tree};
 use potluck_engine::{EngineProgram, EngineSettings, LlamaStage, VocabularyClient};
 use potluck_wire::Codec;
 use serde_json::{Value, json};
@@ -151,7 +151,8 @@ impl Chain {
             let mut input = Input::Tokens(passage.clone());
             for (stage, states) in self.stages.iter_mut().zip(&mut seen.states) {
                 stage.open(CacheId(0), PASSAGE as u32)?;
-                let mut steps = [Step { cache: CacheId(0), start: 0, input, rows: Rows::None, top: 0 }];
+                let mut steps =
+                    [Step { cache: CacheId(0), start: 0, input, rows: Rows::None, top: 0, tree: Tree::chain() }];
                 let output = stage.forward(&mut steps).pop().ok_or("no output")??;
                 stage.close(CacheId(0));
                 let Output::Hidden(hidden) = output else { return Err("a stage in the middle gave logits".into()) };
@@ -170,7 +171,7 @@ impl Chain {
             let hidden = potluck_core::Hidden(passage.concat());
             self.tail.open(CacheId(0), PASSAGE as u32)?;
             let input = Input::Hidden(hidden);
-            let mut steps = [Step { cache: CacheId(0), start: 0, input, rows: Rows::All, top: 1 }];
+            let mut steps = [Step { cache: CacheId(0), start: 0, input, rows: Rows::All, top: 1, tree: Tree::chain() }];
             let output = self.tail.forward(&mut steps).pop().ok_or("no output")??;
             self.tail.close(CacheId(0));
             let Output::Logits(rows) = output else { return Err("the tail gave no logits".into()) };

@@ -7,6 +7,7 @@ use std::{fs::File, io::BufReader, sync::Arc, time::Instant};
 
 use potluck_core::{
     CacheId, Input, LayerRange, Logits, ModelId, Output, Rows, StageCommand, StageReply, StageSpec, Step, TensorType,
+    Tree,
 };
 use potluck_engine::{EngineProcess, EngineProgram, EngineSettings, FlashAttention, Load, Part, bare::Bare};
 use potluck_model::{Extent, VirtualFile, facts, gguf, manifest_of, slice};
@@ -130,7 +131,7 @@ impl Child {
 
     async fn step(&mut self, start: u32, tokens: Vec<u32>) -> Result<u32, Box<dyn std::error::Error>> {
         let input = Input::Tokens(tokens);
-        let step = Step { cache: CacheId(0), start, input, rows: Rows::Last, top: 40 };
+        let step = Step { cache: CacheId(0), start, input, rows: Rows::Last, top: 40, tree: Tree::chain() };
         self.commands.send(StageCommand::Forward { batch: 0, steps: vec![step] }).await?;
         match self.replies.recv().await {
             Some(StageReply::Forwarded { mut results, .. }) => match results.remove(0)? {

@@ -4,7 +4,7 @@
 //! the memory of four layers, not of the model. It misses what is wrong in both alike (something before layer 0, a
 //! cut tokenizer): the families that the tests prove are proven against the whole model.
 
-use potluck_core::{CacheId, Hidden, Input, Output, Rows, Stage as _, StageError, Step};
+use potluck_core::{CacheId, Hidden, Input, Output, Rows, Stage as _, StageError, Step, Tree};
 
 use crate::{EngineError, EngineProgram, EngineStage, Load};
 
@@ -89,7 +89,8 @@ fn compare(stages: &mut [EngineStage]) -> Result<Verdict, StageError> {
 
 fn run(stage: &mut EngineStage, start: u32, input: Vec<f32>) -> Result<Vec<f32>, StageError> {
     let input = Input::Hidden(Hidden(input));
-    match stage.forward(&mut [Step { cache: CACHE, start, input, rows: Rows::None, top: 0 }]).pop() {
+    match stage.forward(&mut [Step { cache: CACHE, start, input, rows: Rows::None, top: 0, tree: Tree::chain() }]).pop()
+    {
         Some(Ok(Output::Hidden(Hidden(values)))) => Ok(values),
         Some(Err(error)) => Err(error),
         _ => Err(StageError::BadInput("a probe's stages are neither head nor tail".into())),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use potluck_core::bounds::{SESSION_POSITIONS_MAX, STAGE_SESSIONS_MAX, STEP_POSITIONS_MAX};
+use potluck_core::bounds::{SESSION_POSITIONS_MAX, STAGE_SESSIONS_MAX, STEP_POSITIONS_MAX, TREE_ROWS_MAX};
 
 use crate::{EngineError, cores::default_threads};
 
@@ -84,6 +84,9 @@ pub struct EngineSettings {
     pub caches: u16,
     /// Positions of the longest step, and of the largest batch.
     pub chunk: u16,
+    /// Branches of a tree of drafts that run in one batch beside its first path. With 0 they run one after the other, which costs a
+    /// GPU more than a CPU. With more, all sessions share one memory: each then costs the others time, and results depend on the company.
+    pub lanes: u16,
     /// Each session's step is a batch of its own, and flash attention is off: results do not depend on the company.
     pub exact: bool,
     /// Bytes that all caches together may take; checked before they are made.
@@ -112,6 +115,7 @@ impl Default for EngineSettings {
             context: 4_096,
             caches: 8,
             chunk: STEP_POSITIONS_MAX as u16,
+            lanes: 0,
             exact: false,
             cache_bytes_max: 8 << 30,
             load_timeout: Duration::from_secs(60),
@@ -137,6 +141,17 @@ impl EngineSettings {
         within("context", self.context.into(), SESSION_POSITIONS_MAX.into())?;
         within("caches", self.caches.into(), STAGE_SESSIONS_MAX as u64)?;
         within("chunk", self.chunk.into(), STEP_POSITIONS_MAX as u64)?;
+        if usize::from(self.lanes) > TREE_ROWS_MAX || usize::from(self.lanes + self.caches) > STAGE_SESSIONS_MAX {
+            let (lanes, caches) = (self.lanes, self.caches);
+            return Err(EngineError::Settings(format!(
+                "lanes is {lanes}; the most is {TREE_ROWS_MAX}, and {STAGE_SESSIONS_MAX} with the {caches} caches"
+            )));
+        }
+        if self.exact && self.lanes > 0 {
+            return Err(EngineError::Settings(
+                "exact results do not go with lanes, which make sessions share a memory".into(),
+            ));
+        }
         if self.poll.is_some_and(|poll| poll > 100) {
             return Err(EngineError::Settings("poll is a share of 0 to 100".into()));
         }

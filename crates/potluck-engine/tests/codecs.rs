@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Chain, argmax, bits, exact, small_model};
-use potluck_core::{CacheId, Hidden, Input, Logits, Output, Rows, Stage, Step};
+use potluck_core::{CacheId, Hidden, Input, Logits, Output, Rows, Stage, Step, Tree};
 use potluck_wire::Codec;
 
 const CACHE: CacheId = CacheId(0);
@@ -28,7 +28,7 @@ fn forward(stages: &mut [Box<dyn Stage>], codec: Codec, position: u32, token: u3
     let mut input = Input::Tokens(vec![token]);
     for stage in stages {
         let width = stage.shape().width as usize;
-        let mut steps = [Step { cache: CACHE, start: position, input, rows: Rows::Last, top: 0 }];
+        let mut steps = [Step { cache: CACHE, start: position, input, rows: Rows::Last, top: 0, tree: Tree::chain() }];
         match stage.forward(&mut steps).remove(0).unwrap() {
             Output::Hidden(hidden) => {
                 let mut bytes = Vec::new();

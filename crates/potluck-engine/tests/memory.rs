@@ -11,7 +11,7 @@ use std::{
 };
 
 use common::{Gguf, bits, exact, small_model, tokens, whole};
-use potluck_core::{CacheId, Input, LayerRange, Output, Rows, Stage as _, Step};
+use potluck_core::{CacheId, Input, LayerRange, Output, Rows, Stage as _, Step, Tree};
 use potluck_engine::{EngineProgram, EngineSettings, EngineStage, Load};
 
 /// Longest that what is due may take.
@@ -36,7 +36,7 @@ fn middle(model: &Gguf, wipe_within: Option<Duration>) -> EngineStage {
 
 fn run(stage: &mut EngineStage, cache: u16, start: u32, tokens: &[u32]) -> Vec<f32> {
     let input = Input::Tokens(tokens.to_vec());
-    let mut steps = [Step { cache: CacheId(cache), start, input, rows: Rows::All, top: 0 }];
+    let mut steps = [Step { cache: CacheId(cache), start, input, rows: Rows::All, top: 0, tree: Tree::chain() }];
     match stage.forward(&mut steps).pop().unwrap().unwrap() {
         Output::Hidden(hidden) => hidden.0,
         Output::Logits(mut rows) => whole(rows.pop().unwrap()),

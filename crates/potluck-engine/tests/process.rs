@@ -6,7 +6,7 @@ mod common;
 use std::{io::Write as _, sync::Arc};
 
 use common::{Chain, Gguf, argmax, bits, exact, small_model, tokens};
-use potluck_core::{CacheId, Input, LayerRange, Rows, Stage, StageCommand, StageError, StageReply, Step};
+use potluck_core::{CacheId, Input, LayerRange, Rows, Stage, StageCommand, StageError, StageReply, Step, Tree};
 use potluck_engine::{EngineError, EngineProcess, EngineProgram, EngineStage, Load, Part, try_out_sandbox};
 use potluck_model::{Extent, VirtualFile};
 use tokio::sync::mpsc;
@@ -69,7 +69,10 @@ fn first_layers(model: &Gguf) -> Load {
 
 fn forward(batch: u64, start: u32) -> StageCommand {
     let input = Input::Tokens(tokens(1, 4, 49_152));
-    StageCommand::Forward { batch, steps: vec![Step { cache: CACHE, start, input, rows: Rows::None, top: 0 }] }
+    StageCommand::Forward {
+        batch,
+        steps: vec![Step { cache: CACHE, start, input, rows: Rows::None, top: 0, tree: Tree::chain() }],
+    }
 }
 
 async fn expect_forwarded(replies: &mut mpsc::Receiver<StageReply>, expected: u64) {
@@ -126,7 +129,8 @@ async fn an_oversized_command_is_an_error_in_its_place_and_harms_nobody() {
     assert!(matches!(replies.recv().await, Some(StageReply::Ready(_))));
     commands.send(StageCommand::Open { cache: CACHE, positions: 64 }).await.unwrap();
     let hidden = potluck_core::Hidden(vec![0.0; potluck_engine::FRAME_BYTES_MAX / 4 + 1]);
-    let step = Step { cache: CACHE, start: 0, input: Input::Hidden(hidden), rows: Rows::None, top: 0 };
+    let step =
+        Step { cache: CACHE, start: 0, input: Input::Hidden(hidden), rows: Rows::None, top: 0, tree: Tree::chain() };
     commands.send(StageCommand::Forward { batch: 7, steps: vec![step] }).await.unwrap();
     commands.send(forward(8, 0)).await.unwrap();
     assert!(matches!(replies.recv().await, Some(StageReply::Opened { result: Ok(()), .. })));

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Chain, Gguf, argmax, bits, exact, small_model, tokens, whole};
-use potluck_core::{CacheId, Hidden, Input, LayerRange, Output, Rows, Stage, StageError, Step};
+use potluck_core::{CacheId, Hidden, Input, LayerRange, Output, Rows, Stage, StageError, Step, Tree};
 use potluck_engine::{EngineProgram, EngineSettings, EngineStage, FlashAttention, LlamaStage};
 
 const SESSIONS: u16 = 8;
@@ -20,7 +20,14 @@ fn script(session: u16) -> Vec<Vec<u32>> {
 }
 
 fn step(session: u16, start: u32, tokens: &[u32]) -> Step {
-    Step { cache: CacheId(session), start, input: Input::Tokens(tokens.to_vec()), rows: Rows::Last, top: 0 }
+    Step {
+        cache: CacheId(session),
+        start,
+        input: Input::Tokens(tokens.to_vec()),
+        rows: Rows::Last,
+        top: 0,
+        tree: Tree::chain(),
+    }
 }
 
 /// Each session's logits, all sessions at once; session `n` begins `n` rounds late.
@@ -113,7 +120,7 @@ fn no_row_reaches_another_session() {
                     let start = starts[usize::from(session)];
                     starts[usize::from(session)] += rows as u32;
                     let input = Input::Hidden(Hidden(hidden));
-                    Step { cache: CacheId(session), start, input, rows: Rows::None, top: 0 }
+                    Step { cache: CacheId(session), start, input, rows: Rows::None, top: 0, tree: Tree::chain() }
                 })
                 .collect();
             for (result, &session) in stage.forward(&mut steps).into_iter().zip(&present) {
@@ -137,7 +144,7 @@ fn one_bad_step_leaves_the_others_alone() {
     (0..4).for_each(|session| stage.open(CacheId(session), 16).unwrap());
     let step = |session, value: f32| {
         let input = Input::Hidden(Hidden(vec![value; width]));
-        Step { cache: CacheId(session), start: 0, input, rows: Rows::None, top: 0 }
+        Step { cache: CacheId(session), start: 0, input, rows: Rows::None, top: 0, tree: Tree::chain() }
     };
     let mut steps = vec![step(0, 1.0), step(1, f32::NAN), step(2, 1.0), step(9, 1.0), step(0, 2.0), step(3, 1.0e30)];
     let results = stage.forward(&mut steps);

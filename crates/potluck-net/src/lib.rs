@@ -4,7 +4,7 @@
 //! [`Node::open`] opens a session over a route and drives it:
 //! ```ignore
 //! let mut session = node.open(config, own_stages).await?;
-//! let step = session.submit(0, tokens, Rows::Last, 128)?;
+//! let step = session.submit(Submission::chain(0, tokens, Rows::Last, 128))?;
 //! while let SessionEvent::Answer(answer) = session.next().await? { ... }
 //! ```
 //! The drivers move bytes and decide nothing. They are made for a current-thread runtime: a token's way through a

@@ -2,9 +2,9 @@
 
 use std::{collections::HashMap, time::Instant};
 
-use potluck_chain::{Answer, ClientSession, Effect, Event, Hop, SessionConfig, SessionError};
-use potluck_core::{Account, Hidden, Rows, StageCommand, StageReply};
-use potluck_wire::{FEATURE_ACCOUNTS, FEATURE_PADDING, Failure, FailureCode, Frame};
+use potluck_chain::{Answer, ClientSession, Effect, Event, Hop, SessionConfig, SessionError, Submission};
+use potluck_core::{Account, Hidden, StageCommand, StageReply};
+use potluck_wire::{FEATURE_ACCOUNTS, FEATURE_DRAFTS, FEATURE_PADDING, Failure, FailureCode, Frame};
 use tokio::{sync::mpsc, task::JoinSet, time::sleep_until};
 use tracing::{Span, info_span};
 
@@ -89,6 +89,13 @@ impl Node {
                 let detail = "it does not know how to pad: leave --pad out, or have its Potluck updated";
                 return Err(failed(stage, Failure::new(FailureCode::Version, detail)));
             }
+        }
+        let codec = config.codec;
+        let unable = |link: &Link| !link.welcome.codecs.contains(codec);
+        let hop = links.iter().position(|link| link.as_ref().is_some_and(unable));
+        if let Some(stage) = hop.map(|hop| &config.route[hop]) {
+            let detail = format!("it does not know the codec {codec}: use --codec f16, or have its Potluck updated");
+            return Err(failed(stage, Failure::new(FailureCode::Version, detail)));
         }
         let mut tasks = JoinSet::new();
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
@@ -180,8 +187,8 @@ impl Session {
     ///
     /// # Errors
     /// As there.
-    pub fn submit(&mut self, start: u32, tokens: Vec<u32>, rows: Rows, top: u16) -> Result<u32, SessionError> {
-        let sequence = self.machine.submit(Instant::now(), start, tokens, rows, top)?;
+    pub fn submit(&mut self, submission: Submission) -> Result<u32, SessionError> {
+        let sequence = self.machine.submit(Instant::now(), submission)?;
         self.perform_all();
         Ok(sequence)
     }
@@ -198,7 +205,16 @@ impl Session {
 
     /// True where every peer of the route keeps accounts of its sessions.
     pub fn keeps_accounts(&self) -> bool {
-        self.links.iter().flatten().all(|link| link.welcome.features & FEATURE_ACCOUNTS != 0)
+        self.all_have(FEATURE_ACCOUNTS)
+    }
+
+    /// True where every peer of the route takes trees of drafts, and skips what is fenced off.
+    pub fn takes_drafts(&self) -> bool {
+        self.all_have(FEATURE_DRAFTS)
+    }
+
+    fn all_have(&self, feature: u64) -> bool {
+        self.links.iter().flatten().all(|link| link.welcome.features & feature != 0)
     }
 
     /// Asks each stage what it has done so far. See [`ClientSession::ask_accounts`].

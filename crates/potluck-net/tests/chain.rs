@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use potluck_chain::{Deadlines, Hop, OwnStage, RemoteStage, SessionConfig, SessionError};
+use potluck_chain::{Deadlines, Hop, OwnStage, RemoteStage, SessionConfig, SessionError, Submission};
 use potluck_core::{CacheId, LayerRange, Logits, Rows, SecretKey, SessionId, SessionKey, Stage as _, StageReply};
 use potluck_grant::{Gate, Root};
 use potluck_net::{
@@ -117,11 +117,11 @@ async fn greedy(session: &mut potluck_net::Session, prompt: &[u32], count: usize
     let chunks: Vec<_> = prompt.chunks(5).collect();
     for (index, chunk) in chunks.iter().enumerate() {
         let rows = if index + 1 == chunks.len() { Rows::Last } else { Rows::None };
-        session.submit(5 * index as u32, chunk.to_vec(), rows, 4)?;
+        session.submit(Submission::chain(5 * index as u32, chunk.to_vec(), rows, 4))?;
     }
     for _ in 0..count {
         let token = answer(session).await?;
-        session.submit(tokens.len() as u32, vec![token], Rows::Last, 4)?;
+        session.submit(Submission::chain(tokens.len() as u32, vec![token], Rows::Last, 4))?;
         tokens.push(token);
     }
     Ok(tokens.split_off(prompt.len()))

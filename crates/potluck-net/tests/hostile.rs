@@ -8,7 +8,7 @@ mod swarm;
 
 use attacker::{Attacker, PATIENCE, Raw, Victim, endpoint, hello, open, step, whole};
 use iroh::endpoint::{ConnectionError, VarInt};
-use potluck_core::{Offer, Rows, SessionId, SessionKey, StageSpeed};
+use potluck_core::{Offer, Rows, SessionId, SessionKey, StageSpeed, Tree};
 use potluck_grant::Root;
 use potluck_net::{Lending, NetError};
 use potluck_sim::toy;
@@ -332,6 +332,9 @@ async fn a_client_that_never_reads_its_answers() {
                 codec: Codec::Tokens,
                 payload: payload.clone(),
                 pad: false,
+                tree: Tree::chain(),
+                fence: false,
+                skipped: false,
             };
             let mut bytes = Vec::new();
             Frame::Step(frame).encode(&mut bytes);

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use potluck_chain::{Deadlines, Hop, RemoteStage, SessionConfig, SessionError};
+use potluck_chain::{Deadlines, Hop, RemoteStage, SessionConfig, SessionError, Submission};
 use potluck_core::{Rows, SessionId, SessionKey};
 use potluck_net::{NetDeadlines, SessionEvent};
 use potluck_sim::toy;
@@ -102,10 +102,10 @@ async fn a_killed_peer_is_named_in_time_and_its_neighbours_let_go() {
     };
     let mut session = client.open(config, vec![]).await.unwrap();
     assert!(matches!(session.next().await.unwrap(), SessionEvent::Ready));
-    session.submit(0, vec![1, 2, 3], Rows::Last, 4).unwrap();
+    session.submit(Submission::chain(0, vec![1, 2, 3], Rows::Last, 4)).unwrap();
     assert!(matches!(session.next().await.unwrap(), SessionEvent::Answer(_)));
     killed.kill_9();
-    session.submit(3, vec![4], Rows::Last, 4).unwrap();
+    session.submit(Submission::chain(3, vec![4], Rows::Last, 4)).unwrap();
     let noticed = tokio::time::timeout(LOSS_DEADLINE, session.next()).await.expect("noticed in time");
     let error = noticed.unwrap_err();
     assert!(matches!(&error, SessionError::PeerLost { peer, .. } if *peer == killed.address.peer), "{error}");

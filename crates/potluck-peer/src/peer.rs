@@ -329,6 +329,7 @@ impl Peer {
     }
 
     fn run_stages(&mut self, event: Instant) {
+        self.pass_skipped();
         let now = self.watch(event).now();
         for (slot, stage) in self.stages.iter_mut().enumerate() {
             if let Some((batch, steps)) = stage.next_batch(now) {

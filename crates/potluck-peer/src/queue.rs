@@ -21,15 +21,22 @@ pub(crate) struct Queued {
     pub(crate) sequence: u32,
     pub(crate) count: u16,
     pub(crate) arrived: Instant,
-    pub(crate) step: Step,
+    /// None: it is skipped when it is its turn.
+    pub(crate) step: Option<Step>,
 }
 
 impl Queued {
     fn bytes(&self) -> usize {
-        match &self.step.input {
-            potluck_core::Input::Tokens(tokens) => size_of_val(&tokens[..]),
-            potluck_core::Input::Hidden(hidden) => size_of_val(&hidden.0[..]),
+        match self.step.as_ref().map(|step| &step.input) {
+            Some(potluck_core::Input::Tokens(tokens)) => size_of_val(&tokens[..]),
+            Some(potluck_core::Input::Hidden(hidden)) => size_of_val(&hidden.0[..]),
+            None => 0,
         }
+    }
+
+    fn running(&self, session: SessionKey) -> Running {
+        let Self { serial, sequence, count, arrived, .. } = *self;
+        Running { session, serial, sequence, count, arrived }
     }
 }
 
@@ -145,6 +152,39 @@ impl StageQueue {
         steps.push_back(queued);
     }
 
+    /// A step is about to come that makes those of its session useless which start there or later: they are skipped.
+    pub(crate) fn fence(&mut self, session: SessionKey, start: u32) {
+        for queued in self.waiting.get_mut(&session).into_iter().flatten() {
+            if queued.step.as_ref().is_some_and(|step| step.start >= start) {
+                self.waiting_bytes -= queued.bytes();
+                queued.step = None;
+            }
+        }
+    }
+
+    /// Steps whose turn it is to be skipped. While a batch runs it is nobody's.
+    pub(crate) fn skipped(&mut self) -> Vec<Running> {
+        if self.running.is_some() {
+            return Vec::new();
+        }
+        let mut skipped = Vec::new();
+        let sessions: Vec<_> = self.turn.iter().copied().collect();
+        for session in sessions {
+            let waiting = self.waiting.get_mut(&session);
+            let Some(waiting) = waiting.filter(|waiting| waiting.front().is_some_and(|next| next.step.is_none()))
+            else {
+                continue;
+            };
+            let in_vain = waiting.iter().take_while(|next| next.step.is_none()).count();
+            skipped.extend(waiting.drain(..in_vain).map(|next| next.running(session)));
+            if waiting.is_empty() {
+                self.waiting.remove(&session);
+                self.turn.retain(|key| *key != session);
+            }
+        }
+        skipped
+    }
+
     /// Steps that wait, over all sessions.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.values().map(VecDeque::len).sum()
@@ -183,9 +223,8 @@ impl StageQueue {
         let mut steps = Vec::new();
         for session in shared {
             let Some(queued) = self.pop(session) else { continue };
-            let Queued { serial, sequence, count, arrived, step } = queued;
-            running.push(Running { session, serial, sequence, count, arrived });
-            steps.push(step);
+            running.push(queued.running(session));
+            steps.extend(queued.step);
         }
         self.company.begun();
         self.batches += 1;
@@ -256,7 +295,7 @@ impl StageQueue {
 #[expect(clippy::disallowed_methods, reason = "a test is its own driver")]
 mod tests {
     use super::*;
-    use potluck_core::{Input, LayerRange, ModelId, PeerId, Rows, SessionId, StageSpec};
+    use potluck_core::{Input, LayerRange, ModelId, PeerId, Rows, SessionId, StageSpec, Tree};
 
     fn queue(exact: bool) -> StageQueue {
         StageQueue::new(StageShape {
@@ -286,7 +325,8 @@ mod tests {
 
     fn push_at(queue: &mut StageQueue, session: u8, sequence: u32, count: u16, arrived: Instant) {
         let input = Input::Tokens(vec![0; count.into()]);
-        let step = Step { cache: CacheId(session.into()), start: 0, input, rows: Rows::Last, top: 1 };
+        let (rows, tree) = (Rows::Last, Tree::chain());
+        let step = Some(Step { cache: CacheId(session.into()), start: 0, input, rows, top: 1, tree });
         queue.push(key(session), Queued { serial: 0, sequence, count, arrived, step });
     }
 
@@ -377,6 +417,35 @@ mod tests {
             push(&mut queue, 1, sequence, 1);
         }
         assert_eq!(order, [2, 1, 2], "a long step never waits for more than one short batch, nor the reverse");
+    }
+
+    #[test]
+    fn what_is_fenced_off_is_skipped_when_its_turn_comes() {
+        let mut queue = queue(false);
+        let at = |queue: &mut StageQueue, session: u8, sequence, start| {
+            let (input, rows, tree) = (Input::Tokens(vec![0; 4]), Rows::All, Tree::chain());
+            let step = Some(Step { cache: CacheId(session.into()), start, input, rows, top: 1, tree });
+            let arrived = Instant::now();
+            queue.push(key(session), Queued { serial: 0, sequence, count: 4, arrived, step });
+        };
+        (0..4).for_each(|sequence| at(&mut queue, 1, sequence, 4 * sequence));
+        at(&mut queue, 2, 0, 40);
+        let (batch, steps) = next(&mut queue).unwrap();
+        assert_eq!(steps.len(), 2, "the first of each session runs");
+        // The client has seen the first answer coming, and goes on from position 6.
+        queue.fence(key(1), 6);
+        assert_eq!(queue.waiting_bytes(), 16, "what is skipped takes no room");
+        assert!(queue.skipped().is_empty(), "its turn has not come");
+        at(&mut queue, 1, 4, 6);
+        queue.finish(batch, Instant::now()).unwrap();
+        assert!(queue.skipped().is_empty(), "the second starts before the fence, and is wanted");
+        let (batch, _) = next(&mut queue).unwrap();
+        queue.finish(batch, Instant::now()).unwrap();
+        let skipped: Vec<_> = queue.skipped().iter().map(|skipped| skipped.sequence).collect();
+        assert_eq!(skipped, [2, 3]);
+        let (_, steps) = next(&mut queue).unwrap();
+        assert_eq!((steps.len(), steps[0].start), (1, 6));
+        assert_eq!((queue.waiting(), queue.waiting_bytes()), (0, 0));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, time::Instant};
 
 use potluck_chain::{Credit, Receipts};
-use potluck_core::{CacheId, Defence, Input, Output, Rows, SessionKey, bounds};
+use potluck_core::{CacheId, Defence, Input, Output, Rows, SessionKey, Tree, bounds};
 use potluck_grant::Member;
 use potluck_wire::{
     AnswerFrame, Codec, Failure, FailureCode, Frame, NextHop, OpenSession, PreviousHop, StepFrame,
@@ -60,7 +60,7 @@ pub(crate) struct Session {
 }
 
 /// What is kept of a step while it runs, to label its output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct StepHead {
     pub(crate) sequence: u32,
     pub(crate) start: u32,
@@ -68,6 +68,8 @@ pub(crate) struct StepHead {
     pub(crate) rows: potluck_core::Rows,
     pub(crate) top: u16,
     pub(crate) pad: bool,
+    pub(crate) tree: Tree,
+    pub(crate) fence: bool,
 }
 
 /// What became of a step that arrived.
@@ -75,6 +77,8 @@ pub(crate) struct StepHead {
 pub(crate) enum Arrival {
     /// Run it.
     Run(Input),
+    /// It was skipped before it came here.
+    Skip,
     /// A late twin, or a frame of an older epoch: nothing to do.
     Stale,
 }
@@ -126,20 +130,30 @@ impl Session {
             let detail = format!("a step starts at position {}; the cache holds {}", frame.start, self.held);
             return fail(FailureCode::Protocol, detail);
         }
-        let end = frame.start.saturating_add(frame.count.into());
+        if !frame.skipped && !frame.tree.fits(frame.count.into()) {
+            let detail = format!("a tree of {} rows for {}", frame.tree.parents().len(), frame.count);
+            return fail(FailureCode::Protocol, detail);
+        }
+        let end = frame.start.saturating_add(frame.tree.positions(frame.count.into()));
         if end > self.open.positions {
             let detail = format!("position {end}; the session was opened for {}", self.open.positions);
             return fail(FailureCode::ContextFull, detail);
         }
-        self.check_rows(frame)?;
-        let input = self.decode(frame)?;
+        let arrival = match frame.skipped {
+            true => Arrival::Skip,
+            false => {
+                self.check_rows(frame)?;
+                Arrival::Run(self.decode(frame)?)
+            }
+        };
         self.expected += 1;
-        self.held = end;
+        // A later step that starts here or before follows one that was skipped: what is held counts up to it at least.
+        self.held = frame.start + frame.tree.trunk(frame.count.into()) as u32;
         self.last_step = now;
         self.answered = None;
-        let StepFrame { sequence, start, count, rows, top, pad, .. } = *frame;
-        self.in_flight.push_back(StepHead { sequence, start, count, rows, top, pad });
-        Ok(Arrival::Run(input))
+        let StepFrame { sequence, start, count, rows, top, pad, fence, .. } = *frame;
+        self.in_flight.push_back(StepHead { sequence, start, count, rows, top, pad, tree: frame.tree.clone(), fence });
+        Ok(arrival)
     }
 
     /// Refuses at the tail what could not be answered in one frame.
@@ -187,6 +201,16 @@ impl Session {
         }
     }
 
+    /// The frame that tells the next of the oldest step in flight that it was skipped; none where it is another.
+    pub(crate) fn skip(&mut self, sequence: u32) -> Option<Frame> {
+        let StepHead { start, count, pad, .. } = self.in_flight.pop_front().filter(|head| head.sequence == sequence)?;
+        let epoch = self.open.epoch;
+        Some(match self.open.stage.tail {
+            true => Frame::Answer(AnswerFrame { sequence, epoch, start, count, rows: Vec::new(), pad, skipped: true }),
+            false => Frame::Step(StepFrame::skipped(sequence, epoch, start, count)),
+        })
+    }
+
     /// Turns what the stage gave for the oldest step in flight into the frame that carries it on.
     ///
     /// # Errors
@@ -194,13 +218,14 @@ impl Session {
     pub(crate) fn label(&mut self, sequence: u32, output: Output) -> Result<Frame, Failure> {
         let engine = |detail: String| Failure::new(FailureCode::Engine, detail);
         let head = self.in_flight.pop_front().filter(|head| head.sequence == sequence);
-        let StepHead { sequence, start, count, rows, top, pad } =
+        let StepHead { sequence, start, count, rows, top, pad, tree, fence } =
             head.ok_or_else(|| engine(format!("the stage answered step {sequence} out of order")))?;
+        let skipped = false;
         let epoch = self.open.epoch;
         match output {
             Output::Logits(logits) if self.open.stage.tail => {
                 self.answered = Some((sequence, count));
-                Ok(Frame::Answer(AnswerFrame { sequence, epoch, start, count, rows: logits, pad }))
+                Ok(Frame::Answer(AnswerFrame { sequence, epoch, start, count, rows: logits, pad, skipped }))
             }
             Output::Hidden(hidden) if !self.open.stage.tail => {
                 let codec = self.open.codec_out;
@@ -209,7 +234,9 @@ impl Session {
                 if payload.len() != codec.bytes(count.into(), self.width as usize) {
                     return Err(engine(format!("the stage gave {} values for {count} positions", hidden.0.len())));
                 }
-                Ok(Frame::Step(StepFrame { sequence, epoch, start, count, rows, top, codec, payload, pad }))
+                let step =
+                    StepFrame { sequence, epoch, start, count, rows, top, codec, payload, pad, tree, fence, skipped };
+                Ok(Frame::Step(step))
             }
             _ => Err(engine("the stage gave the wrong kind of output".into())),
         }

@@ -7,7 +7,7 @@ use potluck_wire::{Failure, FailureCode, Frame, StepFrame};
 
 use crate::{
     Effect, Now, Peer, StageSlot, StreamId,
-    queue::Queued,
+    queue::{Queued, StageQueue},
     session::{Arrival, Session},
 };
 
@@ -22,16 +22,26 @@ impl Peer {
         let before = watch.now();
         match session.arrive(now.instant, frame) {
             Ok(Arrival::Stale) => self.count_stale(),
-            Ok(Arrival::Run(input)) => {
-                if let Err(error) = self.meter.charge(session.member.chain().scope(), frame.count.into(), now.utc) {
+            Ok(arrival) => {
+                // What was skipped is not computed here, nor paid for.
+                let count = if frame.skipped { 0 } else { frame.count };
+                if let Err(error) = self.meter.charge(session.member.chain().scope(), count.into(), now.utc) {
                     return self.end_session(key, Failure::new(FailureCode::Spent, error));
                 }
                 let arrived = watch.now();
                 session.tally.codec += arrived - before;
                 session.tally.bytes_in += frame.bytes() as u64;
-                let StepFrame { sequence, start, count, rows, top, .. } = *frame;
-                let step = Step { cache: session.cache, start, input, rows, top };
+                let StepFrame { sequence, start, count, rows, top, fence, .. } = *frame;
+                let step = match arrival {
+                    Arrival::Run(input) => {
+                        Some(Step { cache: session.cache, start, input, rows, top, tree: frame.tree.clone() })
+                    }
+                    Arrival::Skip | Arrival::Stale => None,
+                };
                 let (slot, serial) = (session.slot, session.serial);
+                if fence && let Some(stage) = self.stages.get_mut(usize::from(slot.0)) {
+                    stage.fence(key, start);
+                }
                 self.enqueue(stream, slot, key, Queued { serial, sequence, count, arrived, step });
             }
             Err(failure) => self.misbehaved(stream, failure),
@@ -68,6 +78,20 @@ impl Peer {
                     self.flush(ran.session);
                 }
                 Err(failure) => self.end_session(ran.session, failure),
+            }
+        }
+    }
+
+    /// Tells those who come next of the steps that were fenced off before this stage had run them.
+    pub(crate) fn pass_skipped(&mut self) {
+        let skipped: Vec<_> = self.stages.iter_mut().flat_map(StageQueue::skipped).collect();
+        for skipped in skipped {
+            let same = |session: &&mut Session| session.serial == skipped.serial;
+            let Some(session) = self.sessions.get_mut(&skipped.session).filter(same) else { continue };
+            if let Some(frame) = session.skip(skipped.sequence) {
+                session.tally.bytes_out += frame_bytes(&frame) as u64;
+                session.outbox.push_back(frame);
+                self.flush(skipped.session);
             }
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use potluck_core::{
     Account, CacheId, Hidden, LayerRange, ModelId, Output, PeerId, Rows, SecretKey, SessionId, SessionKey,
-    StageCommand, StageReply, StageShape, StageSpec,
+    StageCommand, StageReply, StageShape, StageSpec, Tree,
 };
 use potluck_grant::{Caveats, Gate, Member, Role, Root};
 use potluck_peer::{DRAIN_REST, DialId, Effect, Event, Now, Peer, PeerConfig, StageSlot, StreamId};
@@ -129,7 +129,20 @@ fn hop(epoch: u32) -> HopOpen {
 fn step(sequence: u32, epoch: u32, start: u32, count: u16) -> StepFrame {
     let mut payload = Vec::new();
     Codec::F32.encode(&vec![1.0; usize::from(count) * WIDTH as usize], WIDTH as usize, &mut payload).unwrap();
-    StepFrame { sequence, epoch, start, count, rows: Rows::Last, top: 4, codec: Codec::F32, payload, pad: false }
+    StepFrame {
+        sequence,
+        epoch,
+        start,
+        count,
+        rows: Rows::Last,
+        top: 4,
+        codec: Codec::F32,
+        payload,
+        pad: false,
+        tree: Tree::chain(),
+        fence: false,
+        skipped: false,
+    }
 }
 
 fn sends(effects: &[Effect], on: u64, what: &Frame) -> bool {

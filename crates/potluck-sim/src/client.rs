@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use potluck_chain::{
     Answer, ClientSession, Deadlines, Effect, Event, Hop, OwnStage, RemoteStage, SessionConfig, SessionError,
+    Submission,
 };
 use potluck_core::{
     Account, CacheId, Hidden, LayerRange, Logits, PeerId, Rows, SecretKey, SessionId, SessionKey, Stage as _,
@@ -230,7 +231,7 @@ impl World {
         let start = user.tokens.len() as u32;
         user.tokens.extend(&tokens);
         user.submitted = (user.submitted.0 + 1, user.submitted.1 + tokens.len() as u64);
-        let result = session.as_mut().map(|session| session.submit(now, start, tokens, rows, 8));
+        let result = session.as_mut().map(|session| session.submit(now, Submission::chain(start, tokens, rows, 8)));
         let submitted = matches!(result, Some(Ok(_) | Err(SessionError::Closed)));
         self.check(submitted, &format!("a user's step is accepted: {result:?}"));
     }

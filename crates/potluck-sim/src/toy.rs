@@ -66,7 +66,10 @@ impl ToyStage {
         if step.start > held {
             return Err(StageError::Gap { start: step.start, held });
         }
-        let end = step.start + count as u32;
+        if !step.tree.fits(count) {
+            return Err(StageError::BadInput("another tree than its rows".into()));
+        }
+        let end = step.start + step.tree.positions(count);
         if count == 0 || end > cache.positions {
             return Err(StageError::ContextFull { end, context });
         }
@@ -75,13 +78,17 @@ impl ToyStage {
             (Input::Hidden(hidden), false) => hidden.0.clone(),
             _ => return Err(StageError::BadInput("tokens enter at the head only".into())),
         };
+        let trunk = step.tree.trunk(count);
         for (layer, states) in (spec.layers.start()..).zip(&mut cache.states) {
             states.truncate(step.start as usize);
-            hidden.chunks_exact_mut(WIDTH as usize).for_each(|row| {
-                let state = mix(states.last().copied().unwrap_or(0), layer, row);
-                states.push(state);
+            let root = states.last().copied().unwrap_or(0);
+            let mut rows: Vec<u64> = Vec::with_capacity(count);
+            for (at, row) in hidden.chunks_exact_mut(WIDTH as usize).enumerate() {
+                let state = mix(step.tree.parent(at).map_or(root, |parent| rows[parent]), layer, row);
+                rows.push(state);
                 spread(state, row);
-            });
+            }
+            states.extend(&rows[..trunk]);
         }
         if !spec.tail {
             return Ok(Output::Hidden(Hidden(hidden)));
@@ -201,6 +208,8 @@ fn scramble(x: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use potluck_core::Tree;
+
     use super::*;
 
     #[test]
@@ -212,7 +221,7 @@ mod tests {
             for range in ranges {
                 let mut stage = ToyStage::new(spec(range, 6), 1, 16);
                 stage.open(CacheId(0), 16).unwrap();
-                let step = Step { cache: CacheId(0), start: 0, input, rows: Rows::Last, top: 1 };
+                let step = Step { cache: CacheId(0), start: 0, input, rows: Rows::Last, top: 1, tree: Tree::chain() };
                 match stage.forward(&mut [step]).remove(0).unwrap() {
                     Output::Hidden(hidden) => input = Input::Hidden(hidden),
                     Output::Logits(rows) => return rows,

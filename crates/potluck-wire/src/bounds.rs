@@ -2,7 +2,7 @@
 
 use potluck_core::{
     Revocation,
-    bounds::{POSITION_BYTES_MAX, STEP_BYTES_MAX, STEP_POSITIONS_MAX},
+    bounds::{POSITION_BYTES_MAX, STEP_BYTES_MAX, STEP_POSITIONS_MAX, TREE_ROWS_MAX},
 };
 
 /// The protocol's name in the TLS handshake. A connection that asks for another is refused there.
@@ -18,8 +18,11 @@ pub const FEATURE_ACCOUNTS: u64 = 1;
 /// upstream, too.
 pub const FEATURE_PADDING: u64 = 2;
 
+/// Feature bit: a step may be a tree of drafts, and may fence earlier ones off ([`StepFrame::fence`](crate::StepFrame::fence)).
+pub const FEATURE_DRAFTS: u64 = 4;
+
 /// All features that this program knows. A greeting agrees on those that both know.
-pub const FEATURES: u64 = FEATURE_ACCOUNTS | FEATURE_PADDING;
+pub const FEATURES: u64 = FEATURE_ACCOUNTS | FEATURE_PADDING | FEATURE_DRAFTS;
 
 /// Bytes of the shortest padded answer, and of the shortest padded part of a conversation: longer ones are a power of two.
 pub const PADDED_BYTES_MIN: usize = 1 << 10;
@@ -33,7 +36,7 @@ pub const CONTROL_BYTES_MAX: usize = 64 << 10;
 
 /// Bytes of the longest frame of all: a full step of the widest model in `f32`. A stream's own limit follows from
 /// its session's model ([`step_frame_bytes_max`]) and is far smaller.
-pub const FRAME_BYTES_MAX: usize = HEADER_BYTES + STEP_BYTES_MAX;
+pub const FRAME_BYTES_MAX: usize = HEADER_BYTES + TREE_ROWS_MAX + STEP_BYTES_MAX;
 
 /// Bytes of a grant in a message.
 pub const GRANT_BYTES_MAX: usize = 8 << 10;
@@ -93,7 +96,7 @@ pub const HOP_FRAMES_MAX: u32 = 16;
 
 /// Bytes of the longest frame of a session whose model is `width` wide.
 pub const fn step_frame_bytes_max(width: u32) -> usize {
-    HEADER_BYTES + STEP_POSITIONS_MAX * width as usize * size_of::<f32>()
+    HEADER_BYTES + TREE_ROWS_MAX + STEP_POSITIONS_MAX * width as usize * size_of::<f32>()
 }
 
 /// Bytes of the longest answer of a session whose vocabulary holds `vocabulary` tokens: whole rows as long as they

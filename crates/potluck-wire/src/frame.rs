@@ -1,6 +1,6 @@
 //! Frames: a length, a kind, a body.
 
-use potluck_core::{Account, Hidden, Logits, Rows, SignedOffer, SignedOrder, SignedRevocation};
+use potluck_core::{Account, Hidden, Logits, Rows, SignedOffer, SignedOrder, SignedRevocation, Tree};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -76,6 +76,12 @@ pub struct StepFrame {
     /// As long as a step of the next power of two positions: zeros follow the payload. Whoever is sent a padded step pads
     /// what it sends on for it.
     pub pad: bool,
+    /// How the rows hang together. The parents of a tree's rows come before the payload, a byte each.
+    pub tree: Tree,
+    /// Nobody wants the steps before this one that start where it does or later: whoever has not run them yet skips them.
+    pub fence: bool,
+    /// It was skipped: it carries nothing, and only keeps the count.
+    pub skipped: bool,
 }
 
 /// The tail's answer to a step, sent to the client. Same header; each step has one, with no rows where none were asked for.
@@ -93,6 +99,8 @@ pub struct AnswerFrame {
     pub rows: Vec<Logits>,
     /// Zeros follow, up to [`padded_bytes`].
     pub pad: bool,
+    /// The step was skipped somewhere on its way, since a later one had fenced it off: there are no rows.
+    pub skipped: bool,
 }
 
 /// Everything that travels on a stream.
@@ -185,6 +193,12 @@ pub enum Frame {
 
 /// In the flags of a step or an answer: zeros follow what it carries.
 const FLAG_PADDED: u16 = 8;
+/// In the flags of a step: the parents of its rows come before the payload.
+const FLAG_TREE: u16 = 16;
+/// In the flags of a step: see [`StepFrame::fence`].
+const FLAG_FENCE: u16 = 32;
+/// In the flags of a step or an answer: the step was skipped.
+const FLAG_SKIPPED: u16 = 64;
 
 const HELLO: u8 = 1;
 const WELCOME: u8 = 2;
@@ -303,6 +317,8 @@ impl Frame {
             Self::Row { sequence, row, logits } => encode_body(&(sequence, row, logits), out),
             Self::Step(step) => {
                 step.encode_header(out);
+                out.extend_from_slice(step.tree.parents());
+                out.resize(out.len() + step.tree_padding(), 0);
                 out.extend_from_slice(&step.payload);
                 out.resize(out.len() + step.padding(), 0);
             }
@@ -454,6 +470,18 @@ fn decode_padded<T: Serialize + DeserializeOwned>(kind: u8, padded: &[u8]) -> Re
     decode_body(kind, body)
 }
 
+/// The tree of `count` rows, and what follows it.
+fn decode_tree(body: &[u8], count: usize, pad: bool) -> Result<(Tree, &[u8]), WireError> {
+    let bad = || malformed(STEP, "its tree is cut off, or not what it must be");
+    let bytes = if pad { padded_positions(count) } else { count };
+    let (parents, rest) = body.split_at_checked(bytes).ok_or_else(bad)?;
+    let (parents, zeros) = parents.split_at(count);
+    if zeros.iter().any(|&byte| byte != 0) {
+        return Err(bad());
+    }
+    Ok((Tree::new(parents.to_vec()).map_err(|error| malformed(STEP, error))?, rest))
+}
+
 /// The payload of `count` positions in one that looks like more.
 fn without_padding(padded: &[u8], count: usize) -> Result<&[u8], WireError> {
     let positions = padded_positions(count);
@@ -537,7 +565,21 @@ impl Header {
 impl StepFrame {
     /// Bytes of the whole frame.
     pub fn bytes(&self) -> usize {
-        HEADER_BYTES + self.payload.len() + self.padding()
+        let tree = self.tree.parents().len() + self.tree_padding();
+        HEADER_BYTES + tree + self.payload.len() + self.padding()
+    }
+
+    /// A step that was skipped, which only keeps the count.
+    pub fn skipped(sequence: u32, epoch: u32, start: u32, count: u16) -> Self {
+        let (rows, top, codec, payload) = (Rows::None, 0, Codec::Tokens, Vec::new());
+        let (pad, tree, fence, skipped) = (false, Tree::chain(), false, true);
+        Self { sequence, epoch, start, count, rows, top, codec, payload, pad, tree, fence, skipped }
+    }
+
+    /// Bytes after the parents of a tree's rows.
+    fn tree_padding(&self) -> usize {
+        let rows = self.tree.parents().len();
+        if self.pad && rows > 0 { padded_positions(rows) - rows } else { 0 }
     }
 
     /// Bytes after the payload: each position takes as many as any other.
@@ -553,15 +595,18 @@ impl StepFrame {
             Rows::All => 2,
             Rows::Mean => 3,
         };
-        let Self { sequence, epoch, start, count, top, codec, pad, .. } = *self;
-        let flags = flags | if pad { FLAG_PADDED } else { 0 };
+        let Self { sequence, epoch, start, count, top, codec, pad, fence, skipped, .. } = *self;
+        let set = |flag, is_set| if is_set { flag } else { 0 };
+        let tree = set(FLAG_TREE, !self.tree.is_chain());
+        let flags = flags | set(FLAG_PADDED, pad) | tree | set(FLAG_FENCE, fence) | set(FLAG_SKIPPED, skipped);
         Header { codec: codec.number(), flags, sequence, epoch, start, count, top }.encode(out);
     }
 
     fn decode(body: &[u8]) -> Result<Self, WireError> {
         let (header, payload) = Header::decode(STEP, body)?;
-        let pad = header.flags & FLAG_PADDED != 0;
-        let rows = match header.flags & !FLAG_PADDED {
+        let is_set = |flag| header.flags & flag != 0;
+        let (pad, fence, skipped) = (is_set(FLAG_PADDED), is_set(FLAG_FENCE), is_set(FLAG_SKIPPED));
+        let rows = match header.flags & !(FLAG_PADDED | FLAG_TREE | FLAG_FENCE | FLAG_SKIPPED) {
             0 => Rows::None,
             1 => Rows::Last,
             2 => Rows::All,
@@ -570,8 +615,28 @@ impl StepFrame {
         };
         let Header { sequence, epoch, start, count, top, codec, .. } = header;
         let codec = Codec::from_number(codec)?;
+        if skipped {
+            let bare = Self::skipped(sequence, epoch, start, count);
+            let is_bare = header.flags == FLAG_SKIPPED && payload.is_empty() && (codec, top) == (bare.codec, bare.top);
+            return if is_bare { Ok(bare) } else { Err(malformed(STEP, "a skipped step carries nothing")) };
+        }
+        let (tree, payload) =
+            if is_set(FLAG_TREE) { decode_tree(payload, count.into(), pad)? } else { (Tree::chain(), payload) };
         let payload = if pad { without_padding(payload, count.into())? } else { payload };
-        Ok(Self { sequence, epoch, start, count, rows, top, codec, payload: payload.to_vec(), pad })
+        Ok(Self {
+            sequence,
+            epoch,
+            start,
+            count,
+            rows,
+            top,
+            codec,
+            payload: payload.to_vec(),
+            pad,
+            tree,
+            fence,
+            skipped,
+        })
     }
 }
 
@@ -590,25 +655,25 @@ impl AnswerFrame {
     }
 
     fn encode_header(&self, out: &mut Vec<u8>) {
-        let Self { sequence, epoch, start, count, pad, .. } = *self;
-        let flags = if pad { FLAG_PADDED } else { 0 };
+        let Self { sequence, epoch, start, count, pad, skipped, .. } = *self;
+        let flags = if pad { FLAG_PADDED } else { 0 } | if skipped { FLAG_SKIPPED } else { 0 };
         Header { codec: 0, flags, sequence, epoch, start, count, top: 0 }.encode(out);
     }
 
     fn decode(body: &[u8]) -> Result<Self, WireError> {
         let (header, payload) = Header::decode(ANSWER, body)?;
-        let pad = header.flags == FLAG_PADDED;
-        if (header.codec, header.flags & !FLAG_PADDED, header.top) != (0, 0, 0) {
+        let (pad, skipped) = (header.flags & FLAG_PADDED != 0, header.flags & FLAG_SKIPPED != 0);
+        if (header.codec, header.flags & !(FLAG_PADDED | FLAG_SKIPPED), header.top) != (0, 0, 0) {
             return Err(malformed(ANSWER, "fields set that answers do not have"));
         }
         let rows: Vec<Logits> = match pad {
             true => decode_padded(ANSWER, payload)?,
             false => decode_body(ANSWER, payload)?,
         };
-        if rows.len() > usize::from(header.count) {
+        if rows.len() > usize::from(header.count) || skipped && !rows.is_empty() {
             return Err(malformed(ANSWER, format!("{} rows for {} positions", rows.len(), header.count)));
         }
         let Header { sequence, epoch, start, count, .. } = header;
-        Ok(Self { sequence, epoch, start, count, rows, pad })
+        Ok(Self { sequence, epoch, start, count, rows, pad, skipped })
     }
 }

@@ -9,7 +9,7 @@ mod any;
 use std::{collections::BTreeSet, path::PathBuf};
 
 use any::{any_frame, examples};
-use potluck_core::{Logits, Rows};
+use potluck_core::{Logits, Rows, Tree};
 use potluck_wire::{
     AnswerFrame, CONTROL_BYTES_MAX, Codec, FRAME_BYTES_MAX, Frame, FrameReader, PART_BYTES_MAX, PART_FRAME_BYTES_MAX,
     StepFrame, WireError,
@@ -97,7 +97,7 @@ fn an_empty_frame_and_an_empty_body_where_one_belongs_are_malformed() {
         // A step's payload is its codec's business, which knows its length only with the model's width.
         assert_eq!(
             Frame::decode(&longer).is_ok(),
-            bare || matches!(&frame, Frame::Step(step) if !step.pad),
+            bare || matches!(&frame, Frame::Step(step) if !step.pad && !step.skipped),
             "{name} with a byte too many"
         );
     }
@@ -186,6 +186,9 @@ fn padded_frames_have_few_lengths_and_one_encoding_each() {
         codec: Codec::F16,
         payload: vec![7; Codec::F16.bytes(count.into(), width)],
         pad: true,
+        tree: Tree::chain(),
+        fence: false,
+        skipped: false,
     };
     let lengths: BTreeSet<usize> = (1..=512).map(|count| encode(&Frame::Step(step(count, 576))).len()).collect();
     assert_eq!(lengths.len(), 10, "1, 2, 4, ... 512 positions: {lengths:?}");
@@ -198,7 +201,7 @@ fn padded_frames_have_few_lengths_and_one_encoding_each() {
     let answer = |largest: usize| {
         let largest = (0..largest as u32).map(|token| (token * 300, 1.0)).collect();
         let rows = vec![Logits::Top { largest, log_sum_exp: 0.0 }];
-        AnswerFrame { sequence: 1, epoch: 0, start: 0, count: 1, rows, pad: true }
+        AnswerFrame { sequence: 1, epoch: 0, start: 0, count: 1, rows, pad: true, skipped: false }
     };
     let lengths: BTreeSet<usize> = (0..=128).map(|n| encode(&Frame::Answer(answer(n))).len()).collect();
     assert_eq!(lengths, BTreeSet::from([1_024]), "the logits that are usually asked for, and none");

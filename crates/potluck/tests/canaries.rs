@@ -23,7 +23,7 @@ use data_encoding::{BASE64, HEXLOWER};
 use machine::{Machine, kill, model, wait_until};
 use netns::{ip, made};
 use peers::{Model, engine};
-use potluck_core::{CacheId, Input, LayerRange, Output, Rows, Stage as _, StageSpec, Step, TensorType};
+use potluck_core::{CacheId, Input, LayerRange, Output, Rows, Stage as _, StageSpec, Step, TensorType, Tree};
 use potluck_engine::{EngineSettings, LlamaStage, Load, Part, VocabularyClient};
 use potluck_model::{facts, slice};
 use potluck_store::open_stage;
@@ -214,7 +214,7 @@ fn patterns(machine: &Machine) -> (Patterns, Vec<u32>) {
     for pair in CUTS[..3].windows(2) {
         let mut stage = stage(added.entry(), LayerRange::new(pair[0], pair[1]).unwrap(), &settings);
         stage.open(CacheId(0), 512).unwrap();
-        let mut steps = [Step { cache: CacheId(0), start: 0, input, rows: Rows::Last, top: 0 }];
+        let mut steps = [Step { cache: CacheId(0), start: 0, input, rows: Rows::Last, top: 0, tree: Tree::chain() }];
         let Output::Hidden(hidden) = stage.forward(&mut steps).pop().unwrap().unwrap() else { panic!("logits") };
         let width = hidden.0.len() / tokens.len();
         let row = &hidden.0[3 * width..4 * width];

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use machine::{Machine, model};
 use peers::{Model, Peers, answer, engine};
+use potluck_chain::Submission;
 use potluck_client::{Chain, LocalChain};
 use potluck_core::{Logits, Rows};
 use potluck_engine::{EngineProcess, EngineSettings, VocabularyClient};
@@ -80,7 +81,7 @@ async fn alone(model: &Model) -> Vec<Script> {
         let mut chain = LocalChain::open(whole, 256, Default::default()).await.unwrap();
         let mut script = Script { prompt, tokens: Vec::new(), rows: Vec::new() };
         for (start, tokens) in chunks(&script.prompt) {
-            chain.submit(start, &tokens, Rows::Last, TOP).await.unwrap();
+            chain.submit(Submission::chain(start, tokens.clone(), Rows::Last, TOP)).await.unwrap();
             let row = largest(chain.answer().await.unwrap().rows);
             if start as usize + tokens.len() == script.prompt.len() {
                 script.rows.push(row);
@@ -89,7 +90,7 @@ async fn alone(model: &Model) -> Vec<Script> {
         while script.tokens.len() < ANSWER {
             let (token, at) = (script.rows.last().unwrap()[0].0, script.prompt.len() + script.tokens.len());
             script.tokens.push(token);
-            chain.submit(at as u32, &[token], Rows::Last, TOP).await.unwrap();
+            chain.submit(Submission::chain(at as u32, vec![token], Rows::Last, TOP)).await.unwrap();
             script.rows.push(largest(chain.answer().await.unwrap().rows));
         }
         chain.close().await;
@@ -107,12 +108,12 @@ async fn follow(mut session: Session, prompt: Vec<u32>, tokens: Vec<u32>) -> Vec
     let mut rows = Vec::new();
     let mut last = Vec::new();
     for (start, tokens) in chunks(&prompt) {
-        session.submit(start, tokens, Rows::Last, TOP).unwrap();
+        session.submit(Submission::chain(start, tokens, Rows::Last, TOP)).unwrap();
         last = largest(answer(&mut session).await.rows);
     }
     rows.push(last);
     for (at, token) in tokens.into_iter().enumerate() {
-        session.submit((prompt.len() + at) as u32, vec![token], Rows::Last, TOP).unwrap();
+        session.submit(Submission::chain((prompt.len() + at) as u32, vec![token], Rows::Last, TOP)).unwrap();
         rows.push(largest(answer(&mut session).await.rows));
     }
     rows

@@ -1,6 +1,7 @@
 //! Attacks of peers that are dialled: they know their clients' grants, make the answers, and pass on what others say.
 
 use iroh::endpoint::{Connection, RecvStream, SendStream};
+use potluck_chain::Submission;
 use potluck_core::{Logits, Offer, Rows, Stage as _, StageSpeed};
 use potluck_grant::{Caveats, Gate, Role, Root};
 use potluck_net::{Directory, NetDeadlines, SessionEvent};
@@ -64,12 +65,14 @@ pub(crate) async fn answers_with_tokens_that_are_none() -> bool {
         let Frame::Step(StepFrame { sequence, epoch, start, count, .. }) = stream.frame().await else { return };
         let largest = (0..4).map(|n| (toy::VOCABULARY + n, -(n as f32))).collect();
         let rows = vec![Logits::Top { largest, log_sum_exp: 1.0 }];
-        stream.send(&Frame::Answer(AnswerFrame { sequence, epoch, start, count, rows, pad: false })).await;
+        stream
+            .send(&Frame::Answer(AnswerFrame { sequence, epoch, start, count, rows, pad: false, skipped: false }))
+            .await;
         connection.closed().await;
     });
     let mut session = client.open(session_over(&client, address), Vec::new()).await.unwrap();
     assert!(matches!(session.next().await, Ok(SessionEvent::Ready)));
-    session.submit(0, vec![1], Rows::Last, 4).unwrap();
+    session.submit(Submission::chain(0, vec![1], Rows::Last, 4)).unwrap();
     matches!(session.next().await, Ok(SessionEvent::Answer(_)))
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use potluck_core::{Rows, SessionId, SessionKey, StageSpec};
+use potluck_core::{Rows, SessionId, SessionKey, StageSpec, Tree};
 use potluck_net::NetDeadlines;
 use potluck_sim::toy;
 use potluck_wire::{
@@ -153,7 +153,20 @@ pub(crate) async fn sends_tokens_that_are_none() -> bool {
     let (_attacker, mut stream) = ready(&victim).await;
     let payload = Codec::encode_tokens(&[toy::VOCABULARY + 5]);
     let (rows, codec) = (Rows::Last, Codec::Tokens);
-    let step = StepFrame { sequence: 0, epoch: 0, start: 0, count: 1, rows, top: 4, codec, payload, pad: false };
+    let step = StepFrame {
+        sequence: 0,
+        epoch: 0,
+        start: 0,
+        count: 1,
+        rows,
+        top: 4,
+        codec,
+        payload,
+        pad: false,
+        tree: Tree::chain(),
+        fence: false,
+        skipped: false,
+    };
     stream.send(&Frame::Step(step)).await;
     matches!(said(&mut stream).await, Some(Frame::Answer(_)))
 }

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use potluck_chain::Submission;
 use potluck_core::Rows;
 use potluck_net::{NetDeadlines, SessionEvent};
 use potluck_wire::{Codec, PeerAddress};
@@ -55,7 +56,7 @@ pub(crate) async fn reads_a_prompt_on_its_way() -> bool {
     let client = node(30, NetDeadlines::default()).await;
     let mut session = client.open(session_over(&client, address), Vec::new()).await.unwrap();
     assert!(matches!(session.next().await, Ok(SessionEvent::Ready)));
-    session.submit(0, PROMPT.to_vec(), Rows::Last, 4).unwrap();
+    session.submit(Submission::chain(0, PROMPT.to_vec(), Rows::Last, 4)).unwrap();
     assert!(matches!(session.next().await, Ok(SessionEvent::Answer(_))));
     let seen = seen.lock().unwrap();
     assert!(seen.len() > 1_000, "all of it went this way");

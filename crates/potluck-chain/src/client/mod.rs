@@ -9,12 +9,12 @@ mod types;
 
 use std::{collections::VecDeque, time::Instant};
 
-use potluck_core::{Input, Rows, StageCommand, bounds};
+use potluck_core::{Input, Rows, StageCommand, Tree, bounds};
 use potluck_wire::{Codec, Failure, FailureCode, Frame, StepFrame};
 
 use self::accounts::Accounts;
 pub use self::types::{
-    Answer, Effect, Event, Hop, OwnStage, RemoteStage, STEPS_IN_FLIGHT_MAX, SessionConfig, SharedPrefix,
+    Answer, Effect, Event, Hop, OwnStage, RemoteStage, STEPS_IN_FLIGHT_MAX, SessionConfig, SharedPrefix, Submission,
 };
 use crate::{Credit, Receipts, SessionError};
 
@@ -29,6 +29,13 @@ struct Pending {
     count: u16,
     rows: Rows,
     top: u16,
+    tree: Tree,
+    /// It fences earlier ones off.
+    fence: bool,
+    /// A later step has fenced it off.
+    fenced: bool,
+    /// It comes back without rows: answered as soon as it is its turn.
+    skipped: bool,
 }
 
 /// A session as its client sees it. See the crate's documentation.
@@ -115,39 +122,39 @@ impl ClientSession {
         self.deadlines().map(|(at, ..)| at).min()
     }
 
-    /// Sends tokens down the route as positions `start..`, and returns the step's number.
+    /// Sends tokens down the route, and returns the step's number.
     ///
-    /// What the caches hold at or after `start` is dropped first. The tail answers with the `top` largest logits (0: the
-    /// whole row) of the positions that `rows` names.
     /// # Errors
     /// `BadStep` where the step is empty, too long, leaves a gap, or too many are in flight; `Closed` after the end.
-    pub fn submit(
-        &mut self,
-        now: Instant,
-        start: u32,
-        tokens: Vec<u32>,
-        rows: Rows,
-        top: u16,
-    ) -> Result<u32, SessionError> {
-        let count = self.check_step(start, &tokens)?;
+    pub fn submit(&mut self, now: Instant, submission: Submission) -> Result<u32, SessionError> {
+        let count = self.check_step(&submission)?;
+        let Submission { start, tokens, rows, top, tree, fence } = submission;
         if usize::from(top) > bounds::TOP_LOGITS_MAX {
             let max = bounds::TOP_LOGITS_MAX;
             return Err(SessionError::BadStep(format!("{top} largest logits asked for; {max} can be")));
         }
         let sequence = self.sequence;
         self.sequence += 1;
-        self.held = start + u32::from(count);
+        self.held = start + tree.trunk(count.into()) as u32;
         if self.pending.is_empty() {
             self.since = now;
         }
         self.answered = None;
-        self.pending.push_back(Pending { sequence, start, count, rows, top });
+        if fence {
+            self.pending.iter_mut().filter(|earlier| earlier.start >= start).for_each(|earlier| earlier.fenced = true);
+        }
+        let (fenced, skipped) = (false, false);
+        let pending = Pending { sequence, start, count, rows, top, tree: tree.clone(), fence, fenced, skipped };
+        self.pending.push_back(pending);
         match self.config.route[0] {
-            Hop::Own(_) => self.run_own(0, sequence, start, Input::Tokens(tokens), rows, top),
+            Hop::Own(_) => self.run_own(0, sequence, Input::Tokens(tokens)),
             Hop::Remote(_) => {
                 let SessionConfig { epoch, pad, .. } = self.config;
                 let (codec, payload) = (Codec::Tokens, Codec::encode_tokens(&tokens));
-                self.send_step(StepFrame { sequence, epoch, start, count, rows, top, codec, payload, pad });
+                let skipped = false;
+                let step =
+                    StepFrame { sequence, epoch, start, count, rows, top, codec, payload, pad, tree, fence, skipped };
+                self.send_step(step);
             }
         }
         Ok(sequence)
@@ -196,7 +203,8 @@ impl ClientSession {
         self.over
     }
 
-    fn check_step(&self, start: u32, tokens: &[u32]) -> Result<u16, SessionError> {
+    fn check_step(&self, submission: &Submission) -> Result<u16, SessionError> {
+        let Submission { start, tokens, tree, .. } = submission;
         let bad = |text: String| Err(SessionError::BadStep(text));
         if self.over {
             return Err(SessionError::Closed);
@@ -207,11 +215,14 @@ impl ClientSession {
         if tokens.is_empty() || tokens.len() > bounds::STEP_POSITIONS_MAX {
             return bad(format!("a step of {} positions; 1 to {} fit", tokens.len(), bounds::STEP_POSITIONS_MAX));
         }
-        if start > self.held {
+        if !tree.fits(tokens.len()) {
+            return bad(format!("a tree of {} rows for {} tokens", tree.parents().len(), tokens.len()));
+        }
+        if *start > self.held {
             return bad(format!("a step at position {start}; the session holds {}", self.held));
         }
-        let end = start as usize + tokens.len();
-        if end > self.config.positions as usize {
+        let end = start.saturating_add(tree.positions(tokens.len()));
+        if end > self.config.positions {
             return bad(format!("position {end}; the session was opened for {}", self.config.positions));
         }
         if self.pending.len() >= STEPS_IN_FLIGHT_MAX {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use potluck_core::{Hidden, Input, Output, Rows, StageCommand, StageError, StageReply, Step};
+use potluck_core::{Hidden, Input, Output, StageCommand, StageError, StageReply, Step};
 use potluck_wire::{Frame, StepFrame};
 
 use super::{ClientSession, Effect, Hop, OwnStage, Pending};
@@ -49,15 +49,19 @@ impl ClientSession {
         match output {
             Output::Logits(rows) => {
                 if hop > 0 {
-                    // The frame that carried these hidden states is done with.
-                    if let Some(frames) = self.receipts.finished() {
-                        self.send(hop - 1, Frame::Credit { frames });
-                    }
+                    self.frame_done(hop - 1);
                 }
-                self.deliver(now, rows);
+                self.deliver(now, rows, false);
                 Ok(())
             }
             Output::Hidden(hidden) => self.pass_on(hop, sequence, &hidden),
+        }
+    }
+
+    /// A frame of that peer's is done with.
+    pub(super) fn frame_done(&mut self, hop: usize) {
+        if let Some(frames) = self.receipts.finished() {
+            self.send(hop, Frame::Credit { frames });
         }
     }
 
@@ -70,14 +74,31 @@ impl ClientSession {
             layers: self.layers(hop),
             error: StageError::Engine(error.to_string()),
         })?;
-        let Pending { start, count, rows, top, .. } = due;
-        self.send_step(StepFrame { sequence, epoch, start, count, rows, top, codec, payload, pad: self.config.pad });
+        let Pending { start, count, rows, top, tree, .. } = due;
+        let (pad, fence, skipped) = (self.config.pad, due.fence, false);
+        self.send_step(StepFrame {
+            sequence,
+            epoch,
+            start,
+            count,
+            rows,
+            top,
+            codec,
+            payload,
+            pad,
+            tree,
+            fence,
+            skipped,
+        });
         Ok(())
     }
 
-    pub(super) fn run_own(&mut self, hop: usize, sequence: u32, start: u32, input: Input, rows: Rows, top: u16) {
-        let Some(Hop::Own(OwnStage { cache, .. })) = self.config.route.get(hop) else { return };
-        let steps = vec![Step { cache: *cache, start, input, rows, top }];
+    /// Runs a step that is pending in an own stage.
+    pub(super) fn run_own(&mut self, hop: usize, sequence: u32, input: Input) {
+        let Some(&Hop::Own(OwnStage { cache, .. })) = self.config.route.get(hop) else { return };
+        let Some(due) = self.pending.iter().find(|due| due.sequence == sequence) else { return };
+        let Pending { start, rows, top, ref tree, .. } = *due;
+        let steps = vec![Step { cache, start, input, rows, top, tree: tree.clone() }];
         self.effects.push_back(Effect::Own { hop, command: StageCommand::Forward { batch: sequence.into(), steps } });
     }
 }

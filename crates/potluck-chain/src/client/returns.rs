@@ -25,7 +25,7 @@ impl ClientSession {
                 Ok(())
             }
             Frame::Answer(answer) if tail => self.answer_came(now, hop, answer),
-            Frame::Step(step) if last && !tail => self.step_returned(hop, &step),
+            Frame::Step(step) if last && !tail => self.step_returned(now, hop, &step),
             Frame::Row { sequence, row, logits } if tail => self.row_came(hop, sequence, row, logits),
             Frame::Account(account) => self.account_came(hop, account),
             Frame::Failed(failure) => Err(self.peer_failed(hop, failure)),
@@ -54,27 +54,38 @@ impl ClientSession {
             let text = format!("it answered step {} of epoch {}, which is not due", answer.sequence, answer.epoch);
             return Err(self.protocol(hop, text));
         };
+        if answer.skipped {
+            if !due.fenced {
+                return Err(self.protocol(hop, format!("it skipped step {}, which is wanted", due.sequence)));
+            }
+            self.deliver(now, Vec::new(), true);
+            return Ok(());
+        }
         let rows = check_rows(&due, &answer.rows, self.config.vocabulary, self.config.width);
         if let Err(reason) = rows
             && Defence::AnswerShape.stands()
         {
             return Err(self.protocol(hop, reason));
         }
-        self.deliver(now, answer.rows);
+        self.deliver(now, answer.rows, false);
         Ok(())
     }
 
-    pub(super) fn deliver(&mut self, now: Instant, rows: Vec<Logits>) {
+    /// The answer to the oldest step, and to those after it that were skipped and wait for their turn.
+    pub(super) fn deliver(&mut self, now: Instant, rows: Vec<Logits>, skipped: bool) {
         let Some(Pending { sequence, start, count, .. }) = self.pending.pop_front() else { return };
         self.since = now;
-        if self.pending.is_empty() {
+        if self.pending.is_empty() && !skipped {
             self.answered = Some((sequence, count));
         }
-        self.effects.push_back(Effect::Answer(Answer { sequence, start, count, rows }));
+        self.effects.push_back(Effect::Answer(Answer { sequence, start, count, rows, skipped }));
+        if self.pending.front().is_some_and(|next| next.skipped) {
+            self.deliver(now, Vec::new(), true);
+        }
     }
 
     /// The last peer's hidden states, for the own tail.
-    pub(super) fn step_returned(&mut self, hop: usize, step: &StepFrame) -> Result<(), SessionError> {
+    pub(super) fn step_returned(&mut self, now: Instant, hop: usize, step: &StepFrame) -> Result<(), SessionError> {
         if step.epoch < self.config.epoch || step.epoch == self.config.epoch && step.sequence < self.returned {
             return self.stale_came(hop);
         }
@@ -84,17 +95,32 @@ impl ClientSession {
                 && step.sequence == self.returned
                 && (due.sequence, due.start, due.count) == (step.sequence, step.start, step.count)
         });
-        let Some(Pending { sequence, start, rows, top, .. }) = due.cloned() else {
+        let Some(Pending { sequence, fenced, .. }) = due.cloned() else {
             return Err(self.protocol(hop, format!("it returned step {}, which is not due", step.sequence)));
         };
-        if step.codec != self.config.codec || !self.receipts.received() {
+        if step.skipped && !fenced {
+            return Err(self.protocol(hop, format!("it skipped step {sequence}, which is wanted")));
+        }
+        if !self.receipts.received() || step.codec != self.config.codec && !step.skipped {
             return Err(self.protocol(hop, "it returned a step in another codec, or without credit".into()));
+        }
+        if step.skipped || fenced {
+            // The own tail need not run what nobody wants; what follows starts where it does or before.
+            self.returned += 1;
+            self.frame_done(hop);
+            if let Some(due) = self.pending.get_mut(index) {
+                due.skipped = true;
+            }
+            if index == 0 {
+                self.deliver(now, Vec::new(), true);
+            }
+            return Ok(());
         }
         let width = self.config.width as usize;
         let hidden = step.codec.decode(&step.payload, step.count.into(), width);
         let hidden = hidden.map_err(|error| self.protocol(hop, error.to_string()))?;
         self.returned += 1;
-        self.run_own(hop + 1, sequence, start, Input::Hidden(Hidden(hidden)), rows, top);
+        self.run_own(hop + 1, sequence, Input::Hidden(Hidden(hidden)));
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! What a session is opened with, what happens to it, and what it wants done.
 
 use potluck_core::{
-    Account, CacheId, Hidden, LayerRange, Logits, PeerId, SessionKey, StageCommand, StageReply, StageSpec,
+    Account, CacheId, Hidden, LayerRange, Logits, PeerId, Rows, SessionKey, StageCommand, StageReply, StageSpec, Tree,
 };
 use potluck_wire::{Codec, Failure, Frame, PeerAddress, Prefix};
 
@@ -73,6 +73,31 @@ pub struct SharedPrefix {
     pub own: Vec<(usize, CacheId)>,
 }
 
+/// Tokens to send down a route, and what is wanted of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Submission {
+    /// Position of the first row. What the caches hold there or later is dropped first.
+    pub start: u32,
+    /// A token for each row.
+    pub tokens: Vec<u32>,
+    /// For which rows the tail is to answer with logits.
+    pub rows: Rows,
+    /// With how many of the largest; 0: the whole row.
+    pub top: u16,
+    /// How the rows hang together. The caches keep the first path of a tree.
+    pub tree: Tree,
+    /// The steps in flight that start here or later are not wanted any more: whoever has not run them yet skips them. Needs
+    /// [`FEATURE_DRAFTS`](potluck_wire::FEATURE_DRAFTS) of all peers, as trees do.
+    pub fence: bool,
+}
+
+impl Submission {
+    /// Consecutive positions.
+    pub fn chain(start: u32, tokens: Vec<u32>, rows: Rows, top: u16) -> Self {
+        Self { start, tokens, rows, top, tree: Tree::chain(), fence: false }
+    }
+}
+
 /// The logits of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
@@ -84,6 +109,8 @@ pub struct Answer {
     pub count: u16,
     /// A row for each position that was asked for.
     pub rows: Vec<Logits>,
+    /// It was fenced off by a later step before it had run everywhere, and has no rows.
+    pub skipped: bool,
 }
 
 /// Something happened. `hop` counts the route's stages.

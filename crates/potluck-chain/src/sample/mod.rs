@@ -50,6 +50,10 @@ const LOG_SUM_EXP_ULPS: f64 = 4.0;
 const LN_VOCABULARY_MAX: f64 = 14.0;
 const _: () = assert!(bounds::VOCABULARY_MAX < 1_200_000, "e to the 14th");
 
+/// How much sharper than the draft model's own the distribution of the target's choice is taken to be: what it is worth is learnt from
+/// the choices themselves.
+const LIKENESS: f32 = 2.5;
+
 /// What the sampler made of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
@@ -151,6 +155,38 @@ impl Sampler {
         };
         let token = filtered.then(choose).flatten();
         Ok(token.map_or(Decision::NeedWholeRow, |token| Decision::Token { token }))
+    }
+
+    /// What would likely be chosen at `position` if `row` were the target's, the likeliest first, with its share: for drafts.
+    ///
+    /// The noise of that position is the target's, too, so where tokens are drawn, a draft model that has the target's
+    /// distribution guesses right (a common-random-numbers coupling: Daliri et al., arXiv:2408.07978).
+    pub fn guesses(&self, position: u32, row: &Logits, most: usize) -> Vec<(u32, f32)> {
+        let largest = match row {
+            Logits::Top { largest, .. } => Cow::Borrowed(largest),
+            Logits::Whole(row) => Cow::Owned((0u32..).zip(row.0.iter().copied()).collect()),
+        };
+        let changed = |&(token, logit): &(u32, f32)| (token, bounded(self.history.adjust(&self.params, token, logit)));
+        let mut guesses: Vec<(u32, f32)> = largest.iter().map(changed).collect();
+        guesses.sort_unstable_by(|a, b| order((a.1, a.0), (b.1, b.0)));
+        if self.params.temperature > 0.0 {
+            let kept = self.params.top_k.checked_sub(1).map_or(guesses.len(), |k| guesses.len().min(k as usize + 1));
+            guesses.truncate(kept);
+            let first = guesses.first().map_or(0.0, |guess| guess.1);
+            guesses.retain(|guess| guess.1 - first >= self.params.min_p.ln());
+            let noise = Noise::new(self.params.seed, position);
+            for guess in &mut guesses {
+                guess.1 = guess.1 / self.params.temperature + noise.gumbel(guess.0) as f32;
+            }
+            guesses.sort_unstable_by(|a, b| order((a.1, a.0), (b.1, b.0)));
+        }
+        // Two models that are alike agree on the largest more often than its probability says: their logits differ by less than 1.
+        let first = guesses.first().map_or(0.0, |guess| guess.1);
+        guesses.iter_mut().for_each(|guess| guess.1 = first + (guess.1 - first) * LIKENESS);
+        let sum: f32 = guesses.iter().map(|guess| (guess.1 - first).exp()).sum();
+        guesses.truncate(most);
+        guesses.retain(|guess| guess.1 > f32::NEG_INFINITY);
+        guesses.iter().map(|guess| (guess.0, (guess.1 - first).exp() / sum)).collect()
     }
 
     /// The candidates, changed and masked, and the row's tokens in ascending order (only where some are absent).

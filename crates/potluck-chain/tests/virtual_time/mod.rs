@@ -283,12 +283,11 @@ impl Session<'_> {
         loop {
             let next = self.growth.next(&rule);
             let tree = self.growth.tree(&rule, self.reached());
-            if tree.len() >= self.policy.window(&self.controller) || next.is_none() {
-                if self.policy.another(&self.controller, &tree, self.flight.len()) {
-                    self.hang(&tree);
-                    self.send(tree, Source::Model);
-                    continue;
-                }
+            let whole = tree.len() >= self.policy.window(&self.controller) || next.is_none();
+            if whole && self.policy.another(&self.controller, &tree, self.flight.len()) {
+                self.hang(&tree);
+                self.send(tree, Source::Model);
+                continue;
             }
             let Some(expand) = next else { break };
             if self.now + self.chain.forward() > until || self.growth.forwards() > 64 {

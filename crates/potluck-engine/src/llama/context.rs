@@ -9,6 +9,8 @@ use std::{
 use llama_cpp_sys_2 as sys;
 use zeroize::Zeroize as _;
 
+use potluck_core::bounds::TREE_ROWS_MAX;
+
 use super::{log, model::Model, threads::ThreadPool};
 use crate::{EngineError, EngineSettings, FlashAttention, KvType};
 
@@ -19,13 +21,16 @@ pub(crate) struct ContextParams<'a> {
     pub(crate) capture: Option<CString>,
 }
 
-/// Caches of a model, and batches over them. One sequence each has its own memory (`kv_unified = false`).
+/// Caches of a model, and batches over them. One sequence each has its own memory (`kv_unified = false`), unless trees of drafts are to
+/// run as one batch: see [`EngineSettings::lanes`].
 pub(crate) struct Context {
     ptr: NonNull<sys::llama_context>,
     memory: sys::llama_memory_t,
     capture: Option<NonNull<Capture>>,
     model: Arc<Model>,
     chunk: usize,
+    /// The first of the sequences that branches of a tree borrow, and how many there are.
+    lanes: (u16, u16),
     _pools: Vec<ThreadPool>,
 }
 
@@ -53,6 +58,7 @@ pub(crate) struct Batch {
     starts: Vec<i32>,
     positions: Vec<i32>,
     sequence_counts: Vec<i32>,
+    /// Of all rows, one row after the other.
     sequences: Vec<i32>,
     sequence_pointers: Vec<*mut i32>,
     outputs: Vec<i8>,
@@ -91,27 +97,38 @@ impl Batch {
             Rows::Hidden(hidden) => forget(hidden),
         }
         self.starts.clear();
+        self.sequence_counts.clear();
         self.sequences.clear();
         self.outputs.clear();
     }
 
     /// Adds the position of one row; its content is pushed to [`rows`](Self::rows).
     pub(crate) fn push(&mut self, sequence: u16, position: u32, output: bool) {
+        self.push_shared(&[sequence], position, output);
+    }
+
+    /// Adds the position of one row that several sequences hold; it sees what the first of them holds.
+    pub(crate) fn push_shared(&mut self, sequences: &[u16], position: u32, output: bool) {
         self.starts.push(position as i32);
-        self.sequences.push(sequence.into());
+        self.sequence_counts.push(sequences.len() as i32);
+        self.sequences.extend(sequences.iter().map(|&sequence| i32::from(sequence)));
         self.outputs.push(output.into());
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.sequences.len()
+        self.starts.len()
     }
 
     /// The raw batch: borrows everything from `self`.
     fn raw(&mut self) -> sys::llama_batch {
         let rows = self.len();
-        self.sequence_counts.resize(rows, 1);
         self.sequence_pointers.clear();
-        self.sequence_pointers.extend(self.sequences.iter_mut().map(ptr::from_mut));
+        let mut rest = &mut self.sequences[..];
+        for &count in &self.sequence_counts {
+            let (own, after) = rest.split_at_mut(count as usize);
+            self.sequence_pointers.push(own.as_mut_ptr());
+            rest = after;
+        }
         // M-RoPE of text: three equal components, and a fourth that is zero; section by section.
         self.positions.clear();
         for component in 0..self.components {
@@ -170,7 +187,8 @@ impl Context {
         };
         // SAFETY: the context was just made.
         let memory = unsafe { sys::llama_get_memory(ptr.as_ptr()) };
-        let mut context = Self { ptr, memory, capture, model, chunk: settings.chunk.into(), _pools: Vec::new() };
+        let (chunk, lanes) = (settings.chunk.into(), (settings.caches, settings.lanes));
+        let mut context = Self { ptr, memory, capture, model, chunk, lanes, _pools: Vec::new() };
         if memory.is_null() {
             return Err(EngineError::NotAStage("it keeps no cache".into()));
         }
@@ -286,6 +304,22 @@ impl Context {
         unsafe { sys::llama_memory_seq_cp(self.memory, from.into(), to.into(), -1, -1) };
     }
 
+    /// How many branches of a tree can run beside the first path.
+    pub(crate) fn lanes(&self) -> u16 {
+        self.lanes.1
+    }
+
+    /// The sequence that the branch of that number borrows.
+    pub(crate) fn lane(&self, branch: u16) -> u16 {
+        self.lanes.0 + branch
+    }
+
+    /// Lets a lane hold what `sequence` holds before `end`, beside it. Only where all share one memory.
+    pub(crate) fn lend(&mut self, sequence: u16, lane: u16, end: u32) {
+        // SAFETY: the context is alive, has both sequences, and one memory for all: a range may be shared.
+        unsafe { sys::llama_memory_seq_cp(self.memory, sequence.into(), lane.into(), 0, end as i32) };
+    }
+
     /// Overwrites every cache with zeros.
     pub(crate) fn wipe(&mut self) {
         // SAFETY: the context is alive.
@@ -334,8 +368,10 @@ impl Drop for Context {
 fn raw_params(settings: &EngineSettings, capture: Option<NonNull<Capture>>) -> sys::llama_context_params {
     // SAFETY: a plain structure returned by value.
     let mut raw = unsafe { sys::llama_context_default_params() };
-    raw.n_ctx = settings.context.saturating_mul(settings.caches.into());
-    raw.n_seq_max = settings.caches.into();
+    // Branches need cells while they run; the sessions' own are counted per session, though they share one memory then.
+    let branches = if settings.lanes > 0 { TREE_ROWS_MAX as u32 } else { 0 };
+    raw.n_ctx = settings.context.saturating_mul(settings.caches.into()).saturating_add(branches);
+    raw.n_seq_max = u32::from(settings.caches) + u32::from(settings.lanes);
     raw.n_batch = settings.chunk.into();
     raw.n_ubatch = settings.chunk.into();
     raw.n_threads = settings.threads.into();
@@ -358,7 +394,7 @@ fn raw_params(settings: &EngineSettings, capture: Option<NonNull<Capture>>) -> s
     raw.pooling_type = sys::LLAMA_POOLING_TYPE_NONE;
     // Sliding windows keep every position: a step may be sent again from any start.
     raw.swa_full = true;
-    raw.kv_unified = false;
+    raw.kv_unified = settings.lanes > 0;
     if let Some(capture) = capture {
         raw.cb_eval = Some(take_rows);
         raw.cb_eval_user_data = capture.as_ptr().cast();

@@ -5,6 +5,7 @@ mod group;
 mod load;
 mod outputs;
 mod pace;
+mod tree;
 
 use std::time::{Duration, Instant};
 
@@ -159,14 +160,14 @@ impl LlamaStage {
         if step.start > held {
             return Err(StageError::Gap { start: step.start, held });
         }
-        let end = step.start.saturating_add(rows as u32);
+        let end = step.start.saturating_add(step.tree.positions(rows));
         if end > limit {
             return Err(StageError::ContextFull { end, context: limit });
         }
         self.truncate(step.cache, step.start)?;
         let cache = self.caches.get_mut(step.cache)?;
         cache.kept.clear();
-        let alone = step.rows == Rows::Mean;
+        let alone = step.rows == Rows::Mean || !step.tree.is_chain();
         Ok(Ready { index, cache: step.cache, slot: cache.slot, start: step.start, rows, alone })
     }
 
@@ -191,6 +192,12 @@ impl LlamaStage {
         if step.rows == Rows::Mean && (rows > bounds::MEAN_POSITIONS_MAX || step.top != 0) {
             return bad(format!("the mean of {rows} positions; of {} at most", bounds::MEAN_POSITIONS_MAX));
         }
+        if !step.tree.fits(rows) {
+            return bad(format!("a tree of {} rows for {rows}", step.tree.parents().len()));
+        }
+        if !step.tree.is_chain() && step.rows == Rows::Mean {
+            return bad("a tree has no mean".into());
+        }
         let whole_rows = if step.rows == Rows::All && step.top == 0 { rows } else { 1 };
         let bytes = whole_rows * self.shape.vocabulary as usize * size_of::<f32>();
         if self.shape.spec.tail && bytes > bounds::STEP_BYTES_MAX {
@@ -213,6 +220,12 @@ impl LlamaStage {
 
     /// Runs the steps of `group` as one batch, and each alone where that fails.
     fn run(&mut self, steps: &[Step], group: &[Ready], results: &mut [Option<Result<Output, StageError>>]) {
+        if let [ready] = group
+            && !steps[ready.index].tree.is_chain()
+        {
+            results[ready.index] = Some(self.run_tree(&steps[ready.index], ready));
+            return;
+        }
         match self.decode(steps, group) {
             Ok(()) => {
                 let mut first_row = 0;
@@ -253,19 +266,9 @@ impl LlamaStage {
         self.batch.clear();
         for ready in group {
             let step = &steps[ready.index];
-            match (&step.input, &mut self.batch.rows, &mut self.entry) {
-                (Input::Hidden(hidden), Content::Hidden(into), _) => into.extend_from_slice(&hidden.0),
-                (Input::Tokens(tokens), Content::Hidden(into), Entry::Table(table)) => table.look_up(tokens, into)?,
-                (Input::Tokens(tokens), Content::Tokens(into), _) => into.extend(tokens.iter().map(|&t| t as i32)),
-                _ => return Err(Failure::Input("the input does not fit the stage".into())),
-            }
+            self.enter(&step.input, 0..ready.rows)?;
             for row in 0..ready.rows {
-                let wanted = match step.rows {
-                    _ if !self.shape.spec.tail => true,
-                    Rows::None => false,
-                    Rows::Last => row + 1 == ready.rows,
-                    Rows::All | Rows::Mean => true,
-                };
+                let wanted = self.is_wanted(step.rows, row + 1 == ready.rows);
                 self.batch.push(ready.slot, ready.start + row as u32, wanted);
             }
         }
@@ -284,6 +287,36 @@ impl LlamaStage {
             self.change_threads();
         }
         Ok(())
+    }
+
+    /// Puts the content of some rows of a step into the batch.
+    fn enter(&mut self, input: &Input, rows: std::ops::Range<usize>) -> Result<(), Failure> {
+        let width = self.shape.width as usize;
+        let missing = || Failure::Input("the input does not fit the stage".into());
+        let values = rows.start * width..rows.end * width;
+        match (input, &mut self.batch.rows, &mut self.entry) {
+            (Input::Hidden(hidden), Content::Hidden(into), _) => {
+                into.extend_from_slice(hidden.0.get(values).ok_or_else(missing)?);
+            }
+            (Input::Tokens(tokens), Content::Hidden(into), Entry::Table(table)) => {
+                table.look_up(tokens.get(rows).ok_or_else(missing)?, into)?;
+            }
+            (Input::Tokens(tokens), Content::Tokens(into), _) => {
+                into.extend(tokens.get(rows).ok_or_else(missing)?.iter().map(|&t| t as i32));
+            }
+            _ => return Err(missing()),
+        }
+        Ok(())
+    }
+
+    /// Whether the graph is to give a row's output.
+    fn is_wanted(&self, rows: Rows, last: bool) -> bool {
+        match rows {
+            _ if !self.shape.spec.tail => true,
+            Rows::None => false,
+            Rows::Last => last,
+            Rows::All | Rows::Mean => true,
+        }
     }
 
     fn change_threads(&mut self) {

@@ -1,5 +1,7 @@
 //! What a batch gives back to each of its steps.
 
+use std::ops::Range;
+
 use potluck_core::{Hidden, Logits, Output, Rows, StageError, Step};
 
 use super::{LlamaStage, group::Ready};
@@ -11,26 +13,27 @@ pub const KEPT_ROWS_MAX: usize = 32;
 /// Whole rows of logits of a session's last step.
 #[derive(Default)]
 pub(super) struct Kept {
-    /// The step's row that the first of `values` belongs to.
-    first: usize,
+    /// Which rows of the step.
+    rows: Vec<usize>,
+    /// One row after the other.
     values: Vec<f32>,
 }
 
 impl Kept {
     pub(super) fn clear(&mut self) {
+        self.rows.clear();
         self.values.clear();
     }
 
     fn push(&mut self, row: usize, logits: &[f32]) {
-        if self.values.is_empty() {
-            self.first = row;
-        }
+        self.rows.push(row);
         self.values.extend_from_slice(logits);
     }
 
     /// The logits of the step's row `row`, if they were kept.
     pub(super) fn row(&self, row: u16, vocabulary: usize) -> Option<&[f32]> {
-        let start = usize::from(row).checked_sub(self.first)?.checked_mul(vocabulary)?;
+        let at = self.rows.iter().position(|&kept| kept == usize::from(row))?;
+        let start = at.checked_mul(vocabulary)?;
         self.values.get(start..start.checked_add(vocabulary)?)
     }
 }
@@ -38,22 +41,40 @@ impl Kept {
 impl LlamaStage {
     /// The output of a step whose rows begin at `first_row` of the batch that just ran.
     pub(super) fn finish(&mut self, step: &Step, ready: &Ready, first_row: usize) -> Result<Output, StageError> {
-        let output = match self.shape.spec.tail {
-            true if step.rows == Rows::Mean => Output::Logits(vec![Logits::Whole(self.mean(ready, first_row)?)]),
-            true => Output::Logits(self.logits(step, ready, first_row)?),
-            false => Output::Hidden(self.hidden(ready, first_row)?),
+        let output = match step.rows {
+            Rows::Mean if self.shape.spec.tail => Output::Logits(vec![Logits::Whole(self.mean(ready, first_row)?)]),
+            _ => self.output_of(step, ready, 0..ready.rows, first_row)?,
         };
         self.caches.get_mut(ready.cache)?.held = ready.start + ready.rows as u32;
         Ok(output)
     }
 
-    fn hidden(&self, ready: &Ready, first_row: usize) -> Result<Hidden, StageError> {
+    /// The output of some rows of a step, which were all of the batch that just ran.
+    pub(super) fn output(&mut self, step: &Step, ready: &Ready, rows: Range<usize>) -> Result<Output, StageError> {
+        self.output_of(step, ready, rows, 0)
+    }
+
+    /// The same, where the first of them was `first_row` of the batch.
+    fn output_of(
+        &mut self,
+        step: &Step,
+        ready: &Ready,
+        rows: Range<usize>,
+        first_row: usize,
+    ) -> Result<Output, StageError> {
+        match self.shape.spec.tail {
+            true => Ok(Output::Logits(self.logits(step, ready, rows, first_row)?)),
+            false => Ok(Output::Hidden(self.hidden(ready, rows, first_row)?)),
+        }
+    }
+
+    fn hidden(&self, ready: &Ready, of_step: Range<usize>, first_row: usize) -> Result<Hidden, StageError> {
         let width = self.shape.width as usize;
-        let rows = self.context.captured().get(first_row * width..(first_row + ready.rows) * width);
+        let rows = self.context.captured().get(first_row * width..(first_row + of_step.len()) * width);
         let rows = rows.ok_or_else(|| StageError::Engine("a row is missing".into()))?;
         match rows.iter().position(|value| !value.is_finite()) {
             None => Ok(Hidden(rows.to_vec())),
-            Some(at) => Err(not_finite(ready, at / width)),
+            Some(at) => Err(not_finite(ready, of_step.start + at / width)),
         }
     }
 
@@ -71,17 +92,24 @@ impl LlamaStage {
         Ok(Hidden(sum.into_iter().map(|sum| (sum / ready.rows as f64) as f32).collect()))
     }
 
-    fn logits(&mut self, step: &Step, ready: &Ready, first_row: usize) -> Result<Vec<Logits>, StageError> {
+    /// The logits of some rows of a step, as far as they were asked for.
+    fn logits(
+        &mut self,
+        step: &Step,
+        ready: &Ready,
+        of_step: Range<usize>,
+        first_row: usize,
+    ) -> Result<Vec<Logits>, StageError> {
         let asked = match step.rows {
             Rows::None | Rows::Mean => 0..0,
-            Rows::Last => ready.rows - 1..ready.rows,
-            Rows::All => 0..ready.rows,
+            Rows::Last => of_step.start.max(ready.rows - 1)..of_step.end,
+            Rows::All => of_step.clone(),
         };
         let kept_from = ready.rows.saturating_sub(KEPT_ROWS_MAX);
         let cache = self.caches.get_mut(ready.cache)?;
         let mut out = Vec::with_capacity(asked.len());
         for row in asked {
-            let logits = self.context.logits(first_row + row);
+            let logits = self.context.logits(first_row + row - of_step.start);
             let logits = logits.ok_or_else(|| StageError::Engine("a row of logits is missing".into()))?;
             if logits.iter().any(|value| value.is_nan()) {
                 return Err(not_finite(ready, row));
@@ -109,8 +137,8 @@ mod tests {
     #[test]
     fn kept_rows_are_found_by_their_place_in_the_step() {
         let mut kept = Kept::default();
-        kept.push(4, &[1.0, 2.0]);
         kept.push(5, &[3.0, 4.0]);
+        kept.push(4, &[1.0, 2.0]);
         assert_eq!(kept.row(4, 2), Some([1.0, 2.0].as_slice()));
         assert_eq!(kept.row(5, 2), Some([3.0, 4.0].as_slice()));
         assert_eq!((kept.row(3, 2), kept.row(6, 2), kept.row(u16::MAX, usize::MAX)), (None, None, None));

@@ -6,7 +6,7 @@ use std::{fs::File, path::PathBuf, sync::Arc};
 
 use potluck_core::{
     CacheId, Hidden, Input, LayerRange, Logits, Manifest, ModelId, Output, Rows, Stage, StageError, StageSpec, Step,
-    TensorType,
+    TensorType, Tree,
 };
 use potluck_engine::{EngineSettings, FlashAttention, LlamaStage, Load, Part};
 use potluck_model::{Extent, VirtualFile, facts, gguf, manifest_of, slice};
@@ -124,7 +124,7 @@ impl Chain {
     /// Whole rows of logits for `tokens` at `start`.
     pub fn run(&mut self, cache: CacheId, start: u32, tokens: &[u32], rows: Rows) -> Result<Vec<Vec<f32>>, StageError> {
         let input = Input::Tokens(tokens.to_vec());
-        let mut outputs = self.steps(vec![Step { cache, start, input, rows, top: 0 }]);
+        let mut outputs = self.steps(vec![Step { cache, start, input, rows, top: 0, tree: Tree::chain() }]);
         outputs.pop().unwrap().map(|logits| logits.into_iter().map(whole).collect())
     }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 use axum::body::Bytes;
 use n0_future::{StreamExt as _, boxed::BoxStream};
 use potluck_chain::sample::FinishReason;
-use potluck_client::{Outcome, TokenEvent};
+use potluck_client::{DraftCounts, Outcome, TokenEvent};
 use serde_json::Value;
 
 use super::{
@@ -256,6 +256,7 @@ impl Reading {
             logprobs: None,
             trace: None,
             resumed: 0,
+            drafts: DraftCounts::default(),
         };
         Ok(Event::Done(Box::new(Ended { outcome, told: Some(Told { calls, stop: self.stop }) })))
     }

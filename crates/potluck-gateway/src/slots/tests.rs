@@ -1,6 +1,6 @@
-use potluck_chain::{Answer, SessionError};
+use potluck_chain::{Answer, SessionError, Submission};
 use potluck_client::{ChainShape, StageAccount};
-use potluck_core::{Hidden, Rows};
+use potluck_core::Hidden;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
@@ -13,7 +13,11 @@ impl Chain for NoChain {
         ChainShape { vocabulary: 0, positions: 0 }
     }
 
-    async fn submit(&mut self, _: u32, _: &[u32], _: Rows, _: u16) -> Result<u32, SessionError> {
+    fn takes_drafts(&self) -> bool {
+        false
+    }
+
+    async fn submit(&mut self, _: Submission) -> Result<u32, SessionError> {
         Err(SessionError::Closed)
     }
 

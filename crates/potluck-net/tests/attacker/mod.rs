@@ -8,7 +8,7 @@ use iroh::{
     endpoint::{Connection, ConnectionError, RecvStream, RelayMode, SendStream, presets},
 };
 use potluck_chain::{Deadlines, Hop, RemoteStage, SessionConfig};
-use potluck_core::{Rows, SessionId, SessionKey, StageSpec};
+use potluck_core::{Rows, SessionId, SessionKey, StageSpec, Tree};
 use potluck_net::{NetDeadlines, Node, Serving};
 use potluck_sim::toy;
 use potluck_wire::{
@@ -229,5 +229,8 @@ pub(crate) fn step(sequence: u32, epoch: u32, start: u32) -> Frame {
         codec: Codec::Tokens,
         payload,
         pad: false,
+        tree: Tree::chain(),
+        fence: false,
+        skipped: false,
     })
 }

@@ -3,7 +3,7 @@
 use potluck_core::{
     Account, Action, Endpoint, Hidden, LayerRange, Logits, ModelId, Offer, Order, PeerId, Renewal, Revocation, Revoked,
     Rows, SecretKey, SessionId, SessionKey, SignedOffer, SignedOrder, SignedRevocation, StageShape, StageSpec,
-    StageSpeed, Succession,
+    StageSpeed, Succession, Tree,
 };
 use potluck_wire::{
     AnswerFrame, Ask, Bounds, Codec, CodecSet, Failure, FailureCode, Fetch, Frame, Head, Held, Hello, HopOpen, Join,
@@ -53,6 +53,9 @@ pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
         codec: Codec::F32,
         payload: vec![0, 0, 128, 63, 0, 0, 0, 192],
         pad: false,
+        tree: Tree::chain(),
+        fence: false,
+        skipped: false,
     };
     let tokens = StepFrame {
         count: 2,
@@ -70,6 +73,7 @@ pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
         count: 2,
         rows: vec![top, Logits::Whole(Hidden(vec![1.0, 0.5]))],
         pad: false,
+        skipped: false,
     };
     let bounds = Bounds { step_positions: 512, hop_frames: 16, sessions: 64 };
     vec![
@@ -96,9 +100,25 @@ pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
         ("hop-ready", Frame::HopReady),
         ("step", Frame::Step(step)),
         ("step-tokens", Frame::Step(tokens.clone())),
-        ("step-padded", Frame::Step(StepFrame { count: 3, payload: [1, 0, 0, 0].repeat(3), pad: true, ..tokens })),
+        (
+            "step-padded",
+            Frame::Step(StepFrame { count: 3, payload: [1, 0, 0, 0].repeat(3), pad: true, ..tokens.clone() }),
+        ),
+        (
+            "step-tree",
+            Frame::Step(StepFrame {
+                count: 4,
+                rows: Rows::All,
+                payload: [1, 0, 0, 0].repeat(4),
+                tree: Tree::new(vec![0, 0, 1, 0]).unwrap(),
+                fence: true,
+                ..tokens
+            }),
+        ),
+        ("step-skipped", Frame::Step(StepFrame::skipped(7, 2, 9, 2))),
         ("answer", Frame::Answer(answer.clone())),
-        ("answer-padded", Frame::Answer(AnswerFrame { pad: true, ..answer })),
+        ("answer-padded", Frame::Answer(AnswerFrame { pad: true, ..answer.clone() })),
+        ("answer-skipped", Frame::Answer(AnswerFrame { rows: Vec::new(), skipped: true, ..answer })),
         ("padded-part", Frame::PaddedPart(b"data: {}".to_vec())),
         ("credit", Frame::Credit { frames: 300 }),
         ("row-request", Frame::RowRequest { sequence: 7, row: 1 }),
@@ -347,6 +367,9 @@ fn any_step() -> impl Strategy<Value = Frame> {
             codec,
             payload,
             pad: false,
+            tree: Tree::chain(),
+            fence: false,
+            skipped: false,
         },
     );
     // What is padded has as many bytes for each position.
@@ -356,17 +379,44 @@ fn any_step() -> impl Strategy<Value = Frame> {
         pad: true,
         ..step
     });
-    prop_oneof![plain, padded].prop_map(Frame::Step)
+    let tree = (prop_oneof![plain.clone(), padded.clone()], vec(any::<u8>(), 1..20), any::<bool>()).prop_filter_map(
+        "a tree",
+        |(step, choices, fence)| {
+            let tree = Tree::new(parents(&choices)).ok()?;
+            let count = choices.len() as u16;
+            let payload = vec![7; if step.pad { 3 * usize::from(count) } else { step.payload.len() }];
+            Some(StepFrame { count, payload, tree, fence, ..step })
+        },
+    );
+    let skipped = (any::<(u32, u32, u32)>(), 1u16..=512)
+        .prop_map(|((sequence, epoch, start), count)| StepFrame::skipped(sequence, epoch, start, count));
+    prop_oneof![plain, padded, tree, skipped].prop_map(Frame::Step)
 }
 
 fn any_answer() -> impl Strategy<Value = Frame> {
     let top = (vec((any::<u32>(), -9f32..9.0), 0..8), -9f32..9.0)
         .prop_map(|(largest, log_sum_exp)| Logits::Top { largest, log_sum_exp });
     let row = prop_oneof![top, any_hidden().prop_map(Logits::Whole)];
-    let answer = (any::<(u32, u32, u32)>(), 8u16..=512, vec(row, 0..8), any::<bool>());
-    answer.prop_map(|((sequence, epoch, start), count, rows, pad)| {
-        Frame::Answer(AnswerFrame { sequence, epoch, start, count, rows, pad })
+    let answer = (any::<(u32, u32, u32)>(), 8u16..=512, vec(row, 0..8), any::<(bool, bool)>());
+    answer.prop_map(|((sequence, epoch, start), count, rows, (pad, skipped))| {
+        let rows = if skipped { Vec::new() } else { rows };
+        Frame::Answer(AnswerFrame { sequence, epoch, start, count, rows, pad, skipped })
     })
+}
+
+/// Parents of rows that come depth first: each choice says how far up the path the row hangs.
+fn parents(choices: &[u8]) -> Vec<u8> {
+    let (mut path, mut parents): (Vec<u8>, Vec<u8>) = (Vec::new(), Vec::new());
+    for (row, &choice) in choices.iter().enumerate() {
+        if let Some(&parent) = path.get(usize::from(choice) % path.len().max(1)) {
+            path.retain(|&ancestor| ancestor <= parent);
+            parents.push(parent);
+        } else {
+            parents.push(0);
+        }
+        path.push(row as u8);
+    }
+    parents
 }
 
 fn any_hidden() -> impl Strategy<Value = Hidden> {

@@ -6,6 +6,12 @@ use clap::{Args, ValueEnum};
 use potluck_engine::{EngineSettings, FlashAttention, KvType};
 use potluck_wire::Codec;
 
+/// Sessions that may share one memory, so that branches of drafts run in one batch: more would slow each other down.
+const TREE_CACHES_MAX: u16 = 2;
+
+/// Branches that run in one batch beside the first path.
+const TREE_LANES: u16 = 16;
+
 /// Settings of an engine.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Engine")]
@@ -64,6 +70,16 @@ pub(crate) enum CodecArg {
     F32,
     /// 2 bytes a value
     F16,
+    /// 1.06 bytes a value: whole numbers, scaled by blocks
+    Q8,
+    /// 1.03 bytes a value: an 8-bit map that is finer near zero
+    Dyn8,
+    /// 1.07 bytes a value or less: the largest channels apart, the rest rotated
+    Mixed8,
+    /// 0.82 bytes a value or less
+    Mixed6,
+    /// 0.57 bytes a value or less
+    Mixed4,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -101,6 +117,11 @@ impl EngineArgs {
         match self.codec {
             Some(CodecArg::F32) => Codec::F32,
             Some(CodecArg::F16) => Codec::F16,
+            Some(CodecArg::Q8) => Codec::Q8,
+            Some(CodecArg::Dyn8) => Codec::Dyn8,
+            Some(CodecArg::Mixed8) => Codec::Mixed8,
+            Some(CodecArg::Mixed6) => Codec::Mixed6,
+            Some(CodecArg::Mixed4) => Codec::Mixed4,
             None if self.exact => Codec::F32,
             None => Codec::F16,
         }
@@ -109,6 +130,7 @@ impl EngineArgs {
     /// What an engine is told. `caches`: sessions at once, unless the user says otherwise.
     pub(crate) fn settings(&self, caches: u16) -> EngineSettings {
         let default = EngineSettings::default();
+        let caches = self.caches.unwrap_or(caches);
         let threads = self.threads.unwrap_or(default.threads);
         EngineSettings {
             threads,
@@ -118,7 +140,8 @@ impl EngineArgs {
             flash: self.flash_attn.into(),
             mmap: self.mmap == OnOff::On,
             context: self.context,
-            caches: self.caches.unwrap_or(caches),
+            caches,
+            lanes: if caches <= TREE_CACHES_MAX && !self.exact() { TREE_LANES } else { 0 },
             chunk: self.chunk,
             exact: self.exact(),
             wipe_within: self.wipe_within.0,

@@ -2,6 +2,7 @@
 
 mod disk;
 mod door;
+mod drafts;
 mod engine;
 mod privacy;
 mod reach;
@@ -11,6 +12,7 @@ mod sampling;
 
 pub(crate) use disk::DiskArgs;
 pub(crate) use door::{DoorArgs, take_handles};
+pub(crate) use drafts::DraftArgs;
 pub(crate) use engine::EngineArgs;
 pub(crate) use privacy::{Privacy, PrivacyArgs};
 pub(crate) use reach::{Reach, RelayChoice};

@@ -1,8 +1,9 @@
 //! Which model, and over which machines.
 
 use clap::{Args, ValueEnum};
+use potluck_client::Drafts;
 
-use super::{DiskArgs, PrivacyArgs};
+use super::{DiskArgs, DraftArgs, PrivacyArgs};
 use crate::failure::Failure;
 
 /// Peers that one command starts: what a route may have, less the two ends that the command itself may hold.
@@ -34,6 +35,8 @@ pub(crate) struct RouteArgs {
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, conflicts_with_all = ["peers", "local"])]
     pub(crate) memory: Option<u64>,
     #[command(flatten)]
+    pub(crate) drafts: DraftArgs,
+    #[command(flatten)]
     pub(crate) privacy: PrivacyArgs,
     #[command(flatten)]
     pub(crate) disk: DiskArgs,
@@ -43,6 +46,11 @@ impl RouteArgs {
     /// Layers at each end that the command itself holds, where it starts the peers.
     pub(crate) fn ends(&self) -> u32 {
         self.privacy.ends(self.own_ends)
+    }
+
+    /// Where drafts come from. With padding from nowhere: how many a step has, and whether they were right, would be seen.
+    pub(crate) fn drafts(&self) -> Drafts {
+        if self.privacy.pad { Drafts::Off } else { self.drafts.drafts() }
     }
 
     /// Refuses wishes that exclude each other.

@@ -395,7 +395,8 @@ async fn serve_order(screen: Screen) -> Result<(), Failure> {
     let identity = NetIdentity { key: order.key()?, grant: order.grant()?, gate };
     let mut interrupt = Interrupt::listen()?;
     memory::keep_freed(order.settings.wipe_within.is_none());
-    let started = ServingPeer::start(&entry, spec, &order.settings, identity, Bind::Loopback, LentTo::Command);
+    let bind = order.bind.map_or(Bind::Loopback, Bind::Address);
+    let started = ServingPeer::start(&entry, spec, &order.settings, identity, bind, LentTo::Command);
     let peer = interrupt.or(started).await??;
     tell(screen, &peer, &order.swarm()?.to_string(), &entry.name, None)?;
     tokio::select! {

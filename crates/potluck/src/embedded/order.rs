@@ -1,6 +1,6 @@
 //! What a command tells a peer that it starts, and what the peer answers: a line of JSON each.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use data_encoding::HEXLOWER;
 use potluck_core::{LayerRange, SecretKey, StageSpec};
@@ -30,6 +30,9 @@ pub(crate) struct Order {
     tail: bool,
     /// How its engine runs.
     pub(crate) settings: EngineSettings,
+    /// Where it listens; none: on this machine only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) bind: Option<SocketAddr>,
 }
 
 /// A peer that serves, as it says so on stdout.
@@ -67,6 +70,7 @@ impl Order {
             head: spec.head,
             tail: spec.tail,
             settings: settings.clone(),
+            bind: None,
         }
     }
 

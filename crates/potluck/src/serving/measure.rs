@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use potluck_core::{CacheId, Hidden, Input, Rows, StageCommand, StageReply, StageShape, StageSpeed, Step};
+use potluck_core::{CacheId, Hidden, Input, Rows, StageCommand, StageReply, StageShape, StageSpeed, Step, Tree};
 use potluck_engine::EngineSettings;
 
 use crate::{engines::EnginePipe, failure::Failure};
@@ -35,7 +35,7 @@ pub(crate) async fn measure(
 
 /// Microseconds that a step of so many positions takes, there and back.
 async fn run(shape: &StageShape, pipe: &mut EnginePipe, start: u32, count: u32) -> Result<u64, Failure> {
-    let step = Step { cache: CACHE, start, input: input(shape, count), rows: Rows::Last, top: 1 };
+    let step = Step { cache: CACHE, start, input: input(shape, count), rows: Rows::Last, top: 1, tree: Tree::chain() };
     let started = Instant::now();
     send(pipe, StageCommand::Forward { batch: start.into(), steps: vec![step] }).await?;
     loop {

@@ -1,8 +1,8 @@
 //! Whatever runs the model, as one type: an engine here, or a route.
 
-use potluck_chain::{Answer, SessionError};
+use potluck_chain::{Answer, SessionError, Submission};
 use potluck_client::{Chain, ChainShape, LocalChain, StageAccount};
-use potluck_core::{Hidden, LayerRange, Rows};
+use potluck_core::{Hidden, LayerRange};
 
 use super::{RouteStage, route::RouteChain};
 
@@ -33,10 +33,17 @@ impl Chain for AnyChain {
         }
     }
 
-    async fn submit(&mut self, start: u32, tokens: &[u32], rows: Rows, top: u16) -> Result<u32, SessionError> {
+    async fn submit(&mut self, submission: Submission) -> Result<u32, SessionError> {
         match self {
-            Self::Local(chain, _) => chain.submit(start, tokens, rows, top).await,
-            Self::Route(chain) => chain.submit(start, tokens, rows, top).await,
+            Self::Local(chain, _) => chain.submit(submission).await,
+            Self::Route(chain) => chain.submit(submission).await,
+        }
+    }
+
+    fn takes_drafts(&self) -> bool {
+        match self {
+            Self::Local(chain, _) => chain.takes_drafts(),
+            Self::Route(chain) => chain.takes_drafts(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use potluck_chain::{Hop, OwnStage, SessionConfig, plan::Wish};
-use potluck_client::{ChatTemplate, Session, SpecialTokens};
+use potluck_client::{ChatTemplate, Drafts, Session, SpecialTokens};
 use potluck_core::{LayerRange, PeerId, StageSpec};
 use potluck_engine::{EngineSettings, VocabularyClient, memory};
 use potluck_gateway::{
@@ -21,6 +21,7 @@ use tokio::{net::TcpListener, sync::oneshot};
 
 use super::{
     Talk,
+    draft::{Drafter, drafts},
     lent::Lenders,
     own_peers,
     route::{RouteChain, stage_of},
@@ -86,6 +87,9 @@ pub(crate) struct Sessions {
     swarm: Option<Rc<Swarm>>,
     /// The engines of the route's stages on this machine.
     engines: Rc<RefCell<Vec<(StageSpec, SharedEngine)>>>,
+    /// What is drafted, and with which model.
+    drafts: Drafts,
+    drafter: Option<Rc<Drafter>>,
     /// Sessions opened so far.
     opened: Rc<Cell<u64>>,
     /// When it was planned last.
@@ -181,7 +185,9 @@ impl Front {
             Wanted { home, entry: &entry, settings: &settings, codec, memory: Some(memory), privacy: &privacy };
         let bar = screen.wait(format!("loading {}", entry.name));
         let vocabulary = start_vocabulary(load_vocabulary(&entry, &settings)?);
-        let (vocabulary, (node, hops, embedded)) = tokio::try_join!(vocabulary, route_of(&wanted, route, swarm))?;
+        let drafter = Drafter::start(home, screen, &route.drafts, &entry.manifest, &settings);
+        let (vocabulary, (node, hops, embedded), drafter) =
+            tokio::try_join!(vocabulary, route_of(&wanted, route, swarm), drafter)?;
         let engines = own_engines(&wanted, &hops, &[]).await?;
         drop(bar);
         let ends_here = has_both_ends(&hops);
@@ -194,7 +200,8 @@ impl Front {
             Rc::new(Swarm { home, entry, settings, codec, privacy, prefer: route.prefer, memory })
         };
         let replan = embedded.is_none().then(replan);
-        let sessions = Sessions::new(node.clone(), config, vocabulary.clone(), replan, engines);
+        let drafts = (route.drafts(), drafter.map(Rc::new));
+        let sessions = Sessions::new(node.clone(), config, vocabulary.clone(), replan, engines, drafts);
         let model = model(&entry, &settings, vocabulary)?;
         let keeper = Keeper::new(home, screen, Some(entry.id));
         let own = Some(Own { model, sessions, exact: settings.exact, _in_use: entry });
@@ -214,7 +221,8 @@ impl Front {
         let engines = own_engines(&wanted, &route, &[]).await?;
         let config = session_config(&wanted, node.id(), route)?;
         let vocabulary = talk.session.vocabulary().clone();
-        let sessions = Sessions::new(node.clone(), config, vocabulary.clone(), None, engines);
+        let drafts = (talk.route.drafts(), None);
+        let sessions = Sessions::new(node.clone(), config, vocabulary.clone(), None, engines, drafts);
         let model = model(entry, settings, vocabulary)?;
         let keeper = Keeper::new(home, screen, Some(entry.id));
         let own = Some(Own { model, sessions, exact: settings.exact, _in_use: entry.clone() });
@@ -283,7 +291,11 @@ impl Front {
     pub(crate) async fn close(self) {
         if let Some(own) = self.own {
             let engines = own.sessions.engines.take();
+            let drafter = own.sessions.drafter.clone();
             drop(own);
+            if let Some(drafter) = drafter.and_then(Rc::into_inner) {
+                drafter.stop().await;
+            }
             for (_, engine) in engines {
                 engine.stop().await;
             }
@@ -328,7 +340,8 @@ impl Opener for Sessions {
             }
             (opened, _) => opened,
         };
-        Ok(Session::new(chain.map_err(problem)?, self.vocabulary.clone()))
+        let (drafts, model) = drafts(self.drafts, self.drafter.as_deref()).await.map_err(problem)?;
+        Ok(Session::new(chain.map_err(problem)?, self.vocabulary.clone()).with_drafts(drafts, model))
     }
 
     fn is_current(&self, chain: &RouteChain) -> bool {
@@ -343,10 +356,12 @@ impl Sessions {
         vocabulary: VocabularyClient,
         swarm: Option<Rc<Swarm>>,
         engines: Vec<(StageSpec, SharedEngine)>,
+        (drafts, drafter): (Drafts, Option<Rc<Drafter>>),
     ) -> Self {
         let (config, engines) = (Rc::new(RefCell::new(config)), Rc::new(RefCell::new(engines)));
         let planned = Rc::new(Cell::new(Instant::now()));
-        Self { node, config, vocabulary, swarm, engines, opened: Rc::default(), planned, planning: Rc::default() }
+        let (opened, planning) = Default::default();
+        Self { node, config, vocabulary, swarm, engines, drafts, drafter, opened, planned, planning }
     }
 
     async fn plan(&self, swarm: &Swarm) -> Result<(), Failure> {

@@ -1,6 +1,7 @@
 //! A model that is ready to answer, whatever runs it: one engine here, peers of our own, or a swarm.
 
 mod chain;
+mod draft;
 mod front;
 mod lenders;
 mod lent;
@@ -31,6 +32,7 @@ use crate::{
 };
 
 pub(crate) use chain::AnyChain;
+use draft::Drafter;
 pub(crate) use front::Front;
 pub(crate) use own_peers::split;
 pub(crate) use report::RouteStage;
@@ -75,6 +77,8 @@ pub(crate) struct Talk {
     embedded: Option<Embedded>,
     /// Why the route is what it is, in a sentence.
     verdict: String,
+    /// The draft model, where there is one.
+    drafter: Option<Drafter>,
 }
 
 impl Asked {
@@ -201,6 +205,9 @@ impl Talk {
     /// Ends the session and whatever was started for it.
     pub(crate) async fn close(self) {
         self.session.close().await;
+        if let Some(drafter) = self.drafter {
+            drafter.stop().await;
+        }
         if let Some(embedded) = self.embedded {
             embedded.stop().await;
         }

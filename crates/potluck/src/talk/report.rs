@@ -1,7 +1,7 @@
 //! What came of an answer: over whom it went, and how fast.
 
 use potluck_chain::plan::Sees;
-use potluck_client::Outcome;
+use potluck_client::{DraftCounts, Outcome};
 use potluck_core::LayerRange;
 use serde::Serialize;
 use serde_json::Value;
@@ -45,7 +45,7 @@ impl Talk {
     /// Keeps how fast this machine was, where it answered alone: the next plan is the better for it.
     pub(crate) fn remember_speed(&self, outcome: &Outcome) {
         // What was lost on the way is nobody's speed.
-        if matches!(self.session.chain(), AnyChain::Local(..)) && outcome.resumed == 0 {
+        if matches!(self.session.chain(), AnyChain::Local(..)) && outcome.resumed == 0 && outcome.drafts.drafted == 0 {
             placement::remember_speed(&self.home, &self.entry, outcome);
         }
     }
@@ -77,12 +77,16 @@ pub(crate) fn rates(outcome: &Outcome) -> String {
         0.0 => String::new(),
         bytes => format!(", {bytes:.0} bytes a token on the wire"),
     };
+    let drafts = match outcome.drafts {
+        DraftCounts { drafted: 0, .. } => String::new(),
+        DraftCounts { drafted, accepted, .. } => format!(", {accepted} of {drafted} guesses right"),
+    };
     let resumed = match outcome.resumed {
         0 => String::new(),
         times => format!("\na route was lost, and the answer went on over another: {times} times"),
     };
     format!(
-        "{} tokens at {:.1} tokens/s, the first after {:.2} s ({} prompt tokens at {:.0} tokens/s){hop}{resumed}",
+        "{} tokens at {:.1} tokens/s, the first after {:.2} s ({} prompt tokens at {:.0} tokens/s){hop}{drafts}{resumed}",
         outcome.completion_tokens,
         outcome.decode_tokens_per_s,
         outcome.ttft_s,

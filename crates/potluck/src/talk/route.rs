@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
-use potluck_chain::{Answer, Hop, SessionConfig, SessionError, plan::Sees};
+use potluck_chain::{Answer, Hop, SessionConfig, SessionError, Submission, plan::Sees};
 use potluck_client::{Chain, ChainShape, StageAccount};
-use potluck_core::{Hidden, LayerRange, PeerId, Rows};
+use potluck_core::{Hidden, LayerRange, PeerId};
 use potluck_net::{Node, OwnPort, PathKind, Session, SessionEvent};
 use potluck_wire::{Codec, HEADER_BYTES, padded_positions};
 
@@ -138,11 +138,16 @@ impl Chain for RouteChain {
         self.shape
     }
 
-    async fn submit(&mut self, start: u32, tokens: &[u32], rows: Rows, top: u16) -> Result<u32, SessionError> {
-        let positions = if self.pad { padded_positions(tokens.len()) } else { tokens.len() };
+    fn takes_drafts(&self) -> bool {
+        self.session.takes_drafts()
+    }
+
+    async fn submit(&mut self, submission: Submission) -> Result<u32, SessionError> {
+        let tokens = submission.tokens.len();
+        let positions = if self.pad { padded_positions(tokens) } else { tokens };
         let frame = HEADER_BYTES + self.codec.bytes(positions, self.width);
         self.between += (self.peer_hops() * frame) as u64;
-        self.session.submit(start, tokens.to_vec(), rows, top)
+        self.session.submit(submission)
     }
 
     async fn answer(&mut self) -> Result<Answer, SessionError> {

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use potluck_core::{CacheId, StageCommand, StageError, StageReply, Step};
+use potluck_core::{CacheId, StageCommand, StageError, StageReply, StageShape, Step};
 use potluck_engine::Load;
 use potluck_net::OwnPort;
 use tokio::{
@@ -59,13 +59,19 @@ struct Hub {
 impl SharedEngine {
     /// Starts the engine.
     pub(super) async fn start(load: Load) -> Result<Self, Failure> {
+        Ok(Self::start_with(load).await?.0)
+    }
+
+    /// The same, and what its stage is like.
+    pub(super) async fn start_with(load: Load) -> Result<(Self, StageShape), Failure> {
         let (engine, EnginePipe { commands, replies }) = RunningEngine::start(load).await?;
+        let shape = engine.shape.clone();
         let (said, heard) = mpsc::unbounded_channel();
         let task = tokio::spawn(async move {
             serve(heard, commands, replies).await;
             engine.stop().await;
         });
-        Ok(Self { said, task })
+        Ok((Self { said, task }, shape))
     }
 
     /// A port for a session, at this place of its route. `number` is one that no other session of the engine has.
@@ -247,7 +253,7 @@ impl Hub {
 
 #[cfg(test)]
 mod tests {
-    use potluck_core::{Hidden, Input, Output, Rows};
+    use potluck_core::{Hidden, Input, Output, Rows, Tree};
 
     use super::*;
 
@@ -265,7 +271,7 @@ mod tests {
 
     fn forward(hub: &mut Hub, port: u64, batch: u64) {
         let input = Input::Tokens(vec![batch as u32]);
-        let step = Step { cache: CacheId(0), start: 0, input, rows: Rows::Last, top: 0 };
+        let step = Step { cache: CacheId(0), start: 0, input, rows: Rows::Last, top: 0, tree: Tree::chain() };
         hub.hear(Said::Command { port, command: StageCommand::Forward { batch, steps: vec![step] } });
     }
 

@@ -12,7 +12,13 @@ use potluck_store::Entry;
 use potluck_wire::Codec;
 use tokio::time::{sleep, timeout};
 
-use super::{AnyChain, Talk, own_peers, route::OwnEngine, swarm};
+use super::{
+    AnyChain, Talk,
+    draft::{Drafter, drafts},
+    own_peers,
+    route::OwnEngine,
+    swarm,
+};
 use crate::{
     args::{EngineArgs, Privacy, RouteArgs},
     embedded::Embedded,
@@ -89,7 +95,9 @@ impl Talk {
             Wanted { home, entry: &entry, settings: &settings, codec, memory: Some(memory), privacy: &privacy };
         let bar = screen.wait(format!("loading {}", entry.name));
         let vocabulary = start_vocabulary(load_vocabulary(&entry, &settings)?);
-        let (vocabulary, opened) = tokio::try_join!(vocabulary, open(&wanted, route))?;
+        let drafter = Drafter::start(home, screen, &route.drafts, &entry.manifest, &settings);
+        let (vocabulary, opened, drafter) = tokio::try_join!(vocabulary, open(&wanted, route), drafter)?;
+        let (drafts, model) = drafts(route.drafts(), drafter.as_ref()).await?;
         drop(bar);
         // What no peer was sent in a conversation, none is sent in the rest of it.
         if opened.ends_here {
@@ -100,7 +108,8 @@ impl Talk {
         let template = ChatTemplate::of(&entry.manifest).or_fail("bad_template", "send the prompt as it is: --raw")?;
         Ok(Self {
             conversation: Conversation::new(template, SpecialTokens::of(&entry.manifest)),
-            session: Session::new(opened.chain, vocabulary),
+            session: Session::new(opened.chain, vocabulary).with_drafts(drafts, model),
+            drafter,
             embedded: opened.embedded,
             verdict: opened.verdict,
             home: home.clone(),
@@ -120,7 +129,9 @@ impl Talk {
         let (chain, verdict) = open_within(&wanted, &self.route, self.embedded.as_ref(), REOPEN_WITHIN).await?;
         self.verdict = verdict.unwrap_or_else(|| std::mem::take(&mut self.verdict));
         let vocabulary = self.session.vocabulary().clone();
-        std::mem::replace(&mut self.session, Session::new(chain, vocabulary)).close().await;
+        let (drafts, model) = drafts(self.route.drafts(), self.drafter.as_ref()).await?;
+        let session = Session::new(chain, vocabulary).with_drafts(drafts, model);
+        std::mem::replace(&mut self.session, session).close().await;
         Ok(())
     }
 }
@@ -224,6 +235,6 @@ pub(super) fn session_id() -> Result<SessionId, Failure> {
     Ok(SessionId::from_bytes(id))
 }
 
-fn deadlines() -> Deadlines {
+pub(super) fn deadlines() -> Deadlines {
     Deadlines { idle: Duration::from_secs(3_600), ..Deadlines::default() }
 }

@@ -1,0 +1,259 @@
+//! What is reported: figures, each with its setting, its arms and their ratios.
+
+use std::{fs, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use super::{contest::Round, net::Setting, words::Answered};
+use crate::{Outcome, row::quantile};
+
+/// Everything that was measured so far.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// Of what commit the latest figures are, and on what machine.
+    pub(crate) commit: String,
+    pub(crate) machine: String,
+    pub(crate) model: String,
+    /// What the stages take that paced ones sleep for and bounds are made of.
+    #[serde(default)]
+    pub(crate) stages: Vec<StageTime>,
+    pub(crate) figures: Vec<Figure>,
+}
+
+/// What one stage takes, with the machine's cores to itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StageTime {
+    /// As `a..b`.
+    pub(crate) layers: String,
+    /// `(rows of a step, milliseconds)`, with logits for every row where the stage gives any.
+    pub(crate) ms: Vec<(u32, f64)>,
+}
+
+/// One thing that was measured, under one setting.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Figure {
+    /// `plain`, `novel` and so on.
+    pub(crate) part: String,
+    pub(crate) name: String,
+    /// Stages sleep for their measured time and answer from a recording; false: they compute, on this machine's cores
+    /// together.
+    pub(crate) paced: bool,
+    pub(crate) setting: Setting,
+    pub(crate) codec: String,
+    /// What one round is, in words.
+    pub(crate) round: String,
+    pub(crate) rounds: usize,
+    /// How often a chain lost a peer meanwhile, and was opened again.
+    pub(crate) lost: usize,
+    /// What was measured of each arm.
+    pub(crate) unit: String,
+    /// Of what commit.
+    pub(crate) commit: String,
+    pub(crate) arms: Vec<ArmFigure>,
+    pub(crate) ratios: Vec<Ratio>,
+    pub(crate) equality: Vec<Equality>,
+}
+
+/// Median and quartiles.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Spread {
+    pub(crate) low: f64,
+    pub(crate) median: f64,
+    pub(crate) high: f64,
+}
+
+impl Spread {
+    pub(crate) fn of(values: &[f64]) -> Self {
+        let [low, median, high] = [0.25, 0.5, 0.75].map(|share| round(quantile(values, share)));
+        Self { low, median, high }
+    }
+}
+
+/// What was measured of one arm.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ArmFigure {
+    pub(crate) name: String,
+    /// In the figure's unit.
+    pub(crate) value: Spread,
+    /// Seconds to the first token.
+    pub(crate) first_s: Spread,
+    /// Tokens after the first for each traversal after the prompt.
+    pub(crate) tokens_per_traversal: f64,
+    /// Bytes that all machines together sent over their lines for each token of the answers, packets' headers and the
+    /// prompt's steps included.
+    pub(crate) bytes_per_token: f64,
+    /// What no implementation exceeds with these stages, lines and traversals, in the figure's unit.
+    pub(crate) bound: Option<f64>,
+}
+
+/// One arm against another, round by round. More is better.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Ratio {
+    pub(crate) of: String,
+    pub(crate) over: String,
+    pub(crate) value: Spread,
+    pub(crate) goal: Option<f64>,
+}
+
+/// Whose tokens were whose.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Equality {
+    pub(crate) of: String,
+    pub(crate) with: String,
+    /// Answers that are equal throughout, of how many.
+    pub(crate) answers: [usize; 2],
+    /// Tokens that are equal up to the first that is not, of as many as both have.
+    pub(crate) tokens: [usize; 2],
+    pub(crate) parted: Vec<Parting>,
+}
+
+/// Where two answers part.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Parting {
+    pub(crate) prompt: String,
+    /// Token of the answer, from 0.
+    pub(crate) at: usize,
+    /// By how much the likeliest token's logit exceeded the next there, in the unsliced model's own run; none where
+    /// that run had parted before.
+    pub(crate) margin: Option<f32>,
+}
+
+impl Report {
+    /// What was measured before, or nothing.
+    pub(crate) fn read(path: &Path) -> Outcome<Self> {
+        match fs::read_to_string(path) {
+            Ok(text) => Ok(serde_json::from_str(&text)?),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes the place of what was measured of the same thing before.
+    pub(crate) fn put(&mut self, figure: Figure) {
+        let same = |old: &Figure| {
+            (&old.part, &old.name, old.paced, old.setting, &old.codec)
+                == (&figure.part, &figure.name, figure.paced, figure.setting, &figure.codec)
+        };
+        match self.figures.iter_mut().find(|old| same(old)) {
+            Some(old) => *old = figure,
+            None => self.figures.push(figure),
+        }
+    }
+
+    /// What a stage takes now.
+    pub(crate) fn put_stage(&mut self, stage: StageTime) {
+        self.stages.retain(|old| old.layers != stage.layers);
+        self.stages.push(stage);
+    }
+
+    pub(crate) fn write(&self, path: &Path) -> Outcome<()> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        Ok(fs::write(path, serde_json::to_string_pretty(self)? + "\n")?)
+    }
+}
+
+impl Figure {
+    /// The line of each arm and ratio, for people.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let kind = if self.paced { "paced" } else { "real" };
+        let title = format!(
+            "{} {} ({kind}, {}, {}): {} rounds",
+            self.part,
+            self.name,
+            self.codec,
+            self.setting.words(),
+            self.rounds
+        );
+        let arms = self.arms.iter().map(|arm| {
+            let bound = arm.bound.map_or(String::new(), |bound| {
+                format!("; bound {bound:.2}, share {:.3}", arm.value.median / bound)
+            });
+            format!(
+                "  {:16} {:8.2} [{:.2} {:.2}] {}; first token {:.3} s; {:.2} tokens a traversal, {:.0} bytes a token{bound}",
+                arm.name, arm.value.median, arm.value.low, arm.value.high, self.unit, arm.first_s.median, arm.tokens_per_traversal, arm.bytes_per_token
+            )
+        });
+        let ratios = self.ratios.iter().map(|ratio| {
+            let Spread { low, median, high } = ratio.value;
+            let verdict = ratio.goal.map_or(String::new(), |goal| {
+                format!("  goal {goal}: {}", if median >= goal { "met" } else { "MISSED" })
+            });
+            format!("  {} / {}: {median:.3} [{low:.3} {high:.3}]{verdict}", ratio.of, ratio.over)
+        });
+        let equal = self.equality.iter().map(|equality| {
+            let Equality { of, with, answers, tokens, .. } = equality;
+            format!("  {of} = {with}: {} of {} tokens, {} of {} answers", tokens[0], tokens[1], answers[0], answers[1])
+        });
+        std::iter::once(title).chain(arms).chain(ratios).chain(equal).collect()
+    }
+}
+
+impl ArmFigure {
+    /// Of an arm's answers, by what is measured of each.
+    pub(crate) fn of(name: &str, rounds: &[Round], arm: usize, measure: impl Fn(&[Answered]) -> Option<f64>) -> Self {
+        let answers = || rounds.iter().flat_map(|round| &round.answers[arm]);
+        let values: Vec<f64> = rounds.iter().filter_map(|round| measure(&round.answers[arm])).collect();
+        let first: Vec<f64> = answers().map(Answered::first_s).collect();
+        let share = |part: u64, whole: u64| if whole > 0 { round(part as f64 / whole as f64) } else { 0.0 };
+        let after = answers().map(|answer| answer.tokens.len().saturating_sub(1) as u64).sum();
+        let tokens = answers().map(|answer| answer.tokens.len() as u64).sum();
+        Self {
+            name: name.to_owned(),
+            value: Spread::of(&values),
+            first_s: Spread::of(&first),
+            tokens_per_traversal: share(after, answers().map(|answer| answer.decode_steps).sum()),
+            bytes_per_token: share(rounds.iter().map(|round| round.carried[arm]).sum(), tokens),
+            bound: None,
+        }
+    }
+}
+
+/// Four digits behind the point.
+pub(crate) fn round(value: f64) -> f64 {
+    (value * 1e4).round() / 1e4
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figure(name: &str, rounds: usize) -> Figure {
+        Figure {
+            part: "plain".into(),
+            name: name.into(),
+            paced: false,
+            setting: Setting::default(),
+            codec: "f16".into(),
+            round: "a prompt".into(),
+            rounds,
+            lost: 0,
+            unit: "tokens/s".into(),
+            commit: "abc".into(),
+            arms: Vec::new(),
+            ratios: vec![Ratio {
+                of: "chain".into(),
+                over: "rpc".into(),
+                value: Spread::of(&[1.0, 2.0, 3.0]),
+                goal: Some(2.5),
+            }],
+            equality: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_new_figure_takes_the_place_of_the_old_one_and_of_no_other() {
+        let mut report = Report::default();
+        [figure("a", 1), figure("b", 1), figure("a", 2)].into_iter().for_each(|figure| report.put(figure));
+        let kept: Vec<_> = report.figures.iter().map(|figure| (figure.name.as_str(), figure.rounds)).collect();
+        assert_eq!(kept, [("a", 2), ("b", 1)]);
+        assert_eq!(serde_json::from_str::<Report>(&serde_json::to_string(&report).unwrap()).unwrap(), report);
+    }
+
+    #[test]
+    fn a_goal_that_was_missed_is_said_to_be() {
+        let lines = figure("a", 1).lines();
+        assert_eq!(lines[1], "  chain / rpc: 2.000 [1.500 2.500]  goal 2.5: MISSED");
+    }
+}

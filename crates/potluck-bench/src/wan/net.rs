@@ -1,0 +1,135 @@
+//! The network of a measurement: a client and peers, each a machine of its own on its own access link.
+
+use std::{net::SocketAddr, time::Duration};
+
+use potluck_netem::{Namespace, Nat, SideId, Wire, World, link::Profile};
+use serde::{Deserialize, Serialize};
+
+use crate::Outcome;
+
+/// Bytes that wait at either end of a link: what a router of such a line has.
+const QUEUE_BYTES: usize = 256 << 10;
+
+/// Bytes of the longest packet.
+const PACKET_BYTES: f64 = 1_500.0;
+
+/// The port that peers listen on.
+const PORT: u16 = 7_700;
+
+/// How two machines reach each other. The client and every peer have the same line.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Setting {
+    /// Round trip between any two machines, in milliseconds.
+    pub(crate) rtt_ms: f64,
+    /// What each machine's line carries, each way, in millions of bits a second.
+    pub(crate) mbit: f64,
+    /// Share of packets that are lost on the way from one machine to another.
+    pub(crate) loss: f64,
+    /// Peers.
+    pub(crate) peers: usize,
+    /// Chance comes from it.
+    pub(crate) seed: u64,
+}
+
+impl Default for Setting {
+    fn default() -> Self {
+        Self { rtt_ms: 50.0, mbit: 20.0, loss: 0.0, peers: 3, seed: 6 }
+    }
+}
+
+impl Setting {
+    /// In words.
+    pub(crate) fn words(&self) -> String {
+        let Self { rtt_ms, mbit, loss, peers, .. } = self;
+        format!("{rtt_ms} ms round trip, {mbit} Mbit/s each way, loss {} %, {peers} peers", loss * 100.0)
+    }
+
+    /// One machine's line, one way: a packet crosses two, the sender's and the receiver's.
+    fn line(&self) -> Profile {
+        // Of both lines together as much is lost as the setting says.
+        let loss = 1.0 - (1.0 - self.loss).sqrt();
+        let delay = Duration::from_secs_f64(self.rtt_ms / 4e3);
+        let rate = Some((self.mbit * 1e6) as u64);
+        Profile { delay, loss, rate, queue_bytes: QUEUE_BYTES, ..Profile::default() }
+    }
+
+    /// Seconds from one machine to another, of so many bytes that are sent at once: the second line sends each packet
+    /// on once it has come whole over the first.
+    pub(crate) fn one_way_s(&self, bytes: f64) -> f64 {
+        self.rtt_ms / 2e3 + self.sending_s(bytes) + self.sending_s(bytes.min(PACKET_BYTES))
+    }
+
+    /// Seconds that a line takes to send so many bytes.
+    pub(crate) fn sending_s(&self, bytes: f64) -> f64 {
+        bytes * 8.0 / (self.mbit * 1e6)
+    }
+}
+
+/// The machines. All is gone when dropped.
+#[derive(Debug)]
+pub(crate) struct Net {
+    world: World,
+    client: SideId,
+    peers: Vec<SideId>,
+    wires: Vec<Wire>,
+}
+
+impl Net {
+    /// Makes the machines; their lines are fast until [`slow_down`](Self::slow_down).
+    pub(crate) fn new(peers: usize) -> Outcome<Self> {
+        let mut world = World::new().map_err(|error| {
+            format!("{error}: the bench over a wide-area network needs root, `ip`, `nft` and /dev/net/tun")
+        })?;
+        let client = world.side(Nat::Open)?;
+        let peers = (0..peers).map(|_| world.side(Nat::Open)).collect::<Result<_, _>>()?;
+        Ok(Self { world, client, peers, wires: Vec::new() })
+    }
+
+    /// Gives every machine its line. Once.
+    pub(crate) fn slow_down(&mut self, setting: &Setting) -> Outcome<()> {
+        for (number, &side) in std::iter::once(&self.client).chain(&self.peers).enumerate() {
+            let seed = setting.seed.wrapping_mul(1_000).wrapping_add(number as u64);
+            self.wires.push(self.world.slow_down(side, [setting.line(), setting.line()], seed)?);
+        }
+        Ok(())
+    }
+
+    /// The client's machine.
+    pub(crate) fn client(&self) -> &Namespace {
+        self.world[self.client].host()
+    }
+
+    /// A peer's machine.
+    pub(crate) fn peer(&self, at: usize) -> &Namespace {
+        self.world[self.peers[at]].host()
+    }
+
+    /// Where a peer listens. `service` tells several of one machine apart.
+    pub(crate) fn address(&self, at: usize, service: u16) -> SocketAddr {
+        // The client's side is the first: a side's number is in its hosts' addresses.
+        SocketAddr::from(([198, 19, at as u8 + 2, 2], PORT + service))
+    }
+
+    /// Bytes that all machines together have sent over their lines so far, packets' headers and what was sent again
+    /// included.
+    pub(crate) fn carried(&self) -> u64 {
+        self.wires.iter().map(|wire| wire.stats()[0].delivered_bytes).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_lines_make_the_setting() {
+        let setting = Setting { rtt_ms: 50.0, mbit: 20.0, loss: 0.01, ..Setting::default() };
+        let line = setting.line();
+        assert_eq!(line.delay, Duration::from_micros(12_500));
+        assert!((1.0 - (1.0 - line.loss).powi(2) - 0.01).abs() < 1e-12);
+        // 1,250 bytes take half a millisecond on each line, and of more only the last packet waits for the second.
+        assert!((setting.one_way_s(1_250.0) - 0.026).abs() < 1e-12);
+        assert!((setting.one_way_s(25_000.0) - (0.025 + 0.010 + 0.0006)).abs() < 1e-12);
+        assert_eq!(setting.words(), "50 ms round trip, 20 Mbit/s each way, loss 1 %, 3 peers");
+    }
+}

@@ -1,0 +1,262 @@
+//! The parts of the bench: which settings, which arms, which goals.
+
+use potluck_wire::Codec;
+
+use super::{
+    Wan,
+    contest::{Arm, Case, Length},
+    net::Setting,
+    prompts::{self, Prompt},
+    race::{Measure, Pairing, Race},
+    stand::{LOCAL, Stand, Wants},
+    words::{Answered, Source, Speculation},
+};
+use crate::Outcome;
+
+/// The chains of a stand, by what their stages do.
+const REAL: &str = "real";
+const PACED: &str = "paced";
+
+const RPC: &str = "llama.cpp RPC";
+const PLAIN: &str = "plain";
+const ALONE: &str = "one machine";
+
+/// What plain decode, and a prefill, should reach of their bounds.
+const PLAIN_GOAL: f64 = 0.9;
+const PREFILL_GOAL: f64 = 0.8;
+
+/// What eight sessions should reach together, of one.
+const SESSIONS: u16 = 8;
+const SESSIONS_GOAL: f64 = 5.0;
+
+/// Against llama.cpp's RPC: with the better draft, and with the worse; on text that repeats, paced and real.
+const NOVEL_GOALS: [(&str, f64); 2] = [("draft Q4_0", 5.0), ("draft cut", 2.5)];
+const DRAFTABLE_GOALS: [f64; 2] = [20.0, 10.0];
+/// Against our own token a traversal, on novel text.
+const OVER_PLAIN_GOAL: f64 = 2.0;
+
+const PREFILL: u32 = 2_048;
+
+impl Wan {
+    /// All that was asked for.
+    pub(super) async fn parts(mut self) -> Outcome<()> {
+        if ["plain", "novel", "draftable"].iter().any(|part| self.wants(part)) {
+            for loss in [0.0, 0.01] {
+                self.decode(Setting { loss, ..self.setting() }).await?;
+            }
+        }
+        if self.wants("rtt") {
+            for rtt_ms in [0.0, 20.0, 50.0, 100.0, 200.0] {
+                self.curve("rtt", Setting { rtt_ms, ..self.setting() }).await?;
+            }
+        }
+        if self.wants("stages") {
+            for peers in [2, 3, 5, 8] {
+                self.curve("stages", Setting { peers, ..self.setting() }).await?;
+            }
+        }
+        if self.wants("prefill") {
+            self.prefill().await?;
+        }
+        if self.wants("sessions") {
+            self.sessions().await?;
+        }
+        if self.wants("codecs") {
+            for mbit in [5.0, 20.0, 100.0] {
+                self.codecs(Setting { mbit, ..self.setting() }).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn length(&self, whole: u32) -> Length {
+        Length { max_tokens: self.args.tokens.unwrap_or(if self.args.quick { 24 } else { whole }), ignore_eos: false }
+    }
+
+    fn prompts(&self, draftable: bool, most: usize) -> Outcome<Vec<Prompt>> {
+        prompts::some(draftable, self.args.prompts.unwrap_or(if self.args.quick { 3 } else { most }))
+    }
+
+    fn setting(&self) -> Setting {
+        Setting { seed: self.args.seed, ..Setting::default() }
+    }
+
+    async fn race(&mut self, stand: &mut Stand, race: Race<'_>) -> Outcome<()> {
+        let figure = race.run(stand, &self.commit).await?;
+        self.put(figure)
+    }
+
+    /// Answers of one session: a token a traversal, and with drafts, against llama.cpp's RPC and against the bound.
+    async fn decode(&mut self, setting: Setting) -> Outcome<()> {
+        let wants = Wants { real: true, paced: true, rpc: true, sessions: 1, chains: 1 };
+        let mut stand = self.bench.stand(setting, wants).await?;
+        let length = self.length(64);
+        let novel = self.bench.record(&mut stand, &self.prompts(false, 42)?, length.max_tokens).await?;
+        let draftable = self.bench.record(&mut stand, &self.prompts(true, 24)?, length.max_tokens).await?;
+        let drafts = self.open_drafts(&mut stand).await?;
+        for (chain, paced) in [(REAL, false), (PACED, true)] {
+            stand.open(chain, paced, Codec::F16, 1).await?;
+            let arms = |with_drafts: bool| {
+                let rpc = stand.has_rpc.then(Arm::rpc);
+                let plain = Arm::plain(PLAIN, chain);
+                let drafts = if with_drafts { drafts(chain) } else { Vec::new() };
+                rpc.into_iter().chain([plain]).chain(drafts).collect::<Vec<_>>()
+            };
+            let parts = [("plain", &novel, false), ("novel", &novel, true), ("draftable", &draftable, true)];
+            let races: Vec<_> = parts.map(|(part, cases, with_drafts)| (part, cases, arms(with_drafts))).into();
+            for (part, cases, arms) in races {
+                if !self.wants(part) {
+                    continue;
+                }
+                // Of what is measured with drafts, too, a few are enough without.
+                let few = if part == "plain" { cases.len().min(12) } else { cases.len() };
+                let pairings = pairings(part, paced, &arms);
+                let groups = cases[..few].chunks(1).collect();
+                let codec = Codec::F16;
+                let race = Race {
+                    part,
+                    name: "decode",
+                    paced,
+                    codec,
+                    arms,
+                    groups,
+                    length,
+                    measure: Measure::Decode,
+                    pairings,
+                };
+                self.race(&mut stand, race).await?;
+            }
+            stand.close(chain).await?;
+        }
+        Ok(())
+    }
+
+    /// The arms that draft, over whichever chain. None in a build whose requests cannot.
+    async fn open_drafts(&mut self, stand: &mut Stand) -> Outcome<impl Fn(&str) -> Vec<Arm> + use<>> {
+        let mut sources = vec![("lookup".to_owned(), Speculation { source: Source::Lookup, draft: None })];
+        if super::client::SPECULATES {
+            for (name, entry) in &self.bench.drafts {
+                stand.open_draft(name, entry).await?;
+                let draft = Some(name.clone());
+                sources.push((format!("draft {name}"), Speculation { source: Source::Draft, draft: draft.clone() }));
+                sources.push((format!("auto {name}"), Speculation { source: Source::Auto, draft }));
+            }
+        } else {
+            eprintln!("  SKIPPED: arms that draft: this build's requests cannot");
+            sources.clear();
+        }
+        Ok(move |chain: &str| {
+            sources.iter().map(|(name, speculation)| Arm::drafting(name, chain, speculation.clone())).collect()
+        })
+    }
+
+    /// One point of a curve: a token a traversal beside llama.cpp's RPC and one machine that holds it all.
+    async fn curve(&mut self, part: &str, setting: Setting) -> Outcome<()> {
+        let wants = Wants { real: true, paced: true, rpc: true, sessions: 1, chains: 1 };
+        let mut stand = self.bench.stand(setting, wants).await?;
+        let length = self.length(32);
+        let cases = self.bench.record(&mut stand, &self.prompts(false, 6)?, length.max_tokens).await?;
+        stand.open_local(&self.bench).await?;
+        for (chain, paced) in [(REAL, false), (PACED, true)] {
+            stand.open(chain, paced, Codec::F16, 1).await?;
+            let mut arms = vec![Arm::plain(ALONE, LOCAL)];
+            arms.extend((stand.has_rpc && !paced).then(Arm::rpc));
+            arms.push(Arm::plain(PLAIN, chain));
+            let pairings = vec![
+                Pairing::new(PLAIN, RPC, None),
+                Pairing::new(PLAIN, ALONE, None),
+                Pairing::bound(PLAIN, Some(PLAIN_GOAL)),
+            ];
+            let (groups, codec, measure) = (cases.chunks(1).collect(), Codec::F16, Measure::Decode);
+            let race = Race { part, name: "decode", paced, codec, arms, groups, length, measure, pairings };
+            self.race(&mut stand, race).await?;
+            stand.close(chain).await?;
+        }
+        Ok(())
+    }
+
+    /// A long prompt: time to the first token.
+    async fn prefill(&mut self) -> Outcome<()> {
+        let wants = Wants { real: true, paced: true, rpc: true, sessions: 1, chains: 1 };
+        let mut stand = self.bench.stand(self.setting(), wants).await?;
+        let rounds = if self.args.quick { 1 } else { 5 };
+        // Nothing in particular, and no two alike: the time does not depend on the text.
+        let prompt = |round: u32| (0..PREFILL).map(|at| 1_000 + (round * 7_919 + at * 37) % 20_000).collect();
+        let case = |round| Case { id: format!("long-{round}"), prompt: prompt(round), recorded: Answered::default() };
+        let cases: Vec<Case> = (0..rounds).map(case).collect();
+        for (chain, paced) in [(REAL, false), (PACED, true)] {
+            stand.open(chain, paced, Codec::F16, 1).await?;
+            let rpc = (stand.has_rpc && !paced).then(Arm::rpc);
+            let arms = rpc.into_iter().chain([Arm::plain(PLAIN, chain)]).collect();
+            let pairings = vec![Pairing::new(PLAIN, RPC, None), Pairing::bound(PLAIN, Some(PREFILL_GOAL))];
+            let (groups, codec) = (cases.chunks(1).collect(), Codec::F16);
+            let (length, measure) = (Length { max_tokens: 1, ignore_eos: true }, Measure::Prefill(PREFILL));
+            let (part, name) = ("prefill", "2,048 positions");
+            self.race(&mut stand, Race { part, name, paced, codec, arms, groups, length, measure, pairings }).await?;
+            stand.close(chain).await?;
+        }
+        Ok(())
+    }
+
+    /// Several sessions at once, against one.
+    async fn sessions(&mut self) -> Outcome<()> {
+        let wants = Wants { real: true, paced: true, rpc: true, sessions: SESSIONS, chains: 1 };
+        let mut stand = self.bench.stand(self.setting(), wants).await?;
+        let at_once = usize::from(SESSIONS);
+        let rounds = if self.args.quick { 1 } else { 4 };
+        let length = Length { ignore_eos: true, ..self.length(48) };
+        let cases = self.bench.record(&mut stand, &prompts::some(false, at_once * rounds)?, length.max_tokens).await?;
+        let (one, all) = ("one session", "8 sessions");
+        for (chain, paced) in [(REAL, false), (PACED, true)] {
+            stand.open(chain, paced, Codec::F16, SESSIONS).await?;
+            let mut arms = vec![Arm::plain(one, chain).at_once(1), Arm::plain(all, chain)];
+            arms.extend((stand.has_rpc && !paced).then(Arm::rpc));
+            let pairings = vec![Pairing::new(all, one, Some(SESSIONS_GOAL)), Pairing::new(all, RPC, None)];
+            let (groups, codec, measure) = (cases.chunks(at_once).collect(), Codec::F16, Measure::Decode);
+            let (part, name) = ("sessions", "8 at once");
+            self.race(&mut stand, Race { part, name, paced, codec, arms, groups, length, measure, pairings }).await?;
+            stand.close(chain).await?;
+        }
+        Ok(())
+    }
+
+    /// The same prompts, their hidden states encoded in every way.
+    async fn codecs(&mut self, setting: Setting) -> Outcome<()> {
+        let codecs: Vec<Codec> = Codec::ALL.into_iter().filter(|codec| *codec != Codec::Tokens).collect();
+        let wants = Wants { real: true, paced: false, rpc: false, sessions: 1, chains: codecs.len() as u16 };
+        let mut stand = self.bench.stand(setting, wants).await?;
+        let length = self.length(32);
+        let cases = self.bench.record(&mut stand, &self.prompts(true, 8)?, length.max_tokens).await?;
+        let mut arms = Vec::new();
+        for codec in &codecs {
+            let name = codec.to_string();
+            stand.open(&name, false, *codec, 1).await?;
+            arms.push(Arm::plain(&name, &name));
+        }
+        let base = Codec::F16.to_string();
+        let pairings: Vec<Pairing> =
+            arms.iter().filter(|arm| arm.name != base).map(|arm| Pairing::new(&arm.name, &base, None)).collect();
+        for (name, measure) in [("decode", Measure::Decode), ("first token", Measure::Prefill(1))] {
+            let (groups, codec) = (cases.chunks(1).collect(), Codec::F16);
+            let (part, arms, pairings) = ("codecs", arms.clone(), pairings.clone());
+            self.race(&mut stand, Race { part, name, paced: false, codec, arms, groups, length, measure, pairings })
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+/// What the issue wants to be shown of a part.
+fn pairings(part: &str, paced: bool, arms: &[Arm]) -> Vec<Pairing> {
+    let mut pairings = vec![Pairing::new(PLAIN, RPC, None), Pairing::bound(PLAIN, Some(PLAIN_GOAL))];
+    for arm in arms.iter().filter(|arm| arm.name != PLAIN && arm.name != RPC) {
+        let over_rpc = match part {
+            "novel" => NOVEL_GOALS.iter().find(|(name, _)| *name == arm.name).map(|(_, goal)| *goal),
+            _ => arm.name.starts_with("auto").then_some(DRAFTABLE_GOALS[usize::from(!paced)]),
+        };
+        let over_plain = (part == "novel" && arm.name.starts_with("auto")).then_some(OVER_PLAIN_GOAL);
+        pairings.push(Pairing::new(&arm.name, RPC, over_rpc));
+        pairings.push(Pairing::new(&arm.name, PLAIN, over_plain));
+    }
+    pairings
+}

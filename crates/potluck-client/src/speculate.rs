@@ -1,0 +1,241 @@
+//! What an answer drafts: from its own text, or with a draft model, as far as it pays.
+
+use std::time::Instant;
+
+use potluck_chain::{
+    draft::{Controller, Growth, Lookup, Node, Plan, Rule, Source, TREE_ROWS_MAX, Tree},
+    sample::Sampler,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::DraftModel;
+
+/// Where drafts come from. Whatever they are, each token is the target's own choice: only the time that it takes depends on them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Drafts {
+    /// Nowhere: a step for each token. What is to be exact has none, for results depend on how rows share a step.
+    Off,
+    /// What followed in the session's own text.
+    Lookup,
+    /// The draft model alone.
+    Model,
+    /// Either, where it pays.
+    #[default]
+    Auto,
+}
+
+/// What drafting came to in an answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DraftCounts {
+    /// Steps after the prompt.
+    pub steps: usize,
+    /// Rows of these.
+    pub rows: usize,
+    /// Tokens that were drafted in steps that were answered.
+    pub drafted: usize,
+    /// Drafted tokens that the target chose.
+    pub accepted: usize,
+    /// Steps that were in vain: a token before theirs was another.
+    pub stale: usize,
+    /// Forwards of the draft model.
+    pub forwards: usize,
+}
+
+/// What reads the time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock(pub(crate) fn() -> Instant);
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self(Instant::now)
+    }
+}
+
+/// A session's drafting: what it has learnt about its chain lasts over its answers.
+#[derive(Debug, Default)]
+pub struct Drafting {
+    pub(crate) controller: Controller,
+    lookup: Lookup,
+    /// The text that the lookup has seen.
+    seen: Vec<u32>,
+    growth: Growth,
+    rule: Option<Rule>,
+    pub(crate) model: Option<DraftModel>,
+    drafts: Drafts,
+    /// What reads the time for what is learnt of the chain.
+    pub(crate) clock: Clock,
+    /// Nothing is drafted now, for results are to be exact.
+    exact: bool,
+}
+
+impl Drafting {
+    /// Drafts from there; a draft model has to have the chain's vocabulary.
+    pub fn new(drafts: Drafts, model: Option<DraftModel>) -> Self {
+        Self { model, drafts, ..Self::default() }
+    }
+
+    /// Another draft model, or none.
+    pub fn set_model(&mut self, model: Option<DraftModel>) {
+        self.model = model;
+    }
+
+    /// Lets go of the draft model.
+    pub fn take_model(&mut self) -> Option<DraftModel> {
+        self.model.take()
+    }
+
+    /// An answer begins, or goes on, behind this text.
+    pub(crate) fn begin(&mut self, text: &[u32], exact: bool) {
+        self.exact = exact;
+        self.growth = Growth::default();
+        self.rule = None;
+        let common = self.seen.iter().zip(text).take_while(|(a, b)| a == b).count();
+        self.seen.truncate(common);
+        self.lookup.truncate(common);
+        self.extend(&text[common..]);
+    }
+
+    /// Has the draft model read a prompt while the chain does; never returns.
+    pub(crate) async fn read(&mut self, text: &[u32], chunk: usize) {
+        if let Some(model) = &mut self.model
+            && let Err(error) = model.read(text, chunk).await
+        {
+            tracing::warn!(%error, "the draft model is lost; the answer goes on without it");
+            self.model = None;
+        }
+        std::future::pending().await
+    }
+
+    /// Tokens that were chosen, or belong to the prompt.
+    fn extend(&mut self, tokens: &[u32]) {
+        self.seen.extend_from_slice(tokens);
+        self.lookup.extend(tokens.iter().copied());
+    }
+
+    /// A token was chosen: what the text would have guessed for it is judged, for nothing.
+    pub(crate) fn chose(&mut self, token: u32, was_drafted: bool) {
+        if !was_drafted
+            && self.uses(Source::Lookup)
+            && let Some(&(guess, confidence)) = self.lookup.continuation(&[], 1).first()
+        {
+            self.controller.judged(Source::Lookup, confidence, guess == token);
+        }
+        self.extend(&[token]);
+        self.growth.descend(token);
+    }
+
+    fn uses(&self, source: Source) -> bool {
+        match source {
+            _ if self.exact => false,
+            Source::Lookup => matches!(self.drafts, Drafts::Lookup | Drafts::Auto),
+            Source::Model => matches!(self.drafts, Drafts::Model | Drafts::Auto) && self.model.is_some(),
+        }
+    }
+
+    /// What to send below the last token, which is certain, in at most so many rows and tokens on a path. Waits for the draft
+    /// model where that pays.
+    pub(crate) async fn draft(&mut self, sampler: &Sampler, rows: usize, depth: usize) -> (Source, Tree) {
+        self.rule = None;
+        let (rows, nothing) = (rows.min(TREE_ROWS_MAX - 1), (Source::Lookup, Tree::default()));
+        if rows == 0 || depth == 0 || self.exact || self.drafts == Drafts::Off {
+            return nothing;
+        }
+        let guesses = match self.uses(Source::Lookup) {
+            true => self.lookup.continuation(&[], rows.min(depth)),
+            false => Vec::new(),
+        };
+        match self.controller.plan(&guesses, self.uses(Source::Model)) {
+            Plan::Plain => nothing,
+            Plan::Lookup { rows } => {
+                let guesses = &guesses[..rows.min(guesses.len())];
+                (Source::Lookup, self.controller.chain(Source::Lookup, guesses, 1.0))
+            }
+            Plan::Model(rule) => {
+                let rule = Rule { rows_max: rule.rows_max.min(rows), depth_max: rule.depth_max.min(depth), ..rule };
+                self.rule = Some(rule);
+                while let Some(()) = self.grow(sampler, &rule).await {}
+                (Source::Model, self.growth.tree(&rule, 1.0))
+            }
+        }
+    }
+
+    /// What to send beyond what is in flight: `beyond`, which is reached with that probability.
+    pub(crate) fn further(&mut self, beyond: &[u32], reached: f64, in_flight: usize, room: usize) -> Option<Tree> {
+        if room == 0 || !self.uses(Source::Lookup) {
+            return None;
+        }
+        let guesses = self.lookup.continuation(beyond, room.min(self.controller.window_rows()));
+        let tree = self.controller.chain(Source::Lookup, &guesses, reached);
+        (!tree.is_empty() && self.controller.another_window(&tree, in_flight)).then_some(tree)
+    }
+
+    /// Drafts ahead while steps are in flight, and returns what is worth sending behind them; otherwise never. `beyond`: what is in
+    /// flight.
+    pub(crate) async fn ahead(&mut self, sampler: &Sampler, beyond: &[u32], in_flight: usize, room: usize) -> Tree {
+        if let Some(rule) = self.rule.map(Rule::while_waiting) {
+            loop {
+                let grows = self.growth.next(&rule).is_some();
+                if let Some(tree) = self.behind(&rule, beyond, in_flight, room.min(TREE_ROWS_MAX), grows) {
+                    return tree;
+                }
+                if self.grow(sampler, &rule).await.is_none() {
+                    break;
+                }
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// The likeliest tokens behind what is in flight, if there are enough of them and they are worth a step.
+    fn behind(&self, rule: &Rule, beyond: &[u32], in_flight: usize, room: usize, grows: bool) -> Option<Tree> {
+        let window = self.controller.window_rows().min(room);
+        if window == 0 {
+            return None;
+        }
+        let rule = Rule { rows_max: TREE_ROWS_MAX, depth_max: TREE_ROWS_MAX, ..rule.chain() };
+        let grown = self.growth.tree(&rule, 1.0);
+        let (sent, further) = grown.nodes().split_at_checked(beyond.len())?;
+        if sent.iter().zip(beyond).any(|(node, token)| node.token != *token) {
+            return None;
+        }
+        let further: Vec<Node> = (0u16..)
+            .zip(further.iter().take(room))
+            .map(|(row, node)| Node { parent: row.checked_sub(1), ..*node })
+            .collect();
+        // As long as it grows, a step waits until it is as long as steps are to be.
+        if further.is_empty() || grows && further.len() < window {
+            return None;
+        }
+        let tree = Tree::new(&further).ok()?;
+        self.controller.another_window(&tree, in_flight).then_some(tree)
+    }
+
+    /// What the draft model has done is known to the controller from here on.
+    pub(crate) fn account_for(&mut self, waited: bool) -> usize {
+        let Some(model) = &mut self.model else { return 0 };
+        let (forwards, seconds) = model.spent();
+        if forwards > 0 {
+            self.controller.drafted(forwards, seconds, waited);
+        }
+        forwards
+    }
+
+    /// One more forward of the draft model, if it pays. A draft model that is lost is done without.
+    async fn grow(&mut self, sampler: &Sampler, rule: &Rule) -> Option<()> {
+        let expand = self.growth.next(rule)?;
+        let path = self.growth.path(expand);
+        match self.model.as_mut()?.guesses(&self.seen, &path, sampler).await {
+            Ok(guesses) => {
+                self.growth.expanded(expand, &guesses, self.controller.calibration());
+                Some(())
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the draft model is lost; the answer goes on without it");
+                self.model = None;
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! Drafts change how long an answer takes, and nothing else: against a toy model whose every row is known.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::{
+    cell::Cell,
+    collections::VecDeque,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use common::small_model;
+use potluck_chain::{
+    Answer, SessionError, Submission,
+    sample::{Decision, Sampler, SamplingParams},
+};
+use potluck_client::{Cancel, Chain, ChainShape, Drafts, Outcome, Request, Session, StageAccount};
+use potluck_core::{Hidden, Logits, Rows, StageError};
+use proptest::prelude::*;
+
+const VOCABULARY: u32 = 16;
+const POSITIONS: u32 = 4_096;
+
+/// A step's answer takes so long, and so much longer for each row: drafts pay.
+const TRAVERSAL: Duration = Duration::from_millis(100);
+const ROW: Duration = Duration::from_millis(2);
+
+thread_local! {
+    /// The time of this test, since it began.
+    static CLOCK: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+#[allow(clippy::disallowed_methods, reason = "once, for a clock that the test moves by itself")]
+fn now() -> Instant {
+    static START: OnceLock<Instant> = OnceLock::new();
+    *START.get_or_init(Instant::now) + CLOCK.get()
+}
+
+/// The row behind these tokens. It says again what it has said, more often than not.
+fn logits(text: &[u32]) -> Vec<f32> {
+    let context = &text[text.len().saturating_sub(2)..];
+    let mut state = context.iter().fold(0x9e37_79b9u64, |state, &token| mix(state ^ u64::from(token)));
+    let mut next = || {
+        state = mix(state);
+        (state % 1_000) as f32 / 250.0
+    };
+    (0..VOCABULARY).map(|_| next()).collect()
+}
+
+fn mix(x: u64) -> u64 {
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// A step under way.
+struct Flying {
+    start: u32,
+    sent: Duration,
+}
+
+/// The toy model as a chain that takes its time. It keeps what caches would, no more.
+#[derive(Default)]
+struct Toy {
+    cache: Vec<u32>,
+    flying: VecDeque<(Flying, Answer)>,
+    last_answer: Duration,
+    sequence: u32,
+    last: Vec<Vec<f32>>,
+    /// Rows come with so many of the largest logits alone.
+    top: Option<usize>,
+    /// What is drafted is made likelier where it is judged: a rule of acceptance that is wrong.
+    lenient: bool,
+    whole_rows: usize,
+    /// After so many whole rows it is lost.
+    whole_rows_max: Option<usize>,
+    trees: usize,
+    fences: usize,
+}
+
+impl Toy {
+    fn rows(&mut self, step: &Submission) -> Vec<Vec<f32>> {
+        let Submission { start, tokens, tree, .. } = step;
+        assert!(*start as usize <= self.cache.len(), "a gap: {start} beyond {}", self.cache.len());
+        self.cache.truncate(*start as usize);
+        let mut texts: Vec<Vec<u32>> = Vec::new();
+        for (row, &token) in tokens.iter().enumerate() {
+            let above = tree.parent(row).map_or(&self.cache, |parent| &texts[parent]);
+            texts.push([&above[..], &[token]].concat());
+        }
+        self.cache = texts[tree.trunk(tokens.len()) - 1].clone();
+        let children =
+            |row: usize| (0..tokens.len()).filter(move |&child| child > 0 && tree.parent(child) == Some(row));
+        let judged = |(row, text): (usize, &Vec<u32>)| {
+            let mut logits = logits(text);
+            if self.lenient {
+                children(row).for_each(|child| logits[tokens[child] as usize] += 3.0);
+            }
+            logits
+        };
+        texts.iter().enumerate().map(judged).collect()
+    }
+}
+
+impl Chain for Toy {
+    fn shape(&self) -> ChainShape {
+        ChainShape { vocabulary: VOCABULARY, positions: POSITIONS }
+    }
+
+    fn takes_drafts(&self) -> bool {
+        true
+    }
+
+    async fn submit(&mut self, step: Submission) -> Result<u32, SessionError> {
+        let (sequence, start, count) = (self.sequence, step.start, step.tokens.len() as u16);
+        self.sequence += 1;
+        self.trees += usize::from(!step.tree.is_chain());
+        if step.fence {
+            self.fences += 1;
+            for (earlier, answer) in &mut self.flying {
+                if earlier.start >= start {
+                    (answer.rows, answer.skipped) = (Vec::new(), true);
+                }
+            }
+        }
+        let rows = self.rows(&step);
+        self.last.clone_from(&rows);
+        let reduced = |row: &Vec<f32>| match self.top {
+            Some(top) => Logits::reduce(row, top),
+            None => Logits::Whole(Hidden(row.clone())),
+        };
+        let rows = match step.rows {
+            Rows::None | Rows::Mean => Vec::new(),
+            Rows::Last => rows.last().map(reduced).into_iter().collect(),
+            Rows::All => rows.iter().map(reduced).collect(),
+        };
+        let flying = Flying { start, sent: CLOCK.get() };
+        self.flying.push_back((flying, Answer { sequence, start, count, rows, skipped: false }));
+        Ok(sequence)
+    }
+
+    async fn answer(&mut self) -> Result<Answer, SessionError> {
+        let (step, answer) = self.flying.pop_front().unwrap();
+        if !answer.skipped {
+            // Steps follow each other as fast as a stage takes them.
+            let arrives = (step.sent + TRAVERSAL).max(self.last_answer) + ROW * u32::from(answer.count);
+            self.last_answer = arrives;
+            CLOCK.set(CLOCK.get().max(arrives));
+        }
+        Ok(answer)
+    }
+
+    async fn row(&mut self, sequence: u32, row: u16) -> Result<Hidden, SessionError> {
+        assert!(self.flying.is_empty() && sequence + 1 == self.sequence, "only the last step's rows are kept");
+        self.whole_rows += 1;
+        if self.whole_rows_max.is_some_and(|max| self.whole_rows > max) {
+            let error = StageError::Lost("it is gone".into());
+            return Err(SessionError::Own { layers: "0..1".into(), error });
+        }
+        Ok(Hidden(self.last[usize::from(row)].clone()))
+    }
+
+    async fn accounts(&mut self) -> Result<Option<Vec<StageAccount>>, SessionError> {
+        Ok(None)
+    }
+
+    fn bytes_written(&self) -> u64 {
+        0
+    }
+
+    async fn let_go(&mut self) {}
+
+    async fn close(self) {}
+}
+
+fn request(params: SamplingParams, prompt: Vec<u32>, tokens: u32) -> Request {
+    Request { params, max_tokens: Some(tokens), ignore_eos: true, ..Request::new(prompt) }
+}
+
+fn sampled(seed: u64) -> SamplingParams {
+    SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed, ..SamplingParams::default() }
+}
+
+/// Token by token, without any of the machinery.
+fn expected(params: &SamplingParams, prompt: &[u32], tokens: usize) -> Vec<u32> {
+    let mut sampler = Sampler::new(params.clone(), VOCABULARY).unwrap();
+    let mut text = prompt.to_vec();
+    text.iter().for_each(|&token| sampler.accept(token));
+    while text.len() < prompt.len() + tokens {
+        let row = Logits::Whole(Hidden(logits(&text)));
+        let Decision::Token { token } = sampler.sample(text.len() as u32, &row, None).unwrap() else { panic!() };
+        sampler.accept(token);
+        text.push(token);
+    }
+    text.split_off(prompt.len())
+}
+
+async fn answered(toy: Toy, drafts: Drafts, request: Request) -> (Outcome, Toy) {
+    let mut session = Session::new(toy, small_model().vocabulary().await).with_drafts(drafts, None);
+    session.set_clock(now);
+    let outcome = session.generate(request, &Cancel::new(), |_| {}).await.unwrap();
+    (outcome, session.into_chain())
+}
+
+#[tokio::test]
+async fn an_answer_with_drafts_is_the_answer_without() {
+    let prompt: Vec<u32> = (0..9).collect();
+    let penalised = SamplingParams {
+        repeat_penalty: 1.2,
+        presence_penalty: 0.3,
+        logit_bias: vec![(3, 1.0), (4, f32::NEG_INFINITY)],
+        ..sampled(7)
+    };
+    for params in [SamplingParams::greedy(), sampled(1), sampled(2), penalised] {
+        for top in [None, Some(4), Some(1)] {
+            let toy = Toy { top, ..Toy::default() };
+            let (outcome, toy) = answered(toy, Drafts::Lookup, request(params.clone(), prompt.clone(), 600)).await;
+            assert_eq!(outcome.tokens, expected(&params, &prompt, 600), "{params:?}, {top:?}");
+            assert!(outcome.drafts.drafted > 0, "{:?}", outcome.drafts);
+            if params.temperature == 0.0 {
+                assert!(outcome.drafts.steps < 300, "a text that repeats itself is drafted: {:?}", outcome.drafts);
+            }
+            if top == Some(1) && params.temperature > 0.0 {
+                assert!(toy.whole_rows > 0, "one logit seldom decides");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_in_vain_is_fenced_off() {
+    let mut fences = 0;
+    for seed in 0..12 {
+        let params = SamplingParams { temperature: 0.5, ..sampled(seed) };
+        let (outcome, toy) = answered(Toy::default(), Drafts::Auto, request(params.clone(), vec![1, 2], 400)).await;
+        assert_eq!(outcome.tokens, expected(&params, &[1, 2], 400));
+        fences += toy.fences;
+    }
+    assert!(fences > 0, "no window was ever in vain");
+}
+
+#[tokio::test]
+async fn every_token_that_was_chosen_is_shown_also_where_the_chain_is_lost_amid_a_step() {
+    let params = SamplingParams { temperature: 0.3, ..sampled(3) };
+    let toy = |max| Toy { top: Some(2), whole_rows_max: max, ..Toy::default() };
+    let mut session = Session::new(toy(Some(20)), small_model().vocabulary().await).with_drafts(Drafts::Lookup, None);
+    session.set_clock(now);
+    let (mut shown, mut lost) = (Vec::new(), 0);
+    let never = Cancel::new();
+    let on_token = |event: &potluck_client::TokenEvent| shown.push(event.token);
+    let reopen = async |_: &SessionError| {
+        lost += 1;
+        Some(toy(Some(20)))
+    };
+    let request = request(params.clone(), vec![1, 2], 300);
+    let outcome = session.generate_over(request, &never, on_token, reopen).await;
+    // It ends well, or after as many losses as an answer outlives: what was shown is what was chosen.
+    assert!(lost > 2, "{lost} losses");
+    let expected = expected(&params, &[1, 2], 300);
+    assert_eq!(shown, expected[..shown.len()]);
+    if let Ok(outcome) = outcome {
+        assert_eq!(outcome.tokens, shown);
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_drafted_where_it_is_off_or_exact() {
+    for (drafts, exact) in [(Drafts::Off, false), (Drafts::Lookup, true)] {
+        let request = Request { exact, ..request(SamplingParams::greedy(), vec![1, 2, 3], 100) };
+        let (outcome, _) = answered(Toy::default(), drafts, request).await;
+        assert_eq!((outcome.drafts.drafted, outcome.drafts.steps), (0, 99));
+    }
+}
+
+#[tokio::test]
+async fn the_second_answer_goes_on_where_drafts_were_in_flight() {
+    let vocabulary = small_model().vocabulary().await;
+    let mut session = Session::new(Toy::default(), vocabulary).with_drafts(Drafts::Lookup, None);
+    session.set_clock(now);
+    let mut prompt: Vec<u32> = (0..6).collect();
+    for seed in 0..6 {
+        let params = SamplingParams { temperature: 0.4, ..sampled(seed) };
+        let outcome =
+            session.generate(request(params.clone(), prompt.clone(), 90), &Cancel::new(), |_| {}).await.unwrap();
+        assert_eq!(outcome.tokens, expected(&params, &prompt, 90), "seed {seed}");
+        prompt.extend(outcome.tokens);
+        prompt.push(2);
+    }
+}
+
+/// Pearson's statistic of which token followed which two, over what the toy model says; and its degrees of freedom.
+fn chi_square(text: &[u32]) -> (f64, usize) {
+    let mut seen = std::collections::BTreeMap::<&[u32], Vec<f64>>::new();
+    for window in text.windows(3) {
+        seen.entry(&window[..2]).or_insert_with(|| vec![0.0; VOCABULARY as usize])[window[2] as usize] += 1.0;
+    }
+    let (mut statistic, mut freedom) = (0.0, 0);
+    for (context, counts) in seen {
+        let row = logits(context);
+        let sum: f64 = row.iter().map(|logit| f64::from(*logit).exp()).sum();
+        let all: f64 = counts.iter().sum();
+        let expected: Vec<f64> = row.iter().map(|logit| all * f64::from(*logit).exp() / sum).collect();
+        // Cells that are too rare for the approximation are one cell.
+        let (rare, common): (Vec<_>, Vec<_>) = counts.iter().zip(&expected).partition(|(_, expected)| **expected < 5.0);
+        let pooled = rare.iter().fold((0.0, 0.0), |sum, (count, expected)| (sum.0 + *count, sum.1 + *expected));
+        let cells: Vec<(f64, f64)> = common.into_iter().map(|(c, e)| (*c, *e)).chain([pooled]).collect();
+        let cells: Vec<_> = cells.into_iter().filter(|(_, expected)| *expected >= 5.0).collect();
+        statistic += cells.iter().map(|(count, expected)| (count - expected).powi(2) / expected).sum::<f64>();
+        freedom += cells.len().saturating_sub(1);
+    }
+    (statistic, freedom)
+}
+
+/// How many standard deviations the statistic is above its mean (Wilson and Hilferty, 1931).
+fn deviations(text: &[u32]) -> f64 {
+    let (statistic, freedom) = chi_square(text);
+    let freedom = freedom as f64;
+    let spread = 2.0 / (9.0 * freedom);
+    ((statistic / freedom).cbrt() - (1.0 - spread)) / spread.sqrt()
+}
+
+/// 10^5 tokens drawn with drafts from the text so far.
+async fn drawn(lenient: bool) -> Vec<u32> {
+    let toy = Toy { lenient, ..Toy::default() };
+    let mut session = Session::new(toy, small_model().vocabulary().await).with_drafts(Drafts::Lookup, None);
+    session.set_clock(now);
+    let (mut text, mut accepted) = (Vec::new(), 0);
+    for seed in 0..25 {
+        let request = request(sampled(seed), vec![1, 2], 4_000);
+        let outcome = session.generate(request, &Cancel::new(), |_| {}).await.unwrap();
+        accepted += outcome.drafts.accepted;
+        text.extend(outcome.tokens);
+    }
+    assert!(accepted > 5_000, "{accepted} drafts accepted");
+    text
+}
+
+#[tokio::test]
+async fn what_is_drawn_has_the_targets_distribution() {
+    let text = drawn(false).await;
+    assert_eq!(text.len(), 100_000);
+    let direct: Vec<u32> = (100..125).flat_map(|seed| expected(&sampled(seed), &[1, 2], 4_000)).collect();
+    assert!(deviations(&direct).abs() < 4.0, "direct sampling: {}", deviations(&direct));
+    assert!(deviations(&text).abs() < 4.0, "with drafts: {}", deviations(&text));
+    let wrong = deviations(&drawn(true).await);
+    assert!(wrong > 10.0, "a rule that favours drafts must be told: {wrong}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #[test]
+    fn any_prompt_and_seed(prompt in proptest::collection::vec(0..VOCABULARY, 1..40), seed: u64, temperature in 0.1f32..1.5, top in 1usize..8) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let params = SamplingParams { temperature, ..sampled(seed) };
+        let toy = Toy { top: Some(top), ..Toy::default() };
+        let (outcome, _) = runtime.block_on(answered(toy, Drafts::Auto, request(params.clone(), prompt.clone(), 120)));
+        prop_assert_eq!(outcome.tokens, expected(&params, &prompt, 120));
+    }
+}
