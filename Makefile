@@ -107,7 +107,8 @@ bench-wan: model ## Against llama.cpp RPC over emulated wide-area lines (root): 
 	@bench/run-wan $(ARGS)
 
 report-wan: ## Plots and tables out of bench/results/wan.json, into docs/
-	@cargo run --locked --package potluck-bench -- wan-report
+	@cargo build --locked --workspace --bins
+	"$(CARGO_TARGET_DIR)/debug/potluck-bench" wan-report
 
 snapshots: ## Accept what the command line and the goldens say now
 	@TRYCMD=overwrite INSTA_UPDATE=always cargo nextest run --locked --workspace

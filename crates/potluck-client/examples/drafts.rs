@@ -6,7 +6,9 @@
 use std::{collections::VecDeque, env, fs::File, io::BufReader, path::Path, sync::Arc, time::Duration};
 
 use potluck_chain::{Answer, Deadlines, SessionError, Submission, sample::SamplingParams};
-use potluck_client::{Cancel, Chain, ChainShape, DraftModel, Drafts, LocalChain, Request, Session, StageAccount};
+use potluck_client::{
+    Cancel, Chain, ChainShape, DraftModel, Drafting, Drafts, LocalChain, Request, Session, StageAccount,
+};
 use potluck_core::{Hidden, LayerRange, StageSpec};
 use potluck_engine::{EngineProcess, EngineProgram, EngineSettings, Load, Part, VocabularyClient};
 use potluck_model::{Extent, Facts, VirtualFile, gguf, manifest_of, slice};
@@ -72,12 +74,14 @@ fn program() -> EngineProgram {
 }
 
 /// The whole model, and its vocabulary.
-fn loads(path: &Path) -> [Load; 2] {
+fn loads(path: &Path, env: &str) -> [Load; 2] {
     let file = File::open(path).unwrap();
     let bytes = file.metadata().unwrap().len();
     let header = gguf::read(BufReader::new(&file), bytes).unwrap();
     let manifest = manifest_of(&[&header], |_, _| Some([0; 32])).unwrap();
-    let settings = EngineSettings { context: POSITIONS, caches: 1, ..EngineSettings::default() };
+    let default = EngineSettings::default();
+    let threads = env::var(env).map_or(default.threads, |threads| threads.parse().unwrap());
+    let settings = EngineSettings { context: POSITIONS, caches: 1, threads, threads_batch: threads, ..default };
     let layers = LayerRange::new(0, manifest.layers()).unwrap();
     let spec = StageSpec { model: manifest.id(), layers, head: true, tail: true };
     let model = VirtualFile::new(vec![Extent::File { file: 0, offset: 0, len: bytes }]);
@@ -99,9 +103,9 @@ async fn local(load: Load) -> LocalChain {
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let mut args = env::args().skip(1);
-    let [whole, vocabulary] = loads(Path::new(&args.next().unwrap()));
+    let [whole, vocabulary] = loads(Path::new(&args.next().unwrap()), "POTLUCK_THREADS");
     let mut draft = match args.next() {
-        Some(path) => Some(DraftModel::new(local(loads(Path::new(&path))[0].clone()).await)),
+        Some(path) => Some(DraftModel::new(local(loads(Path::new(&path), "POTLUCK_DRAFT_THREADS")[0].clone()).await)),
         None => None,
     };
     let wait = env::var("POTLUCK_RTT_MS").map_or(100, |ms| ms.parse().unwrap());
@@ -114,7 +118,7 @@ async fn main() {
         if drafts == Drafts::Model && draft.is_none() {
             continue;
         }
-        session.set_drafts(drafts, draft.take());
+        session.set_drafting(Drafting::new(drafts, draft.take()));
         let (mut rates, mut said) = (Vec::new(), Vec::new());
         for prompt in &prompts {
             let prompt = format!("<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n");
@@ -131,6 +135,6 @@ async fn main() {
         }
         rates.sort_by(f64::total_cmp);
         println!("{drafts:?}: median {:.1} tokens/s of {said:?}", rates[rates.len() / 2]);
-        draft = session.take_draft_model();
+        draft = session.take_drafting().take_model();
     }
 }

@@ -17,7 +17,7 @@ use potluck_chain::{
 use potluck_core::{Logits, Rows, Tree, bounds::TREE_ROWS_MAX};
 use potluck_engine::KEPT_ROWS_MAX;
 
-use crate::{Cancel, Chain, GenerateError, Session, TokenEvent, generate::Request, run::Run};
+use crate::{Cancel, Chain, GenerateError, Session, TokenEvent, run::Run};
 
 /// A token that was chosen, not shown yet.
 struct Chosen {
@@ -76,36 +76,33 @@ impl<C: Chain> Session<C> {
     /// After the prompt's last step was answered: chooses, sends, shows, until something ends it.
     pub(crate) async fn decode(
         &mut self,
-        request: &Request,
         run: &mut Run,
         first: Answer,
         cancel: &Cancel,
         on_token: &mut impl FnMut(&TokenEvent),
     ) -> Result<FinishReason, GenerateError> {
-        let mut text = [&request.prompt[..], run.tokens()].concat();
-        self.speculation.begin(&text, request.exact);
         let mut flights: VecDeque<Flight> = VecDeque::new();
         let certain = first.count.into();
         let (start, drafted, source) = (first.start as usize, Drafted::default(), Source::Lookup);
-        let now = self.speculation.clock.0;
+        let now = self.drafting.clock.0;
         let (entered, sent, alone, delayed, stale) = (None, now(), false, true, false);
         let mut flight = Flight { start, certain, drafted, source, entered, sent, alone, delayed, stale };
         let (mut answer, mut plain) = (first, false);
-        let (mut last_answer, mut last_progress) = (now(), now());
+        let (mut last_sent, mut last_answer, mut last_progress) = (now(), now(), now());
         loop {
-            let mut judged = self.judge(run, &flight, answer, &mut text, flights.is_empty()).await;
+            let mut judged = self.judge(run, &flight, answer, flights.is_empty()).await;
             if let Some(error) = judged.failed.take() {
                 // What was chosen was chosen: it is shown before anything else comes of it.
                 let finish = self.show(run, judged.chosen, on_token).await?;
                 return finish.ok_or(error);
             }
             let ends = judged.chosen.last().is_some_and(|chosen| run.is_last(chosen.token));
-            self.settle(run, &flight, &judged, &mut flights, text.len());
+            self.settle(run, &flight, &judged, &mut flights);
             plain = judged.undecided || plain && judged.chosen.is_empty();
             let submitted = match ends || cancel.is_cancelled() {
                 true => Ok(()),
                 // Whole rows are too long for an answer to have many of them.
-                false => self.send(run, &text, &mut flights, plain || run.top == 0).await,
+                false => self.send(run, &mut flights, plain || run.top == 0).await,
             };
             if let Some(finish) = self.show(run, judged.chosen, on_token).await? {
                 return Ok(finish);
@@ -118,13 +115,13 @@ impl<C: Chain> Session<C> {
                         biased;
                         () = cancel.cancelled() => break None,
                         next = self.chain.answer() => break Some(next?),
-                        drafted = self.speculation.ahead(&run.sampler, &ahead.beyond, ahead.in_flight, ahead.room) => drafted,
+                        drafted = self.drafting.ahead(&run.sampler, &ahead.beyond, ahead.in_flight, ahead.room) => drafted,
                     };
                     self.fly(run, Vec::new(), drafted, Source::Model, false, &mut flights).await?;
                 };
                 let Some(next) = next else { return Ok(run.cancelled(on_token)) };
                 self.unanswered -= 1;
-                run.counts.forwards += self.speculation.account_for(false);
+                run.counts.forwards += self.drafting.account_for(false);
                 let Some(flight) = flights.pop_front() else {
                     return Err(GenerateError::NoRow { sequence: next.sequence });
                 };
@@ -134,10 +131,16 @@ impl<C: Chain> Session<C> {
                     last_answer = now();
                     continue;
                 }
-                let since = if flight.alone { flight.sent } else { last_answer };
-                if !flight.delayed {
-                    self.speculation.controller.traversed(flight.rows(), (now() - since).as_secs_f64(), flight.alone);
+                let (rows, since) = (flight.rows(), |then: Instant| (now() - then).as_secs_f64());
+                match (flight.delayed, flight.alone) {
+                    (true, _) => {}
+                    (_, true) => self.drafting.controller.traversed(rows, since(flight.sent)),
+                    (_, false) => {
+                        let left = (flight.sent - last_sent).as_secs_f64();
+                        self.drafting.controller.followed(rows, left, since(last_answer));
+                    }
                 }
+                last_sent = flight.sent;
                 break (flight, next);
             };
             last_answer = now();
@@ -146,14 +149,7 @@ impl<C: Chain> Session<C> {
     }
 
     /// Chooses from the rows of a step, for as long as drafts say the same.
-    async fn judge(
-        &mut self,
-        run: &mut Run,
-        flight: &Flight,
-        answer: Answer,
-        text: &mut Vec<u32>,
-        last: bool,
-    ) -> Judged {
+    async fn judge(&mut self, run: &mut Run, flight: &Flight, answer: Answer, last: bool) -> Judged {
         let Answer { sequence, rows, count, .. } = answer;
         let (chosen, accepted) = (Vec::new(), flight.entered.into_iter().collect());
         let mut judged = Judged { chosen, accepted, undecided: false, failed: None };
@@ -169,7 +165,7 @@ impl<C: Chain> Session<C> {
             };
             let is_kept = last && row + KEPT_ROWS_MAX >= count.into();
             let kept = is_kept.then_some((sequence, row as u16));
-            let chosen = match self.choose(run, text.len() as u32, logits, kept).await {
+            let chosen = match self.choose(run, self.drafting.text().len() as u32, logits, kept).await {
                 Ok(Some(chosen)) => chosen,
                 Ok(None) => {
                     judged.undecided = true;
@@ -183,8 +179,7 @@ impl<C: Chain> Session<C> {
             let token = chosen.token;
             let drafted = flight.drafted.child(at, token);
             run.took(token, began);
-            self.speculation.chose(token, drafted.is_some());
-            text.push(token);
+            self.drafting.chose(token, drafted.is_some());
             judged.chosen.push(chosen);
             at = drafted;
             match drafted {
@@ -197,16 +192,16 @@ impl<C: Chain> Session<C> {
 
     /// What follows from the tokens that were chosen: for what the caches hold, for the steps in flight, and for what is believed of
     /// the drafts.
-    fn settle(&mut self, run: &mut Run, flight: &Flight, judged: &Judged, flights: &mut VecDeque<Flight>, text: usize) {
+    fn settle(&mut self, run: &mut Run, flight: &Flight, judged: &Judged, flights: &mut VecDeque<Flight>) {
         let Flight { drafted, source, .. } = flight;
         let (sent, accepted) = (drafted.len(), judged.accepted.len());
         run.counts.drafted += sent;
         run.counts.accepted += accepted;
         if !drafted.is_empty() {
-            self.speculation.controller.answered(*source, drafted, &judged.accepted);
+            self.drafting.controller.answered(*source, drafted, &judged.accepted);
         }
         if run.waited > 0.0 {
-            self.speculation.controller.progressed(judged.chosen.len(), run.waited);
+            self.drafting.controller.progressed(judged.chosen.len(), run.waited);
         }
         // Caches hold the first path of a tree.
         let on_path = (0..).zip(&judged.accepted).take_while(|(row, node)| row == *node).count();
@@ -217,7 +212,7 @@ impl<C: Chain> Session<C> {
             if next.entered.is_some() {
                 return;
             }
-            self.speculation.controller.answered(next.source, &next.drafted, &[]);
+            self.drafting.controller.answered(next.source, &next.drafted, &[]);
         }
         let is_in_vain = flights.iter().any(|later| !later.stale);
         if is_in_vain || !whole {
@@ -225,39 +220,31 @@ impl<C: Chain> Session<C> {
             self.forget(flight.start + flight.certain + on_path);
         }
         if judged.undecided {
-            self.forget(text - 1);
+            self.forget(self.drafting.text().len() - 1);
         }
     }
 
     /// Sends what is certain and not in flight yet, with drafts; then what may follow those.
-    async fn send(
-        &mut self,
-        run: &mut Run,
-        text: &[u32],
-        flights: &mut VecDeque<Flight>,
-        plain: bool,
-    ) -> Result<(), GenerateError> {
-        let left = run.tokens_left();
-        let room = |held: usize, positions: u32| (positions as usize).saturating_sub(held);
+    async fn send(&mut self, run: &mut Run, flights: &mut VecDeque<Flight>, plain: bool) -> Result<(), GenerateError> {
         let positions = self.chain.shape().positions;
         let fence = self.chain.takes_drafts() && !flights.is_empty();
         if flights.iter().all(|flight| flight.stale) {
-            let certain = &text[self.held().len()..];
+            let text = self.drafting.text();
+            let (certain, room) = (text[self.held().len()..].to_vec(), (positions as usize).saturating_sub(text.len()));
             // The last token of an answer is not evaluated.
-            let depth = left.saturating_sub(1).min(room(text.len(), positions));
-            let rows =
-                if plain { 0 } else { (TREE_ROWS_MAX.saturating_sub(certain.len())).min(room(text.len(), positions)) };
-            let (source, drafted) = self.speculation.draft(&run.sampler, rows, depth).await;
-            run.counts.forwards += self.speculation.account_for(true);
+            let depth = run.tokens_left().saturating_sub(1).min(room);
+            let rows = if plain { 0 } else { TREE_ROWS_MAX.saturating_sub(certain.len()).min(room) };
+            let (source, drafted) = self.drafting.draft(&run.sampler, rows, depth).await;
+            run.counts.forwards += self.drafting.account_for(true);
             let drafted = if drafted.is_chain() || self.chain.takes_drafts() { drafted } else { first_path(&drafted) };
-            self.fly(run, certain.to_vec(), drafted, source, fence, flights).await?;
+            self.fly(run, certain, drafted, source, fence, flights).await?;
         }
         if plain || !self.chain.takes_drafts() {
             return Ok(());
         }
         loop {
             let Ahead { beyond, reached, in_flight, room } = self.ahead(run, flights);
-            let Some(tree) = self.speculation.further(&beyond, reached, in_flight, room) else { return Ok(()) };
+            let Some(tree) = self.drafting.further(&beyond, reached, in_flight, room) else { return Ok(()) };
             self.fly(run, Vec::new(), tree, Source::Lookup, false, flights).await?;
         }
     }
@@ -300,7 +287,7 @@ impl<C: Chain> Session<C> {
         run.counts.rows += tokens.len();
         let submission = Submission { start: start as u32, tokens, rows, top: run.top, tree, fence };
         self.submit_drafts(submission, &kept).await?;
-        let (sent, entered, stale) = ((self.speculation.clock.0)(), None, false);
+        let (sent, entered, stale) = ((self.drafting.clock.0)(), None, false);
         flights.push_back(Flight { start, certain: known, drafted, source, entered, sent, alone, delayed, stale });
         Ok(())
     }

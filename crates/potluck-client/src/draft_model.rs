@@ -68,24 +68,22 @@ impl DraftModel {
         path: &[u32],
         sampler: &Sampler,
     ) -> Result<Vec<(u32, f32)>, SessionError> {
-        self.drain().await?;
         let tokens = [text, path].concat();
         if tokens.is_empty() || tokens.len() > self.positions() {
             return Ok(Vec::new());
         }
-        // What it has not read yet is read once, and says nothing about what a forward takes.
-        self.read(&tokens, bounds::STEP_POSITIONS_MAX).await?;
+        // What it has not read yet of the text is read once, and says nothing about what a forward takes; another branch does.
+        if self.common(&tokens) + 1 < text.len() {
+            self.read(text, bounds::STEP_POSITIONS_MAX).await?;
+        }
+        self.drain().await?;
         let begun = Instant::now();
         let known = self.common(&tokens).min(tokens.len() - 1);
         self.held.truncate(known);
-        let mut answer = None;
-        for chunk in tokens[known..].chunks(bounds::STEP_POSITIONS_MAX) {
-            self.submit(chunk, Rows::Last).await?;
-            answer = Some(self.chain.answer().await?);
-            self.unanswered -= 1;
-        }
+        self.submit(&tokens[known..], Rows::Last).await?;
+        let row = self.chain.answer().await?.rows.pop();
+        self.unanswered -= 1;
         self.spent = (self.spent.0 + 1, self.spent.1 + begun.elapsed());
-        let row = answer.and_then(|mut answer| answer.rows.pop());
         Ok(row.map_or(Vec::new(), |row| sampler.guesses(tokens.len() as u32, &row, GUESSES_MAX)))
     }
 
@@ -108,10 +106,5 @@ impl DraftModel {
             self.unanswered -= 1;
         }
         Ok(())
-    }
-
-    /// Ends its engine.
-    pub async fn close(self) {
-        self.chain.close().await;
     }
 }

@@ -91,7 +91,7 @@ pub struct Session<C> {
     /// Why the chain is of no more use, where an answer was cancelled before there was another.
     lost: Option<SessionError>,
     pieces: HashMap<u32, Vec<u8>>,
-    pub(crate) speculation: Drafting,
+    pub(crate) drafting: Drafting,
 }
 
 impl<C: Chain> Session<C> {
@@ -105,7 +105,7 @@ impl<C: Chain> Session<C> {
             unanswered: 0,
             lost: None,
             pieces: HashMap::new(),
-            speculation: Drafting::default(),
+            drafting: Drafting::default(),
         }
     }
 
@@ -113,33 +113,23 @@ impl<C: Chain> Session<C> {
     /// the chain's vocabulary.
     #[must_use]
     pub fn with_drafts(mut self, drafts: Drafts, model: Option<DraftModel>) -> Self {
-        self.set_drafts(drafts, model);
+        self.set_drafting(Drafting::new(drafts, model));
         self
     }
 
-    /// The same, of a session that is there: what it has learnt of its chain is forgotten.
-    pub fn set_drafts(&mut self, drafts: Drafts, model: Option<DraftModel>) {
-        self.set_drafting(Drafting::new(drafts, model));
-    }
-
-    /// The same, with what was learnt of a chain like this one.
+    /// What it drafts with from now on, and what that has learnt of a chain like this one.
     pub fn set_drafting(&mut self, drafting: Drafting) {
-        self.speculation = drafting;
+        self.drafting = drafting;
     }
 
-    /// What it drafts with, and has learnt. It drafts nothing from a model any more.
+    /// What it drafts with, and has learnt. It drafts from its own text alone then.
     pub fn take_drafting(&mut self) -> Drafting {
-        std::mem::take(&mut self.speculation)
+        std::mem::take(&mut self.drafting)
     }
 
     /// What reads the time for what is learnt of the chain, and decides what to draft: a test's own clock.
     pub fn set_clock(&mut self, read: fn() -> Instant) {
-        self.speculation.clock = Clock(read);
-    }
-
-    /// Lets go of the draft model, for a session over another chain.
-    pub fn take_draft_model(&mut self) -> Option<DraftModel> {
-        self.speculation.model.take()
+        self.drafting.clock = Clock(read);
     }
 
     /// The chain: to show its route.
@@ -324,8 +314,9 @@ impl<C: Chain> Session<C> {
         if run.max_tokens == 0 {
             return Ok(FinishReason::Length);
         }
+        self.drafting.begin([&request.prompt[..], run.tokens()].concat(), request.exact);
         let Some(answer) = self.prefill(request, run, cancel).await? else { return Ok(FinishReason::Cancel) };
-        self.decode(request, run, answer, cancel, on_token).await
+        self.decode(run, answer, cancel, on_token).await
     }
 
     /// Evaluates what is new of the prompt, and of the answer where it goes on here. Returns the last step's answer; `None`:
@@ -366,7 +357,7 @@ impl<C: Chain> Session<C> {
                 biased;
                 () = cancel.cancelled() => return Ok(None),
                 answer = self.chain.answer() => answer?,
-                () = self.speculation.read(&tokens, chunk) => return Ok(None),
+                () = self.drafting.read(chunk) => return Ok(None),
             };
             self.unanswered -= 1;
             if self.unanswered == 0 && chunks.peek().is_none() {

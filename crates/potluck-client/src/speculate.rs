@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use potluck_chain::{
+    SessionError,
     draft::{Controller, Growth, Lookup, Node, Plan, Rule, Source, TREE_ROWS_MAX, Tree},
     sample::Sampler,
 };
@@ -58,8 +59,8 @@ impl Default for Clock {
 pub struct Drafting {
     pub(crate) controller: Controller,
     lookup: Lookup,
-    /// The text that the lookup has seen.
-    seen: Vec<u32>,
+    /// The prompt, and what was chosen since.
+    text: Vec<u32>,
     growth: Growth,
     rule: Option<Rule>,
     pub(crate) model: Option<DraftModel>,
@@ -86,32 +87,38 @@ impl Drafting {
         self.model.take()
     }
 
-    /// An answer begins, or goes on, behind this text.
-    pub(crate) fn begin(&mut self, text: &[u32], exact: bool) {
+    /// An answer begins, or goes on, behind this text: its prompt, and what was answered so far.
+    pub(crate) fn begin(&mut self, text: Vec<u32>, exact: bool) {
         self.exact = exact;
         self.growth = Growth::default();
         self.rule = None;
-        let common = self.seen.iter().zip(text).take_while(|(a, b)| a == b).count();
-        self.seen.truncate(common);
-        self.lookup.truncate(common);
-        self.extend(&text[common..]);
+        let common = self.text.iter().zip(&text).take_while(|(a, b)| a == b).count();
+        self.lookup.truncate(common.min(self.lookup.len()));
+        self.text = text;
+        self.look();
     }
 
-    /// Has the draft model read a prompt while the chain does; never returns.
-    pub(crate) async fn read(&mut self, text: &[u32], chunk: usize) {
-        if let Some(model) = &mut self.model
-            && let Err(error) = model.read(text, chunk).await
+    /// The prompt, and what was chosen since.
+    pub(crate) fn text(&self) -> &[u32] {
+        &self.text
+    }
+
+    /// Has the draft model read the prompt while the chain does; never returns.
+    pub(crate) async fn read(&mut self, chunk: usize) {
+        if self.uses(Source::Model)
+            && let Some(model) = &mut self.model
+            && let Err(error) = model.read(&self.text, chunk).await
         {
-            tracing::warn!(%error, "the draft model is lost; the answer goes on without it");
-            self.model = None;
+            self.lose_model(&error);
         }
         std::future::pending().await
     }
 
-    /// Tokens that were chosen, or belong to the prompt.
-    fn extend(&mut self, tokens: &[u32]) {
-        self.seen.extend_from_slice(tokens);
-        self.lookup.extend(tokens.iter().copied());
+    /// The lookup sees what it has not seen of the text, if anybody asks it.
+    fn look(&mut self) {
+        if self.uses(Source::Lookup) {
+            self.lookup.extend(self.text[self.lookup.len()..].iter().copied());
+        }
     }
 
     /// A token was chosen: what the text would have guessed for it is judged, for nothing.
@@ -122,8 +129,14 @@ impl Drafting {
         {
             self.controller.judged(Source::Lookup, confidence, guess == token);
         }
-        self.extend(&[token]);
+        self.text.push(token);
+        self.look();
         self.growth.descend(token);
+    }
+
+    fn lose_model(&mut self, error: &SessionError) {
+        tracing::warn!(%error, "the draft model is lost; the answer goes on without it");
+        self.model = None;
     }
 
     fn uses(&self, source: Source) -> bool {
@@ -139,7 +152,7 @@ impl Drafting {
     pub(crate) async fn draft(&mut self, sampler: &Sampler, rows: usize, depth: usize) -> (Source, Tree) {
         self.rule = None;
         let (rows, nothing) = (rows.min(TREE_ROWS_MAX - 1), (Source::Lookup, Tree::default()));
-        if rows == 0 || depth == 0 || self.exact || self.drafts == Drafts::Off {
+        if rows == 0 || depth == 0 || !Source::ALL.into_iter().any(|source| self.uses(source)) {
             return nothing;
         }
         let guesses = match self.uses(Source::Lookup) {
@@ -226,14 +239,13 @@ impl Drafting {
     async fn grow(&mut self, sampler: &Sampler, rule: &Rule) -> Option<()> {
         let expand = self.growth.next(rule)?;
         let path = self.growth.path(expand);
-        match self.model.as_mut()?.guesses(&self.seen, &path, sampler).await {
+        match self.model.as_mut()?.guesses(&self.text, &path, sampler).await {
             Ok(guesses) => {
                 self.growth.expanded(expand, &guesses, self.controller.calibration());
                 Some(())
             }
             Err(error) => {
-                tracing::warn!(%error, "the draft model is lost; the answer goes on without it");
-                self.model = None;
+                self.lose_model(&error);
                 None
             }
         }

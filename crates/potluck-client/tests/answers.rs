@@ -218,7 +218,7 @@ async fn a_draft_model_that_is_lost_is_done_without() {
         }
     });
     assert_eq!(outcome.await.unwrap().tokens.len(), 60);
-    assert!(session.take_draft_model().is_none());
+    assert!(session.take_drafting().take_model().is_none());
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use potluck_chain::{
 };
 use potluck_client::{Cancel, Chain, ChainShape, Drafts, Outcome, Request, Session, StageAccount};
 use potluck_core::{Hidden, Logits, Rows, StageError};
+use potluck_engine::KEPT_ROWS_MAX;
 use proptest::prelude::*;
 
 const VOCABULARY: u32 = 16;
@@ -153,6 +154,7 @@ impl Chain for Toy {
 
     async fn row(&mut self, sequence: u32, row: u16) -> Result<Hidden, SessionError> {
         assert!(self.flying.is_empty() && sequence + 1 == self.sequence, "only the last step's rows are kept");
+        assert!(usize::from(row) + KEPT_ROWS_MAX >= self.last.len(), "and of those the last ones");
         self.whole_rows += 1;
         if self.whole_rows_max.is_some_and(|max| self.whole_rows > max) {
             let error = StageError::Lost("it is gone".into());

@@ -333,6 +333,43 @@ fn steps_beyond_the_credit_end_the_session() {
 }
 
 #[test]
+fn a_step_that_is_fenced_off_is_passed_on_without_being_run() {
+    let mut test = ready();
+    assert_eq!(runs(&test.frame(2, Frame::Step(step(0, 0, 0, 2)))), 1);
+    for (sequence, start) in [(1, 2), (2, 4)] {
+        assert!(test.frame(2, Frame::Step(step(sequence, 0, start, 2))).is_empty(), "the stage is busy");
+    }
+    // What follows the first step was another token: the second and the third are in vain.
+    assert!(test.frame(2, Frame::Step(StepFrame { fence: true, ..step(3, 0, 2, 1) })).is_empty());
+    let ran = |batch, rows: usize| {
+        let results = vec![Ok(Output::Hidden(Hidden(vec![1.0; rows * WIDTH as usize])))];
+        Event::Stage { stage: StageSlot(0), reply: StageReply::Forwarded { batch, results, compute_us: 1 } }
+    };
+    let effects = test.tell(ran(1, 2));
+    let sent: Vec<(u32, bool)> = effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Send { stream: StreamId(3), frame: Frame::Step(step) } => Some((step.sequence, step.skipped)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(sent, [(0, false), (1, true), (2, true)], "in order, and nothing is left out");
+    let next = effects.iter().find_map(|effect| match effect {
+        Effect::Stage { command: StageCommand::Forward { batch, steps }, .. } => Some((*batch, steps[0].start)),
+        _ => None,
+    });
+    assert_eq!(next, Some((2, 2)), "the one that fences is run at once");
+    let effects = test.tell(ran(2, 1));
+    let fences = |effect: &Effect| matches!(effect, Effect::Send { frame: Frame::Step(step), .. } if step.sequence == 3 && step.fence && !step.skipped);
+    assert!(effects.iter().any(fences), "those behind are told, too: {effects:?}");
+
+    // One that comes skipped is passed on as it came.
+    let effects = test.frame(2, Frame::Step(StepFrame::skipped(4, 0, 3, 2)));
+    assert!(sends(&effects, 3, &Frame::Step(StepFrame::skipped(4, 0, 3, 2))), "{effects:?}");
+    assert_eq!(runs(&effects), 0);
+}
+
+#[test]
 fn steps_are_taken_from_the_named_previous_peer_alone() {
     let mut test = ready();
     // The client itself, on its own stream.

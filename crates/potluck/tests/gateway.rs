@@ -152,11 +152,13 @@ fn a_second_turn_after_a_thousand_tokens_is_computed_once_at_every_stage() {
     for positions in computed(&second) {
         assert!(positions <= new + CHUNK, "{positions} positions were computed for a message of {new}");
     }
-    // What a peer says fits what the client saw: it computed for no longer than the answer took.
+    // What a peer says fits what the client saw: it computed for no longer than the answer took. All of them together
+    // may: with drafts in flight they work at once.
     let decode = &second["potluck"]["trace"]["decode"];
-    let busy: u64 =
-        decode["stages"].as_array().unwrap().iter().map(|stage| stage["compute_us"].as_u64().unwrap()).sum();
-    assert!(busy > 0 && busy as f64 / 1e6 <= decode["seconds"].as_f64().unwrap(), "{decode}");
+    for stage in decode["stages"].as_array().unwrap() {
+        let busy = stage["compute_us"].as_u64().unwrap();
+        assert!(busy > 0 && busy as f64 / 1e6 <= decode["seconds"].as_f64().unwrap(), "{decode}");
+    }
     gateway.ends();
 }
 

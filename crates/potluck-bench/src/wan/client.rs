@@ -14,7 +14,7 @@ use potluck_client::{
     SpecialTokens, prompt_tokens,
 };
 use potluck_core::{CacheId, SecretKey, SessionId, SessionKey, StageSpec};
-use potluck_engine::VocabularyClient;
+use potluck_engine::{EngineSettings, VocabularyClient};
 use potluck_grant::Gate;
 use potluck_model::facts;
 use potluck_net::{Bind, Identity, Lan, NetDeadlines, Node, NodeConfig, OwnPort, StagePort};
@@ -150,11 +150,18 @@ impl Client {
         Ok(Told::Prompts(prompts))
     }
 
+    /// Of engines here.
+    fn settings(&self, open: &OpenChain) -> EngineSettings {
+        let settings = &self.order.settings;
+        let threads = open.threads.unwrap_or(settings.threads);
+        EngineSettings { threads, threads_batch: threads, ..settings.clone() }
+    }
+
     /// A model of its own, whole, in an engine here.
     async fn open_draft(&self, open: OpenChain) -> Outcome<DraftModel> {
         let entry = self.catalogue.get(open.model.as_deref().unwrap_or_default())?;
         let spec = stages::whole(&entry)?;
-        let StagePort { commands, replies } = stages::start(&entry, spec, &self.order.settings).await?;
+        let StagePort { commands, replies } = stages::start(&entry, spec, &self.settings(&open)).await?;
         let whole = (spec.layers, facts::vocabulary(&entry.manifest));
         let chain = LocalChain::over((commands, replies), whole, open.positions, Deadlines::default()).await?;
         Ok(DraftModel::new(chain))
@@ -163,7 +170,7 @@ impl Client {
     async fn open(&self, open: OpenChain) -> Outcome<Open> {
         let entry = self.entry.clone();
         let codec: Codec = open.codec.parse()?;
-        let recordings = Recordings::default();
+        let (recordings, settings) = (Recordings::default(), self.settings(&open));
         let mut own: Vec<Vec<OwnPort>> = (0..open.sessions).map(|_| Vec::new()).collect();
         let mut route = Vec::with_capacity(open.route.len());
         for (hop, place) in open.route.into_iter().enumerate() {
@@ -171,7 +178,7 @@ impl Client {
             if place.at.is_none() {
                 let port = match place.pace.clone() {
                     Some(pace) => pace::start(spec, pace, recordings.clone()).1,
-                    None => stages::start(&entry, spec, &self.order.settings).await?,
+                    None => stages::start(&entry, spec, &settings).await?,
                 };
                 own.iter_mut().zip(share(port, hop, open.sessions)).for_each(|(own, port)| own.push(port));
             }
@@ -281,9 +288,6 @@ async fn answer(
     });
     (session, answered.map_err(|error| error.to_string()))
 }
-
-/// Whether a request of this build can draft: arms that do are left out otherwise.
-pub(crate) const SPECULATES: bool = true;
 
 /// Where an answer's drafts come from.
 fn drafts(source: Source) -> Drafts {

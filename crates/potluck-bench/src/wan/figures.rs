@@ -25,6 +25,7 @@ pub(crate) struct Report {
 pub(crate) struct StageTime {
     /// As `a..b`.
     pub(crate) layers: String,
+    pub(crate) threads: u16,
     /// `(rows of a step, milliseconds)`, with logits for every row where the stage gives any.
     pub(crate) ms: Vec<(u32, f64)>,
 }
@@ -142,7 +143,7 @@ impl Report {
 
     /// What a stage takes now.
     pub(crate) fn put_stage(&mut self, stage: StageTime) {
-        self.stages.retain(|old| old.layers != stage.layers);
+        self.stages.retain(|old| (&old.layers, old.threads) != (&stage.layers, stage.threads));
         self.stages.push(stage);
     }
 

@@ -80,9 +80,12 @@ pub(crate) struct WanArgs {
     /// Tokens of an answer at most
     #[arg(long)]
     tokens: Option<u32>,
-    /// Threads of every engine [default: every core]
-    #[arg(long)]
-    threads: Option<u16>,
+    /// Per cent of packets that are lost, for what is measured with several losses
+    #[arg(long, value_delimiter = ',', default_values_t = [0.0, 1.0])]
+    loss: Vec<f64>,
+    /// Threads of the engines that compute at once on this machine's cores: a chain's, while a draft model drafts
+    #[arg(long, default_value_t = 1)]
+    threads: u16,
     /// What chance is made of: lost packets
     #[arg(long, default_value_t = 6)]
     seed: u64,
@@ -99,10 +102,8 @@ struct Wan {
 /// Measures what was asked for.
 pub(crate) async fn run(args: WanArgs) -> Outcome<()> {
     let default = EngineSettings::default();
-    let threads = args.threads.unwrap_or(default.threads);
     let settings = EngineSettings {
-        threads,
-        threads_batch: threads,
+        threads_batch: default.threads,
         flash: FlashAttention::On,
         context: CONTEXT,
         caches: 1,
@@ -115,7 +116,7 @@ pub(crate) async fn run(args: WanArgs) -> Outcome<()> {
     let mut report = Report::read(&args.out)?;
     let commit = commit();
     report.commit.clone_from(&commit);
-    report.machine = format!("{}, {threads} threads an engine", machine());
+    report.machine = machine();
     report.model = entry.name.clone();
     if args.llama.is_none() {
         eprintln!("SKIPPED: llama.cpp's RPC: say --llama FOLDER (bench/llama-rpc.sh builds it)");
@@ -148,11 +149,11 @@ impl Wan {
     fn put(&mut self, figure: Figure) -> Outcome<()> {
         figure.lines().iter().for_each(|line| println!("{line}"));
         self.report.put(figure);
-        for (spec, pace) in &self.bench.paces {
+        for ((spec, threads), pace) in &self.bench.paces {
             let ms = pace.answering.iter().map(|(rows, seconds)| (*rows, figures::round(seconds * 1e3))).collect();
-            self.report.put_stage(StageTime { layers: spec.layers.to_string(), ms });
+            self.report.put_stage(StageTime { layers: spec.layers.to_string(), threads: *threads, ms });
         }
-        self.report.stages.sort_by(|a, b| a.layers.cmp(&b.layers));
+        self.report.stages.sort_by(|a, b| (a.threads, &a.layers).cmp(&(b.threads, &b.layers)));
         self.report.write(&self.args.out)
     }
 }

@@ -70,8 +70,8 @@ struct Paced {
     shape: StageShape,
     pace: Pace,
     recordings: Recordings,
-    /// Position of the last step's first row, by cache: whole rows are asked for by their place in it.
-    last: HashMap<CacheId, u32>,
+    /// Positions of the last step's rows, by cache: whole rows are asked for by their place in it.
+    last: HashMap<CacheId, Vec<u32>>,
 }
 
 /// How far the recorded token is ahead: more than any bias or penalty takes away.
@@ -79,9 +79,9 @@ const AHEAD: f32 = 30.0;
 
 impl Paced {
     fn run(&mut self, step: &mut Step) -> Output {
-        self.last.insert(step.cache, step.start);
         let width = self.shape.width as usize;
-        let positions = step.positions(self.shape.width) as u32;
+        let positions = step.positions(self.shape.width);
+        let at: Vec<u32> = step.tree.depths(positions).iter().map(|depth| step.start + depth).collect();
         let hidden = match std::mem::replace(&mut step.input, Input::Tokens(Vec::new())) {
             Input::Hidden(hidden) => hidden,
             Input::Tokens(tokens) => Hidden(tokens.iter().flat_map(|token| likely(*token, width)).collect()),
@@ -92,7 +92,9 @@ impl Paced {
             (true, Rows::Last) => positions.saturating_sub(1)..positions,
             (true, Rows::All) => 0..positions,
         };
-        Output::Logits(rows.map(|row| self.logits(step.cache, step.start + row, step.top)).collect())
+        let logits = at[rows].iter().map(|position| self.logits(step.cache, *position, step.top)).collect();
+        self.last.insert(step.cache, at);
+        Output::Logits(logits)
     }
 
     /// The recorded token first, and as many others far behind it as were asked for.
@@ -158,8 +160,8 @@ impl Stage for Paced {
     }
 
     fn row(&mut self, cache: CacheId, row: u16) -> Result<Hidden, StageError> {
-        let start = self.last.get(&cache).copied().unwrap_or_default();
-        Ok(self.whole(self.recorded(cache, start + u32::from(row))))
+        let rows = self.last.get(&cache).map_or(&[][..], Vec::as_slice);
+        Ok(self.whole(rows.get(usize::from(row)).map_or(0, |position| self.recorded(cache, *position))))
     }
 }
 
@@ -258,5 +260,11 @@ mod tests {
         assert_eq!(rows.iter().map(first).collect::<Vec<_>>(), [(12, 2), (13, 2)]);
         let whole = stage.row(CacheId(3), 1).unwrap().0;
         assert_eq!(whole.iter().position(|logit| *logit > 0.0), Some(13));
+        // Two guesses for the position behind the first row, and one behind the second of them.
+        let (input, tree) = (Input::Hidden(Hidden(vec![0.0; 16])), Tree::new(vec![0, 0, 0, 2]).unwrap());
+        let mut steps = [Step { cache: CacheId(3), start: 0, input, rows: Rows::All, top: 2, tree }];
+        let outputs = stage.forward(&mut steps);
+        let Ok(Output::Logits(rows)) = &outputs[0] else { panic!("{outputs:?}") };
+        assert_eq!(rows.iter().map(first).collect::<Vec<_>>(), [(11, 2), (12, 2), (12, 2), (13, 2)]);
     }
 }

@@ -41,8 +41,8 @@ impl Wan {
     /// All that was asked for.
     pub(super) async fn parts(mut self) -> Outcome<()> {
         if ["plain", "novel", "draftable"].iter().any(|part| self.wants(part)) {
-            for loss in [0.0, 0.01] {
-                self.decode(Setting { loss, ..self.setting() }).await?;
+            for per_cent in self.args.loss.clone() {
+                self.decode(Setting { loss: per_cent / 100.0, ..self.setting() }).await?;
             }
         }
         if self.wants("rtt") {
@@ -88,22 +88,23 @@ impl Wan {
 
     /// Answers of one session: a token a traversal, and with drafts, against llama.cpp's RPC and against the bound.
     async fn decode(&mut self, setting: Setting) -> Outcome<()> {
-        let wants = Wants { real: true, paced: true, rpc: true, sessions: 1, chains: 1 };
+        // A draft model and a stage compute at once: more threads than there are cores wait for each other at every barrier.
+        let threads = Some(self.args.threads);
+        let wants = Wants { real: true, paced: true, rpc: true, sessions: 1, chains: 1, threads };
         let mut stand = self.bench.stand(setting, wants).await?;
         let length = self.length(64);
         let novel = self.bench.record(&mut stand, &self.prompts(false, 42)?, length.max_tokens).await?;
         let draftable = self.bench.record(&mut stand, &self.prompts(true, 24)?, length.max_tokens).await?;
-        let drafts = self.open_drafts(&mut stand).await?;
         for (chain, paced) in [(REAL, false), (PACED, true)] {
             stand.open(chain, paced, Codec::F16, 1).await?;
-            let arms = |with_drafts: bool| {
+            self.open_drafts(&mut stand, paced).await?;
+            let arms = |part: &str| {
                 let rpc = stand.has_rpc.then(Arm::rpc);
                 let plain = Arm::plain(PLAIN, chain);
-                let drafts = if with_drafts { drafts(chain) } else { Vec::new() };
-                rpc.into_iter().chain([plain]).chain(drafts).collect::<Vec<_>>()
+                rpc.into_iter().chain([plain]).chain(self.drafting(part, chain)).collect::<Vec<_>>()
             };
-            let parts = [("plain", &novel, false), ("novel", &novel, true), ("draftable", &draftable, true)];
-            let races: Vec<_> = parts.map(|(part, cases, with_drafts)| (part, cases, arms(with_drafts))).into();
+            let parts = [("plain", &novel), ("novel", &novel), ("draftable", &draftable)];
+            let races: Vec<_> = parts.map(|(part, cases)| (part, cases, arms(part))).into();
             for (part, cases, arms) in races {
                 if !self.wants(part) {
                     continue;
@@ -131,28 +132,32 @@ impl Wan {
         Ok(())
     }
 
-    /// The arms that draft, over whichever chain. None in a build whose requests cannot.
-    async fn open_drafts(&mut self, stand: &mut Stand) -> Outcome<impl Fn(&str) -> Vec<Arm> + use<>> {
-        let mut sources = vec![("lookup".to_owned(), Speculation { source: Source::Lookup, draft: None })];
-        if super::client::SPECULATES {
-            for (name, entry) in &self.bench.drafts {
-                stand.open_draft(name, entry).await?;
-                let draft = Some(name.clone());
-                sources.push((format!("draft {name}"), Speculation { source: Source::Draft, draft: draft.clone() }));
-                sources.push((format!("auto {name}"), Speculation { source: Source::Auto, draft }));
-            }
-        } else {
-            eprintln!("  SKIPPED: arms that draft: this build's requests cannot");
-            sources.clear();
+    /// Opens the draft models, with the cores that they have beside such a chain.
+    async fn open_drafts(&self, stand: &mut Stand, paced: bool) -> Outcome<()> {
+        for (name, entry) in &self.bench.drafts {
+            stand.open_draft(name, entry, paced).await?;
         }
-        Ok(move |chain: &str| {
-            sources.iter().map(|(name, speculation)| Arm::drafting(name, chain, speculation.clone())).collect()
-        })
+        Ok(())
+    }
+
+    /// The arms of a part that draft. New text has nothing to look up.
+    fn drafting(&self, part: &str, chain: &str) -> Vec<Arm> {
+        let names = self.bench.drafts.iter().map(|(name, _)| name);
+        let with = |name: &String, source| Speculation { source, draft: Some(name.clone()) };
+        let drafts = names.clone().map(|name| (format!("draft {name}"), with(name, Source::Draft)));
+        let autos = names.map(|name| (format!("auto {name}"), with(name, Source::Auto)));
+        let lookup = [("lookup".to_owned(), Speculation { source: Source::Lookup, draft: None })];
+        let ways: Vec<_> = match part {
+            "novel" => drafts.chain(autos.take(1)).collect(),
+            "draftable" => lookup.into_iter().chain(autos.take(1)).collect(),
+            _ => Vec::new(),
+        };
+        ways.iter().map(|(name, speculation)| Arm::drafting(name, chain, speculation.clone())).collect()
     }
 
     /// One point of a curve: a token a traversal beside llama.cpp's RPC and one machine that holds it all.
     async fn curve(&mut self, part: &str, setting: Setting) -> Outcome<()> {
-        let wants = Wants { real: true, paced: true, rpc: true, sessions: 1, chains: 1 };
+        let wants = Wants { real: true, paced: true, rpc: true, sessions: 1, chains: 1, threads: None };
         let mut stand = self.bench.stand(setting, wants).await?;
         let length = self.length(32);
         let cases = self.bench.record(&mut stand, &self.prompts(false, 6)?, length.max_tokens).await?;
@@ -177,7 +182,7 @@ impl Wan {
 
     /// A long prompt: time to the first token.
     async fn prefill(&mut self) -> Outcome<()> {
-        let wants = Wants { real: true, paced: true, rpc: true, sessions: 1, chains: 1 };
+        let wants = Wants { real: true, paced: true, rpc: true, sessions: 1, chains: 1, threads: None };
         let mut stand = self.bench.stand(self.setting(), wants).await?;
         let rounds = if self.args.quick { 1 } else { 5 };
         // Nothing in particular, and no two alike: the time does not depend on the text.
@@ -200,7 +205,7 @@ impl Wan {
 
     /// Several sessions at once, against one.
     async fn sessions(&mut self) -> Outcome<()> {
-        let wants = Wants { real: true, paced: true, rpc: true, sessions: SESSIONS, chains: 1 };
+        let wants = Wants { real: true, paced: true, rpc: true, sessions: SESSIONS, chains: 1, threads: None };
         let mut stand = self.bench.stand(self.setting(), wants).await?;
         let at_once = usize::from(SESSIONS);
         let rounds = if self.args.quick { 1 } else { 4 };
@@ -223,7 +228,8 @@ impl Wan {
     /// The same prompts, their hidden states encoded in every way.
     async fn codecs(&mut self, setting: Setting) -> Outcome<()> {
         let codecs: Vec<Codec> = Codec::ALL.into_iter().filter(|codec| *codec != Codec::Tokens).collect();
-        let wants = Wants { real: true, paced: false, rpc: false, sessions: 1, chains: codecs.len() as u16 };
+        let wants =
+            Wants { real: true, paced: false, rpc: false, sessions: 1, chains: codecs.len() as u16, threads: None };
         let mut stand = self.bench.stand(setting, wants).await?;
         let length = self.length(32);
         let cases = self.bench.record(&mut stand, &self.prompts(true, 8)?, length.max_tokens).await?;

@@ -200,12 +200,12 @@ fn costs(report: &Report) -> String {
     let Some(first) = report.stages.first() else { return String::new() };
     let columns: Vec<u32> = first.ms.iter().map(|(rows, _)| *rows).filter(|rows| rows.is_power_of_two()).collect();
     let heads: String = columns.iter().map(|rows| format!(" {rows} |")).collect();
-    let _ = writeln!(text, "| layers |{heads}\n| --- |{}", " --- |".repeat(columns.len()));
+    let _ = writeln!(text, "| layers, threads |{heads}\n| --- |{}", " --- |".repeat(columns.len()));
     for stage in &report.stages {
         let find =
             |rows: &u32| stage.ms.iter().find(|(measured, _)| measured == rows).map(|(_, ms)| format!(" {ms:.2} |"));
         let cells: String = columns.iter().map(|rows| find(rows).unwrap_or_else(|| " |".into())).collect();
-        let _ = writeln!(text, "| {} |{cells}", stage.layers);
+        let _ = writeln!(text, "| {}, {} |{cells}", stage.layers, stage.threads);
     }
     text
 }

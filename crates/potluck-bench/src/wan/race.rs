@@ -116,7 +116,8 @@ impl Race<'_> {
         let one = rounds.iter().all(|round| round.answers[at].len() == 1);
         let How::Chain { chain, .. } = &arm.how else { return None };
         let codec = stand.codec(chain).filter(|_| one)?;
-        let bound = Bound { setting: &stand.setting, paces: &stand.paces, codec, shared: !self.paced };
+        let paces = if self.paced { &stand.paces } else { &stand.real_paces };
+        let bound = Bound { setting: &stand.setting, paces, codec, shared: !self.paced };
         Some(round(match self.measure {
             // Prompts of several lengths have no bound together.
             Measure::Prefill(1) => return None,

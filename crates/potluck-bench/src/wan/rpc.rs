@@ -19,6 +19,9 @@ const ADDRESS: &str = "127.0.0.1:8099";
 /// Which of a peer's services it is.
 const SERVICE: u16 = 90;
 
+/// What `setpriv` is told: the servers know no standard input to end with, and a bench that is killed leaves none of them.
+const ENDS_WITH_US: [&str; 2] = ["--pdeathsig", "KILL"];
+
 /// How long the weights may take to get to the servers, over lines that are still fast.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -45,7 +48,8 @@ impl Rpc {
         let (mut children, mut endpoints) = (Vec::new(), Vec::new());
         for peer in 0..peers {
             let address = net.address(peer, SERVICE);
-            let mut command = Command::from(net.peer(peer).command(folder.join("ggml-rpc-server")));
+            let mut command = Command::from(net.peer(peer).command("setpriv"));
+            command.args(ENDS_WITH_US).arg(folder.join("ggml-rpc-server"));
             command.args(["-H", &address.ip().to_string(), "-p", &address.port().to_string(), "-t", &threads]);
             children.push(quiet(command)?);
             endpoints.push(address.to_string());
@@ -59,8 +63,15 @@ impl Rpc {
         let (context, slots) = (settings.context * u32::from(settings.caches), settings.caches.to_string());
         let split = vec!["1"; peers].join(",");
         let (host, port) = ADDRESS.split_once(':').unwrap_or((ADDRESS, ""));
-        let mut command = Command::from(net.client().command(folder.join("llama-server")));
-        command.arg("-m").arg(model).args(["--host", host, "--port", port, "--rpc", &endpoints.join(",")]);
+        let mut command = Command::from(net.client().command("setpriv"));
+        command.args(ENDS_WITH_US).arg(folder.join("llama-server")).arg("-m").arg(model).args([
+            "--host",
+            host,
+            "--port",
+            port,
+            "--rpc",
+            &endpoints.join(","),
+        ]);
         command.args(["-ngl", "99", "-ts", &split, "-t", &threads, "-tb", &threads, "-c", &context.to_string()]);
         command.args(["-np", &slots, "-b", "512", "-ub", "512", "-fa", "on", "--no-webui"]);
         children.push(quiet(command)?);

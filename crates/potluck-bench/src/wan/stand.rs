@@ -53,8 +53,8 @@ pub(crate) struct Bench {
     pub(crate) settings: EngineSettings,
     /// Draft models, by what they are called.
     pub(crate) drafts: Vec<(String, Entry)>,
-    /// What each stage was measured to take, by its layers.
-    pub(crate) paces: HashMap<StageSpec, Pace>,
+    /// What each stage was measured to take, by its layers and threads.
+    pub(crate) paces: HashMap<(StageSpec, u16), Pace>,
     /// What the unsliced model says, by prompt and length.
     pub(crate) recordings: HashMap<(String, u32), (Vec<u32>, Answered)>,
 }
@@ -72,6 +72,8 @@ pub(crate) struct Wants {
     pub(crate) sessions: u16,
     /// Chains that are open at once over the same peers.
     pub(crate) chains: u16,
+    /// Threads of each real engine, where they are to be fewer than this machine has cores.
+    pub(crate) threads: Option<u16>,
 }
 
 /// A network with everything on it.
@@ -79,8 +81,11 @@ pub(crate) struct Stand {
     pub(crate) setting: Setting,
     pub(crate) client: ClientProcess,
     pub(crate) specs: Vec<StageSpec>,
-    /// Of each stage, in the route's order.
+    /// Of each stage, in the route's order, with the machine's cores to itself; and with the threads that real ones have here.
     pub(crate) paces: Vec<Pace>,
+    pub(crate) real_paces: Vec<Pace>,
+    /// Threads of each real engine.
+    pub(crate) threads: u16,
     /// Whether llama.cpp's servers are there.
     pub(crate) has_rpc: bool,
     real: Vec<PeerProcess>,
@@ -94,34 +99,37 @@ pub(crate) struct Stand {
 
 impl Bench {
     /// What each stage takes; measured once, with nothing else at work.
-    pub(crate) async fn paces(&mut self, specs: &[StageSpec]) -> Outcome<Vec<Pace>> {
+    pub(crate) async fn paces(&mut self, specs: &[StageSpec], threads: u16) -> Outcome<Vec<Pace>> {
         for &spec in specs {
-            if !self.paces.contains_key(&spec) {
-                let pace = measure::pace(&self.entry, spec, &self.settings).await?;
+            if !self.paces.contains_key(&(spec, threads)) {
+                let pace = measure::pace(&self.entry, spec, &with_threads(&self.settings, threads)).await?;
                 let ms = |points: &[(u32, f64)], at: usize| points.get(at).map_or(0.0, |point| point.1 * 1e3);
                 eprintln!(
-                    "  layers {}: {:.2} ms for a row, {:.2} for eight",
+                    "  layers {}, {threads} threads: {:.2} ms for a row, {:.2} for eight",
                     spec.layers,
                     ms(&pace.answering, 0),
                     ms(&pace.answering, 5)
                 );
-                self.paces.insert(spec, pace);
+                self.paces.insert((spec, threads), pace);
             }
         }
-        Ok(specs.iter().filter_map(|spec| self.paces.get(spec).cloned()).collect())
+        Ok(specs.iter().filter_map(|spec| self.paces.get(&(*spec, threads)).cloned()).collect())
     }
 
     /// Makes the network and starts everything on it.
     pub(crate) async fn stand(&mut self, setting: Setting, wants: Wants) -> Outcome<Stand> {
         let specs = stages::split(&self.entry, setting.peers)?;
-        let paces = self.paces(&specs).await?;
+        let all = self.settings.threads;
+        let threads = wants.threads.unwrap_or(all);
+        let paces = self.paces(&specs, all).await?;
+        let real_paces = self.paces(&specs, threads).await?;
         eprintln!("  {}", setting.words());
         let mut net = Net::new(setting.peers)?;
         let swarm = Swarm::new(&self.home);
         // As `potluck` does: branches of drafts run in one batch where few sessions share the memory.
         let of =
             |caches: u16| EngineSettings { caches, lanes: if caches <= 2 { 16 } else { 0 }, ..self.settings.clone() };
-        let (settings, own) = (of(wants.sessions * wants.chains), of(wants.sessions));
+        let (settings, own) = (with_threads(&of(wants.sessions * wants.chains), threads), of(wants.sessions));
         let mut client = ClientProcess::start(net.client(), &swarm, &self.entry.id.to_string(), &own).await?;
         let rpc = match (&self.llama, wants.rpc) {
             (Some(folder), true) => Some(Rpc::start(&net, setting.peers, folder, &self.file, &own, &mut client).await?),
@@ -154,6 +162,8 @@ impl Bench {
             client,
             specs,
             paces,
+            real_paces,
+            threads,
             has_rpc: rpc.is_some(),
             real,
             paced,
@@ -205,7 +215,9 @@ impl Stand {
         }
         let positions = self.paces.first().map_or(0, |pace| pace.context);
         self.remote.insert(chain.to_owned(), (paced, codec, sessions));
-        self.open_route(chain, route, codec, sessions, positions, None).await
+        let (chain, codec) = (chain.to_owned(), codec.to_string());
+        let threads = (!paced).then_some(self.threads);
+        self.open_route(OpenChain { chain, model: None, route, codec, positions, sessions, threads }).await
     }
 
     /// Opens a chain again that has lost a peer. The others find out by silence, and have no room for it before.
@@ -224,31 +236,22 @@ impl Stand {
     }
 
     /// Opens sessions over any route.
-    pub(crate) async fn open_route(
-        &mut self,
-        chain: &str,
-        route: Vec<Place>,
-        codec: Codec,
-        sessions: u16,
-        positions: u32,
-        model: Option<String>,
-    ) -> Outcome<()> {
-        let (chain, codec) = (chain.to_owned(), codec.to_string());
-        let open = OpenChain { chain, model, route, codec, positions, sessions };
+    async fn open_route(&mut self, open: OpenChain) -> Outcome<()> {
         self.client.ask(&Ask::Open(open)).await.map(drop)
     }
 
     /// Opens the unsliced model, in one engine with the client.
     pub(crate) async fn open_local(&mut self, bench: &Bench) -> Outcome<()> {
         let route = vec![own(stages::whole(&bench.entry)?, None)];
-        self.open_route(LOCAL, route, Codec::F16, 1, bench.settings.context, None).await
+        self.open_route(one(LOCAL, route, bench.settings.context)).await
     }
 
-    /// Opens a draft model, in one engine with the client.
-    pub(crate) async fn open_draft(&mut self, name: &str, entry: &Entry) -> Outcome<()> {
+    /// Opens a draft model, in one engine with the client: with all cores, or with the threads that real engines have.
+    pub(crate) async fn open_draft(&mut self, name: &str, entry: &Entry, paced: bool) -> Outcome<()> {
         let route = vec![own(stages::whole(entry)?, None)];
         let positions = self.paces.first().map_or(0, |pace| pace.context);
-        self.open_route(name, route, Codec::F16, 1, positions, Some(entry.id.to_string())).await
+        let (model, threads) = (Some(entry.id.to_string()), (!paced).then_some(self.threads));
+        self.open_route(OpenChain { model, threads, ..one(name, route, positions) }).await
     }
 
     /// How hidden states travel on a chain; none where it leads over no peers.
@@ -275,6 +278,16 @@ impl Stand {
         };
         self.client.generate(generate).await?.pop().ok_or_else(|| "no answer came".into())
     }
+}
+
+fn with_threads(settings: &EngineSettings, threads: u16) -> EngineSettings {
+    EngineSettings { threads, threads_batch: threads, ..settings.clone() }
+}
+
+/// One session over a route of one engine.
+fn one(chain: &str, route: Vec<Place>, positions: u32) -> OpenChain {
+    let (chain, codec) = (chain.to_owned(), Codec::F16.to_string());
+    OpenChain { chain, model: None, route, codec, positions, sessions: 1, threads: None }
 }
 
 /// A stage with the client.

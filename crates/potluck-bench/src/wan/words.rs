@@ -63,6 +63,8 @@ pub(crate) struct OpenChain {
     pub(crate) positions: u32,
     /// How many sessions.
     pub(crate) sessions: u16,
+    /// Threads of its engines here, where they are others than the order's.
+    pub(crate) threads: Option<u16>,
 }
 
 /// A stage of a route.

@@ -144,17 +144,12 @@ impl ClientSession {
             self.pending.iter_mut().filter(|earlier| earlier.start >= start).for_each(|earlier| earlier.fenced = true);
         }
         let (fenced, skipped) = (false, false);
-        let pending = Pending { sequence, start, count, rows, top, tree: tree.clone(), fence, fenced, skipped };
+        let pending = Pending { sequence, start, count, rows, top, tree, fence, fenced, skipped };
         self.pending.push_back(pending);
         match self.config.route[0] {
             Hop::Own(_) => self.run_own(0, sequence, Input::Tokens(tokens)),
             Hop::Remote(_) => {
-                let SessionConfig { epoch, pad, .. } = self.config;
-                let (codec, payload) = (Codec::Tokens, Codec::encode_tokens(&tokens));
-                let skipped = false;
-                let step =
-                    StepFrame { sequence, epoch, start, count, rows, top, codec, payload, pad, tree, fence, skipped };
-                self.send_step(step);
+                self.send_step(sequence, Codec::Tokens, Codec::encode_tokens(&tokens));
             }
         }
         Ok(sequence)
@@ -234,8 +229,14 @@ impl ClientSession {
         Ok(tokens.len() as u16)
     }
 
-    fn send_step(&mut self, step: StepFrame) {
+    /// Sends what a step that is pending carries to the first peer.
+    fn send_step(&mut self, sequence: u32, codec: Codec, payload: Vec<u8>) {
         let Some(first) = self.config.route.iter().position(|hop| matches!(hop, Hop::Remote(_))) else { return };
+        let Some(due) = self.pending.iter().find(|due| due.sequence == sequence).cloned() else { return };
+        let Pending { start, count, rows, top, tree, fence, .. } = due;
+        let SessionConfig { epoch, pad, .. } = self.config;
+        let skipped = false;
+        let step = StepFrame { sequence, epoch, start, count, rows, top, codec, payload, pad, tree, fence, skipped };
         self.outbox.push_back(Frame::Step(step));
         self.flush(first);
     }

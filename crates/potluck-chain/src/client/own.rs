@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use potluck_core::{Hidden, Input, Output, StageCommand, StageError, StageReply, Step};
-use potluck_wire::{Frame, StepFrame};
+use potluck_wire::Frame;
 
 use super::{ClientSession, Effect, Hop, OwnStage, Pending};
 use crate::SessionError;
@@ -67,29 +67,13 @@ impl ClientSession {
 
     /// The own head's hidden states, for the first peer.
     pub(super) fn pass_on(&mut self, hop: usize, sequence: u32, hidden: &Hidden) -> Result<(), SessionError> {
-        let Some(due) = self.pending.iter().find(|due| due.sequence == sequence).cloned() else { return Ok(()) };
-        let (codec, epoch) = (self.config.codec, self.config.epoch);
+        let codec = self.config.codec;
         let mut payload = Vec::new();
         codec.encode(&hidden.0, self.config.width as usize, &mut payload).map_err(|error| SessionError::Own {
             layers: self.layers(hop),
             error: StageError::Engine(error.to_string()),
         })?;
-        let Pending { start, count, rows, top, tree, .. } = due;
-        let (pad, fence, skipped) = (self.config.pad, due.fence, false);
-        self.send_step(StepFrame {
-            sequence,
-            epoch,
-            start,
-            count,
-            rows,
-            top,
-            codec,
-            payload,
-            pad,
-            tree,
-            fence,
-            skipped,
-        });
+        self.send_step(sequence, codec, payload);
         Ok(())
     }
 

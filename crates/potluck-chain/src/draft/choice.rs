@@ -35,7 +35,7 @@ fn rows_max(controller: &Controller) -> usize {
 }
 
 /// Seconds between the answers of two windows of so many rows that follow each other.
-fn interval(controller: &Controller, rows: f64) -> f64 {
+pub(super) fn interval(controller: &Controller, rows: f64) -> f64 {
     let traversal = controller.step(rows);
     let believed = (traversal - controller.plain_step()).max(INTERVAL_MIN * traversal);
     let known = if controller.intervals.is_known() { controller.intervals.at(rows) } else { believed };
@@ -72,7 +72,9 @@ pub(super) fn model(controller: &Controller) -> Option<Offer> {
     let levels = (rows_max(controller) as f64 / rows_per_level).ceil() as usize;
     let offer = |depth: usize| {
         let tokens: f64 = (0..=depth).map(|level| hit.powi(level as i32)).sum();
-        let seconds = controller.step(1.0 + rows_per_level * depth as f64) + forward * depth as f64;
+        let step = controller.step(1.0 + rows_per_level * depth as f64) + forward * depth as f64;
+        // Whoever waits for it or not: a level takes a forward.
+        let seconds = step.max(controller.forward_seconds() * depth as f64);
         Offer { rate: tokens / seconds, window: depth }
     };
     let affordable = |depth: &usize| forward * *depth as f64 <= controller.account.balance();

@@ -52,6 +52,30 @@ impl Average {
     }
 }
 
+/// Tokens and the seconds that they took, forgetting.
+#[derive(Debug, Clone, Copy, Default)]
+struct Progress {
+    tokens: f64,
+    seconds: f64,
+    weight: f64,
+}
+
+impl Progress {
+    fn add(&mut self, tokens: usize, seconds: f64) {
+        let kept = 1.0 - 1.0 / MEMORY;
+        self.weight = self.weight * kept + 1.0;
+        self.tokens = self.tokens * kept + tokens as f64;
+        self.seconds = self.seconds * kept + seconds;
+    }
+
+    /// Tokens a second: `promised` before there were any, and what was made then.
+    fn rate(&self, promised: f64) -> f64 {
+        const PROMISE: f64 = 4.0;
+        let made = if self.seconds > 0.0 { self.tokens / self.seconds } else { promised };
+        (promised * PROMISE + made * self.weight) / (PROMISE + self.weight)
+    }
+}
+
 /// Decides per round what is drafted, from what was measured. Deterministic given its inputs; knows no clock.
 ///
 /// The rule: with λ the rate of tokens that the best way of drafting makes, a row that is accepted with probability P is
@@ -74,6 +98,9 @@ pub struct Controller {
     /// How often one of a forward's guesses was accepted, and rows for a token of a tree's depth.
     pub(super) hit: Average,
     pub(super) rows_per_level: Average,
+    /// What the draft model's rounds have made of late.
+    progress: Progress,
+    modelling: bool,
     /// Rows of the windows of this round.
     window: usize,
     speculative: bool,
@@ -95,6 +122,8 @@ impl Default for Controller {
             waited: Average::believed(1.0, 2.0),
             hit: Average::believed(0.7, 4.0),
             rows_per_level: Average::believed(1.5, 4.0),
+            progress: Progress::default(),
+            modelling: false,
             window: 1,
             speculative: false,
             outlier: 0.0,
@@ -114,6 +143,7 @@ impl Controller {
         self.window = 1;
         let plan = self.choose(lookup, model);
         self.speculative = plan != Plan::Plain;
+        self.modelling = matches!(plan, Plan::Model(_));
         plan
     }
 
@@ -140,7 +170,7 @@ impl Controller {
             (_, Some(offer)) => {
                 self.trial_rounds = TRIAL_ROUNDS_MIN;
                 self.window = choice::model_window(self);
-                Plan::Model(choice::rule(self, offer.rate))
+                Plan::Model(choice::rule(self, self.progress.rate(offer.rate)))
             }
             _ => Plan::Plain,
         }
@@ -187,20 +217,29 @@ impl Controller {
         Tree::new(&nodes).unwrap_or_default()
     }
 
-    /// A step of `rows` rows was answered. `alone`: nothing else was in flight when it left; `seconds` are from then to
-    /// the answer. Otherwise they are from the answer before it. Not told of steps that a rejected one was ahead of.
-    pub fn traversed(&mut self, rows: usize, seconds: f64, alone: bool) {
+    /// A step of `rows` rows was answered so many seconds after it left, with nothing else in flight then.
+    pub fn traversed(&mut self, rows: usize, seconds: f64) {
         if !seconds.is_finite() || seconds < 0.0 || rows == 0 {
-            return;
-        }
-        if !alone {
-            self.outlier += self.intervals.measured(rows, seconds);
             return;
         }
         self.outlier += self.traversals.measured(rows, seconds);
         if rows == 1 {
             self.plain_at = self.rounds;
             self.account.open(self.plain_step());
+        }
+    }
+
+    /// A step of `rows` rows left so many seconds after the one before it, and was answered so many after that one. Not told of
+    /// steps that a rejected one was ahead of.
+    pub fn followed(&mut self, rows: usize, left: f64, answered: f64) {
+        /// Answers that are further apart than the steps were sent waited for a stage.
+        const WAITED: f64 = 1.2;
+        if !(left.is_finite() && answered.is_finite() && answered >= 0.0) || rows == 0 {
+            return;
+        }
+        // Where no stage was busy, they are as far apart as whoever sent them was slow: a stage is no slower than that.
+        if answered > WAITED * left || answered < choice::interval(self, rows as f64) {
+            self.outlier += self.intervals.measured(rows, answered);
         }
     }
 
@@ -247,6 +286,9 @@ impl Controller {
     pub fn progressed(&mut self, tokens: usize, seconds: f64) {
         if seconds.is_finite() && seconds >= 0.0 {
             let seconds = (seconds - self.outlier).max(0.0);
+            if self.modelling {
+                self.progress.add(tokens, seconds);
+            }
             self.account.book(tokens, seconds, self.plain_step(), self.speculative);
         }
         self.outlier = 0.0;

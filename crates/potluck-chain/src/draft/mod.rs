@@ -22,7 +22,7 @@
 //!     }
 //!     Plan::Model(_rule) => {}             // Grow a tree with the draft model under this rule.
 //! }
-//! controller.traversed(1, 0.060, true);    // The answer took 60 ms,
+//! controller.traversed(1, 0.060);          // The answer took 60 ms,
 //! controller.judged(Source::Lookup, guesses[0].1, true); // a guess that was not sent is judged for nothing,
 //! controller.progressed(1, 0.060);         // and the session is a token further.
 //! ```

@@ -170,8 +170,9 @@ impl Sampler {
         let mut guesses: Vec<(u32, f32)> = largest.iter().map(changed).collect();
         guesses.sort_unstable_by(|a, b| order((a.1, a.0), (b.1, b.0)));
         if self.params.temperature > 0.0 {
-            let kept = self.params.top_k.checked_sub(1).map_or(guesses.len(), |k| guesses.len().min(k as usize + 1));
-            guesses.truncate(kept);
+            if self.params.top_k > 0 {
+                guesses.truncate(self.params.top_k as usize);
+            }
             let first = guesses.first().map_or(0.0, |guess| guess.1);
             guesses.retain(|guess| guess.1 - first >= self.params.min_p.ln());
             let noise = Noise::new(self.params.seed, position);
@@ -180,7 +181,7 @@ impl Sampler {
             }
             guesses.sort_unstable_by(|a, b| order((a.1, a.0), (b.1, b.0)));
         }
-        // Two models that are alike agree on the largest more often than its probability says: their logits differ by less than 1.
+        // Models that are alike agree on the largest more often than the probability of one of them says.
         let first = guesses.first().map_or(0.0, |guess| guess.1);
         guesses.iter_mut().for_each(|guess| guess.1 = first + (guess.1 - first) * LIKENESS);
         let sum: f32 = guesses.iter().map(|guess| (guess.1 - first).exp()).sum();

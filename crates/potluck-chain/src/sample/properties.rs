@@ -355,3 +355,26 @@ fn seeds_are_independent() {
     };
     assert!(chi_square(&row, 1.0, 60_000, draw) < CHI_SQUARE_MAX);
 }
+
+proptest! {
+    /// Two models that say the same choose the same: what a draft model guesses first is what the target chooses.
+    #[test]
+    fn the_first_guess_at_a_row_is_what_is_chosen_from_it(
+        row in proptest::collection::vec(-6f32..6.0, 12),
+        seed: u64,
+        position in 0u32..10_000,
+        temperature in prop_oneof![Just(0.0), 0.1f32..2.0],
+        top_k in 0u32..6,
+        min_p in prop_oneof![Just(0.0), Just(0.05)],
+        recent in proptest::collection::vec(0u32..12, 0..4),
+    ) {
+        let params =
+            SamplingParams { temperature, top_k, top_p: 1.0, min_p, seed, repeat_penalty: 1.3, ..Default::default() };
+        let sampler = sampler(params, &row, &recent);
+        let guesses = sampler.guesses(position, &whole(&row), 4);
+        let Ok(Decision::Token { token }) = sampler.sample(position, &whole(&row), None) else { panic!("a whole row") };
+        prop_assert_eq!(guesses[0].0, token);
+        prop_assert!(guesses.is_sorted_by(|a, b| a.1 >= b.1));
+        prop_assert!(guesses.iter().map(|guess| guess.1).sum::<f32>() <= 1.0 + 1e-4);
+    }
+}

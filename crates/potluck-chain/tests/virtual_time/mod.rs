@@ -133,6 +133,7 @@ struct Session<'a> {
     root: usize,
     fenced: bool,
     last_answer: f64,
+    last_sent: f64,
     outcome: Outcome,
 }
 
@@ -151,6 +152,7 @@ pub(crate) fn run(kind: Kind, setting: Setting, policy: Policy, seed: u64, token
         root: 0,
         fenced: false,
         last_answer: 0.0,
+        last_sent: 0.0,
         outcome: Outcome::default(),
     };
     while session.certain < tokens {
@@ -308,11 +310,14 @@ impl Session<'_> {
             accepted.push(row);
         }
         self.now = answered_at;
-        let since = if window.alone { window.sent_at } else { self.last_answer };
         // A first window behind a fenced one is neither alone nor behind an answer.
-        if window.alone || window.rows == window.tree.len() {
-            self.controller.traversed(window.rows, window.answer_at - since, window.alone);
+        if window.alone {
+            self.controller.traversed(window.rows, window.answer_at - window.sent_at);
+        } else if window.rows == window.tree.len() {
+            let (left, answered) = (window.sent_at - self.last_sent, window.answer_at - self.last_answer);
+            self.controller.followed(window.rows, left, answered);
         }
+        self.last_sent = window.sent_at;
         self.controller.answered(window.source, &window.tree, &accepted);
         let next_certain = window.base + accepted.len() + 1;
         self.controller.progressed(next_certain - self.certain, self.now - self.outcome.seconds);

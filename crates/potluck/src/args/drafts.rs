@@ -39,10 +39,4 @@ impl DraftArgs {
             DraftsArg::Off => Drafts::Off,
         }
     }
-
-    /// The draft model, if one is to be used.
-    pub(crate) fn model(&self) -> Option<&str> {
-        let uses = matches!(self.drafts, DraftsArg::Auto | DraftsArg::Model);
-        self.draft_model.as_deref().filter(|_| uses)
-    }
 }

@@ -21,7 +21,7 @@ use tokio::{net::TcpListener, sync::oneshot};
 
 use super::{
     Talk,
-    draft::{Drafter, drafts},
+    draft::{Drafter, drafting},
     lent::Lenders,
     own_peers,
     route::{RouteChain, stage_of},
@@ -185,7 +185,7 @@ impl Front {
             Wanted { home, entry: &entry, settings: &settings, codec, memory: Some(memory), privacy: &privacy };
         let bar = screen.wait(format!("loading {}", entry.name));
         let vocabulary = start_vocabulary(load_vocabulary(&entry, &settings)?);
-        let drafter = Drafter::start(home, screen, &route.drafts, &entry.manifest, &settings);
+        let drafter = Drafter::start(home, screen, route, &entry.manifest, &settings);
         let (vocabulary, (node, hops, embedded), drafter) =
             tokio::try_join!(vocabulary, route_of(&wanted, route, swarm), drafter)?;
         let engines = own_engines(&wanted, &hops, &[]).await?;
@@ -200,7 +200,7 @@ impl Front {
             Rc::new(Swarm { home, entry, settings, codec, privacy, prefer: route.prefer, memory })
         };
         let replan = embedded.is_none().then(replan);
-        let drafts = (route.drafts(), drafter.map(Rc::new));
+        let drafts = (route.drafts(), drafter);
         let sessions = Sessions::new(node.clone(), config, vocabulary.clone(), replan, engines, drafts);
         let model = model(&entry, &settings, vocabulary)?;
         let keeper = Keeper::new(home, screen, Some(entry.id));
@@ -221,7 +221,7 @@ impl Front {
         let engines = own_engines(&wanted, &route, &[]).await?;
         let config = session_config(&wanted, node.id(), route)?;
         let vocabulary = talk.session.vocabulary().clone();
-        let drafts = (talk.route.drafts(), None);
+        let drafts = (talk.route.drafts(), talk.drafter.clone());
         let sessions = Sessions::new(node.clone(), config, vocabulary.clone(), None, engines, drafts);
         let model = model(entry, settings, vocabulary)?;
         let keeper = Keeper::new(home, screen, Some(entry.id));
@@ -293,9 +293,7 @@ impl Front {
             let engines = own.sessions.engines.take();
             let drafter = own.sessions.drafter.clone();
             drop(own);
-            if let Some(drafter) = drafter.and_then(Rc::into_inner) {
-                drafter.stop().await;
-            }
+            Drafter::stop(drafter).await;
             for (_, engine) in engines {
                 engine.stop().await;
             }
@@ -340,8 +338,9 @@ impl Opener for Sessions {
             }
             (opened, _) => opened,
         };
-        let (drafts, model) = drafts(self.drafts, self.drafter.as_deref()).await.map_err(problem)?;
-        Ok(Session::new(chain.map_err(problem)?, self.vocabulary.clone()).with_drafts(drafts, model))
+        let mut session = Session::new(chain.map_err(problem)?, self.vocabulary.clone());
+        session.set_drafting(drafting(self.drafts, self.drafter.as_deref()).await);
+        Ok(session)
     }
 
     fn is_current(&self, chain: &RouteChain) -> bool {

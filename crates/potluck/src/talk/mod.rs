@@ -13,6 +13,8 @@ mod start;
 mod swarm;
 mod traced;
 
+use std::rc::Rc;
+
 use potluck_chain::{SessionError, sample::SamplingParams};
 use potluck_client::{
     Cancel, Conversation, GenerateError, Outcome, RenderOptions, Request, Session, TemplateError, TokenEvent,
@@ -78,7 +80,7 @@ pub(crate) struct Talk {
     /// Why the route is what it is, in a sentence.
     verdict: String,
     /// The draft model, where there is one.
-    drafter: Option<Drafter>,
+    drafter: Option<Rc<Drafter>>,
 }
 
 impl Asked {
@@ -205,9 +207,7 @@ impl Talk {
     /// Ends the session and whatever was started for it.
     pub(crate) async fn close(self) {
         self.session.close().await;
-        if let Some(drafter) = self.drafter {
-            drafter.stop().await;
-        }
+        Drafter::stop(self.drafter).await;
         if let Some(embedded) = self.embedded {
             embedded.stop().await;
         }

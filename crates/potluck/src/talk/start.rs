@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     AnyChain, Talk,
-    draft::{Drafter, drafts},
+    draft::{Drafter, drafting},
     own_peers,
     route::OwnEngine,
     swarm,
@@ -95,20 +95,21 @@ impl Talk {
             Wanted { home, entry: &entry, settings: &settings, codec, memory: Some(memory), privacy: &privacy };
         let bar = screen.wait(format!("loading {}", entry.name));
         let vocabulary = start_vocabulary(load_vocabulary(&entry, &settings)?);
-        let drafter = Drafter::start(home, screen, &route.drafts, &entry.manifest, &settings);
+        let drafter = Drafter::start(home, screen, route, &entry.manifest, &settings);
         let (vocabulary, opened, drafter) = tokio::try_join!(vocabulary, open(&wanted, route), drafter)?;
-        let (drafts, model) = drafts(route.drafts(), drafter.as_ref()).await?;
+        let mut session = Session::new(opened.chain, vocabulary);
+        session.set_drafting(drafting(route.drafts(), drafter.as_deref()).await);
         drop(bar);
         // What no peer was sent in a conversation, none is sent in the rest of it.
         if opened.ends_here {
             privacy.hide_layers = privacy.hide_layers.max(1);
         }
         // Nor does one leave this machine that began here alone.
-        let local = route.local || matches!(opened.chain, AnyChain::Local(..));
+        let local = route.local || matches!(session.chain(), AnyChain::Local(..));
         let template = ChatTemplate::of(&entry.manifest).or_fail("bad_template", "send the prompt as it is: --raw")?;
         Ok(Self {
             conversation: Conversation::new(template, SpecialTokens::of(&entry.manifest)),
-            session: Session::new(opened.chain, vocabulary).with_drafts(drafts, model),
+            session,
             drafter,
             embedded: opened.embedded,
             verdict: opened.verdict,
@@ -129,8 +130,8 @@ impl Talk {
         let (chain, verdict) = open_within(&wanted, &self.route, self.embedded.as_ref(), REOPEN_WITHIN).await?;
         self.verdict = verdict.unwrap_or_else(|| std::mem::take(&mut self.verdict));
         let vocabulary = self.session.vocabulary().clone();
-        let (drafts, model) = drafts(self.route.drafts(), self.drafter.as_ref()).await?;
-        let session = Session::new(chain, vocabulary).with_drafts(drafts, model);
+        let mut session = Session::new(chain, vocabulary);
+        session.set_drafting(drafting(self.route.drafts(), self.drafter.as_deref()).await);
         std::mem::replace(&mut self.session, session).close().await;
         Ok(())
     }
