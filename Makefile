@@ -26,7 +26,7 @@ TEST ?=
 TARGET ?= frame
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup model clients demo install fmt lint test sim fuzz prove-streams prove-pull prove-nat prove-inversion prove-privacy prove-attacks prove-roaming prove-fuzz bench-security bench bench-wan report-wan snapshots
+.PHONY: help setup model clients demo install fmt lint test sim fuzz prove-streams prove-pull prove-nat prove-inversion prove-codecs prove-privacy prove-attacks prove-roaming prove-fuzz bench-security bench bench-wan report-wan snapshots
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -83,6 +83,9 @@ prove-nat: setup ## Every pair of kinds of NAT, direct or relayed (root, some mi
 
 prove-inversion: model ## How much of a prompt is read back from hidden states, at each depth; writes bench/results/inversion.json
 	@cargo run --locked -p potluck-engine --example inversion -- "$${POTLUCK_TEST_MODEL:-$$HOME/.cache/potluck/models/SmolLM2-135M-Instruct.Q4_1.gguf}" bench/results/inversion.json
+
+prove-codecs: model ## What each codec changes of a model: make prove-codecs [MODELS="A.gguf B.gguf"]; writes bench/results/codecs.json
+	@bench/codecs
 
 prove-privacy: model ## What each privacy setting costs, side by side; writes bench/results/privacy.json
 	@bench/privacy

@@ -148,7 +148,7 @@ impl Route {
             let spec = shape.spec;
             let (address, stop) = peer(10 * peers + n, shape)?;
             running.push(stop);
-            route.push(Hop::Remote(RemoteStage { spec, address, grant: vec![] }));
+            route.push(Hop::Remote(RemoteStage { spec, address, grant: vec![], speed: None }));
         }
         let config = SessionConfig {
             key: SessionKey { client: client.id(), id: SessionId::from_bytes([peers; 16]) },
@@ -157,6 +157,7 @@ impl Route {
             width,
             vocabulary: 64,
             codec: Codec::F16,
+            codec_otherwise: None,
             route,
             prefix: None,
             pad: false,

@@ -148,7 +148,7 @@ impl Swarm {
         timeout(READY_TIMEOUT, BufReader::new(stdout).read_line(&mut line)).await??;
         let ready: Ready = serde_json::from_str(&line).map_err(|_| format!("a peer said {line:?}"))?;
         let address = PeerAddress { peer: ready.id.parse()?, addresses: ready.addresses, relay: None };
-        Ok(PeerProcess { child, _stdin: stdin, hop: Hop::Remote(RemoteStage { spec, address, grant }) })
+        Ok(PeerProcess { child, _stdin: stdin, hop: Hop::Remote(RemoteStage { spec, address, grant, speed: None }) })
     }
 
     /// A client of the swarm, with a session that is ready.
@@ -163,6 +163,7 @@ impl Swarm {
             width: config.width,
             vocabulary: config.vocabulary,
             codec: config.codec,
+            codec_otherwise: None,
             route,
             prefix: None,
             pad: false,

@@ -54,6 +54,10 @@ struct Class {
 /// A recursive least-squares fit of two costs in which errors count as shares of the time, since noise grows with it, and in
 /// which each class of sizes forgets by itself: a long answer, whose steps have one row each, does not make it forget what a
 /// chunk costs. Single steps that took unusually long count little (Huber, "Robust Estimation of a Location Parameter", 1964).
+///
+/// It is a line for a stage's steps of up to hundreds of rows, from which prompts are cut. What drafts cost is read off a curve
+/// (`draft/cost.rs`), which has a point for each of the few sizes that they have: engines are far from a line there, a step's delays
+/// are part of it, and a row more or less decides.
 #[derive(Debug, Clone, Default)]
 pub struct StepTimes {
     classes: [Class; CLASSES],

@@ -30,7 +30,7 @@ fn spec(start: u32, end: u32) -> StageSpec {
 
 fn remote(n: u8, start: u32, end: u32) -> Hop {
     let address = PeerAddress { peer: peer(n), addresses: vec![], relay: None };
-    Hop::Remote(RemoteStage { spec: spec(start, end), address, grant: vec![n] })
+    Hop::Remote(RemoteStage { spec: spec(start, end), address, grant: vec![n], speed: None })
 }
 
 fn own(start: u32, end: u32) -> Hop {
@@ -45,6 +45,7 @@ fn config(route: Vec<Hop>) -> SessionConfig {
         width: WIDTH,
         vocabulary: VOCABULARY,
         codec: Codec::F32,
+        codec_otherwise: None,
         route,
         prefix: None,
         pad: false,

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use potluck_chain::{Answer, SessionError, Submission};
-use potluck_core::Hidden;
+use potluck_chain::{Answer, SessionError, Submission, chunks::Place};
+use potluck_core::{Account, Hidden};
 use tokio::sync::watch;
 
 use crate::StageAccount;
@@ -51,6 +51,30 @@ pub trait Chain {
     /// # Errors
     /// See [`SessionError`]; there is a deadline.
     async fn accounts(&mut self) -> Result<Option<Vec<StageAccount>>, SessionError>;
+
+    /// Its stages, in order, as they are reached now: prompts are cut for them. None where they are not known, or are one
+    /// machine's: prompts go in the largest steps.
+    fn places(&self) -> Vec<Place> {
+        Vec::new()
+    }
+
+    /// Asks for the accounts without waiting for them, where every stage keeps them and no question is open: they come while
+    /// answers are awaited, for [`told_accounts`](Self::told_accounts).
+    ///
+    /// # Errors
+    /// See [`SessionError`].
+    fn ask_accounts(&mut self) -> Result<(), SessionError> {
+        Ok(())
+    }
+
+    /// The accounts that came last, once, of those that [`ask_accounts`](Self::ask_accounts) has asked for; none where none have come
+    /// yet.
+    ///
+    /// # Errors
+    /// See [`SessionError`].
+    async fn told_accounts(&mut self) -> Result<Option<Vec<Account>>, SessionError> {
+        Ok(None)
+    }
 
     /// Bytes written on all hops of the route so far, headers included: for `bytes_per_position`.
     fn bytes_written(&self) -> u64;

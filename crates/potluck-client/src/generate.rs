@@ -1,9 +1,10 @@
-//! The loop: prefill in chunks, then one token after the other until something ends it.
+//! An answer: the prompt (`prefill`), then one token after the other (`decode`) until something ends it.
 
 use std::{collections::HashMap, time::Instant};
 
 use potluck_chain::{
-    Answer, STEPS_IN_FLIGHT_MAX, SessionError, Submission,
+    Answer, SessionError, Submission,
+    chunks::{PREFILL_STEPS_IN_FLIGHT, RouteTimes},
     sample::{FinishReason, Sampler, SamplingParams, StopRules, Stopper},
 };
 use potluck_core::{Logits, Rows, bounds};
@@ -13,11 +14,7 @@ use crate::{
     Cancel, Chain, DraftModel, Drafts, GenerateError, Outcome, TokenEvent,
     run::Run,
     speculate::{Clock, Drafting},
-    trace::Tracing,
 };
-
-/// Prefill chunks in flight, unless the request says otherwise: enough to keep a few stages busy at once.
-pub const PREFILL_IN_FLIGHT: usize = 4;
 
 /// Chains that may be lost one after the other without a token: beyond it the answer ends with the last one's error. It may be the
 /// prompt that they die of.
@@ -44,9 +41,12 @@ pub struct Request {
     pub ignore_eos: bool,
     /// What the answer must follow.
     pub grammar: Option<GrammarSource>,
-    /// Positions of a prefill step, at most [`bounds::STEP_POSITIONS_MAX`].
+    /// Positions of a prefill step at most, [`bounds::STEP_POSITIONS_MAX`] or fewer. A route of several machines is sent smaller ones
+    /// where these fill it better ([`potluck_chain::chunks`]).
     pub chunk: u16,
-    /// Prefill steps in flight.
+    /// Prefill steps have `chunk` positions each, whatever the route; what is exact always has.
+    pub fixed: bool,
+    /// Prefill steps in flight at most.
     pub in_flight: usize,
     /// Keep what the caches hold of the prompt. False evaluates it anew: an answer that depends on the prompt alone, for
     /// results also depend on how positions were cut into steps.
@@ -69,7 +69,8 @@ impl Request {
             ignore_eos: false,
             grammar: None,
             chunk: bounds::STEP_POSITIONS_MAX as u16,
-            in_flight: PREFILL_IN_FLIGHT,
+            fixed: false,
+            in_flight: PREFILL_STEPS_IN_FLIGHT,
             reuse: true,
             exact: false,
             trace: false,
@@ -92,6 +93,8 @@ pub struct Session<C> {
     lost: Option<SessionError>,
     pieces: HashMap<u32, Vec<u8>>,
     pub(crate) drafting: Drafting,
+    /// What it has learnt of its route's times.
+    pub(crate) times: RouteTimes,
 }
 
 impl<C: Chain> Session<C> {
@@ -106,6 +109,7 @@ impl<C: Chain> Session<C> {
             lost: None,
             pieces: HashMap::new(),
             drafting: Drafting::default(),
+            times: RouteTimes::default(),
         }
     }
 
@@ -125,6 +129,17 @@ impl<C: Chain> Session<C> {
     /// What it drafts with, and has learnt. It drafts from its own text alone then.
     pub fn take_drafting(&mut self) -> Drafting {
         std::mem::take(&mut self.drafting)
+    }
+
+    /// What an earlier session has learnt of the times of a route, and of its peers.
+    pub fn set_times(&mut self, mut times: RouteTimes) {
+        times.reopened();
+        self.times = times;
+    }
+
+    /// What it has learnt of the times of its route. It knows nothing of them then.
+    pub fn take_times(&mut self) -> RouteTimes {
+        std::mem::take(&mut self.times)
     }
 
     /// What reads the time for what is learnt of the chain, and decides what to draft: a test's own clock.
@@ -254,6 +269,7 @@ impl<C: Chain> Session<C> {
             run.resumes(&self.cuts, self.held.len());
             self.forget(0);
             self.unanswered = 0;
+            self.times.reopened();
             result = self.answer(&request, &mut run, cancel, &mut on_token).await;
         }
         if let Some(grammar) = run.grammar {
@@ -319,61 +335,8 @@ impl<C: Chain> Session<C> {
         self.decode(run, answer, cancel, on_token).await
     }
 
-    /// Evaluates what is new of the prompt, and of the answer where it goes on here. Returns the last step's answer; `None`:
-    /// cancelled.
-    async fn prefill(
-        &mut self,
-        request: &Request,
-        run: &mut Run,
-        cancel: &Cancel,
-    ) -> Result<Option<Answer>, GenerateError> {
-        self.drain().await?;
-        let tokens = [&request.prompt[..], run.tokens()].concat();
-        let known = self.common(&tokens);
-        // The last token is evaluated in any case: its logits are wanted.
-        let known = if request.reuse { known.min(tokens.len() - 1) } else { 0 };
-        // Where the very steps matter, none is kept in part.
-        let known = if request.exact { self.cut_at(known) } else { known };
-        self.forget(known);
-        if request.trace && run.resumed() == 0 {
-            run.tracing = self.chain.accounts().await?.map(Tracing::new);
-        }
-        run.started(known);
-        let chunk = usize::from(request.chunk).clamp(1, bounds::STEP_POSITIONS_MAX);
-        let again = run.resumed() > 0 && request.exact;
-        let in_flight = if again { STEPS_IN_FLIGHT_MAX } else { request.in_flight.clamp(1, STEPS_IN_FLIGHT_MAX) };
-        let cuts =
-            if again { run.cuts_again(tokens.len(), chunk) } else { (known..tokens.len()).step_by(chunk).collect() };
-        let ends = cuts.iter().skip(1).copied().chain([tokens.len()]);
-        let mut chunks = cuts.iter().zip(ends).map(|(&start, end)| &tokens[start..end]).peekable();
-        loop {
-            while self.unanswered < in_flight
-                && let Some(tokens) = chunks.next()
-            {
-                let rows = if chunks.peek().is_none() { Rows::Last } else { Rows::None };
-                self.submit(tokens, rows, run.top).await?;
-            }
-            let answer = tokio::select! {
-                biased;
-                () = cancel.cancelled() => return Ok(None),
-                answer = self.chain.answer() => answer?,
-                () = self.drafting.read(chunk) => return Ok(None),
-            };
-            self.unanswered -= 1;
-            if self.unanswered == 0 && chunks.peek().is_none() {
-                run.prefilled(self.chain.bytes_written());
-                if let Some(tracing) = &mut run.tracing
-                    && let Some(accounts) = self.chain.accounts().await?
-                {
-                    tracing.prefilled(run.clock.prefill_seconds(), accounts);
-                }
-                return Ok(Some(answer));
-            }
-        }
-    }
-
     /// Takes the answers that an earlier answer did not wait for.
-    async fn drain(&mut self) -> Result<(), GenerateError> {
+    pub(crate) async fn drain(&mut self) -> Result<(), GenerateError> {
         while self.unanswered > 0 {
             self.chain.answer().await?;
             self.unanswered -= 1;
@@ -382,12 +345,12 @@ impl<C: Chain> Session<C> {
     }
 
     /// How many of these the caches hold from the beginning.
-    fn common(&self, tokens: &[u32]) -> usize {
+    pub(crate) fn common(&self, tokens: &[u32]) -> usize {
         self.held.iter().zip(tokens).take_while(|(a, b)| a == b).count()
     }
 
     /// The end of the last step that ends there or before.
-    fn cut_at(&self, position: usize) -> usize {
+    pub(crate) fn cut_at(&self, position: usize) -> usize {
         if position >= self.held.len() {
             return position;
         }
@@ -400,7 +363,7 @@ impl<C: Chain> Session<C> {
         self.cuts.retain(|start| *start < from);
     }
 
-    async fn submit(&mut self, tokens: &[u32], rows: Rows, top: u16) -> Result<(), GenerateError> {
+    pub(crate) async fn submit(&mut self, tokens: &[u32], rows: Rows, top: u16) -> Result<(), GenerateError> {
         let submission = Submission::chain(self.held.len() as u32, tokens.to_vec(), rows, top);
         self.submit_drafts(submission, tokens).await
     }

@@ -23,6 +23,7 @@
 //! file is copied to a temporary one to be loaded. On Windows this crate does not build yet.
 
 pub mod bare;
+pub mod codecs;
 mod cores;
 mod error;
 #[allow(unsafe_code, reason = "the foreign functions are here")]

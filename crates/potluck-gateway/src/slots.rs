@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use potluck_chain::SessionError;
+use potluck_chain::{SessionError, chunks::RouteTimes};
 use potluck_client::{Cancel, Chain, GenerateError, Request, Session, TokenEvent};
 use tokio::{
     sync::mpsc,
@@ -285,8 +285,11 @@ async fn work<O: Opener>(opener: &O, session: Option<Session<O::Chain>>, job: Jo
         let _ = events.send((index, event));
     };
     tell(Event::Started);
+    // What a session has learnt of its peers, the next one need not learn again.
+    let mut times = RouteTimes::default();
     let mut waited = match session {
-        Some(session) if !opener.is_current(session.chain()) => {
+        Some(mut session) if !opener.is_current(session.chain()) => {
+            times = session.take_times();
             session.close().await;
             None
         }
@@ -296,7 +299,10 @@ async fn work<O: Opener>(opener: &O, session: Option<Session<O::Chain>>, job: Jo
         let (fresh, mut session) = match waited.take() {
             Some(session) => (false, session),
             None => match opener.open().await {
-                Ok(session) => (true, session),
+                Ok(mut session) => {
+                    session.set_times(std::mem::take(&mut times));
+                    (true, session)
+                }
                 Err(problem) => {
                     tell(Event::Failed(problem));
                     return None;
@@ -320,6 +326,7 @@ async fn work<O: Opener>(opener: &O, session: Option<Session<O::Chain>>, job: Jo
                 return Some(session);
             }
             Err(error @ GenerateError::Session(_)) => {
+                times = session.take_times();
                 session.close().await;
                 // A session may have been lost while it was at rest: then nobody need know.
                 if fresh || told {

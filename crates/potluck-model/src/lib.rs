@@ -1,7 +1,7 @@
 //! GGUF models as data: parse, describe, cut into stages. No IO.
 //!
 //! [`gguf`] reads a header, [`manifest_of`] names the model, [`Family`] says whether and where it may be cut, and
-//! [`slice::plan`] gives the virtual GGUF that a stage loads:
+//! [`slice::plan`] gives the virtual GGUF that a stage loads; [`proof`] says which codec was proven of it:
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let (bytes, hash) = (Vec::new(), [0; 32]);
@@ -21,6 +21,7 @@ pub mod facts;
 pub mod family;
 mod file;
 pub mod gguf;
+pub mod proof;
 pub mod slice;
 pub mod types;
 

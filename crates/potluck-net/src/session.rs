@@ -2,14 +2,16 @@
 
 use std::{collections::HashMap, time::Instant};
 
-use potluck_chain::{Answer, ClientSession, Effect, Event, Hop, SessionConfig, SessionError, Submission};
+use potluck_chain::{
+    Answer, ClientSession, Effect, Event, Hop, SessionConfig, SessionError, Submission, chunks::Place,
+};
 use potluck_core::{Account, Hidden, StageCommand, StageReply};
-use potluck_wire::{FEATURE_ACCOUNTS, FEATURE_DRAFTS, FEATURE_PADDING, Failure, FailureCode, Frame};
+use potluck_wire::{Codec, FEATURE_ACCOUNTS, FEATURE_DRAFTS, FEATURE_PADDING, Failure, FailureCode, Frame};
 use tokio::{sync::mpsc, task::JoinSet, time::sleep_until};
 use tracing::{Span, info_span};
 
 use crate::{
-    Link, NetError, Node, PathInfo,
+    Link, NetError, Node, PathInfo, PathKind,
     stream::{Inbound, Stream},
 };
 
@@ -57,6 +59,7 @@ enum Happened {
 #[derive(Debug)]
 pub struct Session {
     machine: ClientSession,
+    codec: Codec,
     links: Vec<Option<Link>>,
     streams: HashMap<usize, Stream>,
     own: HashMap<usize, mpsc::UnboundedSender<StageCommand>>,
@@ -90,10 +93,18 @@ impl Node {
                 return Err(failed(stage, Failure::new(FailureCode::Version, detail)));
             }
         }
+        let ignorant = |codec| {
+            let unable = |link: &Link| !link.welcome.codecs.contains(codec);
+            links.iter().position(|link| link.as_ref().is_some_and(unable))
+        };
+        if let Some(otherwise) = config.codec_otherwise
+            && ignorant(config.codec).is_some()
+        {
+            tracing::info!(wanted = %config.codec, codec = %otherwise, "a peer of the route does not know the codec");
+            config.codec = otherwise;
+        }
         let codec = config.codec;
-        let unable = |link: &Link| !link.welcome.codecs.contains(codec);
-        let hop = links.iter().position(|link| link.as_ref().is_some_and(unable));
-        if let Some(stage) = hop.map(|hop| &config.route[hop]) {
+        if let Some(stage) = ignorant(codec).map(|hop| &config.route[hop]) {
             let detail = format!("it does not know the codec {codec}: use --codec f16, or have its Potluck updated");
             return Err(failed(stage, Failure::new(FailureCode::Version, detail)));
         }
@@ -118,7 +129,7 @@ impl Node {
         let machine = ClientSession::new(Instant::now(), config)?;
         let told = Default::default();
         let mut session =
-            Session { machine, links, streams, own, inbox, told, tasks, closed_bytes: (0, 0), _span: span };
+            Session { machine, codec, links, streams, own, inbox, told, tasks, closed_bytes: (0, 0), _span: span };
         session.perform_all();
         Ok(session)
     }
@@ -203,6 +214,11 @@ impl Session {
         Ok(())
     }
 
+    /// How hidden states travel: as was wanted, or otherwise where a peer does not know how.
+    pub fn codec(&self) -> Codec {
+        self.codec
+    }
+
     /// True where every peer of the route keeps accounts of its sessions.
     pub fn keeps_accounts(&self) -> bool {
         self.all_have(FEATURE_ACCOUNTS)
@@ -271,6 +287,21 @@ impl Session {
     /// How each stage of the route is reached at present; none for own stages.
     pub fn paths(&self) -> Vec<Option<PathInfo>> {
         self.links.iter().map(|link| link.as_ref().and_then(Link::path)).collect()
+    }
+
+    /// The stages as prompts are cut for them. What is reached over the loopback has this machine's cores.
+    pub fn places(&self) -> Vec<Place> {
+        let place = |(hop, path): (&Hop, Option<PathInfo>)| {
+            let (peer, layers) = (hop.peer(), hop.layers());
+            let here = peer.is_none() || path.is_some_and(|path| path.kind == PathKind::Loopback);
+            let rtt_s = path.filter(|_| !here).map_or(0.0, |path| path.rtt.as_secs_f64());
+            let speed = match hop {
+                Hop::Remote(remote) => remote.speed,
+                Hop::Own(_) => None,
+            };
+            Place { peer, layers, here, rtt_s, speed }
+        };
+        self.machine.route().iter().zip(self.paths()).map(place).collect()
     }
 
     /// Bytes written to and read from peers on this session's streams so far.

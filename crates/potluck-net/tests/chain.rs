@@ -78,7 +78,7 @@ async fn chain(stages: usize, own_ends: bool) -> Chain {
         };
         let mut machine = Peer::new(config, Gate::new(root().public()));
         machine.add_stage(stage.shape().clone());
-        chain.route.push(Hop::Remote(RemoteStage { spec, address: node.address(), grant: vec![] }));
+        chain.route.push(Hop::Remote(RemoteStage { spec, address: node.address(), grant: vec![], speed: None }));
         chain.serving.push(serve(node.clone(), machine, vec![port(stage)]));
         chain.nodes.push(node);
     }
@@ -93,6 +93,7 @@ fn config(client: &Node, route: Vec<Hop>, session: u8, codec: Codec) -> SessionC
         width: toy::WIDTH,
         vocabulary: toy::VOCABULARY,
         codec,
+        codec_otherwise: None,
         route,
         prefix: None,
         pad: false,

@@ -6,15 +6,16 @@
 mod attacker;
 mod swarm;
 
-use attacker::{Attacker, PATIENCE, Raw, Victim, endpoint, hello, open, step, whole};
+use attacker::{Attacker, PATIENCE, Raw, Victim, endpoint, hello, open, session_over, step, whole};
 use iroh::endpoint::{ConnectionError, VarInt};
+use potluck_chain::SessionConfig;
 use potluck_core::{Offer, Rows, SessionId, SessionKey, StageSpeed, Tree};
 use potluck_grant::Root;
-use potluck_net::{Lending, NetError};
+use potluck_net::{Lending, NetError, Node};
 use potluck_sim::toy;
 use potluck_wire::{
-    ALPN, ASK_BYTES_MAX, Ask, Codec, CodecSet, FEATURES, FailureCode, Frame, FrameReader, Hello, HopOpen, StepFrame,
-    Upstream, step_frame_bytes_max,
+    ALPN, ASK_BYTES_MAX, Ask, Bounds, Codec, CodecSet, FEATURES, FailureCode, Frame, FrameReader, Hello, HopOpen,
+    PeerAddress, StepFrame, Upstream, Welcome, step_frame_bytes_max,
 };
 use swarm::{CONTEXT, FAR, grant_of, key, root};
 
@@ -465,4 +466,56 @@ async fn an_acceptor_that_never_welcomes() {
     let address = potluck_wire::PeerAddress { peer: key(20).peer_id(), addresses: vec![at.to_string()], relay: None };
     let error = tokio::time::timeout(PATIENCE, victim.node.connect(&address)).await.unwrap().unwrap_err();
     assert!(matches!(error, NetError::Unreachable { .. }), "{error}");
+}
+
+/// A peer of an earlier build, which knows `f16` and nothing smaller: it greets, and says what a session is opened with.
+async fn earlier_build() -> (PeerAddress, tokio::sync::oneshot::Receiver<Codec>) {
+    let peer = endpoint(20, vec![ALPN.to_vec()]).await;
+    let at = peer.bound_sockets().into_iter().find(|at| at.ip().is_loopback()).unwrap();
+    let address = PeerAddress { peer: key(20).peer_id(), addresses: vec![at.to_string()], relay: None };
+    let (said, hears) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let connection = peer.accept().await.unwrap().await.unwrap();
+        let (send, receive) = connection.accept_bi().await.unwrap();
+        let mut greeting = Raw { send, receive, reader: FrameReader::new(1 << 16) };
+        assert!(matches!(greeting.frame().await, Frame::Hello(_)));
+        let codecs = [Codec::Tokens, Codec::F32, Codec::F16].into_iter().collect();
+        let bounds = Bounds { step_positions: 512, hop_frames: 16, sessions: 8 };
+        let grant = grant_of(&root(), key(20).peer_id(), FAR);
+        greeting.send(&Frame::Welcome(Welcome { version: 1, features: 0, codecs, bounds, grant })).await;
+        let _ = greeting.send.finish();
+        if let Ok((send, receive)) = connection.accept_bi().await {
+            let mut session = Raw { send, receive, reader: FrameReader::new(1 << 16) };
+            if let Frame::Open(open) = session.frame().await {
+                let _ = said.send(open.codec_out);
+            }
+        }
+        connection.closed().await;
+    });
+    (address, hears)
+}
+
+#[tokio::test]
+async fn a_codec_that_a_peer_does_not_know_is_refused_or_replaced_as_the_client_says() {
+    let client = swarm::node(30, Default::default()).await;
+    let wanted = |client: &Node, address, codec_otherwise| SessionConfig {
+        codec: Codec::Mixed6,
+        codec_otherwise,
+        ..session_over(client, address)
+    };
+    let (address, hears) = earlier_build().await;
+    let session = client.open(wanted(&client, address, Some(Codec::F16)), Vec::new()).await.unwrap();
+    assert_eq!(session.codec(), Codec::F16);
+    assert_eq!(hears.await, Ok(Codec::F16), "and the peer is told so");
+    drop(session);
+    for (n, otherwise) in [(31, None), (32, Some(Codec::Dyn8))] {
+        // Another endpoint with the same key would be taken for the first.
+        let client = swarm::node(n, Default::default()).await;
+        let (address, _) = earlier_build().await;
+        let refused = client.open(wanted(&client, address, otherwise), Vec::new()).await.unwrap_err();
+        assert!(refused.to_string().contains("does not know the codec"), "{refused}");
+    }
+    let victim = Victim::start().await;
+    let session = client.open(wanted(&client, victim.node.address(), Some(Codec::F16)), Vec::new()).await.unwrap();
+    assert_eq!(session.codec(), Codec::Mixed6, "a peer that knows it");
 }

@@ -82,7 +82,7 @@ async fn a_killed_peer_is_named_in_time_and_its_neighbours_let_go() {
     let (first, last) = (node(10, NetDeadlines::default()).await, node(12, NetDeadlines::default()).await);
     let mut alive = [lend(&first, spec(0, 2, 6), OPEN), lend(&last, spec(4, 6, 6), OPEN)];
     let client = node(99, NetDeadlines::default()).await;
-    let hop = |spec, address| Hop::Remote(RemoteStage { spec, address, grant: vec![] });
+    let hop = |spec, address| Hop::Remote(RemoteStage { spec, address, grant: vec![], speed: None });
     let route = vec![
         hop(spec(0, 2, 6), first.address()),
         hop(spec(2, 4, 6), killed.address.clone()),
@@ -95,6 +95,7 @@ async fn a_killed_peer_is_named_in_time_and_its_neighbours_let_go() {
         width: toy::WIDTH,
         vocabulary: toy::VOCABULARY,
         codec: Codec::F16,
+        codec_otherwise: None,
         route,
         prefix: None,
         pad: false,

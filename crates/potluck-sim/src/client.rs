@@ -72,7 +72,7 @@ impl SimClient {
             }
             let holders: Vec<_> = peers.iter().filter(|peer| peer.range == *range).collect();
             let peer = holders[rng.usize(..holders.len())];
-            Hop::Remote(RemoteStage { spec, address: peer.address(), grant: peer.grant.clone() })
+            Hop::Remote(RemoteStage { spec, address: peer.address(), grant: peer.grant.clone(), speed: None })
         };
         let route: Vec<_> = ranges.iter().enumerate().map(hop).collect();
         let config = SessionConfig {
@@ -82,6 +82,7 @@ impl SimClient {
             width: toy::WIDTH,
             vocabulary: toy::VOCABULARY,
             codec: if rng.bool() { Codec::F16 } else { Codec::F32 },
+            codec_otherwise: None,
             route,
             prefix: None,
             pad: false,

@@ -5,6 +5,7 @@
 //! DIR/ID.manifest          the canonical bytes of the manifest; their hash is ID
 //! DIR/ID.json              name and place; written last, removed first: no entry without it
 //! DIR/ID.tensors           what was pulled from peers: all tensors in the manifest's order, those that are not here as holes
+//! DIR/ID.proof             the signed note of what was proven of its codecs, where that was done
 //! DIR/ID.use               locked by all who use the model; written when it was used last
 //! DIR/room-*               room that was promised to a pull, locked by its process
 //! ```
@@ -12,7 +13,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File, TryLockError},
-    io::Write as _,
+    io::{Read as _, Write as _},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -34,7 +35,9 @@ const ID_PREFIX_MIN: usize = 4;
 /// How the names of files start that are still being written.
 const PARTIAL_PREFIX: &str = ".partial-";
 /// The files of a model beside its entry.
-const OWNED: [&str; 3] = ["manifest", "tensors", MARK];
+const OWNED: [&str; 4] = ["manifest", "tensors", PROOF, MARK];
+/// The file of the note of what was proven.
+const PROOF: &str = "proof";
 /// Version of the JSON beside a manifest.
 const ENTRY_VERSION: u32 = 2;
 
@@ -189,6 +192,33 @@ impl Catalogue {
         entry.place.tensors.extend(places);
         self.write_record(&entry)?;
         Ok(entry)
+    }
+
+    /// Keeps the signed note of what was proven of a model, in place of an earlier one.
+    ///
+    /// # Errors
+    /// `Unknown` where it is not in the catalogue; `Locked`, `Io`.
+    pub fn write_proof(&self, id: ModelId, note: &[u8]) -> Result<(), StoreError> {
+        let _lock = self.lock()?;
+        if !self.path(id, "json").exists() {
+            return Err(StoreError::Unknown(id.to_string()));
+        }
+        write(&self.path(id, PROOF), note)
+    }
+
+    /// The note of what was proven of a model, as it lies there: whoever reads it checks it. No more than `bytes_max` bytes and
+    /// one are read.
+    ///
+    /// # Errors
+    /// `Io`; no error where there is none.
+    pub fn proof(&self, id: ModelId, bytes_max: usize) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = self.path(id, PROOF);
+        let mut note = Vec::new();
+        match File::open(&path).and_then(|file| file.take(bytes_max as u64 + 1).read_to_end(&mut note)) {
+            Ok(_) => Ok(Some(note)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(StoreError::io(path)(e)),
+        }
     }
 
     /// Where the tensors of a pulled model lie.

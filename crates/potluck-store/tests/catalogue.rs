@@ -304,3 +304,19 @@ fn what_was_pulled_and_is_gone_does_not_come_back_as_holes() {
     assert!(matches!(again, Err(StoreError::SourceMissing { .. })), "{again:?}");
     assert!(matches!(saved.check(), Err(StoreError::SourceMissing { .. })));
 }
+
+#[test]
+fn the_note_of_a_proof_lies_beside_its_model_and_goes_with_it() {
+    let (home, Added { entry, .. }) = with_model();
+    let catalogue = catalogue(&home);
+    assert_eq!(catalogue.proof(entry.id, 16).unwrap(), None);
+    catalogue.write_proof(entry.id, b"a note").unwrap();
+    catalogue.write_proof(entry.id, b"another").unwrap();
+    assert_eq!(catalogue.proof(entry.id, 16).unwrap().unwrap(), b"another");
+    assert_eq!(catalogue.proof(entry.id, 3).unwrap().unwrap(), b"anot", "one byte more than is allowed, to be refused");
+    assert_eq!(add(&home, &home.path("tiny.gguf"), None).unwrap().entry, entry);
+    assert!(catalogue.proof(entry.id, 16).unwrap().is_some(), "the same model, added again");
+    catalogue.rm(entry.id).unwrap();
+    assert_eq!(catalogue.proof(entry.id, 16).unwrap(), None);
+    assert!(matches!(catalogue.write_proof(entry.id, b"late"), Err(StoreError::Unknown(_))));
+}

@@ -55,6 +55,8 @@ enum Command {
     Tunnel(c::tunnel::Tunnel),
     /// Open a door to a peer's network: a SOCKS proxy, or ranges of addresses
     Connect(c::connect::Connect),
+    /// Measure this machine, the links of a route, and where the time of a token goes
+    Bench(c::bench::Bench),
     /// What works here, what does not, and what to do about it
     Doctor(c::doctor::Doctor),
     /// Print what another program needs to ask a gateway: an editor, an agent, a script
@@ -116,6 +118,7 @@ fn run(home: &Home, command: Command, screen: Screen) -> Result<(), Failure> {
             Command::Join(command) => command.run(home, screen).await,
             Command::Swarm(command) => command.run(home, screen).await,
             Command::Model(command) => command.run(home, screen).await,
+            Command::Bench(command) => command.run(home, screen).await,
             Command::Peers(command) => command.run(home, screen).await,
             Command::Relay(command) => command.run(home, screen).await,
             Command::Tunnel(command) => command.run(home, screen).await,

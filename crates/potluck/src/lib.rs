@@ -44,6 +44,7 @@
 
 mod apart;
 mod args;
+mod bench;
 mod client;
 mod command_line;
 mod commands;
@@ -59,6 +60,7 @@ mod reference;
 mod screen;
 mod serving;
 mod signals;
+mod speeds;
 mod stragglers;
 mod talk;
 mod telemetry;

@@ -9,22 +9,21 @@ use std::{
 };
 
 use potluck_chain::plan::{Here, LayerFacts, Link, Machine, ModelFacts, Speed};
-use potluck_client::Outcome;
 use potluck_core::{LayerRange, Offer, PeerId, StageSpec};
 use potluck_engine::KvType;
 use potluck_model::{facts, slice};
 use potluck_net::{Node, PathInfo, PathKind};
 use potluck_store::Entry;
 use potluck_wire::PeerAddress;
-use serde::{Deserialize, Serialize};
 use sysinfo::{Disks, MemoryRefreshKind, RefreshKind, System};
 use tokio::task::JoinSet;
 
 use crate::{
     failure::Failure,
-    home::Home,
     models::{all_layers, cache_bytes, stage_bytes},
+    speeds,
     stragglers::{STRAGGLERS, most, rest},
+    talk::Wanted,
 };
 
 /// Share of the free memory that a model may take: the rest is for what else the user does.
@@ -45,15 +44,6 @@ const LOOPBACK_BYTES_PER_SECOND: f64 = 500e6;
 
 /// Microseconds there and back between two processes of one machine: a small frame over a QUIC stream that is kept open.
 const LOOPBACK_RTT_US: f64 = 150.0;
-
-const SPEED_FILE: &str = "speed.json";
-
-/// How fast this machine was the last time that it answered alone.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Measured {
-    decode_us_per_byte: f64,
-    prefill_us_per_byte: f64,
-}
 
 /// The model as the planner sees it.
 pub(crate) fn model_facts(entry: &Entry, kv: KvType) -> Result<ModelFacts, Failure> {
@@ -84,14 +74,15 @@ pub(crate) fn model_facts(entry: &Entry, kv: KvType) -> Result<ModelFacts, Failu
 }
 
 /// This machine: the memory that it gives, or most of what is free, and how fast it is.
-pub(crate) fn own_machine(home: &Home, memory: Option<u64>) -> Result<Machine, Failure> {
-    let speed = match home.read(SPEED_FILE)?.and_then(|text| serde_json::from_str::<Measured>(&text).ok()) {
-        Some(measured) => {
-            Speed { decode_us_per_byte: measured.decode_us_per_byte, prefill_us_per_byte: measured.prefill_us_per_byte }
-        }
-        None => estimate(),
-    };
-    Ok(Machine::own(memory.unwrap_or_else(free_memory), speed))
+pub(crate) fn own_machine(wanted: &Wanted<'_>) -> Result<Machine, Failure> {
+    let known = known_machine(wanted)?;
+    Ok(known.unwrap_or_else(|| Machine::own(wanted.memory.unwrap_or_else(free_memory), estimate())))
+}
+
+/// The same, where it was measured how fast it is.
+pub(crate) fn known_machine(wanted: &Wanted<'_>) -> Result<Option<Machine>, Failure> {
+    let speed = speeds::known(wanted.home, wanted.entry.id, wanted.settings)?;
+    Ok(speed.map(|speed| Machine::own(wanted.memory.unwrap_or_else(free_memory), speed)))
 }
 
 /// Layers of the model whose weights are not on this machine, or not all of them.
@@ -113,29 +104,10 @@ pub(crate) fn missing_layers(entry: &Entry) -> BTreeSet<u32> {
     missing
 }
 
-/// This machine, as what all stages of `--peers N` run on.
-pub(crate) fn here(home: &Home, memory: Option<u64>) -> Result<Here, Failure> {
-    let own = own_machine(home, memory)?;
-    let speed = own.speed.unwrap_or_else(estimate);
+/// That machine, as what all stages of `--peers N` run on.
+pub(crate) fn here(own: &Machine) -> Here {
     let link = Link { rtt_us: LOOPBACK_RTT_US, bytes_per_second: LOOPBACK_BYTES_PER_SECOND };
-    Ok(Here { memory_bytes: own.memory_bytes, speed, link })
-}
-
-/// Keeps how fast this machine answered alone: the next plan is the better for it.
-pub(crate) fn remember_speed(home: &Home, entry: &Entry, outcome: &Outcome) {
-    let bytes = facts::Facts::of(&entry.manifest).bytes as f64;
-    if outcome.decode_tokens_per_s <= 0.0 || outcome.prefill_tokens_per_s <= 0.0 || bytes <= 0.0 {
-        return;
-    }
-    let measured = Measured {
-        decode_us_per_byte: 1e6 / outcome.decode_tokens_per_s / bytes,
-        prefill_us_per_byte: 1e6 / outcome.prefill_tokens_per_s / bytes,
-    };
-    if let Ok(text) = serde_json::to_string(&measured)
-        && let Err(failure) = home.write(SPEED_FILE, &text)
-    {
-        tracing::info!(%failure.message, "the speed was not kept");
-    }
+    Here { memory_bytes: own.memory_bytes, speed: own.speed.unwrap_or_else(estimate), link }
 }
 
 /// Bytes of memory that this machine can give: most of what is free.
@@ -158,7 +130,7 @@ fn estimate() -> Speed {
     let started = Instant::now();
     black_box(black_box(&buffer).iter().fold(0u64, |sum, &word| sum.wrapping_add(word)));
     let us_per_byte = started.elapsed().as_secs_f64() * 1e6 / PROBE_BYTES as f64;
-    Speed { decode_us_per_byte: us_per_byte, prefill_us_per_byte: us_per_byte * PREFILL_SHARE }
+    Speed { decode_us_per_byte: us_per_byte, prefill_us_per_byte: us_per_byte * PREFILL_SHARE, measured: false }
 }
 
 /// The peers behind offers, on the way to be asked for their distance.

@@ -66,9 +66,18 @@ impl Screen {
 
     /// Work that is measured in bytes.
     pub(crate) fn bytes(self, what: impl Into<String>) -> Progress {
+        self.measured(what, "{msg} {wide_bar} {bytes}/{total_bytes} {eta}")
+    }
+
+    /// Work that is counted.
+    pub(crate) fn count(self, what: impl Into<String>) -> Progress {
+        self.measured(what, "{msg} {wide_bar} {pos}/{len} {eta}")
+    }
+
+    fn measured(self, what: impl Into<String>, template: &str) -> Progress {
         let progress = self.wait(what);
         if let Some(bar) = &progress.bar
-            && let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {eta}")
+            && let Ok(style) = ProgressStyle::with_template(template)
         {
             bar.disable_steady_tick();
             bar.set_style(style);

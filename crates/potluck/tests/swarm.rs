@@ -72,6 +72,22 @@ fn two_machines_answer_a_third() {
     assert_eq!(pooled["route"].as_array().unwrap().len(), 2, "{pooled}");
     assert_eq!(pooled["tokens"], alone["tokens"]);
 
+    let bench = ["bench", "--model", &model(), "--tokens", "8", "--threads", "1"];
+    let (report, code) = third.json(&[&bench[..], &prompt].concat());
+    assert_eq!(code, 0, "{report}");
+    assert_eq!(
+        (report["route"].as_array().unwrap().len(), report["links"].as_array().unwrap().len()),
+        (2, 3),
+        "{report}"
+    );
+    assert_eq!(report["alone"]["measured"], true, "what it did a moment ago: {report}");
+    let predicted = &report["predicted"]["tokens_per_s"];
+    assert!(
+        predicted["predicted"].as_f64().unwrap() > 0.0 && predicted["ratio"].is_f64(),
+        "by the peers' own figures: {report}"
+    );
+    assert_eq!(report["drafted"], serde_json::Value::Null, "nothing is drafted where answers are exact");
+
     for serving in [first, last] {
         serving.signal("TERM");
         assert_eq!(serving.end().0, Some(0));

@@ -35,9 +35,9 @@ impl Bound<'_> {
         hops * self.setting.one_way_s(self.bytes(rows)) + self.compute_s(rows, 0)
     }
 
-    /// Tokens a second where every traversal of so many rows gives so many tokens, and its draft takes so many seconds.
-    pub(crate) fn rate(&self, tokens_per_traversal: f64, rows: u32, draft_s: f64) -> f64 {
-        tokens_per_traversal / (self.traversal_s(rows) + draft_s)
+    /// Tokens a second where every traversal gives one.
+    pub(crate) fn rate(&self) -> f64 {
+        1.0 / self.traversal_s(1)
     }
 
     /// Seconds to the first token of a prompt: the first chunk through every line and stage, the rest at the slowest of
@@ -82,7 +82,7 @@ mod tests {
         let bound = Bound { setting: &setting, paces: &paces, codec: Codec::F16, shared: false };
         // Two one-way delays, and four milliseconds of stages.
         assert!((bound.traversal_s(1) - 0.104).abs() < 1e-6);
-        assert!((bound.rate(2.0, 1, 0.016) - 2.0 / 0.12).abs() < 1e-3);
+        assert!((bound.rate() - 1.0 / 0.104).abs() < 1e-3);
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
-use potluck_chain::{Answer, Hop, SessionConfig, SessionError, Submission};
+use potluck_chain::{Answer, Hop, SessionConfig, SessionError, Submission, chunks::Place};
 use potluck_client::{Chain, ChainShape, StageAccount};
-use potluck_core::Hidden;
+use potluck_core::{Account, Hidden};
 use potluck_net::{Node, OwnPort, Session, SessionEvent};
 use potluck_wire::{Codec, HEADER_BYTES};
 
@@ -19,6 +19,9 @@ pub(crate) struct WanChain {
     peer_hops: usize,
     between: u64,
     answers: VecDeque<Answer>,
+    /// The accounts were asked for, and are not waited for.
+    asked: bool,
+    told: Option<Vec<Account>>,
     /// Steps and positions sent so far.
     pub(crate) sent: Sent,
 }
@@ -42,8 +45,14 @@ impl WanChain {
         let peer_hops = config.route.windows(2).filter(|pair| pair.iter().all(remote)).count();
         let mut session = node.open(config, own).await?;
         while !matches!(session.next().await?, SessionEvent::Ready) {}
-        let (answers, sent) = (VecDeque::new(), Sent::default());
-        Ok(Self { session, shape, codec, width, peer_hops, between: 0, answers, sent })
+        let (answers, sent, told) = (VecDeque::new(), Sent::default(), None);
+        Ok(Self { session, shape, codec, width, peer_hops, between: 0, answers, asked: false, told, sent })
+    }
+
+    /// What was asked for has come.
+    fn hear(&mut self, accounts: Vec<Account>) {
+        self.asked = false;
+        self.told = Some(accounts);
     }
 }
 
@@ -69,8 +78,10 @@ impl Chain for WanChain {
             return Ok(answer);
         }
         loop {
-            if let SessionEvent::Answer(answer) = self.session.next().await? {
-                return Ok(answer);
+            match self.session.next().await? {
+                SessionEvent::Answer(answer) => return Ok(answer),
+                SessionEvent::Accounts(accounts) => self.hear(accounts),
+                SessionEvent::Ready | SessionEvent::Row { .. } => {}
             }
         }
     }
@@ -81,13 +92,43 @@ impl Chain for WanChain {
             match self.session.next().await? {
                 SessionEvent::Row { logits, .. } => return Ok(logits),
                 SessionEvent::Answer(answer) => self.answers.push_back(answer),
-                SessionEvent::Ready | SessionEvent::Accounts(_) => {}
+                SessionEvent::Accounts(accounts) => self.hear(accounts),
+                SessionEvent::Ready => {}
             }
         }
     }
 
     async fn accounts(&mut self) -> Result<Option<Vec<StageAccount>>, SessionError> {
         Ok(None)
+    }
+
+    fn places(&self) -> Vec<Place> {
+        self.session.places()
+    }
+
+    fn ask_accounts(&mut self) -> Result<(), SessionError> {
+        if !self.asked && self.session.keeps_accounts() {
+            self.session.ask_accounts()?;
+            self.asked = true;
+        }
+        Ok(())
+    }
+
+    async fn told_accounts(&mut self) -> Result<Option<Vec<Account>>, SessionError> {
+        // They may have come since the session was looked at last.
+        while self.asked {
+            let event = tokio::select! {
+                biased;
+                event = self.session.next() => event?,
+                () = std::future::ready(()) => break,
+            };
+            match event {
+                SessionEvent::Accounts(accounts) => self.hear(accounts),
+                SessionEvent::Answer(answer) => self.answers.push_back(answer),
+                SessionEvent::Ready | SessionEvent::Row { .. } => {}
+            }
+        }
+        Ok(self.told.take())
     }
 
     fn bytes_written(&self) -> u64 {

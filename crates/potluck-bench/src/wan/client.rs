@@ -195,6 +195,7 @@ impl Client {
                 width: entry.manifest.width(),
                 vocabulary: facts::vocabulary(&entry.manifest),
                 codec,
+                codec_otherwise: None,
                 route: route.clone(),
                 prefix: None,
                 pad: false,
@@ -263,9 +264,8 @@ async fn answer(
         reuse: false,
         ..Request::new(prompt)
     };
-    request.chunk = generate.chunk.unwrap_or(request.chunk);
+    (request.chunk, request.fixed) = (generate.chunk.unwrap_or(request.chunk), generate.chunk.is_some());
     request.in_flight = generate.in_flight.unwrap_or(request.in_flight);
-    let chunks = positions.div_ceil(request.chunk.into());
     let (mut at_s, mut margins) = (Vec::new(), Vec::new());
     let result = session
         .generate(request, &Cancel::new(), |event| {
@@ -276,15 +276,18 @@ async fn answer(
         })
         .await;
     let sent = session.chain().sent;
-    let answered = result.map(|outcome| Answered {
-        tokens: outcome.tokens,
-        text: outcome.text,
-        at_s,
-        prefill_steps: chunks,
-        decode_steps: (sent.steps - before.steps).saturating_sub(chunks),
-        decode_rows: (sent.rows - before.rows).saturating_sub(positions),
-        drafts: outcome.drafts,
-        margins,
+    let answered = result.map(|outcome| {
+        let (steps, decode_steps) = (sent.steps - before.steps, outcome.drafts.steps as u64);
+        Answered {
+            tokens: outcome.tokens,
+            text: outcome.text,
+            at_s,
+            prefill_steps: steps.saturating_sub(decode_steps),
+            decode_steps,
+            decode_rows: (sent.rows - before.rows).saturating_sub(positions),
+            drafts: outcome.drafts,
+            margins,
+        }
     });
     (session, answered.map_err(|error| error.to_string()))
 }
@@ -302,5 +305,5 @@ fn drafts(source: Source) -> Drafts {
 fn hop_of(place: Place, spec: StageSpec) -> Outcome<Hop> {
     let Some(at) = place.at else { return Ok(Hop::Own(OwnStage { spec, cache: CacheId(0) })) };
     let address = PeerAddress { peer: at.peer.parse()?, addresses: at.addresses, relay: None };
-    Ok(Hop::Remote(RemoteStage { spec, address, grant: HEXLOWER.decode(at.grant.as_bytes())? }))
+    Ok(Hop::Remote(RemoteStage { spec, address, grant: HEXLOWER.decode(at.grant.as_bytes())?, speed: None }))
 }

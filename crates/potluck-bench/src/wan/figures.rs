@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path};
 
+use potluck_client::DraftCounts;
 use serde::{Deserialize, Serialize};
 
 use super::{contest::Round, net::Setting, words::Answered};
@@ -83,7 +84,12 @@ pub(crate) struct ArmFigure {
     /// Bytes that all machines together sent over their lines for each token of the answers, packets' headers and the
     /// prompt's steps included.
     pub(crate) bytes_per_token: f64,
-    /// What no implementation exceeds with these stages, lines and traversals, in the figure's unit.
+    /// Of the drafted tokens whose turn came, those that were the target's own; none where nothing was drafted.
+    pub(crate) accepted: Option<f64>,
+    /// Rows that were sent, and forwards of the draft model, for each token.
+    pub(crate) rows_per_token: f64,
+    pub(crate) forwards_per_token: f64,
+    /// What no implementation exceeds with these stages and lines, in the figure's unit. None with drafts, whose traversals overlap.
     pub(crate) bound: Option<f64>,
 }
 
@@ -171,8 +177,12 @@ impl Figure {
             let bound = arm.bound.map_or(String::new(), |bound| {
                 format!("; bound {bound:.2}, share {:.3}", arm.value.median / bound)
             });
+            let drafts = arm.accepted.map_or(String::new(), |accepted| {
+                let (rows, forwards) = (arm.rows_per_token, arm.forwards_per_token);
+                format!("; of its drafts {accepted:.2} accepted, {rows:.2} rows and {forwards:.2} forwards a token")
+            });
             format!(
-                "  {:16} {:8.2} [{:.2} {:.2}] {}; first token {:.3} s; {:.2} tokens a traversal, {:.0} bytes a token{bound}",
+                "  {:16} {:8.2} [{:.2} {:.2}] {}; first token {:.3} s; {:.2} tokens a traversal, {:.0} bytes a token{drafts}{bound}",
                 arm.name, arm.value.median, arm.value.low, arm.value.high, self.unit, arm.first_s.median, arm.tokens_per_traversal, arm.bytes_per_token
             )
         });
@@ -200,12 +210,17 @@ impl ArmFigure {
         let share = |part: u64, whole: u64| if whole > 0 { round(part as f64 / whole as f64) } else { 0.0 };
         let after = answers().map(|answer| answer.tokens.len().saturating_sub(1) as u64).sum();
         let tokens = answers().map(|answer| answer.tokens.len() as u64).sum();
+        let counts = |count: fn(&DraftCounts) -> usize| answers().map(|answer| count(&answer.drafts) as u64).sum();
+        let drafted: u64 = counts(|drafts| drafts.drafted);
         Self {
             name: name.to_owned(),
             value: Spread::of(&values),
             first_s: Spread::of(&first),
             tokens_per_traversal: share(after, answers().map(|answer| answer.decode_steps).sum()),
             bytes_per_token: share(rounds.iter().map(|round| round.carried[arm]).sum(), tokens),
+            accepted: (drafted > 0).then(|| share(counts(|drafts| drafts.accepted), drafted)),
+            rows_per_token: share(answers().map(|answer| answer.decode_rows).sum(), after),
+            forwards_per_token: share(counts(|drafts| drafts.forwards), after),
             bound: None,
         }
     }

@@ -140,18 +140,21 @@ fn section(report: &Report, plots: &[&str]) -> String {
          Each machine is a network namespace on a line of its own. *Real* stages compute, and share this machine's cores; *paced* \
          ones sleep for the time that the stage was measured to take with the cores to itself and answer from a recording, so that \
          they overlap as on machines of their own. llama.cpp's RPC is real in both. A bound is every line's delay, the bytes at the \
-         line's rate and the stages' times, for as many traversals as there were. Values are medians over the rounds, with quartiles.\n\n",
+         line's rate and the stages' times, where traversals do not overlap. Values are medians over the rounds, with quartiles.\n\n",
         report.machine, report.commit, report.model
     );
-    text += "| part | setting | kind | arm | value | first token | tokens a traversal | bytes a token | of the bound |\n\
-             | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n";
+    text += "| part | setting | kind | arm | value | first token | tokens a traversal | drafts accepted; rows, forwards a token | bytes a token | of the bound |\n\
+             | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n";
     for figure in &report.figures {
         for arm in &figure.arms {
             let share =
                 arm.bound.map_or(String::new(), |bound| format!("{:.2} of {bound:.2}", arm.value.median / bound));
+            let drafts = arm.accepted.map_or(String::new(), |accepted| {
+                format!("{accepted:.2}; {:.2}, {:.2}", arm.rows_per_token, arm.forwards_per_token)
+            });
             let _ = writeln!(
                 text,
-                "| {} | {} | {} | {} | {} {} | {:.2} s | {:.2} | {:.0} | {share} |",
+                "| {} | {} | {} | {} | {} {} | {:.2} s | {:.2} | {drafts} | {:.0} | {share} |",
                 figure.part,
                 figure.setting.words(),
                 kind(figure),

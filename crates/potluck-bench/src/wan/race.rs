@@ -7,7 +7,7 @@ use super::{
     contest::{Arm, Case, How, Length, Round, equality, fight, ratios},
     figures::{ArmFigure, Figure, Ratio, Spread, round},
     stand::Stand,
-    words::Answered,
+    words::{Answered, Source},
 };
 use crate::Outcome;
 
@@ -104,7 +104,7 @@ impl Race<'_> {
         };
         for (at, arm) in self.arms.iter().enumerate() {
             let measured = ArmFigure::of(&arm.name, &rounds, at, |answers| self.measure.of(answers));
-            let bound = self.bound(stand, arm, &rounds, at, measured.tokens_per_traversal);
+            let bound = self.bound(stand, arm, &rounds, at);
             figure.arms.push(ArmFigure { bound, ..measured });
         }
         figure.ratios = self.pairings.iter().filter_map(|pairing| self.ratio(pairing, &figure, &rounds)).collect();
@@ -112,16 +112,20 @@ impl Race<'_> {
     }
 
     /// What the arm could not exceed: of one session, over a chain.
-    fn bound(&self, stand: &Stand, arm: &Arm, rounds: &[Round], at: usize, tokens: f64) -> Option<f64> {
+    fn bound(&self, stand: &Stand, arm: &Arm, rounds: &[Round], at: usize) -> Option<f64> {
         let one = rounds.iter().all(|round| round.answers[at].len() == 1);
-        let How::Chain { chain, .. } = &arm.how else { return None };
+        let How::Chain { chain, speculation } = &arm.how else { return None };
+        // Traversals of drafts overlap: there is no time that each of them has to take.
+        if speculation.source != Source::Off {
+            return None;
+        }
         let codec = stand.codec(chain).filter(|_| one)?;
         let paces = if self.paced { &stand.paces } else { &stand.real_paces };
         let bound = Bound { setting: &stand.setting, paces, codec, shared: !self.paced };
         Some(round(match self.measure {
             // Prompts of several lengths have no bound together.
             Measure::Prefill(1) => return None,
-            Measure::Decode => bound.rate(tokens.max(1.0), rows_per_step(rounds, at), 0.0),
+            Measure::Decode => bound.rate(),
             Measure::Prefill(positions) => f64::from(positions) / bound.prefill_s(positions).0,
         }))
     }
@@ -151,14 +155,6 @@ impl Race<'_> {
         };
         self.arms.iter().enumerate().filter_map(compare).collect()
     }
-}
-
-/// Positions of a step after the prompt, on average.
-fn rows_per_step(rounds: &[Round], arm: usize) -> u32 {
-    let sum =
-        |count: fn(&Answered) -> u64| -> u64 { rounds.iter().flat_map(|round| &round.answers[arm]).map(count).sum() };
-    let (rows, steps) = (sum(|answer| answer.decode_rows), sum(|answer| answer.decode_steps));
-    (rows as f64 / steps.max(1) as f64).round().max(1.0) as u32
 }
 
 #[cfg(test)]

@@ -5,11 +5,24 @@
 //! the positions, `n / c * f` falls and `c * (sum(s) - b)` grows, so that the best chunk is about `sqrt(n * f / (sum(s) - b))`.
 //! [`best`] looks for it in [`Pipeline::seconds`], which plays the whole prefill through.
 
-use std::{cmp::Reverse, collections::VecDeque};
+//! What it needs to know of a route is learned in [`RouteTimes`].
+
+mod times;
+
+use std::{cmp::Reverse, collections::VecDeque, ops::RangeInclusive};
 
 use potluck_core::bounds::STEP_POSITIONS_MAX;
 
+pub use self::times::{CHUNK_FIRST, CHUNK_LEAST, Cuts, Place, RouteTimes};
 use crate::fit::Fit;
+
+/// Positions of a prompt in flight at most, so that what waits at its slowest peer is bounded, however many steps it is in:
+/// four steps of the largest size.
+pub const PREFILL_POSITIONS_IN_FLIGHT: usize = 4 * STEP_POSITIONS_MAX;
+
+/// Steps of a prompt in flight at most, unless a request says otherwise. A long route with long ways wants more of them than
+/// one hop has credit for ([`potluck_wire::HOP_FRAMES_MAX`]): they are on several.
+pub const PREFILL_STEPS_IN_FLIGHT: usize = 32;
 
 /// Rounds that are played through, each of as many chunks as may be unanswered, and the least number of chunks. What comes
 /// between the first ones and the last goes at the pace of the slowest part.
@@ -17,7 +30,7 @@ const ROUNDS: usize = 3;
 const PLAYED: usize = 48;
 
 /// Sizes that are tried differ by this factor at most, where they are not neighbours.
-const STRIDE: f64 = 1.03;
+const STRIDE: f64 = 1.06;
 
 /// Up to so many chunks, sizes that make them even are tried, too: a little less, and there is one more, with next to nothing.
 const EVEN: usize = 24;
@@ -62,6 +75,8 @@ pub struct Pipeline {
     pub stages: Vec<(LinkCost, StageCost)>,
     /// Steps that the client has unanswered at most: the next one follows an answer. At least 1.
     pub in_flight: usize,
+    /// Positions that these have at most, where that is more than one step.
+    pub positions_in_flight: usize,
     /// Seconds from the last stage back to the client, with the answer's own time.
     pub back: f64,
 }
@@ -85,13 +100,17 @@ struct Server {
     delay: f64,
 }
 
-/// The chunk size with which so many positions are evaluated soonest; of equal ones, the largest.
-pub fn best(pipeline: &Pipeline, positions: usize) -> Choice {
-    let most = positions.clamp(1, STEP_POSITIONS_MAX);
-    let smaller = |size: &usize| Some(((*size as f64 / STRIDE).ceil() as usize).min(size - 1)).filter(|size| *size > 0);
+/// The chunk size of these with which so many positions are evaluated soonest; of equal ones, the largest. One chunk that is
+/// smaller than all of them has all positions where they are so few.
+pub fn best(pipeline: &Pipeline, positions: usize, within: RangeInclusive<usize>) -> Choice {
+    let most = positions.min(*within.end()).clamp(1, STEP_POSITIONS_MAX);
+    let least = (*within.start()).clamp(1, most);
+    let smaller = |size: &usize| Some(((*size as f64 / STRIDE).ceil() as usize).min(size - 1));
+    let smaller = |size: &usize| smaller(size).filter(|size| *size >= least);
     let mut sizes: Vec<_> = std::iter::successors(Some(most), smaller).collect();
     let chunks = positions.div_ceil(most).max(1);
-    sizes.extend((chunks..=EVEN).map(|chunks| positions.div_ceil(chunks).max(1)));
+    let even = (chunks..=EVEN).map(|chunks| positions.div_ceil(chunks).max(1));
+    sizes.extend(even.filter(|size| *size >= least));
     sizes.sort_unstable_by_key(|size| Reverse(*size));
     sizes.dedup();
     let mut choice = Choice { chunk: most, seconds: f64::INFINITY };
@@ -104,29 +123,12 @@ pub fn best(pipeline: &Pipeline, positions: usize) -> Choice {
     choice
 }
 
-/// The least that so many positions can take, in chunks of that size: the delays, the first chunk through every stage, and the
-/// rest at the pace of whatever is slowest, a stage (with all that its machine has), or a link. What steps cost whatever their
-/// size counts for the first chunk alone, so that a better chunk size is no way below it.
-pub fn bound(pipeline: &Pipeline, positions: usize, chunk: usize) -> f64 {
-    let servers = pipeline.servers();
-    let first = chunk.clamp(1, positions.max(1));
-    let last = positions.saturating_sub(1) % first + 1;
-    let through = |part: &[Server], rows: usize| -> f64 {
-        part.iter().map(|server| server.step.seconds(rows) + server.delay).sum()
-    };
-    // Whatever is slowest starts when the first chunk comes to it, and what the last has still before it comes after.
-    let rest = servers.iter().map(|slowest| {
-        let own = |server: &Server| server.resource == slowest.resource;
-        let from = servers.iter().position(own).unwrap_or_default();
-        let to = servers.iter().rposition(own).unwrap_or_default();
-        let all = |server: &Server| server.step.fixed + server.step.per_row * positions as f64;
-        let busy: f64 = servers.iter().filter(|server| own(server)).map(all).sum();
-        through(&servers[..from], first) + busy + servers[to].delay + through(&servers[to + 1..], last)
-    });
-    rest.fold(through(&servers, first), f64::max) + pipeline.back
-}
-
 impl Pipeline {
+    /// Chunks of that size that are in flight at most.
+    pub fn window(&self, chunk: usize) -> usize {
+        self.in_flight.min(self.positions_in_flight / chunk.max(1)).max(1)
+    }
+
     /// Seconds from the first chunk's leaving the client to the last one's answer, for so many positions in chunks of that size.
     ///
     /// Links and stages take chunks in order, one at a time; what computes at once on one machine shares its time evenly. A
@@ -135,7 +137,7 @@ impl Pipeline {
         let (chunk, positions) = (chunk.max(1), positions.max(1));
         let (chunks, last) = (positions.div_ceil(chunk), (positions - 1) % chunk + 1);
         let servers = self.servers();
-        let window = self.in_flight.max(1);
+        let window = self.window(chunk);
         // Whole rounds are left out: within one, answers need not come evenly.
         let most = PLAYED.max(ROUNDS * window);
         let left_out = chunks.saturating_sub(most).div_ceil(window) * window;

@@ -69,12 +69,14 @@ impl ClientSession {
         Ok(())
     }
 
-    pub(super) fn account_came(&mut self, hop: usize, account: Account) -> Result<(), SessionError> {
+    pub(super) fn account_came(&mut self, now: Instant, hop: usize, account: Account) -> Result<(), SessionError> {
         match self.accounts.due.get_mut(hop) {
             Some(due) if *due => *due = false,
             _ => return Err(self.protocol(hop, "it gave an account that nobody asked for".into())),
         }
         self.accounts.stages[hop] = account;
+        // The others have as long from here on: accounts may be asked for, and looked for when the next prompt comes.
+        self.accounts.since = Some(now);
         self.tell_accounts();
         Ok(())
     }

@@ -183,6 +183,11 @@ impl ClientSession {
         }
     }
 
+    /// The stages, in order.
+    pub fn route(&self) -> &[Hop] {
+        &self.config.route
+    }
+
     /// Steps that have not been answered yet.
     pub fn in_flight(&self) -> usize {
         self.pending.len()

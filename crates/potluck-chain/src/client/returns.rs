@@ -27,7 +27,7 @@ impl ClientSession {
             Frame::Answer(answer) if tail => self.answer_came(now, hop, answer),
             Frame::Step(step) if last && !tail => self.step_returned(now, hop, &step),
             Frame::Row { sequence, row, logits } if tail => self.row_came(hop, sequence, row, logits),
-            Frame::Account(account) => self.account_came(hop, account),
+            Frame::Account(account) => self.account_came(now, hop, account),
             Frame::Failed(failure) => Err(self.peer_failed(hop, failure)),
             other => Err(self.protocol(hop, format!("a {} frame does not belong here", other.kind()))),
         }

@@ -1,7 +1,8 @@
 //! What a session is opened with, what happens to it, and what it wants done.
 
 use potluck_core::{
-    Account, CacheId, Hidden, LayerRange, Logits, PeerId, Rows, SessionKey, StageCommand, StageReply, StageSpec, Tree,
+    Account, CacheId, Hidden, LayerRange, Logits, PeerId, Rows, SessionKey, StageCommand, StageReply, StageSpec,
+    StageSpeed, Tree,
 };
 use potluck_wire::{Codec, Failure, Frame, PeerAddress, Prefix};
 
@@ -28,6 +29,8 @@ pub struct RemoteStage {
     pub address: PeerAddress,
     /// The peer's own grant, as it showed it: the previous peer checks it before it dials.
     pub grant: Vec<u8>,
+    /// How fast the peer says that it is, where it has offered the stage: prompts are cut for it until it is measured.
+    pub speed: Option<StageSpeed>,
 }
 
 /// One stage of a route.
@@ -54,6 +57,9 @@ pub struct SessionConfig {
     pub vocabulary: u32,
     /// How hidden states travel.
     pub codec: Codec,
+    /// How they travel instead where a peer of the route does not know that codec; none: such a route is refused. Whoever opens
+    /// the session settles it, before a [`ClientSession`](crate::ClientSession) is made.
+    pub codec_otherwise: Option<Codec>,
     /// The stages, in order, over all layers.
     pub route: Vec<Hop>,
     /// Start with positions of another session of this client on the same route.

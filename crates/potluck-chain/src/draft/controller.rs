@@ -335,3 +335,51 @@ impl Controller {
         reached.collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Over a chain whose plain steps take 0.1 s.
+    fn controller() -> Controller {
+        let mut controller = Controller::default();
+        for _ in 0..3 {
+            controller.plan(&[], false);
+            controller.traversed(1, 0.1);
+        }
+        controller
+    }
+
+    #[test]
+    fn answers_tell_of_a_stage_where_they_waited_for_one() {
+        let mut controller = controller();
+        let believed = choice::interval(&controller, 1.0);
+        (0..20).for_each(|_| controller.followed(1, 0.05, 0.05));
+        assert_eq!(choice::interval(&controller, 1.0), believed, "whoever sent them was that slow");
+        (0..20).for_each(|_| controller.followed(1, 0.01, 0.04));
+        assert!((choice::interval(&controller, 1.0) - 0.04).abs() < 1e-9, "the second waited for a stage");
+        // A stage that is quicker than was believed shows wherever answers are nearer to each other.
+        (0..200).for_each(|_| controller.followed(1, 0.02, 0.02));
+        assert!(choice::interval(&controller, 1.0) < 0.025);
+    }
+
+    #[test]
+    fn a_level_takes_a_forward_whoever_waits_for_it() {
+        let mut controller = controller();
+        // All that it guesses is right, and nothing waits for it; but it guesses no more than ten tokens a second.
+        for _ in 0..100 {
+            controller.hit.add(1.0);
+            controller.drafted(1, 0.1, false);
+        }
+        let promised = choice::model(&controller).map_or(0.0, |offer| offer.rate);
+        assert!(promised < 20.0, "{promised} tokens a second");
+    }
+
+    #[test]
+    fn what_is_made_outweighs_what_was_promised() {
+        let mut progress = Progress::default();
+        assert_eq!(progress.rate(40.0), 40.0);
+        (0..100).for_each(|_| progress.add(2, 0.1));
+        assert!((progress.rate(40.0) - 20.0).abs() < 3.0);
+    }
+}

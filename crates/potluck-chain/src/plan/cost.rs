@@ -56,6 +56,19 @@ impl Costs<'_> {
         stages.chain(hops).fold(0.0, f64::max)
     }
 
+    /// Microseconds for a full chunk down the whole route, with no other behind it: to the last answer.
+    pub(super) fn chunk_alone_us(&self, route: &[Piece]) -> f64 {
+        let positions = usize::from(self.wish.chunk);
+        let stages: f64 = route.iter().map(|piece| piece.prefill_us * positions as f64).sum();
+        let machines: Vec<usize> = route.iter().map(|piece| piece.machine).collect();
+        let between = machines.windows(2);
+        let hops: f64 =
+            between.map(|pair| self.transfer(Some(pair[0]), Some(pair[1]), Load::Hidden, positions, true)).sum();
+        let first =
+            machines.first().map_or(0.0, |&head| self.transfer(None, Some(head), Load::Tokens, positions, true));
+        stages + first + hops + route.last().map_or(0.0, |tail| self.answer_us(tail))
+    }
+
     /// Bytes on all hops of a route, for one position in decode.
     pub(super) fn bytes_per_position(&self, route: &[Piece]) -> f64 {
         let own = |piece: &Piece| self.machines[piece.machine].who == Who::Own;

@@ -69,6 +69,8 @@ pub struct Speed {
     pub decode_us_per_byte: f64,
     /// Microseconds for one position of a full chunk, for each byte of weights.
     pub prefill_us_per_byte: f64,
+    /// True if it was measured with the model that is planned for; false if with another, or if it is a guess.
+    pub measured: bool,
 }
 
 /// How far away a machine is from the client. Ignored for the own.
@@ -175,7 +177,7 @@ impl ModelFacts {
     }
 
     /// Bytes of weights that each position reads: all but the embedding table, of which it reads a row.
-    pub(super) fn read_bytes(&self, range: LayerRange) -> u64 {
+    pub fn read_bytes(&self, range: LayerRange) -> u64 {
         let tail = if range.end() as usize == self.layers.len() { self.tail_bytes } else { 0 };
         self.sum(range, |layer| layer.weight_bytes).saturating_add(tail)
     }
@@ -200,6 +202,7 @@ impl Machine {
         let speed = Speed {
             decode_us_per_byte: per_byte(offer.speed.decode_us),
             prefill_us_per_byte: per_byte(offer.speed.prefill_position_us),
+            measured,
         };
         let loaded = Loaded {
             spec: shape.spec,

@@ -16,7 +16,7 @@
 //!     width: 2048,
 //!     cuts: (1..8).collect(),
 //! };
-//! let own = Machine::own(2 << 30, Speed { decode_us_per_byte: 1e-4, prefill_us_per_byte: 1e-5 });
+//! let own = Machine::own(2 << 30, Speed { decode_us_per_byte: 1e-4, prefill_us_per_byte: 1e-5, measured: false });
 //! let wish = Wish {
 //!     positions: 4096,
 //!     chunk: 512,
@@ -35,6 +35,7 @@
 //! Decode: a token passes each stage and each hop once, so their times add up. Prefill: chunks fill the pipeline, so the
 //! slowest stage or hop sets the pace. [`split_evenly`] is for machines that are known to be equal. No IO, no clock.
 
+mod alone;
 mod cost;
 mod facts;
 mod left_out;
@@ -46,10 +47,13 @@ mod split;
 mod stage;
 
 #[cfg(test)]
+mod pays;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
 
+pub use alone::{Alone, Hindrance, alone};
 pub use facts::{LayerFacts, Link, Loaded, MACHINES_MAX, Machine, ModelFacts, Preference, Speed, Who, Wish};
 pub use left_out::{LeftOut, Reason};
 pub use lend::lend;
@@ -146,7 +150,8 @@ fn unhidden(needed: u64, memory: u64, missing: u32) -> String {
 ///
 /// One machine if the model fits one; otherwise the fewest stages that fit, and of those the fastest. With
 /// [`Preference::Latency`] more stages are taken where they are predicted a tenth faster. With `Private` the own machine
-/// is both ends, with as many layers of each as the wish says.
+/// is both ends, with as many layers of each as the wish says. Where pooling does not pay, the own machine alone is the plan: none
+/// has other machines in it that is predicted slower, unless the own machine cannot or may not hold the whole model.
 /// # Errors
 /// See [`PlanError`].
 pub fn plan(model: &ModelFacts, machines: &[Machine], wish: &Wish) -> Result<Preview, PlanError> {

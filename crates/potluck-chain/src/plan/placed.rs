@@ -6,6 +6,7 @@ use potluck_core::LayerRange;
 
 use super::{
     PlanError,
+    alone::{Alone, alone},
     cost::Costs,
     facts::{Link, Machine, ModelFacts, Preference, Speed, Who, Wish},
     preview::{Alternative, Preview, Verdict, VerdictKind, gigabytes, per_second, planned},
@@ -35,9 +36,9 @@ pub fn placed(
     stages: &[(Who, LayerRange)],
     wish: &Wish,
 ) -> Result<Preview, PlanError> {
-    let (Some(&(_, first)), Some(&(_, last))) = (stages.first(), stages.last()) else {
+    if stages.is_empty() {
         return Err(PlanError::NoLayers);
-    };
+    }
     let machine = |&(who, _): &(Who, LayerRange)| Machine {
         who,
         memory_bytes: here.memory_bytes,
@@ -53,12 +54,8 @@ pub fn placed(
         (0..).zip(stages).map(|(index, &(_, layers))| Piece::fresh(model, wish, here.speed, index, layers)).collect();
     let decode_tokens_per_s = per_second(costs.decode_us(&pieces));
     let sum = |of: fn(&Piece) -> u64| pieces.iter().map(of).fold(0, u64::saturating_add);
-    let all = LayerRange::new(first.start(), last.end()).map_err(|_| PlanError::NoLayers)?;
-    let alone = Alternative {
-        stages: 1,
-        decode_tokens_per_s: per_second(Piece::fresh(model, wish, here.speed, 0, all).decode_us),
-        private: true,
-    };
+    let by_itself = alone(model, &Machine::own(here.memory_bytes, here.speed), wish).ok_or(PlanError::NoLayers)?;
+    let fewer = Alternative { stages: 1, decode_tokens_per_s: by_itself.decode_tokens_per_s, private: true };
     let bytes = sum(Piece::bytes);
     Ok(Preview {
         model: model.model.to_string(),
@@ -70,13 +67,15 @@ pub fn placed(
         prefill_tokens_per_s: per_second(pieces.iter().map(|piece| piece.prefill_us).sum()),
         decode_tokens_per_s,
         bytes_per_position: costs.bytes_per_position(&pieces),
-        verdict: verdict(stages, bytes, here.memory_bytes, decode_tokens_per_s, &alone),
-        alternatives: vec![alone],
+        chunk_ms: costs.chunk_alone_us(&pieces) / 1e3,
+        alone: Some(by_itself),
+        verdict: verdict(stages, bytes, here.memory_bytes, decode_tokens_per_s, &by_itself),
+        alternatives: vec![fewer],
         left_out: Vec::new(),
     })
 }
 
-fn verdict(stages: &[(Who, LayerRange)], bytes: u64, memory: u64, rate: f64, alone: &Alternative) -> Verdict {
+fn verdict(stages: &[(Who, LayerRange)], bytes: u64, memory: u64, rate: f64, alone: &Alone) -> Verdict {
     let peers = stages.iter().filter(|(who, _)| *who != Who::Own).count();
     let ends = if peers < stages.len() { ", with both ends in the command" } else { "" };
     let faster = match alone.decode_tokens_per_s > rate {
@@ -89,6 +88,10 @@ fn verdict(stages: &[(Who, LayerRange)], bytes: u64, memory: u64, rate: f64, alo
         true => format!("; that is more than this machine gives ({})", gigabytes(memory)),
         false => String::new(),
     };
+    if peers == 0 {
+        let reason = format!("{} in one engine on this machine: {rate:.1} tokens/s predicted{room}", gigabytes(bytes));
+        return Verdict { kind: VerdictKind::Single, reason };
+    }
     let plural = if peers == 1 { "peer" } else { "peers" };
     let reason = format!(
         "{} over {peers} {plural} of this machine{ends}, as asked for: {rate:.1} tokens/s predicted{faster}{room}",

@@ -6,6 +6,7 @@ use potluck_core::LayerRange;
 use serde::{Serialize, Serializer};
 
 use super::{
+    alone::{self, Alone},
     cost::Costs,
     facts::{Machine, Preference, Who, Wish},
     left_out::{self, LeftOut},
@@ -30,10 +31,14 @@ pub struct Preview {
     pub preference: Preference,
     /// Predicted, for a long prompt.
     pub prefill_tokens_per_s: f64,
+    /// Predicted: milliseconds of one full chunk down the whole route, with no other behind it.
+    pub chunk_ms: f64,
     /// Predicted.
     pub decode_tokens_per_s: f64,
     /// Predicted, on all hops in decode.
     pub bytes_per_position: f64,
+    /// The user's own machine by itself, where it is known how fast that is.
+    pub alone: Option<Alone>,
     /// Whether pooling pays, and why.
     pub verdict: Verdict,
     /// Other numbers of stages that were looked at.
@@ -161,6 +166,7 @@ pub(super) fn of(
     let sum = |of: fn(&Piece) -> u64| pieces.iter().map(of).fold(0, u64::saturating_add);
     let decode_us = costs.decode_us(pieces);
     let alternatives = alternatives(pieces.len(), preference, found, open);
+    let alone = alone::of_own(costs.model, machines, costs.wish);
     Preview {
         model: costs.model.model.to_string(),
         stages: (0..pieces.len()).map(|i| planned(costs, pieces, i)).collect(),
@@ -171,7 +177,9 @@ pub(super) fn of(
         prefill_tokens_per_s: f64::from(costs.wish.chunk) * 1e6 / costs.chunk_us(pieces).max(1.0),
         decode_tokens_per_s: per_second(decode_us),
         bytes_per_position: costs.bytes_per_position(pieces),
-        verdict: verdict(costs, pieces, decode_us, &alternatives),
+        chunk_ms: costs.chunk_alone_us(pieces) / 1e3,
+        verdict: verdict(costs, pieces, decode_us, &alternatives, alone),
+        alone,
         left_out: left_out::reasons(costs, machines, usable, pieces, decode_us, found, open),
         alternatives,
     }
@@ -217,7 +225,13 @@ fn alternatives(chosen: usize, preference: Preference, found: &Found, open: &Fou
     all
 }
 
-fn verdict(costs: &Costs<'_>, pieces: &[Piece], decode_us: f64, alternatives: &[Alternative]) -> Verdict {
+fn verdict(
+    costs: &Costs<'_>,
+    pieces: &[Piece],
+    decode_us: f64,
+    alternatives: &[Alternative],
+    alone: Option<Alone>,
+) -> Verdict {
     let rate = per_second(decode_us);
     let size = |pieces: &[Piece]| gigabytes(pieces.iter().map(Piece::bytes).sum());
     let faster = alternatives.iter().filter(|other| !other.private && other.decode_tokens_per_s > rate * 1.02);
@@ -253,8 +267,16 @@ fn verdict(costs: &Costs<'_>, pieces: &[Piece], decode_us: f64, alternatives: &[
         1 => format!("; one machine alone is predicted at {:.1}, but would see the text", other.decode_tokens_per_s),
         n => format!("; {n} stages are predicted at {:.1}", other.decode_tokens_per_s),
     });
-    let reason =
-        format!("{} over {} stages, for {need}: {rate:.1} tokens/s predicted{compared}", size(pieces), pieces.len());
+    let hindered = alone.filter(|alone| alone.decode_tokens_per_s > rate).and_then(|alone| {
+        let rate = alone.decode_tokens_per_s;
+        Some(format!("; this machine alone would make {rate:.1}, but {}", alone.hindrance?))
+    });
+    let hindered = hindered.unwrap_or_default();
+    let reason = format!(
+        "{} over {} stages, for {need}: {rate:.1} tokens/s predicted{compared}{hindered}",
+        size(pieces),
+        pieces.len()
+    );
     Verdict { kind: VerdictKind::Pooled, reason }
 }
 

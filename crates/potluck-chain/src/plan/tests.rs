@@ -14,7 +14,7 @@ use super::{
 const MODEL: ModelId = ModelId::from_bytes([7; 32]);
 const MIB: u64 = 1 << 20;
 
-fn model(layers: usize) -> ModelFacts {
+pub(super) fn model(layers: usize) -> ModelFacts {
     let layer = LayerFacts { weight_bytes: 100 * MIB, cache_bytes_per_position: 0 };
     let cuts = (1..layers as u32).collect();
     ModelFacts {
@@ -33,19 +33,19 @@ fn peer_id(n: u8) -> PeerId {
 }
 
 /// A machine with room for so many layers of [`model`], that takes so many microseconds for each.
-fn machine(who: Who, layers: u64, us: f64, rtt_us: f64) -> Machine {
+pub(super) fn machine(who: Who, layers: u64, us: f64, rtt_us: f64) -> Machine {
     let per_byte = us / (100 * MIB) as f64;
-    let speed = Some(Speed { decode_us_per_byte: per_byte, prefill_us_per_byte: per_byte / 10.0 });
+    let speed = Some(Speed { decode_us_per_byte: per_byte, prefill_us_per_byte: per_byte / 10.0, measured: true });
     let link = Link { rtt_us, bytes_per_second: 1e8 };
     let trusted = who == Who::Own;
     Machine { who, memory_bytes: layers * 100 * MIB, speed, link, loaded: None, trusted, missing: BTreeSet::new() }
 }
 
-fn peer(n: u8, layers: u64, us: f64, rtt_us: f64) -> Machine {
+pub(super) fn peer(n: u8, layers: u64, us: f64, rtt_us: f64) -> Machine {
     machine(Who::Peer(peer_id(n)), layers, us, rtt_us)
 }
 
-fn serving(n: u8, start: u32, end: u32, of: u32) -> Machine {
+pub(super) fn serving(n: u8, start: u32, end: u32, of: u32) -> Machine {
     let spec =
         StageSpec { model: MODEL, layers: LayerRange::new(start, end).unwrap(), head: start == 0, tail: end == of };
     let speed = StageSpeed { decode_us: 1_000, prefill_position_us: 100 };
@@ -53,7 +53,7 @@ fn serving(n: u8, start: u32, end: u32, of: u32) -> Machine {
     Machine { loaded: Some(loaded), ..peer(n, 0, 100.0, 1_000.0) }
 }
 
-fn wish(preference: Option<Preference>) -> Wish {
+pub(super) fn wish(preference: Option<Preference>) -> Wish {
     Wish {
         positions: 4096,
         chunk: 512,
@@ -66,11 +66,11 @@ fn wish(preference: Option<Preference>) -> Wish {
     }
 }
 
-fn latency() -> Wish {
+pub(super) fn latency() -> Wish {
     wish(Some(Preference::Latency))
 }
 
-fn text(preview: &Preview) -> String {
+pub(super) fn text(preview: &Preview) -> String {
     let stage = |stage: &PlannedStage| match stage.who {
         Who::Own => format!("own {}", stage.layers),
         Who::Peer(peer) => format!("{} {}", peer.as_bytes()[0], stage.layers),
@@ -128,7 +128,7 @@ fn further_stages_are_taken_only_where_they_are_much_faster() {
 #[test]
 fn a_placement_that_was_asked_for_is_shown_with_what_it_costs() {
     let per_byte = 500.0 / (100 * MIB) as f64;
-    let speed = Speed { decode_us_per_byte: per_byte, prefill_us_per_byte: per_byte / 10.0 };
+    let speed = Speed { decode_us_per_byte: per_byte, prefill_us_per_byte: per_byte / 10.0, measured: true };
     let link = Link { rtt_us: 200.0, bytes_per_second: 1e9 };
     let here = Here { memory_bytes: 700 * MIB, speed, link };
     let range = |start, end| LayerRange::new(start, end).unwrap();
@@ -406,16 +406,16 @@ fn any_machine(n: u8, layers: u32) -> impl Strategy<Value = Machine> {
 }
 
 /// Layers to hide, layers for trusted machines, whether machines may load; and whom to trust, and what is not here, as bits.
-type Strict = (u32, u32, bool, u8, u8);
+pub(super) type Strict = (u32, u32, bool, u8, u8);
 
-fn strict() -> impl Strategy<Value = Strict> {
+pub(super) fn strict() -> impl Strategy<Value = Strict> {
     prop_oneof![
         2 => Just((0, 0, true, 0, 0)),
         3 => (0u32..4, 0u32..7, any::<bool>(), any::<u8>(), prop_oneof![Just(0), any::<u8>()]),
     ]
 }
 
-fn instance() -> impl Strategy<Value = (ModelFacts, Vec<Machine>, bool)> {
+pub(super) fn instance() -> impl Strategy<Value = (ModelFacts, Vec<Machine>, bool)> {
     (2u32..6).prop_flat_map(|layers| {
         let machines = (any_machine(1, layers), any_machine(2, layers), any_machine(3, layers), any_machine(4, layers));
         let own = (0u64..4, 1f64..500.0).prop_map(|(room, us)| machine(Who::Own, room, us, 0.0));

@@ -14,6 +14,7 @@ use axum::{
     routing::{delete, get, post},
 };
 use potluck_client::Request;
+use potluck_core::bounds::STEP_POSITIONS_MAX;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
@@ -74,8 +75,8 @@ pub struct Own<O> {
     pub opener: O,
     /// Requests that are answered at once. Others wait.
     pub slots: usize,
-    /// Positions of a prefill step.
-    pub chunk: u16,
+    /// Positions of each prefill step; none: as many as fill the route.
+    pub chunk: Option<u16>,
     /// Answers depend on nothing but their request: no prompt is continued from a cache, whose steps were cut otherwise.
     pub exact: bool,
 }
@@ -90,7 +91,7 @@ pub(crate) struct Shared {
     pub(crate) jobs: mpsc::Sender<Job>,
     pub(crate) wishes: Option<mpsc::Sender<Wish>>,
     pub(crate) metrics: Arc<Metrics>,
-    chunk: u16,
+    chunk: Option<u16>,
     exact: bool,
     overflow: Overflow,
 }
@@ -115,7 +116,7 @@ pub async fn serve<O: Opener, K: Keeper>(
     let metrics = Arc::new(Metrics::new(paths));
     let (jobs, queue) = mpsc::channel(JOBS_MAX);
     let lending = lent.map(|lent| Lending { lent, turns: Turns::new(metrics.clone()), since: SystemTime::now() });
-    let (mut pool, mut model, mut chunk, mut exact) = (None, None, 1, false);
+    let (mut pool, mut model, mut chunk, mut exact) = (None, None, None, false);
     if let Some(own) = own {
         pool = Some(tokio::task::spawn_local(slots::run(own.opener, own.slots, queue, metrics.clone())));
         (model, chunk, exact) = (Some(own.model), own.chunk, own.exact);
@@ -243,8 +244,8 @@ impl Shared {
         prompt: &[u32],
         logprobs: Option<u16>,
     ) -> Result<Vec<Request>, Problem> {
-        let template =
-            Request { chunk: self.chunk, reuse: !self.exact, exact: self.exact, ..Request::new(prompt.to_vec()) };
+        let (chunk, fixed, exact) = (self.chunk(), self.chunk.is_some(), self.exact);
+        let template = Request { chunk, fixed, reuse: !exact, exact, ..Request::new(prompt.to_vec()) };
         params.requests(&template, logprobs, model.vocabulary.info().tokens)
     }
 
@@ -253,9 +254,9 @@ impl Shared {
         Fit::new(self.overflow, truncate, answer)
     }
 
-    /// Positions of a step.
+    /// Positions of a step at most.
     pub(crate) fn chunk(&self) -> u16 {
-        self.chunk
+        self.chunk.unwrap_or(STEP_POSITIONS_MAX as u16)
     }
 
     /// Counts an answer.

@@ -34,13 +34,13 @@ pub(crate) struct EngineArgs {
     /// Map the model's file instead of reading it, where it is one whole file
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = OnOff::On)]
     mmap: OnOff,
-    /// Positions in one prefill step
-    #[arg(long, value_name = "POSITIONS", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=512))]
-    pub(crate) chunk: u16,
+    /// Positions in each prefill step [default: as many as fill the route, at most 512]
+    #[arg(long, value_name = "POSITIONS", value_parser = clap::value_parser!(u16).range(1..=512))]
+    pub(crate) chunk: Option<u16>,
     /// Results that depend on nothing but the prompt: no fused attention, each session a batch of its own
     #[arg(long)]
     exact: bool,
-    /// How hidden states travel; f32 implies --exact [default: f16, with --exact f32]
+    /// How hidden states travel; f32 implies --exact [default: what potluck model prove found, else f16; with --exact f32]
     #[arg(long, value_enum)]
     codec: Option<CodecArg>,
     /// Seconds that a closed conversation's cells may keep what they held while others are open; never: nothing is overwritten
@@ -112,18 +112,17 @@ impl EngineArgs {
         self.exact || self.codec == Some(CodecArg::F32)
     }
 
-    /// How hidden states travel.
-    pub(crate) fn codec(&self) -> Codec {
+    /// How hidden states have to travel; none: as is best for the model.
+    pub(crate) fn codec(&self) -> Option<Codec> {
         match self.codec {
-            Some(CodecArg::F32) => Codec::F32,
-            Some(CodecArg::F16) => Codec::F16,
-            Some(CodecArg::Q8) => Codec::Q8,
-            Some(CodecArg::Dyn8) => Codec::Dyn8,
-            Some(CodecArg::Mixed8) => Codec::Mixed8,
-            Some(CodecArg::Mixed6) => Codec::Mixed6,
-            Some(CodecArg::Mixed4) => Codec::Mixed4,
-            None if self.exact => Codec::F32,
-            None => Codec::F16,
+            Some(CodecArg::F32) => Some(Codec::F32),
+            Some(CodecArg::F16) => Some(Codec::F16),
+            Some(CodecArg::Q8) => Some(Codec::Q8),
+            Some(CodecArg::Dyn8) => Some(Codec::Dyn8),
+            Some(CodecArg::Mixed8) => Some(Codec::Mixed8),
+            Some(CodecArg::Mixed6) => Some(Codec::Mixed6),
+            Some(CodecArg::Mixed4) => Some(Codec::Mixed4),
+            None => self.exact.then_some(Codec::F32),
         }
     }
 
@@ -142,7 +141,7 @@ impl EngineArgs {
             context: self.context,
             caches,
             lanes: if caches <= TREE_CACHES_MAX && !self.exact() { TREE_LANES } else { 0 },
-            chunk: self.chunk,
+            chunk: self.chunk.unwrap_or(default.chunk),
             exact: self.exact(),
             wipe_within: self.wipe_within.0,
             ..default
@@ -190,11 +189,11 @@ mod tests {
 
     #[test]
     fn exact_and_the_codec_imply_each_other() {
-        assert!(!parse(&[]).exact() && parse(&[]).codec() == Codec::F16);
-        assert!(parse(&["--exact"]).exact() && parse(&["--exact"]).codec() == Codec::F32);
+        assert!(!parse(&[]).exact() && parse(&[]).codec().is_none());
+        assert!(parse(&["--exact"]).exact() && parse(&["--exact"]).codec() == Some(Codec::F32));
         assert!(parse(&["--codec", "f32"]).settings(1).exact);
         let forced = parse(&["--exact", "--codec", "f16"]);
-        assert!(forced.exact() && forced.codec() == Codec::F16);
+        assert!(forced.exact() && forced.codec() == Some(Codec::F16));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
     engines::start_vocabulary,
     failure::Failure,
     home::{Home, Identity, Membership, Role, SwarmRoot},
-    models::{Models, load_vocabulary},
+    models::{CodecChoice, Models, load_vocabulary},
     placement::{free_disk, members},
     screen::{Screen, printable, size},
     serving::{FoundLender, OFFER_SECONDS, lenders_among, offers_of},
@@ -148,7 +148,7 @@ impl Doctor {
     /// Where the model would run, and why not elsewhere.
     async fn plan(&self, findings: &mut Findings, home: &Home, entry: &Entry) {
         let settings = self.engine.settings(1);
-        let (codec, privacy) = (self.engine.codec(), Privacy::default());
+        let (codec, privacy) = (CodecChoice::quietly(home, entry, &self.engine), Privacy::default());
         let wanted = Wanted { home, entry, settings: &settings, codec, memory: None, privacy: &privacy };
         match preview(&wanted, Prefer::Private).await {
             Ok(Surveyed { preview: Ok(preview), .. }) => planned(findings, entry, &preview),

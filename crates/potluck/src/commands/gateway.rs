@@ -55,7 +55,7 @@ async fn stay(
     front: &mut Front,
     access: Access,
     door: &DoorArgs,
-    chunk: u16,
+    chunk: Option<u16>,
     interrupt: &mut Interrupt,
 ) -> Result<(), Failure> {
     let (stop, stopped) = oneshot::channel();

@@ -1,6 +1,7 @@
 //! A module a command: its arguments, and what it does with them.
 
 pub(crate) mod authority;
+pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod connect;
 pub(crate) mod doctor;
@@ -10,6 +11,7 @@ pub(crate) mod model;
 pub(crate) mod order;
 pub(crate) mod peers;
 pub(crate) mod plan;
+pub(crate) mod prove;
 pub(crate) mod relay;
 pub(crate) mod root;
 pub(crate) mod run;

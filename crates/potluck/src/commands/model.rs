@@ -12,13 +12,14 @@ use serde_json::{Value, json};
 use super::{
     order::{Load, Unload},
     plan::Plan,
+    prove::{Prove, note_json},
     serve::parse_layers,
 };
 use crate::{
     args::{DiskArgs, parse_bytes},
     failure::Failure,
     home::Home,
-    models::{Models, age, pull_from_web, pull_model, room, tell_removed},
+    models::{Models, Proven, age, pull_from_web, pull_model, room, tell_removed},
     screen::{Screen, size, table},
 };
 
@@ -41,6 +42,8 @@ pub(crate) enum Model {
     Load(Load),
     /// Have a peer serve nothing
     Unload(Unload),
+    /// Find the smallest codec that changes nothing of a model, to be used from then on
+    Prove(Prove),
     /// Preview a placement: who would hold what, and how fast it would be
     Plan(Plan),
 }
@@ -88,11 +91,12 @@ impl Model {
             Self::Add(Add { source, name }) => show_added(screen, &models.add(&source, name.as_deref(), screen)?),
             Self::Pull(pull) => pull.run(home, screen).await,
             Self::List => list(screen, home, &models),
-            Self::Show(Named { model }) => show(screen, &models.find(&model, screen)?),
+            Self::Show(Named { model }) => show(screen, home, &models.find(&model, screen)?),
             Self::Remove(Named { model }) => remove(screen, home, &models, &model),
             Self::Prune(prune) => prune.run(home, screen),
             Self::Load(load) => load.run(home, screen).await,
             Self::Unload(unload) => unload.run(home, screen).await,
+            Self::Prove(prove) => prove.run(home, screen).await,
             Self::Plan(plan) => plan.run(home, screen).await,
         }
     }
@@ -136,12 +140,16 @@ fn list(screen: Screen, home: &Home, models: &Models) -> Result<(), Failure> {
     let (entries, fetched) = (models.catalogue.list()?, room(home)?.fetched()?);
     let of = |entry: &Entry| fetched.iter().find(|fetched| fetched.model == Some(entry.id));
     let used = |entry: &Entry| models.catalogue.last_used(entry.id);
+    // A note that counts for nothing is told of by `show`.
+    let proven = |entry: &Entry| Proven::of(home, entry.id).ok().and_then(|proven| proven.codec());
+    let codec = |entry: &Entry| proven(entry).map(|codec| codec.to_string());
     if screen.json {
         let row = |entry: &Entry| {
             let mut object = row(entry);
             let used = used(entry).and_then(|used| used.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs());
             object["fetched_bytes"] = of(entry).map_or(0, |fetched| fetched.bytes).into();
             object["last_used"] = used.into();
+            object["codec"] = codec(entry).into();
             object["in_use"] = models.catalogue.is_in_use(entry.id)?.into();
             Ok(object)
         };
@@ -153,29 +161,34 @@ fn list(screen: Screen, home: &Home, models: &Models) -> Result<(), Failure> {
         screen.note("no models yet: potluck model add PATH");
         return Ok(());
     }
-    let heading =
-        ["NAME", "ID", "SIZE", "HERE", "FETCHED", "USED", "LAYERS", "TYPE", "CONTEXT"].map(str::to_owned).to_vec();
+    let heading = ["NAME", "ID", "SIZE", "HERE", "FETCHED", "USED", "LAYERS", "TYPE", "CONTEXT", "CODEC"]
+        .map(str::to_owned)
+        .to_vec();
     let rows = entries.iter().map(|entry| {
         let facts = Facts::of(&entry.manifest);
         let [layers, context] = [facts.layers, facts.context].map(|n| n.to_string());
         let here = if entry.is_whole() { "all".to_owned() } else { size(entry.held_bytes()) };
         let own = of(entry).map_or_else(|| "-".to_owned(), |fetched| size(fetched.bytes));
         let (size, used) = (size(facts.bytes), age(used(entry)));
-        vec![entry.name.clone(), entry.id.short(), size, here, own, used, layers, facts.quantisation, context]
+        let codec = codec(entry).unwrap_or_else(|| "-".to_owned());
+        vec![entry.name.clone(), entry.id.short(), size, here, own, used, layers, facts.quantisation, context, codec]
     });
     screen.text(&table(&[heading].into_iter().chain(rows).collect::<Vec<_>>()))
 }
 
-fn show(screen: Screen, entry: &Entry) -> Result<(), Failure> {
+fn show(screen: Screen, home: &Home, entry: &Entry) -> Result<(), Failure> {
     let facts = Facts::of(&entry.manifest);
     let cuts = slice::legal_cuts(&entry.manifest);
     let (legal, refused): (Vec<_>, Vec<_>) = (1..).zip(&cuts).partition(|(_, cut)| cut.is_ok());
+    let proven = Proven::of(home, entry.id)?;
     let reason = refused.first().and_then(|(_, cut)| cut.as_ref().err()).map(ToString::to_string);
     if screen.json {
         let mut object = row(entry);
         object["cuts"] = legal.iter().map(|&(layer, _)| layer).collect::<Vec<u32>>().into();
         object["admission"] = admission(entry).into();
         object["why_not_elsewhere"] = reason.into();
+        object["codec"] = proven.codec().map(|codec| codec.to_string()).into();
+        object["proof"] = proof_json(&proven);
         object["files"] = entry.place.files.iter().map(|file| file.path.display().to_string()).collect();
         return screen.object(&object);
     }
@@ -196,9 +209,23 @@ fn show(screen: Screen, entry: &Entry) -> Result<(), Failure> {
         ("licence", facts.licence.unwrap_or_else(|| "not said".into())),
         ("slicing", admission(entry)),
         ("cuts", cuts),
+        ("codec", proven.words(&entry.name)),
         ("files", files.join("\n              ")),
     ];
     screen.text(&lines.map(|(name, value)| format!("{name:12}  {value}\n")).concat())
+}
+
+/// The note of a proof, or why it counts for nothing; null where there is none.
+fn proof_json(proven: &Proven) -> Value {
+    match proven {
+        Proven::Untried => Value::Null,
+        Proven::Void(error) => json!({ "counts": false, "why": error.to_string() }),
+        Proven::Noted(note) => {
+            let mut object = note_json(note);
+            object["counts"] = note.codec.is_some().into();
+            object
+        }
+    }
 }
 
 fn remove(screen: Screen, home: &Home, models: &Models, model: &str) -> Result<(), Failure> {

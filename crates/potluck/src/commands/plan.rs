@@ -1,18 +1,16 @@
 //! `potluck model plan`: who would hold what, and how fast it would be, before anything is loaded.
 
 use clap::Args;
-use potluck_chain::plan::{PlannedStage, Preview, Who, Wish, placed};
-use potluck_core::StageSpec;
+use potluck_chain::plan::{PlannedStage, Preview, Who};
 use serde_json::json;
 
 use crate::{
     args::{EngineArgs, PEERS_MAX, Prefer, PrivacyArgs, parse_bytes},
     failure::{Failure, OrFail},
     home::Home,
-    models::find_model,
-    placement::{here, model_facts},
+    models::{CodecChoice, find_model},
     screen::{Screen, size, table},
-    talk::{Surveyed, Wanted, preview, split, who_name},
+    talk::{Surveyed, Wanted, advice, own_peers_plan, preview, who_name},
 };
 
 #[derive(Debug, Args)]
@@ -45,11 +43,11 @@ impl Plan {
         if self.peers.is_none() {
             self.privacy.check(self.prefer)?;
         }
-        let (privacy, codec) = (self.privacy.read(), self.engine.codec());
+        let (privacy, codec) = (self.privacy.read(), CodecChoice::of(home, screen, &entry, &self.engine));
         let wanted = Wanted { home, entry: &entry, settings: &settings, codec, memory: self.memory, privacy: &privacy };
         let ends = self.privacy.ends(self.own_ends);
         let (preview, silent) = match self.peers {
-            Some(peers) => (Ok(of_own_peers(&wanted, peers, ends)?), Vec::new()),
+            Some(peers) => (Ok(own_peers_plan(&wanted, peers.into(), ends)?), Vec::new()),
             None => {
                 let Surveyed { preview, silent, .. } = preview(&wanted, self.prefer).await?;
                 (preview, silent)
@@ -62,29 +60,13 @@ impl Plan {
             return screen.object(&object);
         }
         silent.iter().for_each(|why| screen.note(why));
-        screen.text(&show(&preview?))
+        let plan = preview?;
+        screen.text(&show(&plan))?;
+        if let Some(advice) = advice(&plan, &entry.name) {
+            screen.note(format!("hint: {advice}"));
+        }
+        Ok(())
     }
-}
-
-/// The placement of `--peers N`, which no planner chooses.
-fn of_own_peers(wanted: &Wanted<'_>, peers: u16, ends: u32) -> Result<Preview, Failure> {
-    let specs = split(wanted.entry, peers.into(), ends)?;
-    let own = |spec: &StageSpec| ends > 0 && (spec.head || spec.tail);
-    let mut numbers = 1..;
-    let who = |spec: &StageSpec| if own(spec) { None } else { numbers.next() }.map_or(Who::Own, Who::Started);
-    let stages: Vec<_> = specs.iter().map(who).zip(specs.iter().map(|spec| spec.layers)).collect();
-    let wish = Wish {
-        positions: wanted.settings.context,
-        chunk: wanted.settings.chunk,
-        codec: wanted.codec,
-        preference: None,
-        may_load: true,
-        hide_layers: 0,
-        trusted_layers: 0,
-        own_sessions: 1,
-    };
-    let facts = model_facts(wanted.entry, wanted.settings.kv)?;
-    placed(&facts, &here(wanted.home, wanted.memory)?, &stages, &wish).or_fail("bad_model", "potluck model show MODEL")
 }
 
 fn show(plan: &Preview) -> String {

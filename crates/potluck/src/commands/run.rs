@@ -76,6 +76,7 @@ impl Run {
             let mut object = serde_json::to_value(&outcome).or_fail("internal", "report this")?;
             object["seed"] = asked.params.seed.into();
             object["route"] = talk.route_json();
+            object["codec"] = talk.codec_json();
             return screen.object(&object);
         }
         screen.text("\n")?;

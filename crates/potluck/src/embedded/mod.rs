@@ -116,7 +116,12 @@ impl Embedded {
 impl EmbeddedPeer {
     /// Its place on a route.
     pub(crate) fn hop(&self) -> Result<Hop, Failure> {
-        Ok(Hop::Remote(RemoteStage { spec: self.spec, address: self.address()?, grant: self.grant.clone() }))
+        Ok(Hop::Remote(RemoteStage {
+            spec: self.spec,
+            address: self.address()?,
+            grant: self.grant.clone(),
+            speed: None,
+        }))
     }
 
     /// Where it is reached.

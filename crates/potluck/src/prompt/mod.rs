@@ -70,8 +70,8 @@ async fn answer(
     shown?;
     talk.conversation.assistant(outcome.text.clone());
     if screen.json {
-        let route = talk.route_json();
-        return screen.object(&json!({ "answer": outcome, "route": route }));
+        let (route, codec) = (talk.route_json(), talk.codec_json());
+        return screen.object(&json!({ "answer": outcome, "route": route, "codec": codec }));
     }
     screen.text("\n")?;
     show_trace(screen, &outcome, asked.trace);

@@ -21,34 +21,57 @@ pub(crate) async fn measure(
 ) -> Result<StageSpeed, Failure> {
     let chunk = u32::from(settings.chunk).min(shape.context.saturating_sub(SINGLE_STEPS as u32)).max(1);
     let positions = (chunk + SINGLE_STEPS as u32).min(shape.context);
-    send(pipe, StageCommand::Open { cache: CACHE, positions }).await?;
-    let prefill_us = run(shape, pipe, 0, chunk).await?;
+    let mut timed = Timed::open(shape, pipe, positions).await?;
+    let prefill_us = timed.step(0, chunk, Rows::Last).await?;
     let mut single_us = Vec::with_capacity(SINGLE_STEPS);
     for start in chunk..positions {
-        single_us.push(run(shape, pipe, start, 1).await?);
+        single_us.push(timed.step(start, 1, Rows::Last).await?);
     }
-    send(pipe, StageCommand::Close { cache: CACHE }).await?;
+    timed.close().await?;
     single_us.sort_unstable();
     let decode_us = single_us.get(single_us.len() / 2).copied().unwrap_or(prefill_us);
     Ok(StageSpeed { decode_us, prefill_position_us: prefill_us / u64::from(chunk) })
 }
 
-/// Microseconds that a step of so many positions takes, there and back.
-async fn run(shape: &StageShape, pipe: &mut EnginePipe, start: u32, count: u32) -> Result<u64, Failure> {
-    let step = Step { cache: CACHE, start, input: input(shape, count), rows: Rows::Last, top: 1, tree: Tree::chain() };
-    let started = Instant::now();
-    send(pipe, StageCommand::Forward { batch: start.into(), steps: vec![step] }).await?;
-    loop {
-        match pipe.replies.recv().await {
-            Some(StageReply::Forwarded { results, .. }) => {
-                let elapsed = started.elapsed().as_micros() as u64;
-                return results.into_iter().try_for_each(|r| r.map(drop)).map(|()| elapsed).map_err(failed);
+/// A session of a stage whose steps are timed.
+#[derive(Debug)]
+pub(crate) struct Timed<'a> {
+    shape: &'a StageShape,
+    pipe: &'a mut EnginePipe,
+    steps: u64,
+}
+
+impl<'a> Timed<'a> {
+    /// Opens a cache for so many positions; an engine that refuses says so at the first step.
+    pub(crate) async fn open(shape: &'a StageShape, pipe: &'a mut EnginePipe, positions: u32) -> Result<Self, Failure> {
+        send(pipe, StageCommand::Open { cache: CACHE, positions }).await?;
+        Ok(Self { shape, pipe, steps: 0 })
+    }
+
+    /// Microseconds that a step of `count` positions from `start` on takes, there and back.
+    pub(crate) async fn step(&mut self, start: u32, count: u32, rows: Rows) -> Result<u64, Failure> {
+        let input = input(self.shape, count);
+        let step = Step { cache: CACHE, start, input, rows, top: 1, tree: Tree::chain() };
+        self.steps += 1;
+        let started = Instant::now();
+        send(self.pipe, StageCommand::Forward { batch: self.steps, steps: vec![step] }).await?;
+        loop {
+            match self.pipe.replies.recv().await {
+                Some(StageReply::Forwarded { results, .. }) => {
+                    let elapsed = started.elapsed().as_micros() as u64;
+                    return results.into_iter().try_for_each(|r| r.map(drop)).map(|()| elapsed).map_err(failed);
+                }
+                Some(StageReply::Opened { result, .. }) => result.map_err(failed)?,
+                Some(StageReply::Ready(_) | StageReply::Row { .. }) => {}
+                Some(StageReply::Lost { reason }) => return Err(failed(reason)),
+                None => return Err(failed("the engine ended")),
             }
-            Some(StageReply::Opened { result, .. }) => result.map_err(failed)?,
-            Some(StageReply::Ready(_) | StageReply::Row { .. }) => {}
-            Some(StageReply::Lost { reason }) => return Err(failed(reason)),
-            None => return Err(failed("the engine ended")),
         }
+    }
+
+    /// Gives the cache back.
+    pub(crate) async fn close(self) -> Result<(), Failure> {
+        send(self.pipe, StageCommand::Close { cache: CACHE }).await
     }
 }
 

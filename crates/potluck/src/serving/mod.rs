@@ -31,7 +31,7 @@ use crate::{
 pub(crate) use door::door;
 pub(crate) use expose::ExposeArgs;
 pub(crate) use lenders::{FoundLender, Heard, hear_lenders, lenders_among};
-pub(crate) use measure::measure;
+pub(crate) use measure::{Timed, measure};
 pub(crate) use offers::{Announcer, Hearing, OFFER_SECONDS, offers_of};
 pub(crate) use orders::orders;
 pub(crate) use present::Present;

@@ -1,8 +1,9 @@
 //! Whatever runs the model, as one type: an engine here, or a route.
 
-use potluck_chain::{Answer, SessionError, Submission};
+use potluck_chain::{Answer, SessionError, Submission, chunks::Place};
 use potluck_client::{Chain, ChainShape, LocalChain, StageAccount};
-use potluck_core::{Hidden, LayerRange};
+use potluck_core::{Account, Hidden, LayerRange};
+use potluck_wire::Codec;
 
 use super::{RouteStage, route::RouteChain};
 
@@ -16,6 +17,14 @@ pub(crate) enum AnyChain {
 }
 
 impl AnyChain {
+    /// How hidden states travel; none where they do not.
+    pub(crate) fn codec(&self) -> Option<Codec> {
+        match self {
+            Self::Local(..) => None,
+            Self::Route(chain) => (chain.stages().len() > 1).then(|| chain.codec()),
+        }
+    }
+
     /// The stages, as they are reached now.
     pub(crate) fn route(&self) -> Vec<RouteStage> {
         match self {
@@ -65,6 +74,27 @@ impl Chain for AnyChain {
         match self {
             Self::Local(chain, _) => chain.accounts().await,
             Self::Route(chain) => chain.accounts().await,
+        }
+    }
+
+    fn places(&self) -> Vec<Place> {
+        match self {
+            Self::Local(chain, _) => chain.places(),
+            Self::Route(chain) => chain.places(),
+        }
+    }
+
+    fn ask_accounts(&mut self) -> Result<(), SessionError> {
+        match self {
+            Self::Local(chain, _) => chain.ask_accounts(),
+            Self::Route(chain) => chain.ask_accounts(),
+        }
+    }
+
+    async fn told_accounts(&mut self) -> Result<Option<Vec<Account>>, SessionError> {
+        match self {
+            Self::Local(chain, _) => chain.told_accounts().await,
+            Self::Route(chain) => chain.told_accounts().await,
         }
     }
 

@@ -16,7 +16,6 @@ use potluck_gateway::{
 use potluck_model::Facts;
 use potluck_net::{Node, OwnPort, PathInfo};
 use potluck_store::{Entry, InUse};
-use potluck_wire::Codec;
 use tokio::{net::TcpListener, sync::oneshot};
 
 use super::{
@@ -36,7 +35,7 @@ use crate::{
     engines::start_vocabulary,
     failure::{Failure, OrFail},
     home::{Home, Membership, trusted},
-    models::{Keeper, find_model, load_stage, load_vocabulary},
+    models::{CodecChoice, Keeper, find_model, load_stage, load_vocabulary},
     placement::free_memory,
     screen::Screen,
 };
@@ -104,7 +103,7 @@ struct Swarm {
     home: Home,
     entry: InUse,
     settings: EngineSettings,
-    codec: Codec,
+    codec: CodecChoice,
     /// With the first plan's own ends: a later one does not give them up.
     privacy: Privacy,
     prefer: Prefer,
@@ -175,7 +174,7 @@ impl Front {
         engine: &EngineArgs,
         slots: u16,
     ) -> Result<Self, Failure> {
-        let (settings, codec) = (engine.settings(slots), engine.codec());
+        let (settings, codec) = (engine.settings(slots), CodecChoice::of(home, screen, &entry, engine));
         settings.check()?;
         memory::keep_freed(settings.wipe_within.is_none());
         let mut privacy = route.privacy.read();
@@ -235,7 +234,7 @@ impl Front {
         listener: TcpListener,
         access: Access,
         door: &DoorArgs,
-        chunk: u16,
+        chunk: Option<u16>,
         stop: oneshot::Receiver<()>,
     ) -> impl Future<Output = Result<(), Failure>> + use<> {
         let own = self.own.as_ref().map(|own| GatewayOwn {
@@ -383,7 +382,10 @@ impl Sessions {
         // One that no route takes any more ends with the last session that uses it.
         engines.retain(|(spec, _)| own_specs(&route).any(|its| its == *spec));
         drop(engines);
-        self.config.borrow_mut().route = route;
+        let mut config = self.config.borrow_mut();
+        // A route of more hops than were proven at once travels otherwise.
+        (config.codec, config.codec_otherwise) = codec.over(route.len());
+        config.route = route;
         Ok(())
     }
 

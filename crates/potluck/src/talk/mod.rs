@@ -1,5 +1,6 @@
 //! A model that is ready to answer, whatever runs it: one engine here, peers of our own, or a swarm.
 
+mod advice;
 mod chain;
 mod draft;
 mod front;
@@ -15,14 +16,18 @@ mod traced;
 
 use std::rc::Rc;
 
-use potluck_chain::{SessionError, sample::SamplingParams};
+use potluck_chain::{
+    SessionError,
+    plan::{Preview, Who},
+    sample::SamplingParams,
+};
 use potluck_client::{
-    Cancel, Conversation, GenerateError, Outcome, RenderOptions, Request, Session, TemplateError, TokenEvent,
+    Cancel, Chain as _, Conversation, Drafts, GenerateError, Outcome, RenderOptions, Request, Session, TemplateError,
+    TokenEvent,
 };
 use potluck_engine::{EngineSettings, GrammarSource};
 use potluck_net::NetError;
 use potluck_store::InUse;
-use potluck_wire::Codec;
 use serde_json::Value;
 
 use crate::{
@@ -30,13 +35,16 @@ use crate::{
     embedded::Embedded,
     failure::Failure,
     home::Home,
+    models::{CodecChoice, all_layers},
+    placement::own_machine,
     signals::Interrupt,
 };
 
+pub(crate) use advice::{advice, compared};
 pub(crate) use chain::AnyChain;
-use draft::Drafter;
+use draft::{Drafter, drafting};
 pub(crate) use front::Front;
-pub(crate) use own_peers::split;
+pub(crate) use own_peers::{own_peers_plan, split};
 pub(crate) use report::RouteStage;
 pub(crate) use start::Wanted;
 use start::open_again;
@@ -54,7 +62,7 @@ pub(crate) struct Asked {
     pub(crate) max_tokens: Option<u32>,
     stop: Vec<String>,
     ignore_eos: bool,
-    chunk: u16,
+    chunk: Option<u16>,
     exact: bool,
     /// Whether where the time went is to be shown.
     pub(crate) trace: bool,
@@ -71,7 +79,7 @@ pub(crate) struct Talk {
     home: Home,
     route: RouteArgs,
     settings: EngineSettings,
-    codec: Codec,
+    codec: CodecChoice,
     /// What it gave to the model at the start.
     memory: u64,
     privacy: Privacy,
@@ -79,6 +87,8 @@ pub(crate) struct Talk {
     embedded: Option<Embedded>,
     /// Why the route is what it is, in a sentence.
     verdict: String,
+    /// What the planner expects of the route that it chose.
+    plan: Option<Preview>,
     /// The draft model, where there is one.
     drafter: Option<Rc<Drafter>>,
 }
@@ -107,23 +117,39 @@ impl Asked {
             max_tokens: None,
             stop: Vec::new(),
             ignore_eos: false,
-            chunk: 512,
+            chunk: None,
             exact: false,
             trace: false,
         }
     }
 
+    /// The likeliest tokens, so many of them, and where the time went: for measurements.
+    pub(crate) fn timed(engine: &EngineArgs, tokens: u32) -> Self {
+        Self {
+            params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+            grammar: None,
+            max_tokens: Some(tokens),
+            stop: Vec::new(),
+            ignore_eos: true,
+            chunk: Some(engine.settings(1).chunk),
+            exact: engine.exact(),
+            trace: true,
+        }
+    }
+
     fn request(&self, prompt: Vec<u32>) -> Request {
+        let request = Request::new(prompt);
         Request {
             params: self.params.clone(),
             stop: self.stop.clone(),
             max_tokens: self.max_tokens,
             ignore_eos: self.ignore_eos,
             grammar: self.grammar.clone(),
-            chunk: self.chunk,
+            chunk: self.chunk.unwrap_or(request.chunk),
+            fixed: self.chunk.is_some(),
             exact: self.exact,
             trace: self.trace,
-            ..Request::new(prompt)
+            ..request
         }
     }
 }
@@ -196,6 +222,28 @@ impl Talk {
         match &mut self.embedded {
             Some(embedded) => embedded.first_loss().await,
             None => std::future::pending().await,
+        }
+    }
+
+    /// Drafts from there alone from now on, as if nothing had been drafted yet; whether the route takes drafts at all.
+    pub(crate) async fn draft_from(&mut self, drafts: Drafts) -> bool {
+        let drafter = self.drafter.as_deref().filter(|_| matches!(drafts, Drafts::Auto | Drafts::Model));
+        let drafting = drafting(drafts, drafter).await;
+        self.session.set_drafting(drafting);
+        drafts != Drafts::Off && self.session.chain().takes_drafts()
+    }
+
+    /// What the planner expects of the route, of what it knows now.
+    pub(crate) fn expected(&self) -> Result<Preview, Failure> {
+        let Self { home, entry, settings, codec, memory, privacy, .. } = self;
+        let wanted = Wanted { home, entry, settings, codec: *codec, memory: Some(*memory), privacy };
+        match (&self.plan, self.route.peers) {
+            (Some(plan), _) => Ok(plan.clone()),
+            (None, Some(peers)) => own_peers_plan(&wanted, peers.into(), self.route.ends()),
+            (None, None) => {
+                let whole = (Who::Own, all_layers(&entry.manifest)?);
+                own_peers::placed_here(&wanted, &own_machine(&wanted)?, &[whole])
+            }
         }
     }
 

@@ -1,6 +1,9 @@
 //! Peers of the command's own, and a session over them.
 
-use potluck_chain::{Hop, OwnStage, plan::split_evenly};
+use potluck_chain::{
+    Hop, OwnStage,
+    plan::{Machine, Preview, Who, placed, split_evenly},
+};
 use potluck_core::{LayerRange, StageSpec};
 use potluck_model::slice;
 use potluck_net::{Bind, Identity, Lan, NetDeadlines, Node, NodeConfig};
@@ -16,6 +19,7 @@ use crate::{
     failure::{Failure, OrFail},
     home::new_key,
     models::all_layers,
+    placement::{here, model_facts, own_machine},
 };
 
 /// Starts `peers` peers and opens a session over them, with `ends` layers of each end on this machine.
@@ -23,7 +27,9 @@ pub(super) async fn open(wanted: &Wanted<'_>, peers: usize, ends: u32) -> Result
     let stages = split(wanted.entry, peers, ends)?;
     let embedded = Embedded::start(wanted.home, wanted.settings, of_peers(&stages, ends)).await?;
     match open_again(wanted, &embedded, ends).await {
-        Ok(chain) => Ok(Opened { chain, embedded: Some(embedded), verdict: String::new(), ends_here: false }),
+        Ok(chain) => {
+            Ok(Opened { chain, embedded: Some(embedded), verdict: String::new(), plan: None, ends_here: false })
+        }
         Err(failure) => {
             embedded.stop().await;
             Err(failure)
@@ -62,6 +68,36 @@ pub(super) async fn client_node(embedded: &Embedded) -> Result<Node, Failure> {
     let config =
         NodeConfig { identity, bind: Bind::Loopback, lan: Lan::Off, relay: None, deadlines: NetDeadlines::default() };
     Ok(Node::bind(config).await?)
+}
+
+/// What to expect of such peers, and of this command's own ends: the placement that no planner chooses.
+pub(crate) fn own_peers_plan(wanted: &Wanted<'_>, peers: usize, ends: u32) -> Result<Preview, Failure> {
+    own_peers_plan_on(wanted, &own_machine(wanted)?, peers, ends)
+}
+
+/// The same, on a machine that is this fast.
+pub(super) fn own_peers_plan_on(
+    wanted: &Wanted<'_>,
+    own: &Machine,
+    peers: usize,
+    ends: u32,
+) -> Result<Preview, Failure> {
+    let specs = split(wanted.entry, peers, ends)?;
+    let of_command = |spec: &StageSpec| ends > 0 && (spec.head || spec.tail);
+    let mut numbers = 1..;
+    let who = |spec: &StageSpec| if of_command(spec) { None } else { numbers.next() }.map_or(Who::Own, Who::Started);
+    let stages: Vec<_> = specs.iter().map(who).zip(specs.iter().map(|spec| spec.layers)).collect();
+    placed_here(wanted, own, &stages)
+}
+
+/// What to expect of these stages, all of them on this machine.
+pub(super) fn placed_here(
+    wanted: &Wanted<'_>,
+    own: &Machine,
+    stages: &[(Who, LayerRange)],
+) -> Result<Preview, Failure> {
+    let facts = model_facts(wanted.entry, wanted.settings.kv)?;
+    placed(&facts, &here(own), stages, &wanted.wish(None, true)).or_fail("bad_model", "potluck model show MODEL")
 }
 
 /// Stages over all layers for this many peers; with `ends`, so many layers at each end for the command itself.

@@ -3,11 +3,12 @@
 use potluck_chain::plan::Sees;
 use potluck_client::{DraftCounts, Outcome};
 use potluck_core::LayerRange;
+use potluck_wire::Codec;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{AnyChain, Talk};
-use crate::placement;
+use crate::speeds::{self, By};
 
 /// One stage of the route that an answer took.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -37,6 +38,11 @@ impl Talk {
         serde_json::to_value(self.route()).unwrap_or_default()
     }
 
+    /// How hidden states travel, for `--json`; null where they do not.
+    pub(crate) fn codec_json(&self) -> Value {
+        self.session.chain().codec().map(|codec| codec.to_string()).into()
+    }
+
     /// The route as it is now.
     pub(crate) fn route(&self) -> Vec<RouteStage> {
         self.session.chain().route()
@@ -45,8 +51,13 @@ impl Talk {
     /// Keeps how fast this machine was, where it answered alone: the next plan is the better for it.
     pub(crate) fn remember_speed(&self, outcome: &Outcome) {
         // What was lost on the way is nobody's speed.
-        if matches!(self.session.chain(), AnyChain::Local(..)) && outcome.resumed == 0 && outcome.drafts.drafted == 0 {
-            placement::remember_speed(&self.home, &self.entry, outcome);
+        let alone = matches!(self.session.chain(), AnyChain::Local(..)) && outcome.resumed == 0;
+        let (decode, prefill) = (outcome.decode_tokens_per_s, outcome.prefill_tokens_per_s);
+        if alone && outcome.drafts.drafted == 0 && decode > 0.0 && prefill > 0.0 {
+            let us = (1e6 / decode, 1e6 / prefill);
+            if let Err(failure) = speeds::remember(&self.home, &self.entry, &self.settings, By::Answer, us) {
+                tracing::info!(%failure.message, "the speed was not kept");
+            }
         }
     }
 
@@ -67,7 +78,10 @@ impl Talk {
         };
         let stages: Vec<_> = self.route().into_iter().map(stage).collect();
         let verdict = if self.verdict.is_empty() { String::new() } else { format!("\n  {}", self.verdict) };
-        format!("route\n{}{verdict}", stages.join("\n"))
+        // As ever, unless something else was said or proven.
+        let other = self.session.chain().codec().filter(|codec| *codec != Codec::F16);
+        let travel = other.map(|codec| format!("\n  hidden states travel as {codec}"));
+        format!("route\n{}{}{verdict}", stages.join("\n"), travel.unwrap_or_default())
     }
 }
 

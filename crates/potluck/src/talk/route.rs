@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
-use potluck_chain::{Answer, Hop, SessionConfig, SessionError, Submission, plan::Sees};
+use potluck_chain::{Answer, Hop, SessionConfig, SessionError, Submission, chunks::Place, plan::Sees};
 use potluck_client::{Chain, ChainShape, StageAccount};
-use potluck_core::{Hidden, LayerRange, PeerId};
+use potluck_core::{Account, Hidden, LayerRange, PeerId};
 use potluck_net::{Node, OwnPort, PathKind, Session, SessionEvent};
 use potluck_wire::{Codec, HEADER_BYTES, padded_positions};
 
@@ -27,6 +27,9 @@ pub(crate) struct RouteChain {
     between: u64,
     /// Answers that came while something else was awaited.
     answers: VecDeque<Answer>,
+    /// The accounts were asked for, and are not waited for.
+    asked: bool,
+    told: Option<Vec<Account>>,
     engines: Vec<RunningEngine>,
 }
 
@@ -76,11 +79,13 @@ impl RouteChain {
     async fn ready(node: &Node, config: SessionConfig, own: Vec<OwnPort>) -> Result<Self, SessionError> {
         let shape = ChainShape { vocabulary: config.vocabulary, positions: config.positions };
         let stages = config.route.iter().map(stage_of).collect();
-        let (codec, pad, width) = (config.codec, config.pad, config.width as usize);
+        let (pad, width) = (config.pad, config.width as usize);
         let mut session = node.open(config, own).await?;
+        let codec = session.codec();
         while !matches!(session.next().await?, SessionEvent::Ready) {}
         let (answers, engines) = (VecDeque::new(), Vec::new());
-        Ok(Self { node: None, session, shape, stages, codec, pad, width, between: 0, answers, engines })
+        let (between, asked, told) = (0, false, None);
+        Ok(Self { node: None, session, shape, stages, codec, pad, width, between, answers, asked, told, engines })
     }
 
     /// The stages, as they are reached now.
@@ -104,9 +109,20 @@ impl RouteChain {
         stages.map(describe).collect()
     }
 
+    /// How hidden states travel.
+    pub(crate) fn codec(&self) -> Codec {
+        self.codec
+    }
+
     /// Who holds which layers: none is this machine.
     pub(crate) fn stages(&self) -> &[(Option<PeerId>, LayerRange)] {
         &self.stages
+    }
+
+    /// What was asked for has come.
+    fn hear(&mut self, accounts: Vec<Account>) {
+        self.asked = false;
+        self.told = Some(accounts);
     }
 
     /// Hops from one peer to another.
@@ -155,8 +171,10 @@ impl Chain for RouteChain {
             return Ok(answer);
         }
         loop {
-            if let SessionEvent::Answer(answer) = self.session.next().await? {
-                return Ok(answer);
+            match self.session.next().await? {
+                SessionEvent::Answer(answer) => return Ok(answer),
+                SessionEvent::Accounts(accounts) => self.hear(accounts),
+                SessionEvent::Ready | SessionEvent::Row { .. } => {}
             }
         }
     }
@@ -164,8 +182,11 @@ impl Chain for RouteChain {
     async fn row(&mut self, sequence: u32, row: u16) -> Result<Hidden, SessionError> {
         self.session.request_row(sequence, row)?;
         loop {
-            if let SessionEvent::Row { logits, .. } = self.session.next().await? {
-                return Ok(logits);
+            match self.session.next().await? {
+                SessionEvent::Row { logits, .. } => return Ok(logits),
+                SessionEvent::Accounts(accounts) => self.hear(accounts),
+                SessionEvent::Answer(answer) => self.answers.push_back(answer),
+                SessionEvent::Ready => {}
             }
         }
     }
@@ -174,10 +195,18 @@ impl Chain for RouteChain {
         if !self.session.keeps_accounts() {
             return Ok(None);
         }
-        self.session.ask_accounts()?;
+        // What was asked for before is of an earlier moment.
+        let mut due = self.asked;
+        self.ask_accounts()?;
         loop {
             match self.session.next().await? {
+                SessionEvent::Accounts(accounts) if due => {
+                    self.hear(accounts);
+                    self.ask_accounts()?;
+                    due = false;
+                }
                 SessionEvent::Accounts(accounts) => {
+                    self.asked = false;
                     let named = self.stages.iter().zip(accounts);
                     return Ok(Some(named.map(|(&(peer, layers), it)| StageAccount::new(peer, layers, it)).collect()));
                 }
@@ -186,6 +215,35 @@ impl Chain for RouteChain {
                 SessionEvent::Ready | SessionEvent::Row { .. } => {}
             }
         }
+    }
+
+    fn places(&self) -> Vec<Place> {
+        self.session.places()
+    }
+
+    fn ask_accounts(&mut self) -> Result<(), SessionError> {
+        if !self.asked && self.session.keeps_accounts() {
+            self.session.ask_accounts()?;
+            self.asked = true;
+        }
+        Ok(())
+    }
+
+    async fn told_accounts(&mut self) -> Result<Option<Vec<Account>>, SessionError> {
+        // They may have come since the session was looked at last.
+        while self.asked {
+            let event = tokio::select! {
+                biased;
+                event = self.session.next() => event?,
+                () = std::future::ready(()) => break,
+            };
+            match event {
+                SessionEvent::Accounts(accounts) => self.hear(accounts),
+                SessionEvent::Answer(answer) => self.answers.push_back(answer),
+                SessionEvent::Ready | SessionEvent::Row { .. } => {}
+            }
+        }
+        Ok(self.told.take())
     }
 
     fn bytes_written(&self) -> u64 {

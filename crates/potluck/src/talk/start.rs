@@ -2,18 +2,21 @@
 
 use std::time::Duration;
 
-use potluck_chain::{Deadlines, Hop, SessionConfig, SessionError};
+use potluck_chain::{
+    Deadlines, Hop, SessionConfig, SessionError,
+    plan::{Preference, Preview, Wish},
+};
 use potluck_client::{ChatTemplate, Conversation, LocalChain, Session, SpecialTokens};
 use potluck_core::{CacheId, PeerId, SessionId, SessionKey, StageSpec};
 use potluck_engine::{EngineSettings, memory};
 use potluck_model::facts;
 use potluck_net::OwnPort;
 use potluck_store::Entry;
-use potluck_wire::Codec;
 use tokio::time::{sleep, timeout};
 
 use super::{
     AnyChain, Talk,
+    advice::advice,
     draft::{Drafter, drafting},
     own_peers,
     route::OwnEngine,
@@ -25,8 +28,8 @@ use crate::{
     engines::{RunningEngine, start_engine, start_vocabulary},
     failure::{Failure, OrFail},
     home::Home,
-    models::{all_layers, find_model, load_stage, load_vocabulary, load_whole},
-    placement::free_memory,
+    models::{CodecChoice, all_layers, find_model, load_stage, load_vocabulary, load_whole},
+    placement::{free_memory, known_machine},
     screen::Screen,
 };
 
@@ -45,11 +48,27 @@ pub(crate) struct Wanted<'a> {
     pub(crate) home: &'a Home,
     pub(crate) entry: &'a Entry,
     pub(crate) settings: &'a EngineSettings,
-    pub(crate) codec: Codec,
+    pub(crate) codec: CodecChoice,
     /// What this machine gives; none: most of what is free.
     pub(crate) memory: Option<u64>,
     /// Who may hold what.
     pub(crate) privacy: &'a Privacy,
+}
+
+impl Wanted<'_> {
+    /// What a planner is to plan for. `may_load`: machines may load what they have not loaded.
+    pub(super) fn wish(&self, preference: Option<Preference>, may_load: bool) -> Wish {
+        Wish {
+            positions: self.settings.context,
+            chunk: self.settings.chunk,
+            codec: self.codec.first(),
+            preference,
+            may_load,
+            hide_layers: self.privacy.hide_layers,
+            trusted_layers: self.privacy.trusted_layers,
+            own_sessions: self.settings.caches,
+        }
+    }
 }
 
 /// What came of it.
@@ -59,6 +78,8 @@ pub(super) struct Opened {
     pub(super) embedded: Option<Embedded>,
     /// Why it is what it is, in a sentence.
     pub(super) verdict: String,
+    /// What the planner expects of it, where it was asked.
+    pub(super) plan: Option<Preview>,
     /// Whether both ends of its route are this machine's.
     pub(super) ends_here: bool,
 }
@@ -84,7 +105,7 @@ impl Talk {
     ) -> Result<Self, Failure> {
         let home = &route.disk.limit(home);
         let entry = find_model(home, screen, route.model.as_deref()).await?;
-        let (settings, codec) = (engine.settings(sessions), engine.codec());
+        let (settings, codec) = (engine.settings(sessions), CodecChoice::of(home, screen, &entry, engine));
         settings.check()?;
         memory::keep_freed(settings.wipe_within.is_none());
         route.check()?;
@@ -100,6 +121,9 @@ impl Talk {
         let mut session = Session::new(opened.chain, vocabulary);
         session.set_drafting(drafting(route.drafts(), drafter.as_deref()).await);
         drop(bar);
+        if let Some(why) = slower_than_alone(&wanted, route, opened.plan.as_ref()) {
+            screen.note(format!("hint: {why}"));
+        }
         // What no peer was sent in a conversation, none is sent in the rest of it.
         if opened.ends_here {
             privacy.hide_layers = privacy.hide_layers.max(1);
@@ -113,6 +137,7 @@ impl Talk {
             drafter,
             embedded: opened.embedded,
             verdict: opened.verdict,
+            plan: opened.plan,
             home: home.clone(),
             route: RouteArgs { local, ..route.clone() },
             settings,
@@ -132,9 +157,22 @@ impl Talk {
         let vocabulary = self.session.vocabulary().clone();
         let mut session = Session::new(chain, vocabulary);
         session.set_drafting(drafting(self.route.drafts(), self.drafter.as_deref()).await);
+        session.set_times(self.session.take_times());
         std::mem::replace(&mut self.session, session).close().await;
         Ok(())
     }
+}
+
+/// What to tell whoever asked for peers where one machine is predicted faster: of what is known, for this is no time to measure.
+fn slower_than_alone(wanted: &Wanted<'_>, route: &RouteArgs, plan: Option<&Preview>) -> Option<String> {
+    let name = &wanted.entry.name;
+    if let Some(plan) = plan {
+        return advice(plan, name);
+    }
+    // An answer does not fail for want of advice.
+    let own = known_machine(wanted).ok()??;
+    let placed = own_peers::own_peers_plan_on(wanted, &own, route.peers?.into(), route.ends());
+    advice(&placed.ok()?, name)
 }
 
 /// Another session in the midst of an answer that has lost its own, and why it is what it is where that may have changed.
@@ -204,6 +242,7 @@ pub(super) async fn local(wanted: &Wanted<'_>, verdict: String) -> Result<Opened
         chain: AnyChain::Local(chain, all_layers(&wanted.entry.manifest)?),
         embedded: None,
         verdict,
+        plan: None,
         ends_here: false,
     })
 }
@@ -216,13 +255,15 @@ pub(super) async fn own_engine(wanted: &Wanted<'_>, hop: usize, spec: StageSpec)
 
 /// A session of this client over these stages.
 pub(super) fn session_config(wanted: &Wanted<'_>, client: PeerId, route: Vec<Hop>) -> Result<SessionConfig, Failure> {
+    let (codec, codec_otherwise) = wanted.codec.over(route.len());
     Ok(SessionConfig {
         key: SessionKey { client, id: session_id()? },
         epoch: 0,
         positions: wanted.settings.context,
         width: wanted.entry.manifest.width(),
         vocabulary: facts::vocabulary(&wanted.entry.manifest),
-        codec: wanted.codec,
+        codec,
+        codec_otherwise,
         route,
         prefix: None,
         pad: wanted.privacy.pad,

@@ -2,7 +2,7 @@
 
 use potluck_chain::{
     Hop, OwnStage, RemoteStage,
-    plan::{Machine, PlanError, Preference, Preview, VerdictKind, Who, Wish, plan},
+    plan::{Machine, PlanError, Preference, Preview, VerdictKind, Who, alone, plan},
 };
 use potluck_core::{Offer, PeerId, StageSpec};
 use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig};
@@ -16,7 +16,7 @@ use crate::{
     args::Prefer,
     failure::Failure,
     home::{self, Home, Membership, Role, trusted},
-    placement::{Distances, address, members, missing_layers, model_facts, own_machine},
+    placement::{Distances, address, known_machine, members, missing_layers, model_facts, own_machine},
     serving::Hearing,
 };
 
@@ -49,13 +49,16 @@ async fn plan_over(
     may_load: bool,
     swarm: Option<&(Node, Membership)>,
 ) -> Result<Planned, Failure> {
-    let privacy = wanted.privacy;
     let missing = missing_layers(wanted.entry);
     // Of a model that is not here this machine can run nothing yet.
     let takes_part = may_load || (missing.len() as u32) < wanted.entry.manifest.layers();
     let mut machines = Vec::new();
+    // One that takes no part is compared where it is known how fast it is: finding out takes a moment.
+    let mut beside = None;
     if prefer != Prefer::Swarm && takes_part {
-        machines.push(Machine { missing, ..own_machine(wanted.home, wanted.memory)? });
+        machines.push(Machine { missing, ..own_machine(wanted)? });
+    } else {
+        beside = known_machine(wanted)?.map(|own| Machine { missing, ..own });
     }
     let mut asked = None;
     if let Some((client, membership)) = swarm {
@@ -75,19 +78,11 @@ async fn plan_over(
             distances.most().await;
         }
     }
-    let wish = Wish {
-        positions: wanted.settings.context,
-        chunk: wanted.settings.chunk,
-        codec: wanted.codec,
-        preference: match prefer {
-            Prefer::Private => None,
-            Prefer::Latency | Prefer::Swarm => Some(Preference::Latency),
-        },
-        may_load,
-        hide_layers: privacy.hide_layers,
-        trusted_layers: privacy.trusted_layers,
-        own_sessions: wanted.settings.caches,
+    let preference = match prefer {
+        Prefer::Private => None,
+        Prefer::Latency | Prefer::Swarm => Some(Preference::Latency),
     };
+    let wish = wanted.wish(preference, may_load);
     let facts = model_facts(wanted.entry, wanted.settings.kv)?;
     let planned = loop {
         let mut machines = machines.clone();
@@ -111,6 +106,10 @@ async fn plan_over(
             break planned;
         }
     };
+    let planned = planned.map(|preview| match beside {
+        Some(own) => Preview { alone: alone(&facts, &own, &wish), ..preview },
+        None => preview,
+    });
     let (mut offers, mut silent) = (Vec::new(), Vec::new());
     let shut_out = asked.as_ref().and_then(|(hearing, _)| hearing.shut_out()).map(ToString::to_string);
     if let (Some((hearing, distances)), Some((_, membership))) = (asked, swarm) {
@@ -164,7 +163,10 @@ pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, 
         }
     };
     let verdict = preview.verdict.reason.clone();
-    let Some(node) = node.filter(|_| !is_own(&preview)) else { return local(wanted, verdict).await };
+    let Some(node) = node.filter(|_| !is_own(&preview)) else {
+        let opened = local(wanted, verdict).await?;
+        return Ok(Opened { plan: Some(preview), ..opened });
+    };
     let (mut route, mut own) = (Vec::new(), Vec::new());
     for (hop, stage) in preview.stages.iter().enumerate() {
         let spec = StageSpec { model: wanted.entry.id, layers: stage.layers, head: stage.head, tail: stage.tail };
@@ -182,7 +184,7 @@ pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, 
     let ends_here = has_both_ends(&route);
     let config = session_config(wanted, node.id(), route)?;
     let chain = AnyChain::Route(Box::new(RouteChain::open(node, wanted.home.node().is_some(), config, own).await?));
-    Ok(Opened { chain, embedded: None, verdict, ends_here })
+    Ok(Opened { chain, embedded: None, verdict, plan: Some(preview), ends_here })
 }
 
 /// A route for sessions that share it, with stages of this machine at its ends where they fit and nothing else was asked for;
@@ -223,7 +225,7 @@ fn remote_hop(offers: &[Offer], peer: PeerId, spec: StageSpec) -> Result<Hop, Fa
     let offer = offers.iter().find(|offer| offer.peer == peer && offer.shape.spec == spec);
     let offer = offer.ok_or_else(|| Failure::new("no_route", "an offer has expired", "run it again"))?;
     // The peer shows its grant when it greets us.
-    Ok(Hop::Remote(RemoteStage { spec, address: address(offer), grant: Vec::new() }))
+    Ok(Hop::Remote(RemoteStage { spec, address: address(offer), grant: Vec::new(), speed: Some(offer.speed) }))
 }
 
 /// This machine as a client of its swarm.

@@ -112,7 +112,7 @@ impl Peers {
         let peer = ready["id"].as_str().unwrap_or_else(|| panic!("{line}")).parse().unwrap();
         let address = PeerAddress { peer, addresses, relay: None };
         self.running.push((child, stdin));
-        self.route.push(Hop::Remote(RemoteStage { spec, address, grant }));
+        self.route.push(Hop::Remote(RemoteStage { spec, address, grant, speed: None }));
     }
 
     fn grant(&self, key: &SecretKey) -> Vec<u8> {
@@ -139,6 +139,7 @@ impl Peers {
             width: self.entry.manifest.width(),
             vocabulary: facts::vocabulary(&self.entry.manifest),
             codec,
+            codec_otherwise: None,
             route: self.route.clone(),
             prefix: None,
             pad: false,
