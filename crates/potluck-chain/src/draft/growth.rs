@@ -56,7 +56,7 @@ impl Rule {
 ///     growth.expanded(expand, &[(7, 0.6), (9, 0.3)], &calibration);
 /// }
 /// let tree = growth.tree(&rule, 1.0);
-/// assert_eq!(tree.first_path().len(), 3); // 0.6, 0.36 and 0.216: a fourth is not worth a forward.
+/// assert_eq!(tree.first_path().len(), 2); // 0.6 and 0.36: a third, at 0.7 of that, is not worth a forward.
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct Growth {
