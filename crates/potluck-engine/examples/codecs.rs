@@ -24,6 +24,7 @@ const BETWEEN: u32 = 3;
 
 fn main() -> Result<(), Error> {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
+    let command = format!("cargo run -p potluck-engine --example codecs -- {}", args.join(" "));
     if args == ["engine"] {
         potluck_engine::child_main();
     }
@@ -49,7 +50,7 @@ fn main() -> Result<(), Error> {
         let text = json!({
             "what": "what codecs between the stages change, teacher-forced, in exact mode: the change of the negative log \
                 likelihood in nats a token and its paired standard error, divergence, agreement, margins; times are of a shared machine",
-            "command": "make prove-codecs",
+            "command": command,
             "commit": commit(),
             "positions": positions,
             "models": tables,

@@ -4,7 +4,7 @@
 //! stages' and links' seconds a position, `f` and `b` the fixed cost and the seconds a position of the slowest of them, and `n`
 //! the positions, `n / c * f` falls and `c * (sum(s) - b)` grows, so that the best chunk is about `sqrt(n * f / (sum(s) - b))`.
 //! [`best`] looks for it in [`Pipeline::seconds`], which plays the whole prefill through.
-
+//!
 //! What it needs to know of a route is learned in [`RouteTimes`].
 
 mod times;

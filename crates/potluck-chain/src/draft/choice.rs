@@ -15,6 +15,9 @@ const WIDTH_MAX: usize = 8;
 /// Of a window that turns out wrong, the next one waits for the step that a stage is in: half of it on average.
 const WAIT_FOR_STAGE: f64 = 0.5;
 
+/// A further window has to be of use so often: stages are others', too, and what is in vain takes their time.
+const REACHED_MIN: f64 = 0.2;
+
 /// While nothing is known of windows that follow each other: their distance, of a traversal's time, is at least this.
 const INTERVAL_MIN: f64 = 0.25;
 
@@ -110,5 +113,5 @@ pub(super) fn another_window(controller: &Controller, reached: f64, rows: usize)
     let between = interval(controller, rows as f64);
     let saved = controller.step(rows as f64) - between;
     let risk = WAIT_FOR_STAGE * between;
-    reached * saved > (1.0 - reached) * risk && risk <= controller.account.balance()
+    reached >= REACHED_MIN && reached * saved > (1.0 - reached) * risk && risk <= controller.account.balance()
 }
