@@ -113,6 +113,19 @@ impl<C: Chain> Session<C> {
         }
     }
 
+    /// Its chain was opened with the first positions of what `of` holds, so many of them: they are not evaluated again.
+    #[must_use]
+    pub fn beginning_as(mut self, of: &Self, positions: usize) -> Self {
+        self.held = of.held[..positions.min(of.held.len())].to_vec();
+        self.cuts = of.cuts.iter().copied().filter(|start| *start < self.held.len()).collect();
+        self
+    }
+
+    /// Whether nothing is under way: what it holds stays as it is until it is asked.
+    pub fn is_at_rest(&self) -> bool {
+        self.unanswered == 0 && self.lost.is_none()
+    }
+
     /// With drafts from there, which the chain verifies several at a time, where an answer need not be exact. A draft model has to have
     /// the chain's vocabulary.
     #[must_use]

@@ -34,6 +34,13 @@ pub trait Opener: 'static {
     /// Why not; whoever asked is told.
     async fn open(&self) -> Result<Session<Self::Chain>, Problem>;
 
+    /// One more session, which begins with the first `positions` positions of what `of` holds, that is at rest: where they are
+    /// cached, they are copied. None where that cannot be had.
+    async fn open_beside(&self, of: &Session<Self::Chain>, positions: usize) -> Option<Session<Self::Chain>> {
+        let _ = (of, positions);
+        None
+    }
+
     /// Whether a session that is at rest may be used still: who was trusted with it may be trusted no more.
     fn is_current(&self, chain: &Self::Chain) -> bool {
         let _ = chain;
@@ -81,6 +88,11 @@ impl Task {
             Self::Generate(request) if !request.reuse => {}
             Self::Generate(Request { chunk, .. }) | Self::Embed { chunk, .. } => *chunk = BESIDE_OTHERS.min(*chunk),
         }
+    }
+
+    /// Whether it keeps what a session holds of its prompt.
+    fn reuses(&self) -> bool {
+        matches!(self, Self::Generate(request) if request.reuse)
     }
 
     fn prompt(&self) -> &[u32] {
@@ -162,6 +174,12 @@ fn record(span: &Span, event: &Event) {
 /// Positions of a step at most where others are at work: half of what a prompt has alone, and nearly as fast.
 const BESIDE_OTHERS: u16 = 256;
 
+/// Positions that have to be in common before a session begins as another: fewer are evaluated in the time that opening takes.
+const SHARED_MIN: usize = 64;
+
+/// Positions that a conversation does not lose to another that begins like it, as long as a slot is free.
+const KEPT_MIN: usize = 32;
+
 /// How long another session may take to be open where an answer has lost its own.
 const RESUME_WITHIN: Duration = Duration::from_secs(20);
 
@@ -186,6 +204,13 @@ struct Pool<C> {
     age: u64,
 }
 
+/// A job, the slot that it was given, and where that one is not open: the slot whose session it may begin as, and how far.
+struct Assigned<C> {
+    slot: Slot<C>,
+    job: Job,
+    beginning: Option<(Slot<C>, usize)>,
+}
+
 /// Takes jobs and gives them to `slots` slots until `jobs` closes; ends when the last of them is done. Must run in a local
 /// set: sessions stay on one thread.
 pub(crate) async fn run<O: Opener>(opener: O, slots: usize, mut jobs: mpsc::Receiver<Job>, metrics: Arc<Metrics>) {
@@ -203,8 +228,8 @@ pub(crate) async fn run<O: Opener>(opener: O, slots: usize, mut jobs: mpsc::Rece
             },
             Some(slot) = freed.recv() => pool.idle.push(slot),
         }
-        while let Some((slot, mut job)) = pool.assign() {
-            if pool.idle.len() + 1 < slots {
+        while let Some(Assigned { mut slot, mut job, beginning }) = pool.assign() {
+            if pool.idle.len() + 1 + usize::from(beginning.is_some()) < slots {
                 job.task.make_way();
             }
             let (opener, free, metrics) = (opener.clone(), free.clone(), metrics.clone());
@@ -212,6 +237,12 @@ pub(crate) async fn run<O: Opener>(opener: O, slots: usize, mut jobs: mpsc::Rece
                 metrics.running(1);
                 let span = job.span.clone();
                 span.record("potluck.queue_s", job.asked.elapsed().as_secs_f64());
+                if let Some((like, positions)) = beginning {
+                    if let Some(session) = like.session.as_ref().filter(|like| opener.is_current(like.chain())) {
+                        slot.session = opener.open_beside(session, positions).await;
+                    }
+                    let _ = free.send(like);
+                }
                 let session = work(&*opener, slot.session, job).instrument(span).await;
                 metrics.running(-1);
                 // The pool outlives its slots.
@@ -239,7 +270,7 @@ impl<C: Chain> Pool<C> {
     }
 
     /// The next job that somebody still waits for, and the slot that suits it best.
-    fn assign(&mut self) -> Option<(Slot<C>, Job)> {
+    fn assign(&mut self) -> Option<Assigned<C>> {
         if self.idle.is_empty() {
             return None;
         }
@@ -249,10 +280,43 @@ impl<C: Chain> Pool<C> {
             Worth::of(held, job.task.prompt(), slot.used)
         };
         let best = (0..self.idle.len()).min_by_key(|&at| worth(&self.idle[at]))?;
+        let like = if job.task.reuses() { self.beginning(best, job.task.prompt()) } else { None };
+        // It takes a slot that is not open yet; what begins like it stays as it is.
+        let free = like.and_then(|_| self.idle.iter().position(|slot| slot.session.is_none()));
+        let (best, like) = free.map_or((best, None), |free| (free, like));
         self.age = self.age.max(worth(&self.idle[best]).price);
         let slot = self.idle.swap_remove(best);
-        Some((Slot { used: self.age, ..slot }, job))
+        let beginning = like.map(|(at, positions)| {
+            // The last one has taken the place of the one that was removed.
+            let at = if at == self.idle.len() { best } else { at };
+            (self.idle.swap_remove(at), positions)
+        });
+        Some(Assigned { slot: Slot { used: self.age, ..slot }, job, beginning })
     }
+
+    /// The slot whose session another may begin as, and how far: see [`beginning`].
+    fn beginning(&self, best: usize, prompt: &[u32]) -> Option<(usize, usize)> {
+        let held = self.idle.iter().map(|slot| match &slot.session {
+            Some(session) if session.is_at_rest() => session.held(),
+            _ => &[],
+        });
+        beginning(&held.collect::<Vec<_>>(), best, prompt)
+    }
+}
+
+/// Of sessions that hold these tokens, the one that has the most of the prompt's beginning, and how much: where that is worth
+/// copying, and the prompt does not simply go on with what the `best` of them holds.
+fn beginning(held: &[&[u32]], best: usize, prompt: &[u32]) -> Option<(usize, usize)> {
+    // The prompt's last token is evaluated for what follows it.
+    let shared = |at: usize| common(held[at], prompt).min(prompt.len().saturating_sub(1));
+    let at = (0..held.len()).max_by_key(|&at| shared(at))?;
+    let goes_on = shared(best) >= shared(at) && held[best].len() - common(held[best], prompt) < KEPT_MIN;
+    (shared(at) >= SHARED_MIN && !goes_on).then(|| (at, shared(at)))
+}
+
+/// Tokens that both begin with.
+fn common(held: &[u32], prompt: &[u32]) -> usize {
+    held.iter().zip(prompt).take_while(|(a, b)| a == b).count()
 }
 
 /// What is lost where a prompt takes a slot: the least is taken.
@@ -269,7 +333,7 @@ struct Worth {
 
 impl Worth {
     fn of(held: &[u32], prompt: &[u32], used: u64) -> Self {
-        let common = held.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let common = common(held, prompt);
         let goes_on = common > 0 && common * 2 >= held.len();
         let price = used + (held.len() - common) as u64;
         Self { other: !goes_on, price: if held.is_empty() { 0 } else { price }, held: held.len() }

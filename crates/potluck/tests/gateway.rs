@@ -127,6 +127,28 @@ fn a_second_turn_evaluates_what_is_new() {
     gateway.ends();
 }
 
+#[test]
+fn conversations_that_begin_alike_share_that_and_keep_their_own() {
+    // Stages at peers alone, and with both ends in the gateway's own engines.
+    for ends in [&[][..], &["--hide-layers", "1"]] {
+        let gateway = Gateway::start(&[&["--peers", "2", "--slots", "2"], ends].concat());
+        let rules = format!("You count things. {}", "A pear is a fruit, an oak is a tree. ".repeat(12));
+        let (rules, count) =
+            (json!({ "role": "system", "content": rules }), user("Count from one to a hundred.")[0].clone());
+        let used = |answer: &Value, what: &str| answer["usage"].pointer(what).and_then(Value::as_u64).unwrap();
+        let cached = |answer: &Value| used(answer, "/prompt_tokens_details/cached_tokens");
+        let first = gateway.chat(&json!([rules, count]), &json!({ "max_tokens": 60 }));
+        let held = used(&first, "/prompt_tokens") + used(&first, "/completion_tokens");
+        // Another begins with the same rules: nobody evaluates them again, and the first stays where it is.
+        let second = gateway.chat(&json!([rules, user("Name a colour.")[0]]), &json!({}));
+        assert!(cached(&second) > 120, "{second}");
+        let said = json!({ "role": "assistant", "content": first["choices"][0]["message"]["content"] });
+        let third = gateway.chat(&json!([rules, count, said, user("Go on.")[0]]), &json!({}));
+        assert!(cached(&third) + 3 >= held, "{} of {held}: {third}", cached(&third));
+        gateway.ends();
+    }
+}
+
 /// Positions of a prefill step in the test of second turns.
 const CHUNK: u64 = 256;
 

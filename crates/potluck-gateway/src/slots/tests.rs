@@ -67,6 +67,21 @@ fn a_conversation_goes_on_where_it_is_held() {
 }
 
 #[test]
+fn what_begins_alike_is_copied_where_that_pays() {
+    let rules: Vec<u32> = (0..200).collect();
+    let with = |from: u32, count: u32| rules.iter().copied().chain(from..from + count).collect::<Vec<u32>>();
+    let (long, question, next) = (with(1_000, 90), with(2_000, 12), with(1_000, 110));
+    let held = [&long[..], &[], &[7, 8, 9]];
+    // It would lose what it holds beyond the rules, and the other slots have nothing of them.
+    assert_eq!([0, 1, 2].map(|best| beginning(&held, best, &question)), [Some((0, 200)); 3]);
+    assert_eq!(beginning(&held, 0, &next), None, "the conversation goes on");
+    assert_eq!(beginning(&held, 0, &with(1_000, 70)), None, "little of it is lost");
+    assert_eq!(beginning(&held, 1, &rules[..SHARED_MIN]), None, "too few to be worth it, without the last");
+    assert_eq!(beginning(&held, 1, &rules[..=SHARED_MIN]), Some((0, SHARED_MIN)));
+    assert_eq!(beginning(&held, 1, &[]), None);
+}
+
+#[test]
 fn what_is_dear_and_old_makes_room_in_the_end() {
     let (long, question) = ((0..400).collect::<Vec<u32>>(), vec![1_000]);
     let short: Vec<u32> = (2_000..2_050).collect();
@@ -94,7 +109,7 @@ fn jobs_go_to_slots_in_turn_and_those_of_nobody_to_none() {
     }
     // The first one has hung up.
     receivers.remove(0);
-    let given: Vec<u32> = std::iter::from_fn(|| pool.assign()).map(|(_, job)| job.task.prompt()[0]).collect();
+    let given: Vec<u32> = std::iter::from_fn(|| pool.assign()).map(|given| given.job.task.prompt()[0]).collect();
     assert_eq!(given, [20, 11], "callers take turns, and who is gone has none");
     assert!(pool.idle.is_empty() && pool.queue.len() == 0);
 }

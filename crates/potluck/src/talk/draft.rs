@@ -55,7 +55,7 @@ impl Drafter {
 
     async fn open(&self) -> Result<DraftModel, SessionError> {
         self.opened.set(self.opened.get() + 1);
-        let port = self.engine.port(0, self.opened.get());
+        let port = self.engine.port(0, self.opened.get(), None);
         let ends = (port.commands, port.replies);
         let whole = (self.shape.spec.layers, self.shape.vocabulary);
         Ok(DraftModel::new(LocalChain::over(ends, whole, self.positions, deadlines()).await?))

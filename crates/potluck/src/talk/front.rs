@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use potluck_chain::{Hop, OwnStage, SessionConfig, plan::Wish};
+use potluck_chain::{Hop, OwnStage, SessionConfig, SharedPrefix, plan::Wish};
 use potluck_client::{ChatTemplate, Drafts, Session, SpecialTokens};
 use potluck_core::{LayerRange, PeerId, StageSpec};
 use potluck_engine::{EngineSettings, VocabularyClient, memory};
@@ -16,6 +16,7 @@ use potluck_gateway::{
 use potluck_model::Facts;
 use potluck_net::{Node, OwnPort, PathInfo};
 use potluck_store::{Entry, InUse};
+use potluck_wire::Prefix;
 use tokio::{net::TcpListener, sync::oneshot};
 
 use super::{
@@ -342,6 +343,20 @@ impl Opener for Sessions {
         Ok(session)
     }
 
+    async fn open_beside(&self, of: &Session<RouteChain>, positions: usize) -> Option<Session<RouteChain>> {
+        match self.try_open_beside(of.chain(), positions).await {
+            Ok(chain) => {
+                let mut session = Session::new(chain?, self.vocabulary.clone()).beginning_as(of, positions);
+                session.set_drafting(drafting(self.drafts, self.drafter.as_deref()).await);
+                Some(session)
+            }
+            Err(failure) => {
+                tracing::info!(code = %failure.code, "a prefix is evaluated again");
+                None
+            }
+        }
+    }
+
     fn is_current(&self, chain: &RouteChain) -> bool {
         self.check_trust(chain.stages()).is_ok()
     }
@@ -390,13 +405,13 @@ impl Sessions {
     }
 
     /// A session's ports to the engines of this machine's stages.
-    fn ports(&self, route: &[Hop], session: u64) -> Vec<OwnPort> {
+    fn ports(&self, route: &[Hop], session: u64, beside: Option<u64>) -> Vec<OwnPort> {
         let engines = self.engines.borrow();
         let own = route.iter().enumerate().filter_map(|(hop, stage)| match stage {
             Hop::Own(own) => Some((hop, engines.iter().find(|(spec, _)| *spec == own.spec)?)),
             Hop::Remote(_) => None,
         });
-        own.map(|(hop, (_, engine))| engine.port(hop, session)).collect()
+        own.map(|(hop, (_, engine))| engine.port(hop, session, beside)).collect()
     }
 
     /// Refuses stages at peers that the user trusts no more with them. The list is read when it matters; one that cannot be read trusts
@@ -422,12 +437,32 @@ impl Sessions {
     }
 
     async fn try_open(&self) -> Result<RouteChain, Failure> {
+        let config = self.config.borrow().clone();
+        self.open_on(config, None).await
+    }
+
+    /// A session with positions of another, where the plan leads where those are.
+    async fn try_open_beside(&self, of: &RouteChain, positions: usize) -> Result<Option<RouteChain>, Failure> {
         let mut config = self.config.borrow().clone();
+        if !config.route.iter().map(stage_of).eq(of.stages().iter().copied()) {
+            return Ok(None);
+        }
+        let own = config.route.iter().enumerate().filter(|(_, hop)| hop.peer().is_none());
+        config.prefix = Some(SharedPrefix {
+            prefix: Prefix { session: of.session(), positions: positions as u32 },
+            own: own.map(|(hop, _)| (hop, OWN_CACHE)).collect(),
+        });
+        self.open_on(config, Some(of.number())).await.map(Some)
+    }
+
+    /// `beside`: the number of the session whose prefix it shares.
+    async fn open_on(&self, mut config: SessionConfig, beside: Option<u64>) -> Result<RouteChain, Failure> {
         self.check_trust(&config.route.iter().map(stage_of).collect::<Vec<_>>())?;
         config.key.id = session_id()?;
-        self.opened.set(self.opened.get() + 1);
-        let ports = self.ports(&config.route, self.opened.get());
-        Ok(RouteChain::open_on(&self.node, config, ports).await?)
+        let number = self.opened.get() + 1;
+        self.opened.set(number);
+        let ports = self.ports(&config.route, number, beside);
+        Ok(RouteChain::open_on(&self.node, config, ports, number).await?)
     }
 }
 

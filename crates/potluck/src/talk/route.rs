@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use potluck_chain::{Answer, Hop, SessionConfig, SessionError, Submission, chunks::Place, plan::Sees};
 use potluck_client::{Chain, ChainShape, StageAccount};
-use potluck_core::{Account, Hidden, LayerRange, PeerId};
+use potluck_core::{Account, Hidden, LayerRange, PeerId, SessionId};
 use potluck_net::{Node, OwnPort, PathKind, Session, SessionEvent};
 use potluck_wire::{Codec, HEADER_BYTES, padded_positions};
 
@@ -17,6 +17,10 @@ pub(crate) struct RouteChain {
     /// Closed with the session; none where other sessions use it, too.
     node: Option<Node>,
     session: Session,
+    /// What its peers know it by.
+    id: SessionId,
+    /// Its number at the engines of this machine that sessions share; 0 where they share none.
+    number: u64,
     shape: ChainShape,
     /// Who holds what: none is this machine.
     stages: Vec<(Option<PeerId>, LayerRange)>,
@@ -66,26 +70,31 @@ impl RouteChain {
         }
     }
 
-    /// The same on a node, and on own stages, that other sessions use, too: they stay.
-    ///
+    /// The same on a node, and on own stages, that other sessions use, too: they stay. `number`: which of these it is.
     ///
     /// # Errors
     /// As for [`open`](Self::open).
-    pub(crate) async fn open_on(node: &Node, config: SessionConfig, own: Vec<OwnPort>) -> Result<Self, SessionError> {
-        Self::ready(node, config, own).await
+    pub(crate) async fn open_on(
+        node: &Node,
+        config: SessionConfig,
+        own: Vec<OwnPort>,
+        number: u64,
+    ) -> Result<Self, SessionError> {
+        Ok(Self { number, ..Self::ready(node, config, own).await? })
     }
 
     /// Waits until every peer has confirmed; dropped before, the session ends on those that have.
     async fn ready(node: &Node, config: SessionConfig, own: Vec<OwnPort>) -> Result<Self, SessionError> {
         let shape = ChainShape { vocabulary: config.vocabulary, positions: config.positions };
         let stages = config.route.iter().map(stage_of).collect();
-        let (pad, width) = (config.pad, config.width as usize);
+        let (pad, width, id) = (config.pad, config.width as usize, config.key.id);
         let mut session = node.open(config, own).await?;
         let codec = session.codec();
         while !matches!(session.next().await?, SessionEvent::Ready) {}
         let (answers, engines) = (VecDeque::new(), Vec::new());
         let (between, asked, told) = (0, false, None);
-        Ok(Self { node: None, session, shape, stages, codec, pad, width, between, answers, asked, told, engines })
+        let (node, number) = (None, 0);
+        Ok(Self { node, session, id, number, shape, stages, codec, pad, width, between, answers, asked, told, engines })
     }
 
     /// The stages, as they are reached now.
@@ -112,6 +121,16 @@ impl RouteChain {
     /// How hidden states travel.
     pub(crate) fn codec(&self) -> Codec {
         self.codec
+    }
+
+    /// What its peers know it by.
+    pub(crate) fn session(&self) -> SessionId {
+        self.id
+    }
+
+    /// Its number at the engines that sessions share.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
     }
 
     /// Who holds which layers: none is this machine.

@@ -29,7 +29,7 @@ pub(super) struct SharedEngine {
 
 /// What a session says to its port.
 enum Said {
-    Here { port: u64, replies: Sender<StageReply> },
+    Here { port: u64, beside: Option<u64>, replies: Sender<StageReply> },
     Command { port: u64, command: StageCommand },
     Gone { port: u64 },
 }
@@ -39,6 +39,8 @@ struct Port {
     replies: Sender<StageReply>,
     /// What it calls its cache, and which it is in the engine.
     cache: Option<(CacheId, CacheId)>,
+    /// The port whose session it may share a prefix with.
+    beside: Option<u64>,
 }
 
 /// Whose steps one forward command holds: port, its own number of the batch, how many.
@@ -74,12 +76,13 @@ impl SharedEngine {
         Ok((Self { said, task }, shape))
     }
 
-    /// A port for a session, at this place of its route. `number` is one that no other session of the engine has.
-    pub(super) fn port(&self, hop: usize, number: u64) -> OwnPort {
+    /// A port for a session, at this place of its route. `number` is one that no other session of the engine has; `beside` is the
+    /// session whose cache is meant where this one's is to be a fork.
+    pub(super) fn port(&self, hop: usize, number: u64, beside: Option<u64>) -> OwnPort {
         let (commands, mut from_session) = mpsc::channel(REPLIES_MAX);
         let (to_session, replies) = mpsc::channel(REPLIES_MAX);
         let said = self.said.clone();
-        let _ = said.send(Said::Here { port: number, replies: to_session });
+        let _ = said.send(Said::Here { port: number, beside, replies: to_session });
         tokio::spawn(async move {
             while let Some(command) = from_session.recv().await {
                 let _ = said.send(Said::Command { port: number, command });
@@ -136,7 +139,9 @@ async fn serve(mut heard: UnboundedReceiver<Said>, commands: Sender<StageCommand
 impl Hub {
     fn hear(&mut self, said: Said) {
         match said {
-            Said::Here { port, replies } => drop(self.ports.insert(port, Port { replies, cache: None })),
+            Said::Here { port, beside, replies } => {
+                self.ports.insert(port, Port { replies, cache: None, beside });
+            }
             Said::Command { port, command } => self.command(port, command),
             Said::Gone { port } => {
                 self.close(port);
@@ -150,21 +155,24 @@ impl Hub {
         let Some(port) = self.ports.get_mut(&number) else { return };
         match command {
             StageCommand::Open { cache, positions } => {
-                self.close(number);
-                let after = self.last;
-                let free = (1..=u16::MAX).map(|n| after.wrapping_add(n)).find(|id| !self.taken.contains(id));
-                let Some(id) = free else { return };
-                self.taken.insert(id);
-                self.last = id;
-                if let Some(port) = self.ports.get_mut(&number) {
-                    port.cache = Some((cache, CacheId(id)));
+                if let Some(id) = self.allot(number, cache) {
+                    self.to_engine.push(StageCommand::Open { cache: id, positions });
                 }
-                self.to_engine.push(StageCommand::Open { cache: CacheId(id), positions });
             }
             StageCommand::Close { .. } => self.close(number),
-            StageCommand::Fork { to, .. } => {
-                let result = Err(StageError::BadInput("sessions of this command share no prefix".into()));
-                let _ = port.replies.try_send(StageReply::Opened { cache: to, result });
+            StageCommand::Fork { to, positions, .. } => {
+                let beside = port.beside;
+                let from = beside.and_then(|other| self.ports.get(&other)?.cache);
+                match from {
+                    Some((_, from)) => {
+                        if let Some(to) = self.allot(number, to) {
+                            self.to_engine.push(StageCommand::Fork { from, to, positions });
+                        }
+                    }
+                    None => {
+                        self.reply(number, StageReply::Opened { cache: to, result: Err(StageError::UnknownCache(to)) })
+                    }
+                }
             }
             StageCommand::Row { cache, row } => match port.cache {
                 Some((_, id)) => self.to_engine.push(StageCommand::Row { cache: id, row }),
@@ -183,6 +191,23 @@ impl Hub {
                     let _ = port.replies.try_send(StageReply::Forwarded { batch, results, compute_us: 0 });
                 }
             },
+        }
+    }
+
+    /// A cache of the engine's for a port, in the place of the one that it had.
+    fn allot(&mut self, number: u64, name: CacheId) -> Option<CacheId> {
+        self.close(number);
+        let after = self.last;
+        let id = (1..=u16::MAX).map(|n| after.wrapping_add(n)).find(|id| !self.taken.contains(id))?;
+        self.taken.insert(id);
+        self.last = id;
+        self.ports.get_mut(&number)?.cache = Some((name, CacheId(id)));
+        Some(CacheId(id))
+    }
+
+    fn reply(&self, number: u64, reply: StageReply) {
+        if let Some(port) = self.ports.get(&number) {
+            let _ = port.replies.try_send(reply);
         }
     }
 
@@ -261,7 +286,7 @@ mod tests {
         let mut hub = Hub::default();
         let replies = (0..sessions).map(|port| {
             let (replies, heard) = mpsc::channel(REPLIES_MAX);
-            hub.hear(Said::Here { port, replies });
+            hub.hear(Said::Here { port, beside: None, replies });
             hub.hear(Said::Command { port, command: StageCommand::Open { cache: CacheId(0), positions: 8 } });
             heard
         });
@@ -307,11 +332,32 @@ mod tests {
     }
 
     #[test]
+    fn a_session_begins_with_anothers_cache_and_only_with_one_that_is_there() {
+        let (mut hub, _replies) = hub(2);
+        let fork = |positions| StageCommand::Fork { from: CacheId(0), to: CacheId(0), positions };
+        for (port, beside) in [(7, Some(1)), (8, Some(5)), (9, None)] {
+            let (replies, mut heard) = mpsc::channel(REPLIES_MAX);
+            hub.hear(Said::Here { port, beside, replies });
+            hub.to_engine.clear();
+            hub.hear(Said::Command { port, command: fork(6) });
+            if port == 7 {
+                let forked = StageCommand::Fork { from: CacheId(2), to: CacheId(3), positions: 6 };
+                assert_eq!(hub.to_engine, [forked], "the cache that the other has in the engine");
+                hub.answer(StageReply::Opened { cache: CacheId(3), result: Ok(()) });
+                assert!(matches!(heard.try_recv(), Ok(StageReply::Opened { cache: CacheId(0), result: Ok(()) })));
+            } else {
+                assert!(hub.to_engine.is_empty());
+                assert!(matches!(heard.try_recv(), Ok(StageReply::Opened { result: Err(_), .. })));
+            }
+        }
+    }
+
+    #[test]
     fn caches_are_given_in_turn_and_a_lost_engine_is_everybodys() {
         let (mut hub, mut replies) = hub(2);
         hub.hear(Said::Gone { port: 0 });
         let (again, mut heard) = mpsc::channel(REPLIES_MAX);
-        hub.hear(Said::Here { port: 9, replies: again });
+        hub.hear(Said::Here { port: 9, beside: None, replies: again });
         hub.hear(Said::Command { port: 9, command: StageCommand::Open { cache: CacheId(4), positions: 8 } });
         assert_eq!(
             hub.to_engine.last(),
