@@ -121,6 +121,11 @@ impl<C: Chain> Session<C> {
         self
     }
 
+    /// Drops all that it holds: the next answer evaluates its whole prompt.
+    pub fn forget_all(&mut self) {
+        self.forget(0);
+    }
+
     /// Whether nothing is under way: what it holds stays as it is until it is asked.
     pub fn is_at_rest(&self) -> bool {
         self.unanswered == 0 && self.lost.is_none()

@@ -49,6 +49,12 @@ impl Caller {
         if let Self::Granted(guest) = self { guest.may_ask(false) } else { Ok(()) }
     }
 
+    /// Whether one may find in a cache what was evaluated for the other: how fast it comes tells what the other has asked. Those of one
+    /// key; without keys nobody is told apart.
+    pub(crate) fn shares_with(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Address(_), Self::Address(_))) || self == other
+    }
+
     /// Counts tokens that are computed for it, before they are.
     pub(crate) fn charge(&self, tokens: usize) -> Result<(), Problem> {
         if let Self::Granted(guest) = self { guest.charge(tokens as u64) } else { Ok(()) }
@@ -178,6 +184,14 @@ mod tests {
         assert_eq!(code(&[("x-api-key", "a-key-of-some-length")]).unwrap(), bearer);
         let open = Access::new([""; 0], false);
         assert_eq!(open.check(&headers(&[]), FROM).unwrap(), Caller::Address(FROM));
+    }
+
+    #[test]
+    fn what_was_evaluated_for_a_key_is_that_keys() {
+        let (one, other) = (Caller::Key([1; 32]), Caller::Key([2; 32]));
+        let [here, there] = [FROM, [10, 0, 0, 1].into()].map(Caller::Address);
+        assert!(one.shares_with(&one) && here.shares_with(&there));
+        assert!(!one.shares_with(&other) && !one.shares_with(&here) && !here.shares_with(&one));
     }
 
     #[test]

@@ -192,6 +192,8 @@ const RETRY_BUSY_SECONDS: u32 = 2;
 /// A session that is at rest, or not open yet.
 struct Slot<C> {
     session: Option<Session<C>>,
+    /// For whom that holds what it holds; none as long as it holds nothing.
+    caller: Option<Caller>,
     /// The pool's age when it was used last: what is old makes room, in time, for what is dear.
     used: u64,
 }
@@ -215,7 +217,7 @@ struct Assigned<C> {
 /// set: sessions stay on one thread.
 pub(crate) async fn run<O: Opener>(opener: O, slots: usize, mut jobs: mpsc::Receiver<Job>, metrics: Arc<Metrics>) {
     let slots = slots.max(1);
-    let idle = (0..slots).map(|_| Slot { session: None, used: 0 }).collect();
+    let idle = (0..slots).map(|_| Slot::unused()).collect();
     let mut pool = Pool { idle, queue: FairQueue::default(), age: 0 };
     let opener = Rc::new(opener);
     let (free, mut freed) = mpsc::unbounded_channel();
@@ -256,6 +258,31 @@ pub(crate) async fn run<O: Opener>(opener: O, slots: usize, mut jobs: mpsc::Rece
     }
 }
 
+impl<C: Chain> Slot<C> {
+    /// One that was not used yet.
+    fn unused() -> Self {
+        Self { session: None, caller: None, used: 0 }
+    }
+
+    /// What of it a caller may find again: nothing that is another's.
+    fn held(&self, caller: &Caller) -> &[u32] {
+        match (&self.session, &self.caller) {
+            (Some(session), Some(other)) if caller.shares_with(other) => session.held(),
+            _ => &[],
+        }
+    }
+
+    /// It is the caller's from now on.
+    fn given(mut self, caller: &Caller, used: u64) -> Self {
+        if let (Some(session), Some(other)) = (&mut self.session, &self.caller)
+            && !caller.shares_with(other)
+        {
+            session.forget_all();
+        }
+        Self { caller: Some(caller.clone()), used, ..self }
+    }
+}
+
 impl<C: Chain> Pool<C> {
     fn enqueue(&mut self, job: Job) {
         if self.queue.len() >= QUEUE_MAX {
@@ -277,10 +304,11 @@ impl<C: Chain> Pool<C> {
         let job = std::iter::from_fn(|| self.queue.pop()).find(|job| !job.events.is_closed())?;
         let worth = |slot: &Slot<C>| {
             let held = slot.session.as_ref().map_or(&[][..], Session::held);
-            Worth::of(held, job.task.prompt(), slot.used)
+            let found = common(slot.held(&job.caller), job.task.prompt());
+            Worth::of(held.len(), found, slot.used)
         };
         let best = (0..self.idle.len()).min_by_key(|&at| worth(&self.idle[at]))?;
-        let like = if job.task.reuses() { self.beginning(best, job.task.prompt()) } else { None };
+        let like = if job.task.reuses() { self.beginning(best, &job) } else { None };
         // It takes a slot that is not open yet; what begins like it stays as it is.
         let free = like.and_then(|_| self.idle.iter().position(|slot| slot.session.is_none()));
         let (best, like) = free.map_or((best, None), |free| (free, like));
@@ -291,16 +319,16 @@ impl<C: Chain> Pool<C> {
             let at = if at == self.idle.len() { best } else { at };
             (self.idle.swap_remove(at), positions)
         });
-        Some(Assigned { slot: Slot { used: self.age, ..slot }, job, beginning })
+        Some(Assigned { slot: slot.given(&job.caller, self.age), job, beginning })
     }
 
     /// The slot whose session another may begin as, and how far: see [`beginning`].
-    fn beginning(&self, best: usize, prompt: &[u32]) -> Option<(usize, usize)> {
+    fn beginning(&self, best: usize, job: &Job) -> Option<(usize, usize)> {
         let held = self.idle.iter().map(|slot| match &slot.session {
-            Some(session) if session.is_at_rest() => session.held(),
+            Some(session) if session.is_at_rest() => slot.held(&job.caller),
             _ => &[],
         });
-        beginning(&held.collect::<Vec<_>>(), best, prompt)
+        beginning(&held.collect::<Vec<_>>(), best, job.task.prompt())
     }
 }
 
@@ -332,11 +360,11 @@ struct Worth {
 }
 
 impl Worth {
-    fn of(held: &[u32], prompt: &[u32], used: u64) -> Self {
-        let common = common(held, prompt);
-        let goes_on = common > 0 && common * 2 >= held.len();
-        let price = used + (held.len() - common) as u64;
-        Self { other: !goes_on, price: if held.is_empty() { 0 } else { price }, held: held.len() }
+    /// Of a slot that holds so many positions, of which so many are the prompt's beginning.
+    fn of(held: usize, found: usize, used: u64) -> Self {
+        let goes_on = found > 0 && found * 2 >= held;
+        let price = used + (held - found) as u64;
+        Self { other: !goes_on, price: if held == 0 { 0 } else { price }, held }
     }
 }
 

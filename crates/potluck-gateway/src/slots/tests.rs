@@ -43,7 +43,7 @@ impl Chain for NoChain {
 }
 
 fn pool(slots: usize) -> Pool<NoChain> {
-    let idle = (0..slots).map(|_| Slot { session: None, used: 0 }).collect();
+    let idle = (0..slots).map(|_| Slot::unused()).collect();
     Pool { idle, queue: FairQueue::default(), age: 0 }
 }
 
@@ -52,18 +52,23 @@ fn job(caller: u8, token: u32) -> (Job, UnboundedReceiver<(usize, Event)>) {
     (Job::new(Caller::Key([caller; 32]), Task::Generate(Request::new(vec![token])), 0, events), receiver)
 }
 
+/// Of a slot that holds these tokens for whoever asks.
+fn worth_of(held: &[u32], prompt: &[u32], used: u64) -> Worth {
+    Worth::of(held.len(), common(held, prompt), used)
+}
+
 #[test]
 fn a_conversation_goes_on_where_it_is_held() {
     let long: Vec<u32> = (0..400).collect();
     let prompt: Vec<u32> = (0..420).collect();
-    let here = Worth::of(&long, &prompt, 9);
-    assert!(here < Worth::of(&[], &prompt, 0), "rather than in an empty slot");
-    assert!(here < Worth::of(&prompt[..10], &prompt, 0) || !Worth::of(&prompt[..10], &prompt, 0).other);
+    let here = worth_of(&long, &prompt, 9);
+    assert!(here < worth_of(&[], &prompt, 0), "rather than in an empty slot");
+    assert!(here < worth_of(&prompt[..10], &prompt, 0) || !worth_of(&prompt[..10], &prompt, 0).other);
     // A question that shares its first words with it goes elsewhere.
     let question: Vec<u32> = (0..24).chain([900, 901]).collect();
-    assert!(Worth::of(&[], &question, 0) < Worth::of(&long, &question, 0));
+    assert!(worth_of(&[], &question, 0) < worth_of(&long, &question, 0));
     let other: Vec<u32> = (0..24).chain(500..530).collect();
-    assert!(Worth::of(&other, &question, 0) < Worth::of(&long, &question, 0), "little is lost there");
+    assert!(worth_of(&other, &question, 0) < worth_of(&long, &question, 0), "little is lost there");
 }
 
 #[test]
@@ -88,7 +93,7 @@ fn what_is_dear_and_old_makes_room_in_the_end() {
     // Each question takes the cheaper slot, and its price is the age from then on.
     let (mut age, mut kept_for) = (0, 0);
     loop {
-        let (dear, cheap) = (Worth::of(&long, &question, 0), Worth::of(&short, &question, age));
+        let (dear, cheap) = (worth_of(&long, &question, 0), worth_of(&short, &question, age));
         if dear < cheap {
             break;
         }
