@@ -313,12 +313,8 @@ impl<C: Chain> Pool<C> {
         let free = like.and_then(|_| self.idle.iter().position(|slot| slot.session.is_none()));
         let (best, like) = free.map_or((best, None), |free| (free, like));
         self.age = self.age.max(worth(&self.idle[best]).price);
-        let slot = self.idle.swap_remove(best);
-        let beginning = like.map(|(at, positions)| {
-            // The last one has taken the place of the one that was removed.
-            let at = if at == self.idle.len() { best } else { at };
-            (self.idle.swap_remove(at), positions)
-        });
+        let (slot, other) = take(&mut self.idle, best, like.map(|(at, _)| at));
+        let beginning = other.zip(like.map(|(_, positions)| positions));
         Some(Assigned { slot: slot.given(&job.caller, self.age), job, beginning })
     }
 
@@ -340,6 +336,14 @@ fn beginning(held: &[&[u32]], best: usize, prompt: &[u32]) -> Option<(usize, usi
     let at = (0..held.len()).max_by_key(|&at| shared(at))?;
     let goes_on = shared(best) >= shared(at) && held[best].len() - common(held[best], prompt) < KEPT_MIN;
     (shared(at) >= SHARED_MIN && !goes_on).then(|| (at, shared(at)))
+}
+
+/// Takes the items at one place, and at another if there is one, out of a list whose order does not matter.
+fn take<T>(items: &mut Vec<T>, first: usize, second: Option<usize>) -> (T, Option<T>) {
+    let taken = items.swap_remove(first);
+    // The last one has taken the place of the one that was removed.
+    let second = second.map(|at| if at == items.len() { first } else { at });
+    (taken, second.map(|at| items.swap_remove(at)))
 }
 
 /// Tokens that both begin with.

@@ -154,20 +154,23 @@ fn what_one_key_has_asked_another_does_not_find() {
     let machine = Machine::new();
     let keys = machine.path("keys");
     std::fs::write(&keys, "the-first-key-of-two\nthe-second-key-of-two\n").unwrap();
-    let gateway = Gateway::start(&["--slots", "2", "--api-key-file", keys.to_str().unwrap()]);
     let rules = "A pear is a fruit, an oak is a tree. ".repeat(12);
-    let cached = |key: &str, question: &str| {
-        let body = json!({ "model": NAME, "messages": user(&format!("{rules} {question}")), "max_tokens": 8 });
-        let bearer = format!("Bearer {key}");
-        let said = ask(&gateway.url, "POST", "/v1/chat/completions", &[("authorization", &bearer)], &body.to_string());
-        let usage = said.json()["usage"].clone();
-        usage.pointer("/prompt_tokens_details/cached_tokens").and_then(Value::as_u64).unwrap()
-    };
-    assert_eq!(cached("the-first-key-of-two", "What is a pear?"), 0);
-    assert_eq!(cached("the-second-key-of-two", "What is an oak?"), 0, "it would tell what the first has asked");
-    assert!(cached("the-first-key-of-two", "What is a tree?") > 120);
-    assert!(cached("the-second-key-of-two", "What is a tree?") > 120);
-    gateway.ends();
+    // With one slot each takes what the other has left; with two each has its own.
+    for slots in ["1", "2"] {
+        let gateway = Gateway::start(&["--slots", slots, "--api-key-file", keys.to_str().unwrap()]);
+        let cached = |key: &str, question: &str| {
+            let body = json!({ "model": NAME, "messages": user(&format!("{rules} {question}")), "max_tokens": 8 });
+            let bearer = format!("Bearer {key}");
+            let headers = [("authorization", bearer.as_str())];
+            let said = ask(&gateway.url, "POST", "/v1/chat/completions", &headers, &body.to_string()).json();
+            said["usage"].pointer("/prompt_tokens_details/cached_tokens").and_then(Value::as_u64).unwrap()
+        };
+        assert_eq!(cached("the-first-key-of-two", "What is a pear?"), 0);
+        assert_eq!(cached("the-second-key-of-two", "What is an oak?"), 0, "it would tell what the first has asked");
+        assert!(cached("the-second-key-of-two", "What is a tree?") > 120);
+        assert_eq!(cached("the-first-key-of-two", "What is a tree?") > 120, slots == "2", "{slots} slots");
+        gateway.ends();
+    }
 }
 
 /// Positions of a prefill step in the test of second turns.

@@ -87,6 +87,19 @@ fn what_begins_alike_is_copied_where_that_pays() {
 }
 
 #[test]
+fn two_slots_are_taken_wherever_they_are() {
+    for (first, second) in (0..4).flat_map(|first| (0..4).map(move |second| (first, second))) {
+        let mut items = vec![0, 1, 2, 3];
+        if first == second {
+            assert_eq!(take(&mut items, first, None), (first, None));
+        } else {
+            assert_eq!(take(&mut items, first, Some(second)), (first, Some(second)));
+        }
+        assert!(!items.contains(&first) && (first == second || !items.contains(&second)));
+    }
+}
+
+#[test]
 fn what_is_dear_and_old_makes_room_in_the_end() {
     let (long, question) = ((0..400).collect::<Vec<u32>>(), vec![1_000]);
     let short: Vec<u32> = (2_000..2_050).collect();
