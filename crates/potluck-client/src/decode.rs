@@ -11,7 +11,7 @@ use std::{collections::VecDeque, time::Instant};
 
 use potluck_chain::{
     Answer, STEPS_IN_FLIGHT_MAX, Submission,
-    draft::{Source, Tree as Drafted, WINDOWS_MAX},
+    draft::{Node, Source, Tree as Drafted, WINDOWS_MAX},
     sample::{Decision, FinishReason, Sampler, TokenLogprobs},
 };
 use potluck_core::{Logits, Rows, Tree, bounds::TREE_ROWS_MAX};
@@ -255,9 +255,10 @@ impl<C: Chain> Session<C> {
         for flight in flights.iter().filter(|flight| !flight.stale) {
             let path = flight.drafted.first_path();
             // What was entered is text already.
-            let unknown = &path[usize::from(flight.entered.is_some()).min(path.len())..];
+            let (entered, unknown) = path.split_at(usize::from(flight.entered.is_some()).min(path.len()));
             ahead.beyond.extend(unknown.iter().map(|node| node.token));
-            ahead.reached = path.last().map_or(ahead.reached, |node| node.cumulative);
+            let cumulative = |node: Option<&Node>| node.map_or(1.0, |node| node.cumulative);
+            ahead.reached *= cumulative(path.last()) / cumulative(entered.last());
             ahead.in_flight += 1;
         }
         if ahead.in_flight < WINDOWS_MAX && flights.len() < STEPS_IN_FLIGHT_MAX / 2 && self.chain.takes_drafts() {

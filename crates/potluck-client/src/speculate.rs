@@ -163,13 +163,13 @@ impl Drafting {
             Plan::Plain => nothing,
             Plan::Lookup { rows } => {
                 let guesses = &guesses[..rows.min(guesses.len())];
-                (Source::Lookup, self.controller.chain(Source::Lookup, guesses, 1.0))
+                (Source::Lookup, self.controller.chain(Source::Lookup, guesses))
             }
             Plan::Model(rule) => {
                 let rule = Rule { rows_max: rule.rows_max.min(rows), depth_max: rule.depth_max.min(depth), ..rule };
                 self.rule = Some(rule);
                 while let Some(()) = self.grow(sampler, &rule).await {}
-                (Source::Model, self.growth.tree(&rule, 1.0))
+                (Source::Model, self.growth.tree(&rule))
             }
         }
     }
@@ -179,9 +179,10 @@ impl Drafting {
         if room == 0 || !self.uses(Source::Lookup) {
             return None;
         }
-        let guesses = self.lookup.continuation(beyond, room.min(self.controller.window_rows()));
-        let tree = self.controller.chain(Source::Lookup, &guesses, reached);
-        (!tree.is_empty() && self.controller.another_window(&tree, in_flight)).then_some(tree)
+        let guesses = self.lookup.continuation(beyond, room);
+        let rows = self.controller.further_rows(&guesses);
+        let tree = self.controller.chain(Source::Lookup, &guesses[..rows]);
+        self.controller.another_window(&tree, reached, in_flight).then_some(tree)
     }
 
     /// Drafts ahead while steps are in flight, and returns what is worth sending behind them; otherwise never. `beyond`: what is in
@@ -208,21 +209,22 @@ impl Drafting {
             return None;
         }
         let rule = Rule { rows_max: TREE_ROWS_MAX, depth_max: TREE_ROWS_MAX, ..rule.chain() };
-        let grown = self.growth.tree(&rule, 1.0);
+        let grown = self.growth.tree(&rule);
         let (sent, further) = grown.nodes().split_at_checked(beyond.len())?;
         if sent.iter().zip(beyond).any(|(node, token)| node.token != *token) {
             return None;
         }
+        let reached = sent.last().map_or(1.0, |node| node.cumulative);
         let further: Vec<Node> = (0u16..)
             .zip(further.iter().take(room))
-            .map(|(row, node)| Node { parent: row.checked_sub(1), ..*node })
+            .map(|(row, node)| Node { parent: row.checked_sub(1), cumulative: node.cumulative / reached, ..*node })
             .collect();
         // As long as it grows, a step waits until it is as long as steps are to be.
         if further.is_empty() || grows && further.len() < window {
             return None;
         }
         let tree = Tree::new(&further).ok()?;
-        self.controller.another_window(&tree, in_flight).then_some(tree)
+        self.controller.another_window(&tree, reached, in_flight).then_some(tree)
     }
 
     /// What the draft model has done is known to the controller from here on.

@@ -78,6 +78,8 @@ struct Toy {
     whole_rows_max: Option<usize>,
     trees: usize,
     fences: usize,
+    /// Steps that came when nothing was under way.
+    alone: usize,
 }
 
 impl Toy {
@@ -117,6 +119,7 @@ impl Chain for Toy {
         let (sequence, start, count) = (self.sequence, step.start, step.tokens.len() as u16);
         self.sequence += 1;
         self.trees += usize::from(!step.tree.is_chain());
+        self.alone += usize::from(self.flying.is_empty());
         if step.fence {
             self.fences += 1;
             for (earlier, answer) in &mut self.flying {
@@ -234,6 +237,15 @@ async fn an_answer_with_drafts_is_the_answer_without() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn text_that_repeats_itself_keeps_the_chain_busy() {
+    let request = request(SamplingParams::greedy(), (0..9).collect(), 3_000);
+    let (outcome, toy) = answered(Toy::default(), Drafts::Lookup, request).await;
+    assert_eq!(outcome.tokens.len(), 3_000);
+    // The prompt, steps without drafts that are measured now and then, and what was learnt at first.
+    assert!(toy.alone < 20, "{} of {} steps found an idle chain", toy.alone, outcome.drafts.steps);
 }
 
 #[tokio::test]

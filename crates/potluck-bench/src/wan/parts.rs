@@ -92,9 +92,16 @@ impl Wan {
         let threads = Some(self.args.threads);
         let wants = Wants { real: true, paced: true, rpc: true, sessions: 1, chains: 1, threads };
         let mut stand = self.bench.stand(setting, wants).await?;
-        let length = self.length(64);
-        let novel = self.bench.record(&mut stand, &self.prompts(false, 42)?, length.max_tokens).await?;
-        let draftable = self.bench.record(&mut stand, &self.prompts(true, 24)?, length.max_tokens).await?;
+        // What repeats a text goes on until it is repeated.
+        let (length, longer) = (self.length(48), self.length(96));
+        let novel = match self.wants("plain") || self.wants("novel") {
+            true => self.bench.record(&mut stand, &self.prompts(false, 42)?, length.max_tokens).await?,
+            false => Vec::new(),
+        };
+        let draftable = match self.wants("draftable") {
+            true => self.bench.record(&mut stand, &self.prompts(true, 24)?, longer.max_tokens).await?,
+            false => Vec::new(),
+        };
         for (chain, paced) in [(REAL, false), (PACED, true)] {
             stand.open(chain, paced, Codec::F16, 1).await?;
             self.open_drafts(&mut stand, paced).await?;
@@ -103,9 +110,9 @@ impl Wan {
                 let plain = Arm::plain(PLAIN, chain);
                 rpc.into_iter().chain([plain]).chain(self.drafting(part, chain)).collect::<Vec<_>>()
             };
-            let parts = [("plain", &novel), ("novel", &novel), ("draftable", &draftable)];
-            let races: Vec<_> = parts.map(|(part, cases)| (part, cases, arms(part))).into();
-            for (part, cases, arms) in races {
+            let parts = [("plain", &novel, length), ("novel", &novel, length), ("draftable", &draftable, longer)];
+            let races: Vec<_> = parts.map(|(part, cases, length)| (part, cases, length, arms(part))).into();
+            for (part, cases, length, arms) in races {
                 if !self.wants(part) {
                     continue;
                 }
@@ -182,7 +189,9 @@ impl Wan {
 
     /// A long prompt: time to the first token.
     async fn prefill(&mut self) -> Outcome<()> {
-        let wants = Wants { real: true, paced: true, rpc: true, sessions: 1, chains: 1, threads: None };
+        // Stages compute at once, on the same cores.
+        let threads = Some(self.args.threads);
+        let wants = Wants { real: true, paced: true, rpc: true, sessions: 1, chains: 1, threads };
         let mut stand = self.bench.stand(self.setting(), wants).await?;
         let rounds = if self.args.quick { 1 } else { 5 };
         // Nothing in particular, and no two alike: the time does not depend on the text.
@@ -205,7 +214,9 @@ impl Wan {
 
     /// Several sessions at once, against one.
     async fn sessions(&mut self) -> Outcome<()> {
-        let wants = Wants { real: true, paced: true, rpc: true, sessions: SESSIONS, chains: 1, threads: None };
+        // As for a prompt.
+        let threads = Some(self.args.threads);
+        let wants = Wants { real: true, paced: true, rpc: true, sessions: SESSIONS, chains: 1, threads };
         let mut stand = self.bench.stand(self.setting(), wants).await?;
         let at_once = usize::from(SESSIONS);
         let rounds = if self.args.quick { 1 } else { 4 };

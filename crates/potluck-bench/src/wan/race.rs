@@ -120,7 +120,9 @@ impl Race<'_> {
             return None;
         }
         let codec = stand.codec(chain).filter(|_| one)?;
-        let paces = if self.paced { &stand.paces } else { &stand.real_paces };
+        // Of stages that take turns each could have all cores, however few it is given to share them with the others.
+        let alone = self.paced || self.measure != Measure::Decode;
+        let paces = if alone { &stand.paces } else { &stand.real_paces };
         let bound = Bound { setting: &stand.setting, paces, codec, shared: !self.paced };
         Some(round(match self.measure {
             // Prompts of several lengths have no bound together.

@@ -21,6 +21,10 @@ const REACHED_MIN: f64 = 0.2;
 /// While nothing is known of windows that follow each other: their distance, of a traversal's time, is at least this.
 const INTERVAL_MIN: f64 = 0.25;
 
+/// The lookup's windows are planned to follow each other at least so far apart, of a plain step. Guesses that cost nothing make a window
+/// as wide as one likes, and many narrow ones cost whoever carries them more than a few wide ones.
+const SPACING_MIN: f64 = 0.125;
+
 /// What a way of drafting promises.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Offer {
@@ -45,6 +49,22 @@ pub(super) fn interval(controller: &Controller, rows: f64) -> f64 {
     known.min(traversal)
 }
 
+/// How far apart the lookup's windows of so many rows are planned to be, in seconds.
+fn spacing(controller: &Controller, rows: usize) -> f64 {
+    interval(controller, rows as f64).max(SPACING_MIN * controller.plain_step())
+}
+
+/// Guesses of the lookup that a further window should have, given the probability of each that it is reached from the window before it:
+/// those that bring the most tokens for the time that they keep the slowest stage busy.
+pub(super) fn lookup_further(controller: &Controller, reached: &[f64]) -> usize {
+    let tokens = reached.iter().scan(0.0, |sum, reached| {
+        *sum += reached;
+        Some(*sum)
+    });
+    let rates = (1..=rows_max(controller)).zip(tokens).map(|(rows, tokens)| (rows, tokens / spacing(controller, rows)));
+    rates.max_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(rows, _)| rows)
+}
+
 /// The best number of the lookup's guesses to send, given the probability of each that it is reached: in one window,
 /// or in several of one size that follow each other.
 pub(super) fn lookup(controller: &Controller, reached: &[f64]) -> Option<Offer> {
@@ -54,7 +74,7 @@ pub(super) fn lookup(controller: &Controller, reached: &[f64]) -> Option<Offer> 
     for rows in 1..=rows_max(controller).min(reached.len()) {
         tokens += reached[rows - 1];
         let first = controller.step(1.0 + rows as f64);
-        let between = interval(controller, rows as f64);
+        let between = spacing(controller, rows);
         // A further window begins with a guess at the token that the one before it ends with.
         let further: f64 = reached.iter().skip(rows).step_by(rows).map(|begun| begun * between).sum();
         let wrong = WAIT_FOR_STAGE * between * (1.0 - reached.last().copied().unwrap_or(0.0));

@@ -189,23 +189,28 @@ impl Controller {
         Plan::Model(Rule { row: 0.0, forward: 0.0, hit: 1.0, rows_max, depth_max, width_max: 1, forwards_max })
     }
 
-    /// Whether `tree`, which hangs from the end of what is in flight, is worth sending now as a further window. Its
-    /// probabilities count all that is in flight: see `reached` of [`chain`](Self::chain) and of
-    /// [`Growth::tree`](super::Growth::tree).
-    pub fn another_window(&self, tree: &Tree, in_flight: usize) -> bool {
+    /// Whether `tree`, which hangs from the end of what is in flight, is worth sending now as a further window. `reached`:
+    /// the probability that all that is in flight is accepted, from what is certain by now.
+    pub fn another_window(&self, tree: &Tree, reached: f64, in_flight: usize) -> bool {
         let Some(first) = tree.nodes().first() else { return false };
         let room = (1..WINDOWS_MAX).contains(&in_flight) && self.traversals.is_known();
-        room && choice::another_window(self, first.cumulative, tree.len())
+        room && choice::another_window(self, reached * first.cumulative, tree.len())
     }
 
-    /// Rows of this round's windows: what the first one has, and what a further one should have before it goes out.
+    /// How many of the lookup's guesses a further window should have.
+    pub fn further_rows(&self, guesses: &[(u32, f32)]) -> usize {
+        choice::lookup_further(self, &self.probabilities(Source::Lookup, guesses))
+    }
+
+    /// Rows of this round's windows: what the first one has, and what a further one of the draft model's should have before
+    /// it goes out.
     pub fn window_rows(&self) -> usize {
         self.window
     }
 
-    /// A chain of guesses below something that is accepted with probability `reached` (1: it is certain).
-    pub fn chain(&self, source: Source, guesses: &[(u32, f32)], reached: f64) -> Tree {
-        let mut cumulative = reached.clamp(0.0, 1.0);
+    /// A chain of guesses.
+    pub fn chain(&self, source: Source, guesses: &[(u32, f32)]) -> Tree {
+        let mut cumulative = 1.0;
         let mut nodes = Vec::new();
         for (row, (token, confidence)) in guesses.iter().take(TREE_ROWS_MAX).enumerate() {
             let (token, confidence) = (*token, *confidence);

@@ -55,7 +55,7 @@ impl Rule {
 ///     let _path: Vec<u32> = growth.path(expand); // Run the draft model behind these tokens.
 ///     growth.expanded(expand, &[(7, 0.6), (9, 0.3)], &calibration);
 /// }
-/// let tree = growth.tree(&rule, 1.0);
+/// let tree = growth.tree(&rule);
 /// assert_eq!(tree.first_path().len(), 2); // 0.6 and 0.36: a third, at 0.7 of that, is not worth a forward.
 /// ```
 #[derive(Debug, Clone, Default)]
@@ -164,8 +164,8 @@ impl Growth {
         self.forwards
     }
 
-    /// The rows worth sending, where what the tree hangs from is accepted with probability `reached` (1: it is certain).
-    pub fn tree(&self, rule: &Rule, reached: f64) -> Tree {
+    /// The rows worth sending.
+    pub fn tree(&self, rule: &Rule) -> Tree {
         let mut order: Vec<u16> = (0..self.candidates.len() as u16).collect();
         let at = |index: u16| &self.candidates[usize::from(index)];
         // Stable: parents stay before children of equal likelihood.
@@ -187,8 +187,7 @@ impl Growth {
             let siblings = nodes.iter().filter(|node| node.parent == parent).count();
             if siblings < rule.width_max && candidate.depth <= rule.depth_max {
                 rows[usize::from(index)] = Some(nodes.len() as u16);
-                let Candidate { token, confidence, .. } = *candidate;
-                let cumulative = candidate.cumulative * reached.clamp(0.0, 1.0);
+                let Candidate { token, confidence, cumulative, .. } = *candidate;
                 nodes.push(Node { token, parent, confidence, source: Source::Model, cumulative });
             }
         }
@@ -240,11 +239,11 @@ mod tests {
 
     #[test]
     fn the_surer_the_deeper_and_the_less_sure_the_wider() {
-        let sure = grown(&RULE, &[(1, 0.95), (2, 0.03)]).tree(&RULE, 1.0);
+        let sure = grown(&RULE, &[(1, 0.95), (2, 0.03)]).tree(&RULE);
         assert!(sure.is_chain() && sure.len() > 20, "{}", sure.len());
-        let unsure = grown(&RULE, &[(1, 0.4), (2, 0.3), (3, 0.2)]).tree(&RULE, 1.0);
+        let unsure = grown(&RULE, &[(1, 0.4), (2, 0.3), (3, 0.2)]).tree(&RULE);
         assert!(!unsure.is_chain() && unsure.first_path().len() < 5);
-        let narrow = grown(&RULE.chain(), &[(1, 0.4), (2, 0.3), (3, 0.2)]).tree(&RULE.chain(), 1.0);
+        let narrow = grown(&RULE.chain(), &[(1, 0.4), (2, 0.3), (3, 0.2)]).tree(&RULE.chain());
         assert!(narrow.is_chain() && !narrow.is_empty());
     }
 
@@ -270,10 +269,10 @@ mod tests {
         let deeper = growth.next(&RULE).unwrap();
         assert_eq!(growth.path(deeper), [4, 6]);
         assert!(growth.descend(4));
-        assert_eq!(growth.tree(&RULE, 0.5).rows().collect::<Vec<_>>(), [(6, None)]);
-        assert!((growth.tree(&RULE, 0.5).nodes()[0].cumulative - 0.45).abs() < 1e-6);
+        assert_eq!(growth.tree(&RULE).rows().collect::<Vec<_>>(), [(6, None)]);
+        assert!((growth.tree(&RULE).nodes()[0].cumulative - 0.9).abs() < 1e-6);
         assert!(!growth.descend(7));
-        assert!(growth.tree(&RULE, 1.0).is_empty() && growth.next(&RULE).is_some());
+        assert!(growth.tree(&RULE).is_empty() && growth.next(&RULE).is_some());
     }
 
     proptest! {
@@ -281,7 +280,7 @@ mod tests {
         fn it_ends_within_its_bounds(
             rows in proptest::collection::vec(proptest::collection::vec((0u32..5, 0.0f32..1.0), 0..6), 1..40),
             row in 0.0f64..0.3, forward in 0.0f64..0.3, hit in 0.0f64..1.0, rows_max in 0usize..80,
-            depth_max in 1usize..12, width_max in 1usize..5, reached in 0.0f64..=1.0, forwards_max in 1usize..30,
+            depth_max in 1usize..12, width_max in 1usize..5, forwards_max in 1usize..30,
         ) {
             let rule = Rule { row, forward, hit, rows_max, depth_max, width_max, forwards_max };
             let mut growth = Growth::default();
@@ -290,9 +289,9 @@ mod tests {
                 growth.expanded(expand, fed.next().unwrap(), &Calibration::default());
                 prop_assert!(growth.forwards() <= forwards_max);
             }
-            let tree = growth.tree(&rule, reached);
+            let tree = growth.tree(&rule);
             prop_assert!(tree.len() <= rows_max.min(TREE_ROWS_MAX));
-            prop_assert!(tree.nodes().iter().all(|node| node.cumulative <= reached && node.cumulative >= row * reached - 1e-12));
+            prop_assert!(tree.nodes().iter().all(|node| node.cumulative >= row));
             for row in 0..tree.len() as u16 {
                 prop_assert!(tree.depth(row) <= depth_max && tree.children(Some(row)).count() <= width_max);
             }

@@ -3,7 +3,8 @@
 //! Every place of the text is in two lists, one of the places that end with the same two tokens and one of those that
 //! end with the same six, as in the hash chains of an LZ77 compressor: a list is a stack that runs from the newest place
 //! to the oldest, so a token is pushed and taken back in constant time. A question walks the newest places of the long
-//! list, and those of the short one where there are none.
+//! list, and those of the short one where there are none. Where those know nothing either, the text's last token may stand
+//! in another's place, as a word that was corrected does: then the places of the text before it go on behind that one.
 //! Source of the idea: Saxena, "Prompt Lookup Decoding", 2023; of the lists: RFC 1951, section 4.
 
 /// Tokens of text that are remembered: a session's positions. Beyond, nothing is found until the text is cut again.
@@ -14,6 +15,9 @@ pub const LOOKUP_MATCH_MAX: usize = 16;
 
 /// Lengths of the ends by which places are found.
 const ORDERS: [usize; 2] = [2, 6];
+
+/// A place that matched so many tokens, and was followed by another than the text was, is believed to go on behind that.
+const REPLACED_MATCH_MIN: usize = 4;
 
 /// Places of one list that a question looks at, and those that it lets speak. They bound what a question costs.
 const PLACES_MAX: usize = 48;
@@ -95,7 +99,7 @@ impl Lookup {
     /// certain yet), the newest of equals. Each with its confidence, above 0 and below 1: the chance that it is right
     /// where all before it were, as far as the length of the match and the agreement among earlier places say.
     ///
-    /// Empty where nothing matches. At most about 800 comparisons, and 13 for each token of the answer.
+    /// Empty where nothing matches. At most about 1,600 comparisons, and 13 for each token of the answer.
     pub fn continuation(&self, beyond: &[u32], max: usize) -> Vec<(u32, f32)> {
         let total = self.text.len() + beyond.len();
         if self.beyond_room > 0 || max == 0 {
@@ -105,9 +109,16 @@ impl Lookup {
             None => self.text[index],
             Some(index) => beyond[index],
         };
-        let mut voices =
-            self.lists.iter().zip(ORDERS).rev().map(|(lists, order)| self.voices(lists, order, total, &at));
-        let Some(mut voices) = voices.find(|voices| !voices.is_empty()) else { return Vec::new() };
+        let ask = |total: usize| {
+            let mut voices = self.lists.iter().zip(ORDERS).rev();
+            voices
+                .find_map(|(lists, order)| Some(self.voices(lists, order, total, &at)).filter(|some| !some.is_empty()))
+        };
+        let replaced = || {
+            let voices = ask(total.checked_sub(1)?)?.into_iter().filter(|voice| voice.matched >= REPLACED_MATCH_MIN);
+            Some(voices.map(|voice| Voice { next: voice.next + 1, matched: 1 }).collect())
+        };
+        let mut voices: Vec<Voice> = ask(total).or_else(replaced).unwrap_or_default();
         // The newest of the longest: the list runs from the newest on, and `max_by_key` keeps the last of equals.
         let Some(leader) = voices.iter().rev().max_by_key(|voice| voice.matched).copied() else { return Vec::new() };
         let mut drafted: Vec<(u32, f32)> = Vec::with_capacity(max);
@@ -155,10 +166,12 @@ impl Lookup {
 }
 
 /// How likely the next token is right after `matched` equal ones, where places of weight `agreed` of `all` said it.
-/// Only its order counts in the long run: the calibration learns what it is worth.
+/// Only its order counts in the long run: the calibration learns what it is worth. Before that: over answers of a model of 135M
+/// parameters, half of them taken from their prompts, 0.49 after two tokens, 0.64 after three, 0.81 after four, 0.89 after six and 0.98
+/// after sixteen were right.
 fn confidence(matched: usize, agreed: f64, all: f64) -> f32 {
     let matched = matched.min(LOOKUP_MATCH_MAX);
-    let alone = 1.0 - 0.6 * 0.75f64.powi(matched as i32 - 2);
+    let alone = 1.0 - 0.5 * 0.7f64.powi(matched as i32 - 2);
     // The leader itself is in `alone`, which weighs as much as two places.
     ((2.0 * alone + agreed - 1.0) / (2.0 + all - 1.0)).clamp(0.01, 0.99) as f32
 }
@@ -258,6 +271,16 @@ mod tests {
     }
 
     #[test]
+    fn what_followed_a_replaced_token_follows_the_one_in_its_place() {
+        let text = [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 50];
+        let drafted = over(&text).continuation(&[], 3);
+        assert_eq!(tokens(&drafted), [6, 7, 8]);
+        assert!(drafted[0].1 < 0.4 && drafted.is_sorted_by(|a, b| a.1 <= b.1), "{drafted:?}");
+        assert_eq!(tokens(&over(&text[..12]).continuation(&[50], 2)), [6, 7]);
+        assert!(over(&[1, 2, 3, 4, 5, 6, 2, 3, 4, 50]).continuation(&[], 3).is_empty(), "three tokens are too few");
+    }
+
+    #[test]
     fn a_repetition_goes_on_beyond_its_end() {
         assert_eq!(tokens(&over(&[1, 2, 3, 1, 2, 3]).continuation(&[], 7)), [1, 2, 3, 1, 2, 3, 1]);
         assert_eq!(tokens(&over(&[4; 8]).continuation(&[4, 4], 5)), [4; 5]);
@@ -293,7 +316,10 @@ mod tests {
             let drafted = lookup.continuation(&beyond, 12);
             let all: Vec<u32> = text.iter().chain(&beyond).copied().collect();
             let longest = longest_match(&all, text.len());
-            prop_assert_eq!(!drafted.is_empty(), longest >= 2);
+            let before = &all[..all.len().saturating_sub(1)];
+            let replaced = longest_match(before, text.len()) >= REPLACED_MATCH_MIN;
+            let known = if drafted.is_empty() { longest < 2 } else { longest >= 2 || replaced };
+            prop_assert!(known);
             prop_assert!(drafted.iter().all(|(_, confidence)| (0.01..=0.99).contains(confidence)));
             if longest >= 6 && text.len() < PLACES_MAX {
                 // With what was drafted, some earlier place still matches by all of it.

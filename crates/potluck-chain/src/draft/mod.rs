@@ -18,7 +18,7 @@
 //! match controller.plan(&guesses, false) {
 //!     Plan::Plain => {}                    // One row: nothing is known of the chain yet.
 //!     Plan::Lookup { rows } => {           // A chain of the first guesses: then ask `another_window`.
-//!         let _tree = controller.chain(Source::Lookup, &guesses[..rows], 1.0);
+//!         let _tree = controller.chain(Source::Lookup, &guesses[..rows]);
 //!     }
 //!     Plan::Model(_rule) => {}             // Grow a tree with the draft model under this rule.
 //! }

@@ -65,10 +65,17 @@ impl Policy {
         }
     }
 
-    fn another(self, controller: &Controller, tree: &Tree, in_flight: usize) -> bool {
+    fn another(self, controller: &Controller, tree: &Tree, reached: f64, in_flight: usize) -> bool {
         match self {
-            Self::Controlled => controller.another_window(tree, in_flight),
+            Self::Controlled => controller.another_window(tree, reached, in_flight),
             Self::Fixed { windows, .. } => in_flight < windows && !tree.is_empty(),
+        }
+    }
+
+    fn further(self, controller: &Controller, guesses: &[(u32, f32)]) -> usize {
+        match self {
+            Self::Controlled => controller.further_rows(guesses),
+            Self::Fixed { depth, .. } => depth.min(guesses.len()),
         }
     }
 
@@ -177,7 +184,7 @@ impl Session<'_> {
             }
             Plan::Lookup { rows } => {
                 self.outcome.looked_up += 1;
-                let tree = self.controller.chain(Source::Lookup, &guesses[..rows], 1.0);
+                let tree = self.controller.chain(Source::Lookup, &guesses[..rows]);
                 self.send(tree, Source::Lookup);
                 while !self.flight.is_empty() {
                     self.look_further();
@@ -187,7 +194,7 @@ impl Session<'_> {
             Plan::Model(rule) => {
                 self.outcome.modelled += 1;
                 self.grow(&rule);
-                let tree = self.growth.tree(&rule, 1.0);
+                let tree = self.growth.tree(&rule);
                 self.outcome.trees += usize::from(!tree.is_chain());
                 self.hang(&tree);
                 self.send(tree, Source::Model);
@@ -220,8 +227,8 @@ impl Session<'_> {
             // Its first token is certain already.
             false => first.tree.nodes().first().map_or(1.0, |node| node.cumulative),
         });
-        let leaf = self.flight.iter().rev().find_map(|window| window.tree.first_path().last());
-        leaf.map_or(1.0, |leaf| leaf.cumulative / certain)
+        let whole = |window: &Window| window.tree.first_path().last().map_or(1.0, |leaf| leaf.cumulative);
+        self.flight.iter().map(whole).product::<f64>() / certain
     }
 
     /// Whether all that is in flight is the text as it is.
@@ -239,9 +246,10 @@ impl Session<'_> {
 
     fn look_further(&mut self) {
         while let Some(last) = self.flight.back() {
-            let guesses = self.text.looked_up(last.end(), self.on_path(), self.policy.window(&self.controller));
-            let tree = self.controller.chain(Source::Lookup, &guesses, self.reached());
-            if !self.policy.another(&self.controller, &tree, self.flight.len()) {
+            let guesses = self.text.looked_up(last.end(), self.on_path(), 63);
+            let rows = self.policy.further(&self.controller, &guesses);
+            let tree = self.controller.chain(Source::Lookup, &guesses[..rows]);
+            if !self.policy.another(&self.controller, &tree, self.reached(), self.flight.len()) {
                 break;
             }
             self.send(tree, Source::Lookup);
@@ -284,9 +292,9 @@ impl Session<'_> {
         let until = self.flight.front().map_or(self.now, |window| window.answer_at);
         loop {
             let next = self.growth.next(&rule);
-            let tree = self.growth.tree(&rule, self.reached());
+            let tree = self.growth.tree(&rule);
             let whole = tree.len() >= self.policy.window(&self.controller) || next.is_none();
-            if whole && self.policy.another(&self.controller, &tree, self.flight.len()) {
+            if whole && self.policy.another(&self.controller, &tree, self.reached(), self.flight.len()) {
                 self.hang(&tree);
                 self.send(tree, Source::Model);
                 continue;
