@@ -42,6 +42,11 @@ impl DraftModel {
         (forwards, time.as_secs_f64())
     }
 
+    /// Tokens of this text, its last one left out, that it has not read yet.
+    pub(crate) fn unread(&self, text: &[u32]) -> usize {
+        text.len().saturating_sub(1).min(self.positions()).saturating_sub(self.common(text))
+    }
+
     /// Evaluates all but the last of these tokens, in steps of `chunk`, so that a guess takes one forward. Dropping the future loses
     /// nothing: what was evaluated is kept.
     pub(crate) async fn read(&mut self, text: &[u32], chunk: usize) -> Result<(), SessionError> {

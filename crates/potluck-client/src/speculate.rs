@@ -11,6 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::DraftModel;
 
+/// Tokens that a draft model may be behind the text and yet be asked at once: more are read while steps are in flight.
+const UNREAD_MAX: usize = 8;
+
+/// Tokens that it reads at a time meanwhile: whoever wants a guess waits for these.
+const READ_CHUNK: usize = 32;
+
 /// Where drafts come from. Whatever they are, each token is the target's own choice: only the time that it takes depends on them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -103,7 +109,12 @@ impl Drafting {
         &self.text
     }
 
-    /// Has the draft model read the prompt while the chain does; never returns.
+    /// Whether the draft model has too much to read before it can guess.
+    fn lags_behind(&self) -> bool {
+        self.model.as_ref().is_some_and(|model| model.unread(&self.text) > UNREAD_MAX)
+    }
+
+    /// Has the draft model read the text while the chain does; never returns.
     pub(crate) async fn read(&mut self, chunk: usize) {
         if self.uses(Source::Model)
             && let Some(model) = &mut self.model
@@ -159,7 +170,8 @@ impl Drafting {
             true => self.lookup.continuation(&[], rows.min(depth)),
             false => Vec::new(),
         };
-        match self.controller.plan(&guesses, self.uses(Source::Model)) {
+        let at_hand = self.uses(Source::Model) && !self.lags_behind();
+        match self.controller.plan(&guesses, at_hand) {
             Plan::Plain => nothing,
             Plan::Lookup { rows } => {
                 let guesses = &guesses[..rows.min(guesses.len())];
@@ -186,7 +198,7 @@ impl Drafting {
     }
 
     /// Drafts ahead while steps are in flight, and returns what is worth sending behind them; otherwise never. `beyond`: what is in
-    /// flight.
+    /// flight. Where nothing is drafted ahead, the draft model catches up with the text, unless that goes on by itself.
     pub(crate) async fn ahead(&mut self, sampler: &Sampler, beyond: &[u32], in_flight: usize, room: usize) -> Tree {
         if let Some(rule) = self.rule.map(Rule::while_waiting) {
             loop {
@@ -198,6 +210,8 @@ impl Drafting {
                     break;
                 }
             }
+        } else if in_flight <= 1 && self.lags_behind() {
+            self.read(READ_CHUNK).await;
         }
         std::future::pending().await
     }

@@ -338,18 +338,12 @@ impl Opener for Sessions {
             }
             (opened, _) => opened,
         };
-        let mut session = Session::new(chain.map_err(problem)?, self.vocabulary.clone());
-        session.set_drafting(drafting(self.drafts, self.drafter.as_deref()).await);
-        Ok(session)
+        Ok(self.session(chain.map_err(problem)?).await)
     }
 
     async fn open_beside(&self, of: &Session<RouteChain>, positions: usize) -> Option<Session<RouteChain>> {
         match self.try_open_beside(of.chain(), positions).await {
-            Ok(chain) => {
-                let mut session = Session::new(chain?, self.vocabulary.clone()).beginning_as(of, positions);
-                session.set_drafting(drafting(self.drafts, self.drafter.as_deref()).await);
-                Some(session)
-            }
+            Ok(chain) => Some(self.session(chain?).await.beginning_as(of, positions)),
             Err(failure) => {
                 tracing::info!(code = %failure.code, "a prefix is evaluated again");
                 None
@@ -402,6 +396,12 @@ impl Sessions {
         (config.codec, config.codec_otherwise) = codec.over(route.len());
         config.route = route;
         Ok(())
+    }
+
+    async fn session(&self, chain: RouteChain) -> Session<RouteChain> {
+        let mut session = Session::new(chain, self.vocabulary.clone());
+        session.set_drafting(drafting(self.drafts, self.drafter.as_deref()).await);
+        session
     }
 
     /// A session's ports to the engines of this machine's stages.

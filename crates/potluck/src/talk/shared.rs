@@ -248,9 +248,7 @@ impl Hub {
                 let mut results = results.into_iter();
                 for (port, batch, count) in shares {
                     let results = results.by_ref().take(count).collect();
-                    if let Some(port) = self.ports.get(&port) {
-                        let _ = port.replies.try_send(StageReply::Forwarded { batch, results, compute_us });
-                    }
+                    self.reply(port, StageReply::Forwarded { batch, results, compute_us });
                 }
             }
             StageReply::Lost { reason } => {
