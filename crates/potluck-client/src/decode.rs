@@ -48,6 +48,14 @@ impl Flight {
     fn rows(&self) -> usize {
         self.certain + self.drafted.len()
     }
+
+    /// What of its likeliest path is not text yet, and how likely all of that is right.
+    fn unknown(&self) -> (&[Node], f64) {
+        let path = self.drafted.first_path();
+        let (entered, unknown) = path.split_at(usize::from(self.entered.is_some()).min(path.len()));
+        let cumulative = |node: Option<&Node>| node.map_or(1.0, |node| node.cumulative);
+        (unknown, cumulative(path.last()) / cumulative(entered.last()))
+    }
 }
 
 /// What is in flight and of use, and what may follow it.
@@ -253,12 +261,9 @@ impl<C: Chain> Session<C> {
     fn ahead(&self, run: &Run, flights: &VecDeque<Flight>) -> Ahead {
         let mut ahead = Ahead { beyond: Vec::new(), reached: 1.0, in_flight: 0, room: 0 };
         for flight in flights.iter().filter(|flight| !flight.stale) {
-            let path = flight.drafted.first_path();
-            // What was entered is text already.
-            let (entered, unknown) = path.split_at(usize::from(flight.entered.is_some()).min(path.len()));
+            let (unknown, right) = flight.unknown();
             ahead.beyond.extend(unknown.iter().map(|node| node.token));
-            let cumulative = |node: Option<&Node>| node.map_or(1.0, |node| node.cumulative);
-            ahead.reached *= cumulative(path.last()) / cumulative(entered.last());
+            ahead.reached *= right;
             ahead.in_flight += 1;
         }
         if ahead.in_flight < WINDOWS_MAX && flights.len() < STEPS_IN_FLIGHT_MAX / 2 && self.chain.takes_drafts() {
@@ -371,4 +376,35 @@ fn step_tree(certain: usize, drafted: &Drafted) -> Tree {
 /// The likeliest path of a tree, for a chain that takes no trees.
 fn first_path(drafted: &Drafted) -> Drafted {
     Drafted::new(drafted.first_path()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::speculate::Clock;
+
+    /// A step whose drafts are right in 0.8 each, where those before them are.
+    fn flight(drafts: u16, entered: Option<u16>) -> Flight {
+        let node = |row: u16| Node {
+            token: row.into(),
+            parent: row.checked_sub(1),
+            confidence: 0.8,
+            source: Source::Lookup,
+            cumulative: 0.8f64.powi(i32::from(row) + 1),
+        };
+        let drafted = Drafted::new(&(0..drafts).map(node).collect::<Vec<_>>()).unwrap();
+        let (certain, source, sent) = (usize::from(entered.is_none()), Source::Lookup, (Clock::default().0)());
+        Flight { start: 0, certain, drafted, source, entered, sent, alone: false, delayed: false, stale: false }
+    }
+
+    #[test]
+    fn what_is_certain_by_now_makes_nothing_less_likely() {
+        let tokens = |flight: &Flight| flight.unknown().0.iter().map(|node| node.token).collect::<Vec<_>>();
+        let right = |flight: &Flight| flight.unknown().1;
+        let (first, next) = (flight(3, None), flight(3, Some(0)));
+        assert_eq!((tokens(&first), tokens(&next)), (vec![0, 1, 2], vec![1, 2]));
+        assert!((right(&first) - 0.8f64.powi(3)).abs() < 1e-9);
+        assert!((right(&next) - 0.8f64.powi(2)).abs() < 1e-9, "its first draft is text: {}", right(&next));
+        assert_eq!((right(&flight(1, Some(0))), right(&flight(0, None))), (1.0, 1.0));
+    }
 }

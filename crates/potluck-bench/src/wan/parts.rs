@@ -94,14 +94,18 @@ impl Wan {
         let mut stand = self.bench.stand(setting, wants).await?;
         // What repeats a text goes on until it is repeated.
         let (length, longer) = (self.length(48), self.length(96));
-        let novel = match self.wants("plain") || self.wants("novel") {
-            true => self.bench.record(&mut stand, &self.prompts(false, 42)?, length.max_tokens).await?,
-            false => Vec::new(),
-        };
-        let draftable = match self.wants("draftable") {
-            true => self.bench.record(&mut stand, &self.prompts(true, 24)?, longer.max_tokens).await?,
-            false => Vec::new(),
-        };
+        let wanted = |draftable, wanted, most| if wanted { self.prompts(draftable, most) } else { Ok(Vec::new()) };
+        let (novel, draftable) = (
+            wanted(false, self.wants("plain") || self.wants("novel"), 42)?,
+            wanted(true, self.wants("draftable"), 24)?,
+        );
+        let novel = self.bench.record(&mut stand, &novel, length.max_tokens).await?;
+        let draftable = self.bench.record(&mut stand, &draftable, longer.max_tokens).await?;
+        for case in &draftable {
+            let share = prompts::repeated(&case.prompt, &case.recorded.tokens);
+            let told = if share < prompts::REPEATED_MIN { ": this is new text" } else { "" };
+            eprintln!("    {:10} {share:.2} of its answer repeats it{told}", case.id);
+        }
         for (chain, paced) in [(REAL, false), (PACED, true)] {
             stand.open(chain, paced, Codec::F16, 1).await?;
             self.open_drafts(&mut stand, paced).await?;

@@ -1,5 +1,7 @@
 //! The prompts that are answered: fixed, of several kinds.
 
+use std::collections::HashSet;
+
 use serde::Deserialize;
 
 use crate::Outcome;
@@ -22,6 +24,20 @@ impl Prompt {
     pub(crate) fn is_draftable(&self) -> bool {
         matches!(self.category.as_str(), "edit" | "quote" | "repair" | "extract")
     }
+}
+
+/// Of an answer's tokens, so many repeat its prompt where the text is called draftable.
+pub(crate) const REPEATED_MIN: f64 = 0.8;
+
+/// The share of an answer's tokens that stand in a run of four which the prompt has, too.
+pub(crate) fn repeated(prompt: &[u32], answer: &[u32]) -> f64 {
+    const RUN: usize = 4;
+    let known: HashSet<&[u32]> = prompt.windows(RUN).collect();
+    let mut repeats = vec![false; answer.len()];
+    for (at, _) in answer.windows(RUN).enumerate().filter(|(_, run)| known.contains(run)) {
+        repeats[at..at + RUN].fill(true);
+    }
+    repeats.iter().filter(|repeats| **repeats).count() as f64 / answer.len().max(1) as f64
 }
 
 /// All of them.
@@ -59,6 +75,14 @@ mod tests {
         assert_eq!((ids.len(), texts.len()), (all.len(), all.len()));
         let kinds: BTreeSet<_> = all.iter().map(|prompt| prompt.category.as_str()).collect();
         assert_eq!(kinds, ["chat", "edit", "extract", "quote", "reasoning", "repair", "story"].into());
+    }
+
+    #[test]
+    fn runs_of_four_count_and_shorter_ones_do_not() {
+        let prompt = [1, 2, 3, 4, 5, 6];
+        assert_eq!(repeated(&prompt, &[2, 3, 4, 5, 9, 1, 2, 3]), 0.5);
+        assert_eq!(repeated(&prompt, &[1, 2, 3, 4, 5]), 1.0);
+        assert_eq!((repeated(&prompt, &[]), repeated(&[], &[1, 2, 3, 4])), (0.0, 0.0));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! alone.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
@@ -135,13 +135,15 @@ fn curves(report: &Report, part: &str, x: &dyn Fn(&Figure) -> f64) -> Vec<Series
 fn section(report: &Report, plots: &[&str]) -> String {
     let mut text = format!(
         "## Over a wide-area network\n\n\
-         `make bench-wan` measures, `make report-wan` writes this section and the plots out of `bench/results/wan.json`. {}, commit \
-         {}, {}.\n\n\
+         `make bench-wan` measures, `make report-wan` writes this section and the plots out of `bench/results/wan.json`. {}, {}; \
+         commit {}.\n\n\
          Each machine is a network namespace on a line of its own. *Real* stages compute, and share this machine's cores; *paced* \
          ones sleep for the time that the stage was measured to take with the cores to itself and answer from a recording, so that \
          they overlap as on machines of their own. llama.cpp's RPC is real in both. A bound is every line's delay, the bytes at the \
          line's rate and the stages' times, where traversals do not overlap. Values are medians over the rounds, with quartiles.\n\n",
-        report.machine, report.commit, report.model
+        report.machine,
+        report.model,
+        commits(report)
     );
     text += "| part | setting | kind | arm | value | first token | tokens a traversal | drafts accepted; rows, forwards a token | bytes a token | of the bound |\n\
              | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n";
@@ -190,6 +192,18 @@ fn section(report: &Report, plots: &[&str]) -> String {
         let _ = writeln!(text, "\n![{plot}](wan/{plot}.svg)");
     }
     text
+}
+
+/// Of what commits the figures are: they add up over runs.
+fn commits(report: &Report) -> String {
+    let mut parts: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for figure in &report.figures {
+        parts.entry(&figure.commit).or_default().insert(&figure.part);
+    }
+    let of = |(commit, parts): (&str, BTreeSet<&str>)| {
+        format!("{commit} ({})", parts.into_iter().collect::<Vec<_>>().join(", "))
+    };
+    parts.into_iter().map(of).collect::<Vec<_>>().join(", ")
 }
 
 /// What stages take, and how a reader computes another pair of models from it.

@@ -101,7 +101,7 @@ pub struct Controller {
     /// What the draft model's rounds have made of late.
     progress: Progress,
     modelling: bool,
-    /// Rows of the windows of this round.
+    /// Rows of the draft model's further windows in this round.
     window: usize,
     speculative: bool,
     outlier: f64,
@@ -164,7 +164,6 @@ impl Controller {
         }
         match (looked_up, modelled) {
             (Some(offer), other) if other.is_none_or(|other| other.rate <= offer.rate) => {
-                self.window = offer.window;
                 Plan::Lookup { rows: offer.window }
             }
             (_, Some(offer)) => {
@@ -202,8 +201,7 @@ impl Controller {
         choice::lookup_further(self, &self.probabilities(Source::Lookup, guesses))
     }
 
-    /// Rows of this round's windows: what the first one has, and what a further one of the draft model's should have before
-    /// it goes out.
+    /// Rows that a further window of the draft model's should have before it goes out.
     pub fn window_rows(&self) -> usize {
         self.window
     }
@@ -367,6 +365,20 @@ mod tests {
         // A stage that is quicker than was believed shows wherever answers are nearer to each other.
         (0..200).for_each(|_| controller.followed(1, 0.02, 0.02));
         assert!(choice::interval(&controller, 1.0) < 0.025);
+    }
+
+    #[test]
+    fn a_further_window_is_as_wide_as_its_guesses_are_sure() {
+        let mut controller = controller();
+        for rows in [1, 2, 4, 8] {
+            controller.traversed(rows, 0.1 + 0.002 * rows as f64);
+            (0..20).for_each(|_| controller.followed(rows, 0.0, 0.002 * rows as f64));
+        }
+        let rows = |confidence| controller.further_rows(&[(1, confidence); 30]);
+        // Rows of 2 ms each: an eighth of a plain step is worth filling, and more only where nearly all of it is right.
+        assert!((5..=8).contains(&rows(0.9)), "{}", rows(0.9));
+        assert!(rows(0.5) >= 5 && rows(0.99) >= rows(0.9), "{} {}", rows(0.5), rows(0.99));
+        assert_eq!(controller.further_rows(&[]), 0);
     }
 
     #[test]
