@@ -2,6 +2,7 @@
 
 use super::{
     figures::{Equality, Parting},
+    net::Carried,
     rpc::Rpc,
     stand::Stand,
     words::{Answered, Generate, Speculation},
@@ -15,6 +16,8 @@ pub(crate) struct Arm {
     pub(crate) how: How,
     /// Prompts of a group that it is asked at once; it is not asked the others.
     pub(crate) at_once: usize,
+    /// Tokens of an answer that it is asked for, where that is fewer than of the others.
+    pub(crate) tokens: u32,
 }
 
 /// How an arm answers.
@@ -29,7 +32,7 @@ pub(crate) enum How {
 impl Arm {
     /// llama.cpp's RPC.
     pub(crate) fn rpc() -> Self {
-        Self { name: "llama.cpp RPC".into(), how: How::Rpc, at_once: usize::MAX }
+        Self { name: "llama.cpp RPC".into(), how: How::Rpc, at_once: usize::MAX, tokens: u32::MAX }
     }
 
     /// Over a chain, a token a traversal.
@@ -39,7 +42,13 @@ impl Arm {
 
     /// Over a chain, with drafts.
     pub(crate) fn drafting(name: &str, chain: &str, speculation: Speculation) -> Self {
-        Self { name: name.into(), how: How::Chain { chain: chain.into(), speculation }, at_once: usize::MAX }
+        let how = How::Chain { chain: chain.into(), speculation };
+        Self { name: name.into(), how, at_once: usize::MAX, tokens: u32::MAX }
+    }
+
+    /// Asked for no more than so many tokens.
+    pub(crate) fn tokens(self, tokens: u32) -> Self {
+        Self { tokens, ..self }
     }
 
     /// Asked so many prompts of a group at most.
@@ -67,8 +76,8 @@ pub(crate) struct Length {
 #[derive(Debug, Clone)]
 pub(crate) struct Round {
     pub(crate) answers: Vec<Vec<Answered>>,
-    /// Bytes on the lines meanwhile, of each arm.
-    pub(crate) carried: Vec<u64>,
+    /// What was on the lines meanwhile, of each arm.
+    pub(crate) carried: Vec<Carried>,
     /// Chains that lost a peer and were opened again.
     pub(crate) lost: usize,
 }
@@ -93,7 +102,7 @@ pub(crate) async fn fight(stand: &mut Stand, arms: &[Arm], groups: &[&[Case]], l
             let rates: Vec<String> = answered.iter().map(|a| format!("{:.2}", a.rate().unwrap_or_default())).collect();
             eprintln!("    {}/{} {:14} {}", number + 1, groups.len(), arm.name, rates.join(" "));
             answers.push(answered);
-            carried.push(stand.net.carried() - before);
+            carried.push(stand.net.carried().since(before));
         }
         rounds.push(Round { answers, carried, lost });
     }
@@ -104,6 +113,7 @@ pub(crate) async fn fight(stand: &mut Stand, arms: &[Arm], groups: &[&[Case]], l
 async fn ask(stand: &mut Stand, arm: &Arm, group: &[Case], length: Length) -> Outcome<Vec<Answered>> {
     let prompts = group.iter().map(|case| case.prompt.clone()).collect();
     let Length { max_tokens, ignore_eos } = length;
+    let max_tokens = max_tokens.min(arm.tokens);
     match &arm.how {
         How::Rpc => Rpc::answer(&mut stand.client, prompts, max_tokens, ignore_eos).await,
         How::Chain { chain, speculation } => {
@@ -193,8 +203,8 @@ mod tests {
     fn a_round_without_a_rate_has_no_ratio() {
         let answer = |at_s: &[f64]| vec![Answered { at_s: at_s.to_vec(), ..Answered::default() }];
         let rounds = [
-            Round { answers: vec![answer(&[0.0, 1.0]), answer(&[0.0, 0.5])], carried: vec![0, 0], lost: 0 },
-            Round { answers: vec![answer(&[0.0]), answer(&[0.0, 0.5])], carried: vec![0, 0], lost: 0 },
+            Round { answers: vec![answer(&[0.0, 1.0]), answer(&[0.0, 0.5])], carried: Vec::new(), lost: 0 },
+            Round { answers: vec![answer(&[0.0]), answer(&[0.0, 0.5])], carried: Vec::new(), lost: 0 },
         ];
         assert_eq!(ratios(&rounds, 1, 0, |answers| answers[0].rate()), [2.0]);
     }

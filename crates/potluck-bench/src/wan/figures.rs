@@ -84,6 +84,9 @@ pub(crate) struct ArmFigure {
     /// Bytes that all machines together sent over their lines for each token of the answers, packets' headers and the
     /// prompt's steps included.
     pub(crate) bytes_per_token: f64,
+    /// Packets likewise, acknowledgements included. 0: not counted, by a bench of before.
+    #[serde(default)]
+    pub(crate) packets_per_token: f64,
     /// Of the drafted tokens whose turn came, those that were the target's own; none where nothing was drafted.
     pub(crate) accepted: Option<f64>,
     /// Rows that were sent, and forwards of the draft model, for each token.
@@ -182,8 +185,8 @@ impl Figure {
                 format!("; of its drafts {accepted:.2} accepted, {rows:.2} rows and {forwards:.2} forwards a token")
             });
             format!(
-                "  {:16} {:8.2} [{:.2} {:.2}] {}; first token {:.3} s; {:.2} tokens a traversal, {:.0} bytes a token{drafts}{bound}",
-                arm.name, arm.value.median, arm.value.low, arm.value.high, self.unit, arm.first_s.median, arm.tokens_per_traversal, arm.bytes_per_token
+                "  {:16} {:8.2} [{:.2} {:.2}] {}; first token {:.3} s; {:.2} tokens a traversal, {:.0} bytes in {:.1} packets a token{drafts}{bound}",
+                arm.name, arm.value.median, arm.value.low, arm.value.high, self.unit, arm.first_s.median, arm.tokens_per_traversal, arm.bytes_per_token, arm.packets_per_token
             )
         });
         let ratios = self.ratios.iter().map(|ratio| {
@@ -217,7 +220,8 @@ impl ArmFigure {
             value: Spread::of(&values),
             first_s: Spread::of(&first),
             tokens_per_traversal: share(after, answers().map(|answer| answer.decode_steps).sum()),
-            bytes_per_token: share(rounds.iter().map(|round| round.carried[arm]).sum(), tokens),
+            bytes_per_token: share(rounds.iter().map(|round| round.carried[arm].bytes).sum(), tokens),
+            packets_per_token: share(rounds.iter().map(|round| round.carried[arm].packets).sum(), tokens),
             accepted: (drafted > 0).then(|| share(counts(|drafts| drafts.accepted), drafted)),
             rows_per_token: share(answers().map(|answer| answer.decode_rows).sum(), after),
             forwards_per_token: share(counts(|drafts| drafts.forwards), after),

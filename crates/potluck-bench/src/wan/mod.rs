@@ -71,6 +71,9 @@ pub(crate) struct WanArgs {
     /// Only these parts: plain, novel, draftable, rtt, stages, prefill, sessions, codecs
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Of plain, novel and draftable: only over these stages
+    #[arg(long, value_parser = ["real", "paced"])]
+    kind: Option<String>,
     /// Fewer prompts and shorter answers
     #[arg(long)]
     quick: bool,

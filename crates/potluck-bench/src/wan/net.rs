@@ -31,6 +31,20 @@ pub(crate) struct Setting {
     pub(crate) seed: u64,
 }
 
+/// What went over lines, as IP has it: headers, acknowledgements and what was sent again included.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Carried {
+    pub(crate) bytes: u64,
+    pub(crate) packets: u64,
+}
+
+impl Carried {
+    /// What was added.
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self { bytes: self.bytes - before.bytes, packets: self.packets - before.packets }
+    }
+}
+
 impl Default for Setting {
     fn default() -> Self {
         Self { rtt_ms: 50.0, mbit: 20.0, loss: 0.0, peers: 3, seed: 6 }
@@ -110,10 +124,13 @@ impl Net {
         SocketAddr::from(([198, 19, at as u8 + 2, 2], PORT + service))
     }
 
-    /// Bytes that all machines together have sent over their lines so far, packets' headers and what was sent again
-    /// included.
-    pub(crate) fn carried(&self) -> u64 {
-        self.wires.iter().map(|wire| wire.stats()[0].delivered_bytes).sum()
+    /// What all machines together have sent over their lines so far.
+    pub(crate) fn carried(&self) -> Carried {
+        let stats = || self.wires.iter().map(|wire| wire.stats()[0]);
+        Carried {
+            bytes: stats().map(|line| line.delivered_bytes).sum(),
+            packets: stats().map(|line| line.delivered).sum(),
+        }
     }
 }
 

@@ -18,6 +18,8 @@ const REAL: &str = "real";
 const PACED: &str = "paced";
 
 const RPC: &str = "llama.cpp RPC";
+/// Its rate is the same for every token, whatever the text: so many show it, beside answers that are longer.
+const RPC_TOKENS: u32 = 16;
 const PLAIN: &str = "plain";
 const ALONE: &str = "one machine";
 
@@ -107,10 +109,13 @@ impl Wan {
             eprintln!("    {:10} {share:.2} of its answer repeats it{told}", case.id);
         }
         for (chain, paced) in [(REAL, false), (PACED, true)] {
+            if self.args.kind.as_deref().is_some_and(|kind| kind != chain) {
+                continue;
+            }
             stand.open(chain, paced, Codec::F16, 1).await?;
             self.open_drafts(&mut stand, paced).await?;
             let arms = |part: &str| {
-                let rpc = stand.has_rpc.then(Arm::rpc);
+                let rpc = stand.has_rpc.then(|| Arm::rpc().tokens(RPC_TOKENS));
                 let plain = Arm::plain(PLAIN, chain);
                 rpc.into_iter().chain([plain]).chain(self.drafting(part, chain)).collect::<Vec<_>>()
             };

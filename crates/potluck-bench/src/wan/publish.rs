@@ -145,7 +145,7 @@ fn section(report: &Report, plots: &[&str]) -> String {
         report.model,
         commits(report)
     );
-    text += "| part | setting | kind | arm | value | first token | tokens a traversal | drafts accepted; rows, forwards a token | bytes a token | of the bound |\n\
+    text += "| part | setting | kind | arm | value | first token | tokens a traversal | drafts accepted; rows, forwards a token | bytes, packets a token | of the bound |\n\
              | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n";
     for figure in &report.figures {
         for arm in &figure.arms {
@@ -154,9 +154,11 @@ fn section(report: &Report, plots: &[&str]) -> String {
             let drafts = arm.accepted.map_or(String::new(), |accepted| {
                 format!("{accepted:.2}; {:.2}, {:.2}", arm.rows_per_token, arm.forwards_per_token)
             });
+            let packets = Some(arm.packets_per_token).filter(|packets| *packets > 0.0);
+            let packets = packets.map_or(String::new(), |packets| format!(", {packets:.1}"));
             let _ = writeln!(
                 text,
-                "| {} | {} | {} | {} | {} {} | {:.2} s | {:.2} | {drafts} | {:.0} | {share} |",
+                "| {} | {} | {} | {} | {} {} | {:.2} s | {:.2} | {drafts} | {:.0}{packets} | {share} |",
                 figure.part,
                 figure.setting.words(),
                 kind(figure),

@@ -151,8 +151,9 @@ impl Race<'_> {
                 rounds.iter().zip(&self.groups).flat_map(|(round, group)| group.iter().zip(&round.answers[at]));
             // What was not recorded cannot be compared.
             let known = answers.filter(|(case, _)| !case.recorded.tokens.is_empty());
+            let asked = |case: &'_ Case| case.recorded.tokens.len().min(arm.tokens as usize);
             let pairs: Vec<(&Case, &[u32], &[u32])> =
-                known.map(|(case, answer)| (case, &answer.tokens[..], &case.recorded.tokens[..])).collect();
+                known.map(|(case, answer)| (case, &answer.tokens[..], &case.recorded.tokens[..asked(case)])).collect();
             (!pairs.is_empty()).then(|| equality([&arm.name, "the unsliced model"], &pairs, END))
         };
         self.arms.iter().enumerate().filter_map(compare).collect()
