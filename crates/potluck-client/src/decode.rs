@@ -74,6 +74,8 @@ struct Judged {
     chosen: Vec<Chosen>,
     /// Drafts that were chosen, from the first down.
     accepted: Vec<u16>,
+    /// The draft that was chosen and ended the answer: nothing was to follow it.
+    ended: Option<u16>,
     /// A row did not decide, and the whole one is not to be had: it has to be evaluated again, by itself.
     undecided: bool,
     /// Why there is no more of it.
@@ -97,6 +99,8 @@ impl<C: Chain> Session<C> {
         let mut flight = Flight { start, certain, drafted, source, entered, sent, alone, delayed, stale };
         let (mut answer, mut plain) = (first, false);
         let (mut last_sent, mut last_answer, mut last_progress) = (now(), now(), now());
+        // What another chain took before this one is no time of this one's.
+        run.waited = 0.0;
         loop {
             let mut judged = self.judge(run, &flight, answer, flights.is_empty()).await;
             if let Some(error) = judged.failed.take() {
@@ -160,7 +164,7 @@ impl<C: Chain> Session<C> {
     async fn judge(&mut self, run: &mut Run, flight: &Flight, answer: Answer, last: bool) -> Judged {
         let Answer { sequence, rows, count, .. } = answer;
         let (chosen, accepted) = (Vec::new(), flight.entered.into_iter().collect());
-        let mut judged = Judged { chosen, accepted, undecided: false, failed: None };
+        let mut judged = Judged { chosen, accepted, ended: None, undecided: false, failed: None };
         let mut at = flight.entered;
         loop {
             let began = Instant::now();
@@ -192,7 +196,10 @@ impl<C: Chain> Session<C> {
             at = drafted;
             match drafted {
                 Some(node) if !run.is_last(token) => judged.accepted.push(node),
-                _ => break,
+                last => {
+                    judged.ended = last;
+                    break;
+                }
             }
         }
         judged
@@ -204,9 +211,11 @@ impl<C: Chain> Session<C> {
         let Flight { drafted, source, .. } = flight;
         let (sent, accepted) = (drafted.len(), judged.accepted.len());
         run.counts.drafted += sent;
-        run.counts.accepted += accepted;
-        if !drafted.is_empty() {
-            self.drafting.controller.answered(*source, drafted, &judged.accepted);
+        run.counts.accepted += accepted + usize::from(judged.ended.is_some());
+        if !drafted.is_empty() || *source == Source::Model {
+            let right: Vec<u16> = judged.accepted.iter().copied().chain(judged.ended).collect();
+            let decided = judged.ended.is_none() && !judged.undecided;
+            self.drafting.controller.answered(*source, drafted, &right, decided);
         }
         if run.waited > 0.0 {
             self.drafting.controller.progressed(judged.chosen.len(), run.waited);
@@ -220,7 +229,7 @@ impl<C: Chain> Session<C> {
             if next.entered.is_some() {
                 return;
             }
-            self.drafting.controller.answered(next.source, &next.drafted, &[]);
+            self.drafting.controller.answered(next.source, &next.drafted, &[], true);
         }
         let is_in_vain = flights.iter().any(|later| !later.stale);
         if is_in_vain || !whole {

@@ -36,6 +36,11 @@ impl DraftModel {
         self.chain.shape().positions as usize
     }
 
+    /// Drops all that its cache holds.
+    pub(crate) fn forget(&mut self) {
+        self.held.clear();
+    }
+
     /// Forwards since this was asked last, and the seconds that they took.
     pub(crate) fn spent(&mut self) -> (usize, f64) {
         let (forwards, time) = std::mem::take(&mut self.spent);

@@ -1,6 +1,9 @@
 //! An answer: the prompt (`prefill`), then one token after the other (`decode`) until something ends it.
 
-use std::{collections::HashMap, time::Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use potluck_chain::{
     Answer, SessionError, Submission,
@@ -121,9 +124,17 @@ impl<C: Chain> Session<C> {
         self
     }
 
-    /// Drops all that it holds: the next answer evaluates its whole prompt.
+    /// Drops all that it holds, its draft model's cache included: the next answer evaluates its whole prompt.
     pub fn forget_all(&mut self) {
         self.forget(0);
+        self.drafting.forget();
+    }
+
+    /// Takes the answers of steps that the last answer did not wait for, within `limit`: then others may [begin as](Self::beginning_as)
+    /// this one.
+    pub async fn come_to_rest(&mut self, limit: Duration) {
+        // A chain that is lost says so to whoever asks it next.
+        let _ = tokio::time::timeout(limit, self.drain()).await;
     }
 
     /// Whether nothing is under way: what it holds stays as it is until it is asked.

@@ -1,6 +1,11 @@
 //! The prompt: what is new of it goes down the route in steps, several at a time.
 
-use potluck_chain::{Answer, STEPS_IN_FLIGHT_MAX, chunks::Cuts};
+use std::collections::VecDeque;
+
+use potluck_chain::{
+    Answer, STEPS_IN_FLIGHT_MAX,
+    chunks::{Cuts, PREFILL_POSITIONS_IN_FLIGHT},
+};
 use potluck_core::{Rows, bounds::STEP_POSITIONS_MAX};
 
 use crate::{Cancel, Chain, GenerateError, Request, Session, run::Run, trace::Tracing};
@@ -19,6 +24,9 @@ impl<C: Chain> Session<C> {
         let known = self.common(&tokens);
         // The last token is evaluated in any case: its logits are wanted.
         let known = if request.reuse { known.min(tokens.len() - 1) } else { 0 };
+        if !request.reuse && run.resumed() == 0 {
+            self.drafting.forget();
+        }
         // Where the very steps matter, none is kept in part.
         let known = if request.exact { self.cut_at(known) } else { known };
         self.forget(known);
@@ -45,10 +53,16 @@ impl<C: Chain> Session<C> {
         let mut chunks = cuts.iter().zip(ends).map(|(&start, end)| &tokens[start..end]).peekable();
         let now = self.drafting.clock.0;
         let began = now();
+        let mut under_way = VecDeque::new();
         loop {
+            // Steps as they were before may have any size: so many positions, too, and no more.
             while self.unanswered < in_flight
-                && let Some(tokens) = chunks.next()
+                && let Some(tokens) = chunks.next_if(|tokens| {
+                    let positions = under_way.iter().sum::<usize>() + tokens.len();
+                    under_way.is_empty() || positions <= PREFILL_POSITIONS_IN_FLIGHT
+                })
             {
+                under_way.push_back(tokens.len());
                 let rows = if chunks.peek().is_none() { Rows::Last } else { Rows::None };
                 self.submit(tokens, rows, run.top).await?;
             }
@@ -59,6 +73,7 @@ impl<C: Chain> Session<C> {
                 () = self.drafting.read(most.chunk) => return Ok(None),
             };
             self.unanswered -= 1;
+            under_way.pop_front();
             if self.unanswered == 0 && chunks.peek().is_none() {
                 run.prefilled(self.chain.bytes_written());
                 if let Some(tracing) = &mut run.tracing

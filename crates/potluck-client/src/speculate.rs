@@ -93,6 +93,13 @@ impl Drafting {
         self.model.take()
     }
 
+    /// Drops what the draft model has evaluated: it reads the next text from its beginning.
+    pub(crate) fn forget(&mut self) {
+        if let Some(model) = &mut self.model {
+            model.forget();
+        }
+    }
+
     /// An answer begins, or goes on, behind this text: its prompt, and what was answered so far.
     pub(crate) fn begin(&mut self, text: Vec<u32>, exact: bool) {
         self.exact = exact;

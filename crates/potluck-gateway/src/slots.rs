@@ -189,6 +189,9 @@ const REOPEN_EVERY: Duration = Duration::from_millis(500);
 /// Seconds that a caller should wait where the queue is full.
 const RETRY_BUSY_SECONDS: u32 = 2;
 
+/// What an answer left in flight is waited for so long before its slot is free.
+const REST_WITHIN: Duration = Duration::from_secs(2);
+
 /// A session that is at rest, or not open yet.
 struct Slot<C> {
     session: Option<Session<C>>,
@@ -213,6 +216,32 @@ struct Assigned<C> {
     beginning: Option<(Slot<C>, usize)>,
 }
 
+/// A slot that is in use: the pool has it back whatever becomes of the job, or nobody would ever be answered from it again.
+struct InUse<C> {
+    slot: Option<Slot<C>>,
+    free: mpsc::UnboundedSender<Slot<C>>,
+    metrics: Arc<Metrics>,
+}
+
+impl<C> InUse<C> {
+    /// The slot is free again, with that session.
+    fn ends_with(mut self, session: Option<Session<C>>) {
+        if let Some(slot) = &mut self.slot {
+            slot.session = session;
+        }
+    }
+}
+
+impl<C> Drop for InUse<C> {
+    fn drop(&mut self) {
+        self.metrics.running(-1);
+        if let Some(slot) = self.slot.take() {
+            // The pool outlives its slots.
+            let _ = self.free.send(slot);
+        }
+    }
+}
+
 /// Takes jobs and gives them to `slots` slots until `jobs` closes; ends when the last of them is done. Must run in a local
 /// set: sessions stay on one thread.
 pub(crate) async fn run<O: Opener>(opener: O, slots: usize, mut jobs: mpsc::Receiver<Job>, metrics: Arc<Metrics>) {
@@ -234,21 +263,24 @@ pub(crate) async fn run<O: Opener>(opener: O, slots: usize, mut jobs: mpsc::Rece
             if pool.idle.len() + 1 + usize::from(beginning.is_some()) < slots {
                 job.task.make_way();
             }
-            let (opener, free, metrics) = (opener.clone(), free.clone(), metrics.clone());
+            metrics.running(1);
+            let mut session = slot.session.take();
+            let in_use = InUse { slot: Some(slot), free: free.clone(), metrics: metrics.clone() };
+            let (opener, free) = (opener.clone(), free.clone());
             tokio::task::spawn_local(async move {
-                metrics.running(1);
                 let span = job.span.clone();
                 span.record("potluck.queue_s", job.asked.elapsed().as_secs_f64());
                 if let Some((like, positions)) = beginning {
-                    if let Some(session) = like.session.as_ref().filter(|like| opener.is_current(like.chain())) {
-                        slot.session = opener.open_beside(session, positions).await;
+                    if let Some(like) = like.session.as_ref().filter(|like| opener.is_current(like.chain())) {
+                        session = opener.open_beside(like, positions).await;
                     }
                     let _ = free.send(like);
                 }
-                let session = work(&*opener, slot.session, job).instrument(span).await;
-                metrics.running(-1);
-                // The pool outlives its slots.
-                let _ = free.send(Slot { session, ..slot });
+                session = work(&*opener, session, job).instrument(span).await;
+                if let Some(session) = &mut session {
+                    session.come_to_rest(REST_WITHIN).await;
+                }
+                in_use.ends_with(session);
             });
         }
         metrics.waiting(pool.queue.len());

@@ -121,9 +121,7 @@ impl Race<'_> {
         }
         let codec = stand.codec(chain).filter(|_| one)?;
         // Of stages that take turns each could have all cores, however few it is given to share them with the others.
-        let alone = self.paced || self.measure != Measure::Decode;
-        let paces = if alone { &stand.paces } else { &stand.real_paces };
-        let bound = Bound { setting: &stand.setting, paces, codec, shared: !self.paced };
+        let bound = Bound { setting: &stand.setting, paces: &stand.paces, codec, shared: !self.paced };
         Some(round(match self.measure {
             // Prompts of several lengths have no bound together.
             Measure::Prefill(1) => return None,

@@ -81,9 +81,8 @@ pub(crate) struct Stand {
     pub(crate) setting: Setting,
     pub(crate) client: ClientProcess,
     pub(crate) specs: Vec<StageSpec>,
-    /// Of each stage, in the route's order, with the machine's cores to itself; and with the threads that real ones have here.
+    /// Of each stage, in the route's order, with the machine's cores to itself.
     pub(crate) paces: Vec<Pace>,
-    pub(crate) real_paces: Vec<Pace>,
     /// Threads of each real engine.
     pub(crate) threads: u16,
     /// Whether llama.cpp's servers are there.
@@ -122,7 +121,8 @@ impl Bench {
         let all = self.settings.threads;
         let threads = wants.threads.unwrap_or(all);
         let paces = self.paces(&specs, all).await?;
-        let real_paces = self.paces(&specs, threads).await?;
+        // Those of real ones are told beside them.
+        self.paces(&specs, threads).await?;
         eprintln!("  {}", setting.words());
         let mut net = Net::new(setting.peers)?;
         let swarm = Swarm::new(&self.home);
@@ -162,7 +162,6 @@ impl Bench {
             client,
             specs,
             paces,
-            real_paces,
             threads,
             has_rpc: rpc.is_some(),
             real,

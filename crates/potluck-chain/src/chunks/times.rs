@@ -136,7 +136,9 @@ impl RouteTimes {
         for (stage, account) in self.stages.iter_mut().zip(accounts) {
             let Account { steps, positions, compute_us, handover_us, codec_us, .. } = *account - stage.told;
             stage.told = *account;
-            if let Some(rows) = positions.checked_div(steps) {
+            // No step has more: who tells of it errs.
+            let rows = positions.checked_div(steps).filter(|rows| *rows <= STEP_POSITIONS_MAX as u64);
+            if let Some(rows) = rows {
                 let busy = compute_us.saturating_add(handover_us).saturating_add(codec_us);
                 stage.steps.observe(rows as usize, busy as f64 / steps as f64 / 1e6);
             }

@@ -136,7 +136,7 @@ impl Default for Controller {
 }
 
 impl Controller {
-    /// What to do now that nothing is in flight. `lookup`: what [`Lookup::continuation`](super::Lookup::continuation)
+    /// What to do now that nothing of use is in flight. `lookup`: what [`Lookup::continuation`](super::Lookup::continuation)
     /// finds, up to [`TREE_ROWS_MAX`] tokens of it; `model`: whether a draft model is at hand.
     pub fn plan(&mut self, lookup: &[(u32, f32)], model: bool) -> Plan {
         self.rounds += 1;
@@ -189,10 +189,11 @@ impl Controller {
     }
 
     /// Whether `tree`, which hangs from the end of what is in flight, is worth sending now as a further window. `reached`:
-    /// the probability that all that is in flight is accepted, from what is certain by now.
+    /// the probability that all that is in flight is accepted, from what is certain by now. Behind a plain step there is none: it is what
+    /// all others are measured against.
     pub fn another_window(&self, tree: &Tree, reached: f64, in_flight: usize) -> bool {
         let Some(first) = tree.nodes().first() else { return false };
-        let room = (1..WINDOWS_MAX).contains(&in_flight) && self.traversals.is_known();
+        let room = self.speculative && (1..WINDOWS_MAX).contains(&in_flight) && self.traversals.is_known();
         room && choice::another_window(self, reached * first.cumulative, tree.len())
     }
 
@@ -264,11 +265,13 @@ impl Controller {
     }
 
     /// A window was answered, and all that it hangs from was accepted. `accepted`: its rows that the target chose, from
-    /// the top down. Judges every guess that the target has decided on; an empty tree of the draft model's counts, too.
-    pub fn answered(&mut self, source: Source, tree: &Tree, accepted: &[u16]) {
+    /// the top down; `decided`: whether the target has chosen what follows the last of them. Judges every guess that the target has
+    /// decided on; an empty tree of the draft model's counts, too.
+    pub fn answered(&mut self, source: Source, tree: &Tree, accepted: &[u16], decided: bool) {
         let chosen = |row: u16| accepted.contains(&row);
         let mut asked = false;
-        for parent in std::iter::once(None).chain(accepted.iter().copied().map(Some)) {
+        let parents = std::iter::once(None).chain(accepted.iter().copied().map(Some));
+        for parent in parents.take(accepted.len() + usize::from(decided)) {
             let children: Vec<u16> = tree.children(parent).collect();
             for row in &children {
                 let node = tree.nodes()[usize::from(*row)];
@@ -379,6 +382,30 @@ mod tests {
         assert!((5..=8).contains(&rows(0.9)), "{}", rows(0.9));
         assert!(rows(0.5) >= 5 && rows(0.99) >= rows(0.9), "{} {}", rows(0.5), rows(0.99));
         assert_eq!(controller.further_rows(&[]), 0);
+    }
+
+    #[test]
+    fn nothing_goes_out_behind_a_plain_step() {
+        let mut controller = controller();
+        let guesses: Vec<(u32, f32)> = vec![(1, 0.99); 8];
+        (0..200).for_each(|_| controller.judged(Source::Lookup, 0.99, true));
+        let tree = controller.chain(Source::Lookup, &guesses);
+        assert!(matches!(controller.plan(&guesses, false), Plan::Lookup { .. }));
+        assert!(controller.another_window(&tree, 1.0, 1), "behind a chain of guesses");
+        assert_eq!(controller.plan(&[], false), Plan::Plain);
+        assert!(!controller.another_window(&tree, 1.0, 1), "what a plain step takes is measured");
+    }
+
+    #[test]
+    fn what_the_target_did_not_decide_is_not_judged() {
+        let (mut open, mut decided) = (controller(), controller());
+        let tree = open.chain(Source::Model, &[(1, 0.9), (2, 0.9)]);
+        for _ in 0..50 {
+            open.answered(Source::Model, &tree, &[0], false);
+            decided.answered(Source::Model, &tree, &[0], true);
+        }
+        let [open, decided] = [open, decided].map(|controller| controller.probability(Source::Model, 0.9));
+        assert!(open > 0.9 && decided < 0.7, "{open} {decided}");
     }
 
     #[test]

@@ -180,7 +180,10 @@ impl Session<'_> {
             Plan::Plain => {
                 self.outcome.plain += 1;
                 self.send(Tree::default(), Source::Lookup);
-                self.answer();
+                self.look_further();
+                while !self.flight.is_empty() {
+                    self.answer();
+                }
             }
             Plan::Lookup { rows } => {
                 self.outcome.looked_up += 1;
@@ -199,6 +202,7 @@ impl Session<'_> {
                 self.hang(&tree);
                 self.send(tree, Source::Model);
                 while !self.flight.is_empty() {
+                    self.look_further();
                     self.draft_ahead(&rule);
                     self.answer();
                 }
@@ -293,7 +297,9 @@ impl Session<'_> {
         loop {
             let next = self.growth.next(&rule);
             let tree = self.growth.tree(&rule);
-            let whole = tree.len() >= self.policy.window(&self.controller) || next.is_none();
+            // What the model guesses hangs from its own tree: not behind what was looked up.
+            let hangs = self.flight.back().is_some_and(|last| last.end() == self.root);
+            let whole = hangs && (tree.len() >= self.policy.window(&self.controller) || next.is_none());
             if whole && self.policy.another(&self.controller, &tree, self.reached(), self.flight.len()) {
                 self.hang(&tree);
                 self.send(tree, Source::Model);
@@ -326,7 +332,9 @@ impl Session<'_> {
             self.controller.followed(window.rows, left, answered);
         }
         self.last_sent = window.sent_at;
-        self.controller.answered(window.source, &window.tree, &accepted);
+        if !window.tree.is_empty() || window.source == Source::Model {
+            self.controller.answered(window.source, &window.tree, &accepted, true);
+        }
         let next_certain = window.base + accepted.len() + 1;
         self.controller.progressed(next_certain - self.certain, self.now - self.outcome.seconds);
         self.outcome.seconds = self.now;
@@ -341,7 +349,7 @@ impl Session<'_> {
             }
             if whole {
                 let next = self.flight.pop_front().map(|next| (next.source, next.tree));
-                next.iter().for_each(|(source, tree)| self.controller.answered(*source, tree, &[]));
+                next.iter().for_each(|(source, tree)| self.controller.answered(*source, tree, &[], true));
                 self.chain.fence(1 + self.flight.len());
             } else {
                 self.chain.fence(self.flight.len());

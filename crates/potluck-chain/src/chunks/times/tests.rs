@@ -231,12 +231,12 @@ fn what_is_known_of_a_peer_outlives_the_route() {
 }
 
 fn account() -> impl Strategy<Value = Account> {
-    (any::<[u64; 5]>(), any::<Option<u32>>(), 0..64_u32).prop_map(|(of, next_rtt_us, shift)| Account {
-        steps: of[0] >> shift,
-        positions: of[1] >> shift,
-        compute_us: of[2] >> shift,
-        handover_us: of[3] >> shift,
-        codec_us: of[4] >> shift,
+    (any::<[u64; 5]>(), any::<Option<u32>>(), [0..64_u32, 0..64, 0..64]).prop_map(|(of, next_rtt_us, shifts)| Account {
+        steps: of[0] >> shifts[0],
+        positions: of[1] >> shifts[1],
+        compute_us: of[2] >> shifts[2],
+        handover_us: of[3] >> shifts[2],
+        codec_us: of[4] >> shifts[2],
         next_rtt_us,
         ..Account::default()
     })
