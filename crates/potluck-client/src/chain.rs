@@ -34,6 +34,11 @@ pub trait Chain {
     /// Whether all of it takes trees of drafts, and skips what is fenced off.
     fn takes_drafts(&self) -> bool;
 
+    /// Rows of `top` largest logits each, or whole ones where it is 0, that one answer can hold.
+    fn rows_max(&self, _top: u16) -> usize {
+        usize::MAX
+    }
+
     /// The answer to the oldest step that has none yet. Dropping the future loses nothing.
     ///
     /// # Errors

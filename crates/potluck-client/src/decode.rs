@@ -250,7 +250,8 @@ impl<C: Chain> Session<C> {
             let (certain, room) = (text[self.held().len()..].to_vec(), (positions as usize).saturating_sub(text.len()));
             // The last token of an answer is not evaluated.
             let depth = run.tokens_left().saturating_sub(1).min(room);
-            let rows = if plain { 0 } else { TREE_ROWS_MAX.saturating_sub(certain.len()).min(room) };
+            let most = TREE_ROWS_MAX.min(self.chain.rows_max(run.top));
+            let rows = if plain { 0 } else { most.saturating_sub(certain.len()).min(room) };
             let (source, drafted) = self.drafting.draft(&run.sampler, rows, depth).await;
             run.counts.forwards += self.drafting.account_for(true);
             let drafted = if drafted.is_chain() || self.chain.takes_drafts() { drafted } else { first_path(&drafted) };
@@ -277,7 +278,8 @@ impl<C: Chain> Session<C> {
         }
         if ahead.in_flight < WINDOWS_MAX && flights.len() < STEPS_IN_FLIGHT_MAX / 2 && self.chain.takes_drafts() {
             let positions = (self.chain.shape().positions as usize).saturating_sub(self.held().len());
-            ahead.room = positions.min(run.tokens_left().saturating_sub(ahead.beyond.len() + 1)).min(TREE_ROWS_MAX);
+            let most = TREE_ROWS_MAX.min(self.chain.rows_max(run.top));
+            ahead.room = positions.min(run.tokens_left().saturating_sub(ahead.beyond.len() + 1)).min(most);
         }
         ahead
     }

@@ -188,7 +188,8 @@ impl Drafting {
                 let rule = Rule { rows_max: rule.rows_max.min(rows), depth_max: rule.depth_max.min(depth), ..rule };
                 self.rule = Some(rule);
                 while let Some(()) = self.grow(sampler, &rule).await {}
-                (Source::Model, self.growth.tree(&rule))
+                let first = Rule { rows_max: rule.rows_max.min(self.controller.first_rows()), ..rule };
+                (Source::Model, self.growth.tree(&first))
             }
         }
     }

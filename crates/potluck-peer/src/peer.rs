@@ -309,12 +309,15 @@ impl Peer {
         theirs.filter(|stream| matches!(stream.role, Role::Parked { .. })).count()
     }
 
-    pub(crate) fn enqueue(&mut self, stream: StreamId, slot: StageSlot, key: SessionKey, queued: Queued) {
+    pub(crate) fn enqueue(&mut self, slot: StageSlot, key: SessionKey, queued: Queued) {
         let Some(stage) = self.stages.get_mut(usize::from(slot.0)) else { return };
         stage.push(key, queued);
-        if stage.waiting_bytes() > WAITING_BYTES_MAX {
-            let detail = format!("{} bytes of steps wait for this stage", stage.waiting_bytes());
-            self.misbehaved(stream, Failure::new(FailureCode::OverBudget, detail));
+        if stage.waiting_bytes() > WAITING_BYTES_MAX
+            && let Some(heaviest) = stage.heaviest()
+        {
+            // Whoever's step was the last need not be whose steps fill the room.
+            let detail = format!("{} bytes of steps wait for this stage, most of them yours", stage.waiting_bytes());
+            self.end_session(heaviest, Failure::new(FailureCode::OverBudget, detail));
         }
     }
 

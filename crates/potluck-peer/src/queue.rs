@@ -5,7 +5,7 @@ use std::{
     time::Instant,
 };
 
-use potluck_core::{CacheId, SessionKey, StageShape, Step};
+use potluck_core::{CacheId, PeerId, SessionKey, StageShape, Step};
 
 use crate::company::Company;
 
@@ -140,6 +140,18 @@ impl StageQueue {
     /// Bytes of the steps that wait, as the engine will take them.
     pub(crate) fn waiting_bytes(&self) -> usize {
         self.waiting_bytes
+    }
+
+    /// Of the client whose steps take the most room, the session whose take the most.
+    pub(crate) fn heaviest(&self) -> Option<SessionKey> {
+        let bytes = |steps: &VecDeque<Queued>| steps.iter().map(Queued::bytes).sum::<usize>();
+        let mut of_clients = BTreeMap::<PeerId, usize>::new();
+        for (key, steps) in &self.waiting {
+            *of_clients.entry(key.client).or_default() += bytes(steps);
+        }
+        let weight =
+            |(key, steps): &(&SessionKey, &VecDeque<Queued>)| (of_clients.get(&key.client).copied(), bytes(steps));
+        self.waiting.iter().max_by_key(weight).map(|(key, _)| *key)
     }
 
     pub(crate) fn push(&mut self, session: SessionKey, queued: Queued) {
@@ -417,6 +429,26 @@ mod tests {
             push(&mut queue, 1, sequence, 1);
         }
         assert_eq!(order, [2, 1, 2], "a long step never waits for more than one short batch, nor the reverse");
+    }
+
+    #[test]
+    fn whoever_fills_the_room_is_heaviest_and_not_whoever_came_last() {
+        let mut queue = queue(true);
+        let mut wait = |client: u8, id: u8, positions: usize| {
+            let key = SessionKey { client: PeerId::from_bytes([client; 32]), id: SessionId::from_bytes([id; 16]) };
+            let input = Input::Tokens(vec![0; positions]);
+            let (rows, tree) = (Rows::None, Tree::chain());
+            let step = Some(Step { cache: CacheId(id.into()), start: 0, input, rows, top: 0, tree });
+            queue.push(key, Queued { serial: 0, sequence: 0, count: 1, arrived: Instant::now(), step });
+            queue.heaviest().map(|key| (key.client, key.id)).unwrap()
+        };
+        let named = |client: u8, id: u8| (PeerId::from_bytes([client; 32]), SessionId::from_bytes([id; 16]));
+        assert_eq!(wait(1, 1, 300), named(1, 1));
+        // Two sessions of one client, each smaller than the other's only one.
+        assert_eq!(wait(2, 2, 200), named(1, 1));
+        assert_eq!(wait(2, 3, 250), named(2, 3));
+        assert_eq!(wait(3, 4, 400), named(2, 3), "of two it is the larger");
+        assert_eq!(wait(3, 5, 60), named(3, 4));
     }
 
     #[test]

@@ -6,8 +6,7 @@ use potluck_chain::{Credit, Receipts};
 use potluck_core::{CacheId, Defence, Input, Output, Rows, SessionKey, Tree, bounds};
 use potluck_grant::Member;
 use potluck_wire::{
-    AnswerFrame, Codec, Failure, FailureCode, Frame, NextHop, OpenSession, PreviousHop, StepFrame,
-    answer_frame_bytes_max,
+    AnswerFrame, Codec, Failure, FailureCode, Frame, NextHop, OpenSession, PreviousHop, StepFrame, answer_rows_max,
 };
 
 use crate::{StageSlot, StreamId, account::Tally};
@@ -135,7 +134,8 @@ impl Session {
             return fail(FailureCode::Protocol, detail);
         }
         let end = frame.start.saturating_add(frame.tree.positions(frame.count.into()));
-        if end > self.open.positions {
+        // What is skipped does not tell its tree, and takes no room.
+        if end > self.open.positions && !frame.skipped {
             let detail = format!("position {end}; the session was opened for {}", self.open.positions);
             return fail(FailureCode::ContextFull, detail);
         }
@@ -148,7 +148,7 @@ impl Session {
         };
         self.expected += 1;
         // A later step that starts here or before follows one that was skipped: what is held counts up to it at least.
-        self.held = frame.start + frame.tree.trunk(frame.count.into()) as u32;
+        self.held = (frame.start + frame.tree.trunk(frame.count.into()) as u32).min(self.open.positions);
         self.last_step = now;
         self.answered = None;
         let StepFrame { sequence, start, count, rows, top, pad, fence, .. } = *frame;
@@ -170,12 +170,10 @@ impl Session {
             let detail = format!("the mean of {} positions was asked for", frame.count);
             return Err(Failure::new(FailureCode::OverBudget, detail));
         }
-        // Upper bounds of an answer's encoding: 10 bytes a largest logit, 4 a whole row's value, 16 a row.
-        let values = if frame.rows == Rows::Mean { self.width } else { self.vocabulary };
-        let row = if frame.top == 0 { 4 * values as usize } else { 10 * usize::from(frame.top) };
-        let max = answer_frame_bytes_max(self.width, self.vocabulary);
-        if self.open.stage.tail && potluck_wire::HEADER_BYTES + 16 + rows * (row + 16) > max {
-            let detail = format!("{rows} rows of {row} bytes asked for; an answer holds {max} bytes");
+        // A mean is as long as a hidden state: that fits.
+        let max = answer_rows_max(self.width, self.vocabulary, frame.top);
+        if self.open.stage.tail && frame.rows != Rows::Mean && rows > max {
+            let detail = format!("{rows} rows of {} logits asked for; an answer holds {max}", frame.top);
             return Err(Failure::new(FailureCode::OverBudget, detail));
         }
         Ok(())

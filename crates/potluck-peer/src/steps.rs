@@ -42,7 +42,7 @@ impl Peer {
                 if fence && let Some(stage) = self.stages.get_mut(usize::from(slot.0)) {
                     stage.fence(key, start);
                 }
-                self.enqueue(stream, slot, key, Queued { serial, sequence, count, arrived, step });
+                self.enqueue(slot, key, Queued { serial, sequence, count, arrived, step });
             }
             Err(failure) => self.misbehaved(stream, failure),
         }

@@ -107,6 +107,13 @@ pub const fn answer_frame_bytes_max(width: u32, vocabulary: u32) -> usize {
     if step > row { step } else { row }
 }
 
+/// Rows of `top` largest logits each, or whole ones where it is 0, that fit the longest answer.
+pub const fn answer_rows_max(width: u32, vocabulary: u32, top: u16) -> usize {
+    // Upper bounds of the encoding: 10 bytes a largest logit, 4 a whole row's value, 16 a row, 16 for all.
+    let row = 16 + if top == 0 { size_of::<f32>() * vocabulary as usize } else { 10 * top as usize };
+    (answer_frame_bytes_max(width, vocabulary) - HEADER_BYTES - 16) / row
+}
+
 /// Positions that a padded step of `count` positions looks like: the next power of two.
 pub const fn padded_positions(count: usize) -> usize {
     count.next_power_of_two()

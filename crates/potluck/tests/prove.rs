@@ -8,6 +8,7 @@ use std::{fs, path::PathBuf};
 use data_encoding::HEXLOWER;
 use machine::{Machine, model};
 use potluck_core::{ModelId, SecretKey};
+use potluck_engine::codecs::TEXT;
 use potluck_model::proof::{At, Change, Measured, Note, POSITIONS_MIN, Table};
 use potluck_wire::Codec;
 use serde_json::Value;
@@ -52,7 +53,8 @@ fn proof(key: &SecretKey, id: ModelId) -> Note {
     let codec = table.smallest_without_loss();
     assert_eq!(codec, Some(Codec::Mixed6));
     let program = "0.1.0".into();
-    Note { signer: key.peer_id(), model: id, codec, table, text: [1; 32], window: 512, program, made: 1 }
+    let (text, gpu_layers) = (*blake3::hash(TEXT.as_bytes()).as_bytes(), 0);
+    Note { signer: key.peer_id(), model: id, codec, table, text, gpu_layers, window: 512, program, made: 1 }
 }
 
 fn ask(machine: &Machine, more: &[&str]) -> (Value, f64) {

@@ -64,6 +64,15 @@ fn kind(figure: &Figure) -> &'static str {
     if figure.paced { "paced" } else { "real" }
 }
 
+/// The same, of how many rounds, and what went wrong in them.
+fn of_rounds(figure: &Figure) -> String {
+    let lost = match figure.lost {
+        0 => String::new(),
+        lost => format!(", {lost} times a chain was lost and opened again"),
+    };
+    format!("{}, {} rounds{lost}", kind(figure), figure.rounds)
+}
+
 /// Each plot's name and drawing, as far as it was measured.
 fn draw(report: &Report) -> Vec<(&'static str, String)> {
     let mut plots = Vec::new();
@@ -161,7 +170,7 @@ fn section(report: &Report, plots: &[&str]) -> String {
                 "| {} | {} | {} | {} | {} {} | {:.2} s | {:.2} | {drafts} | {:.0}{packets} | {share} |",
                 figure.part,
                 figure.setting.words(),
-                kind(figure),
+                of_rounds(figure),
                 arm.name,
                 spread(arm.value),
                 figure.unit,

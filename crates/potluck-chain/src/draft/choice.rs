@@ -23,7 +23,7 @@ const INTERVAL_MIN: f64 = 0.25;
 
 /// The lookup's windows are planned to follow each other at least so far apart, of a plain step. Guesses that cost nothing make a window
 /// as wide as one likes, and many narrow ones cost whoever carries them more than a few wide ones.
-const SPACING_MIN: f64 = 0.125;
+const SPACING_MIN: f64 = 0.08;
 
 /// What a way of drafting promises.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,6 +32,8 @@ pub(super) struct Offer {
     pub(super) rate: f64,
     /// Drafts of its windows.
     pub(super) window: usize,
+    /// What is certain leaves at once, and drafts follow it as they are made.
+    pub(super) streams: bool,
 }
 
 /// Drafts that a round may have: not far beyond what was measured, and no more than the account can lose.
@@ -81,10 +83,28 @@ pub(super) fn lookup(controller: &Controller, reached: &[f64]) -> Option<Offer> 
         let deep = if reached.len() > rows { all / (first + further + wrong) } else { 0.0 };
         let rate = (tokens / first).max(deep);
         if best.is_none_or(|best| best.rate < rate) {
-            best = Some(Offer { rate, window: rows });
+            best = Some(Offer { rate, window: rows, streams: false });
         }
     }
     best
+}
+
+/// What drafts of the model make that follow what is certain one window after the other, so that no step waits for them.
+pub(super) fn streamed(controller: &Controller) -> Offer {
+    let hit = controller.first.value.clamp(0.01, 0.99);
+    let window = model_window(controller);
+    let each = controller.forward_seconds().max(interval(controller, window as f64) / window as f64);
+    // So many are under way that are not known yet.
+    let depth = (REACHED_MIN.ln() / hit.ln()).floor().clamp(1.0, TREE_ROWS_MAX as f64) as i32;
+    let tokens: f64 = (0..=depth).map(|level| hit.powi(level)).sum();
+    let first = controller.step(window as f64);
+    Offer { rate: tokens / (first + each * (tokens - 1.0)), window, streams: true }
+}
+
+/// The rule under which such drafts are made: as long as they are likely to be sent.
+pub(super) fn streaming(controller: &Controller, rule: Rule) -> Rule {
+    let hit = controller.first.value.clamp(0.05, 0.99);
+    Rule { row: REACHED_MIN * hit, forward: 0.0, hit, rows_max: TREE_ROWS_MAX, forwards_max: 0, ..rule }
 }
 
 /// The best depth of the draft model's trees, if each level is hit as often as the average one.
@@ -98,7 +118,7 @@ pub(super) fn model(controller: &Controller) -> Option<Offer> {
         let step = controller.step(1.0 + rows_per_level * depth as f64) + forward * depth as f64;
         // Whoever waits for it or not: a level takes a forward.
         let seconds = step.max(controller.forward_seconds() * depth as f64);
-        Offer { rate: tokens / seconds, window: depth }
+        Offer { rate: tokens / seconds, window: depth, streams: false }
     };
     let affordable = |depth: &usize| forward * *depth as f64 <= controller.account.balance();
     (1..=levels).take_while(affordable).map(offer).max_by(|a, b| a.rate.total_cmp(&b.rate))
@@ -124,6 +144,10 @@ pub(super) fn rule(controller: &Controller, rate: f64) -> Rule {
 pub(super) fn model_window(controller: &Controller) -> usize {
     const WIDE: f64 = 32.0;
     const SLACK: f64 = 1.3;
+    if !controller.intervals.is_known() {
+        // Whether a stage cannot follow shows by itself.
+        return 1;
+    }
     let row = (SLACK * interval(controller, WIDE) / WIDE).max(controller.forward_seconds());
     (1..WIDE as usize).find(|rows| interval(controller, *rows as f64) <= *rows as f64 * row).unwrap_or(WIDE as usize)
 }

@@ -197,7 +197,11 @@ impl Session<'_> {
             Plan::Model(rule) => {
                 self.outcome.modelled += 1;
                 self.grow(&rule);
-                let tree = self.growth.tree(&rule);
+                let first = match self.policy {
+                    Policy::Controlled => self.controller.first_rows(),
+                    Policy::Fixed { .. } => rule.rows_max,
+                };
+                let tree = self.growth.tree(&Rule { rows_max: rule.rows_max.min(first), ..rule });
                 self.outcome.trees += usize::from(!tree.is_chain());
                 self.hang(&tree);
                 self.send(tree, Source::Model);

@@ -12,7 +12,7 @@ pub const NOTE_BYTES_MAX: usize = 256 << 10;
 /// Characters of a program's version.
 pub const PROGRAM_CHARS_MAX: usize = 64;
 
-const CONTEXT: &[u8] = b"potluck codec note 1\0";
+const CONTEXT: &[u8] = b"potluck codec note 2\0";
 
 /// What a machine has measured of a model's codecs.
 ///
@@ -29,6 +29,8 @@ pub struct Note {
     pub table: Table,
     /// The BLAKE3 hash of the text that was scored.
     pub text: [u8; 32],
+    /// Layers of each stage that were on a GPU, at most.
+    pub gpu_layers: u32,
     /// Positions of the passages that it was cut in: each began with empty caches.
     pub window: u32,
     /// The version of the program that measured.
@@ -60,6 +62,9 @@ pub enum NoteError {
     /// Of another model.
     #[error("it is about model {}", .0.short())]
     Model(ModelId),
+    /// Over another text than this version of the program scores: what it shows is not what others show.
+    #[error("another text was scored than is now")]
+    Text,
     /// It claims what its table does not show: perhaps by an older criterion.
     #[error("it claims {}, where its table shows {}", name(*.claims), name(*.shows))]
     Claim {
@@ -86,11 +91,11 @@ impl Note {
         encode(self)
     }
 
-    /// Reads a note about `model`, signed by `signer`. The bytes may be anybody's.
+    /// Reads a note about `model`, measured over the text of that BLAKE3 hash, signed by `signer`. The bytes may be anybody's.
     ///
     /// # Errors
     /// As [`NoteError`] says.
-    pub fn read(bytes: &[u8], model: ModelId, signer: PeerId) -> Result<Self, NoteError> {
+    pub fn read(bytes: &[u8], model: ModelId, text: [u8; 32], signer: PeerId) -> Result<Self, NoteError> {
         let malformed = |what: &dyn ToString| NoteError::Malformed(what.to_string());
         if bytes.len() > NOTE_BYTES_MAX {
             return Err(malformed(&format!("{} bytes; the limit is {NOTE_BYTES_MAX}", bytes.len())));
@@ -109,6 +114,9 @@ impl Note {
         if note.model != model {
             return Err(NoteError::Model(note.model));
         }
+        if note.text != text {
+            return Err(NoteError::Text);
+        }
         if !note.table.is_sound() || note.program.chars().count() > PROGRAM_CHARS_MAX {
             return Err(malformed(&"no measurement gives such numbers"));
         }
@@ -117,10 +125,5 @@ impl Note {
             return Err(NoteError::Claim { claims: note.codec, shows });
         }
         Ok(note)
-    }
-
-    /// Whether so many hops with hidden states are no more than were measured at once.
-    pub fn covers(&self, hops: usize) -> bool {
-        hops <= self.table.cuts.len()
     }
 }

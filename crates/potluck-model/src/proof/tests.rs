@@ -27,6 +27,7 @@ fn note(table: Table) -> Note {
         codec: table.smallest_without_loss(),
         table,
         text: [3; 32],
+        gpu_layers: 0,
         window: 512,
         program: "0.1.0".into(),
         made: 1_700_000_000,
@@ -97,27 +98,27 @@ fn without_the_yardstick_nothing_is_proven() {
 fn a_note_holds_for_its_model_its_key_and_as_it_was_signed() {
     let written = note(table());
     let bytes = written.sign(&key(1));
-    let (model, signer) = (written.model, written.signer);
-    assert_eq!(Note::read(&bytes, model, signer), Ok(written.clone()));
-    assert!(written.covers(4) && !written.covers(5));
+    let (model, text, signer) = (written.model, written.text, written.signer);
+    assert_eq!(Note::read(&bytes, model, text, signer), Ok(written.clone()));
+    assert_eq!(Note::read(&bytes, model, [9; 32], signer), Err(NoteError::Text));
     let other = ModelId::from_bytes([8; 32]);
-    assert_eq!(Note::read(&bytes, other, signer), Err(NoteError::Model(model)));
-    assert_eq!(Note::read(&bytes, model, key(2).peer_id()), Err(NoteError::Signer(signer)));
+    assert_eq!(Note::read(&bytes, other, text, signer), Err(NoteError::Model(model)));
+    assert_eq!(Note::read(&bytes, model, text, key(2).peer_id()), Err(NoteError::Signer(signer)));
     let forged = written.sign(&key(2));
-    assert_eq!(Note::read(&forged, model, signer), Err(NoteError::Signature(signer)));
+    assert_eq!(Note::read(&forged, model, text, signer), Err(NoteError::Signature(signer)));
     for at in 0..bytes.len() {
         let mut bytes = bytes.clone();
         bytes[at] ^= 1;
-        assert!(Note::read(&bytes, model, signer).is_err(), "byte {at}");
+        assert!(Note::read(&bytes, model, text, signer).is_err(), "byte {at}");
     }
-    assert!(Note::read(&[bytes.clone(), vec![0]].concat(), model, signer).is_err(), "it goes on");
-    assert!(matches!(Note::read(&vec![0; NOTE_BYTES_MAX + 1], model, signer), Err(NoteError::Malformed(_))));
+    assert!(Note::read(&[bytes.clone(), vec![0]].concat(), model, text, signer).is_err(), "it goes on");
+    assert!(matches!(Note::read(&vec![0; NOTE_BYTES_MAX + 1], model, text, signer), Err(NoteError::Malformed(_))));
 }
 
 #[test]
 fn a_note_claims_what_its_table_shows() {
     let honest = note(table());
-    let read = |note: &Note| Note::read(&note.sign(&key(1)), note.model, note.signer);
+    let read = |note: &Note| Note::read(&note.sign(&key(1)), note.model, note.text, note.signer);
     let bold = Note { codec: Some(Codec::Mixed4), table: Table { positions: 4_095, ..table() }, ..honest.clone() };
     assert_eq!(read(&bold), Err(NoteError::Claim { claims: Some(Codec::Mixed4), shows: None }));
     assert!(read(&Note { codec: None, ..bold }).is_ok(), "few positions: noted, and nothing proven");
@@ -226,12 +227,12 @@ proptest! {
     #[test]
     fn a_note_is_read_as_written(table in any_table(), junk in proptest::collection::vec(any::<u8>(), 0..400)) {
         let written = note(table);
-        let read = Note::read(&written.sign(&key(1)), written.model, written.signer);
+        let read = Note::read(&written.sign(&key(1)), written.model, written.text, written.signer);
         prop_assert_eq!(read.is_ok(), written.table.is_sound());
         if let Ok(read) = read {
             prop_assert_eq!(read, written.clone());
         }
-        prop_assert!(Note::read(&junk, written.model, written.signer).is_err());
+        prop_assert!(Note::read(&junk, written.model, written.text, written.signer).is_err());
     }
 
     /// The divergence is never negative, and nothing where nothing moves but all together.

@@ -2,7 +2,7 @@
 
 use half::{f16, slice::HalfFloatSliceExt as _};
 
-use super::{Fault, largest};
+use super::{Fault, largest, step::power};
 
 /// Largest power of two that a row is divided by: enough for any finite f32.
 pub(super) const EXPONENT_MAX: u8 = 113;
@@ -19,7 +19,7 @@ pub(super) const fn row_bytes(width: usize) -> usize {
 pub(super) fn encode(row: &[f32], max: f32, out: &mut Vec<u8>) {
     let exponent = exponent_for(max);
     out.push(exponent);
-    let scale = (-f32::from(exponent)).exp2();
+    let scale = power(-i32::from(exponent));
     let mut scaled = [0f32; BLOCK];
     let mut halves = [f16::ZERO; BLOCK];
     let before = out.len();
@@ -38,7 +38,7 @@ pub(super) fn decode(encoded: &[u8], row: &mut [f32]) -> Result<(), Fault> {
     if exponent > EXPONENT_MAX {
         return Err(Fault::Scale(exponent));
     }
-    let scale = f32::from(exponent).exp2();
+    let scale = power(exponent.into());
     let mut max = 0u16;
     for (slot, b) in row.iter_mut().zip(values.chunks_exact(2)) {
         let half = f16::from_le_bytes([b[0], b[1]]);

@@ -7,6 +7,7 @@ const TINY: f32 = 1.0 / (1u64 << 32) as f32 / (1u64 << 32) as f32;
 /// A row's bytes.
 pub(super) fn encode(codec: super::Codec, row: &[f32]) -> Vec<u8> {
     match codec {
+        super::Codec::F16 => halves(row),
         super::Codec::Q8 => row.chunks(32).flat_map(q8).collect(),
         super::Codec::Dyn8 => row.chunks(64).flat_map(dyn8).collect(),
         super::Codec::Mixed8 => mixed(row, 8),
@@ -14,6 +15,24 @@ pub(super) fn encode(codec: super::Codec, row: &[f32]) -> Vec<u8> {
         super::Codec::Mixed4 => mixed(row, 4),
         _ => unreachable!("not one of these"),
     }
+}
+
+/// A row in half precision, with the fewest halvings that leave it finite.
+fn halves(row: &[f32]) -> Vec<u8> {
+    let max = f64::from(absmax(row));
+    // From there on the nearest is infinite.
+    let halvings = (0..).find(|&halvings| max / 2f64.powi(halvings) < 65_520.0).unwrap_or_default();
+    let halved = row.iter().map(|value| half(value / 2f32.powi(halvings)).to_le_bytes());
+    std::iter::once(halvings as u8).chain(halved.flatten()).collect()
+}
+
+/// The nearest, ties to even.
+fn half(value: f32) -> u16 {
+    let magnitude = f64::from(value.abs());
+    let exponent = (magnitude.log2().floor() as i32).max(-14);
+    // Of the eleven bits of a normal number the first is the exponent's next step.
+    let bits = (magnitude / 2f64.powi(exponent - 10)).round_ties_even() as u16;
+    (u16::from(value.is_sign_negative()) << 15) | (bits + (1024 * (exponent + 14)) as u16)
 }
 
 fn absmax(values: &[f32]) -> f32 {

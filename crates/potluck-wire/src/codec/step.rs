@@ -1,8 +1,9 @@
-//! The arithmetic that the 8-bit codecs and below share: rounding, and the sizes of steps.
+//! The arithmetic that codecs share: rounding, and the sizes of steps.
 //!
 //! Everything here is a fixed sequence of IEEE operations in `f32`, each rounded by itself: the same bytes everywhere.
 
-/// Magnitudes below this (5.4e-20) are zero to the codecs below 16 bits, so that no factor of theirs is ever subnormal.
+/// Magnitudes below this (5.4e-20) are zero to the codecs below 16 bits: no step of theirs is ever subnormal. The inverse of one near
+/// f32's largest number is, and counts as IEEE has it.
 pub(super) const TINY: f32 = f32::from_bits((127 - 64) << 23);
 
 /// Added to a value of at most 2^22 in magnitude, this leaves its nearest integer, ties to even, in the lowest bits.

@@ -17,7 +17,7 @@ use crate::{failure::Failure, home::Home, screen::Screen};
 pub(crate) use keeper::Keeper;
 pub(crate) use open::{all_layers, cache_bytes, load_stage, load_vocabulary, load_whole, stage_bytes};
 pub(crate) use probe::admit;
-pub(crate) use proof::{CodecChoice, Proven};
+pub(crate) use proof::{CodecChoice, Proven, scored};
 pub(crate) use room::{age, room, tell_removed};
 pub(crate) use travel::{Sharers, find_model, pull_from_web, pull_model, pull_stage};
 

@@ -1,6 +1,7 @@
 //! What was proven of a model on this machine, and how its hidden states are to travel therefore.
 
 use potluck_core::ModelId;
+use potluck_engine::codecs;
 use potluck_model::proof::{NOTE_BYTES_MAX, Note, NoteError};
 use potluck_store::{Catalogue, Entry};
 use potluck_wire::Codec;
@@ -14,6 +15,11 @@ use crate::{
 
 /// How hidden states travel where nothing is proven, and where a peer does not know what is.
 const DEFAULT: Codec = Codec::F16;
+
+/// The BLAKE3 hash of the text that this version of the program scores.
+pub(crate) fn scored() -> [u8; 32] {
+    *blake3::hash(codecs::TEXT.as_bytes()).as_bytes()
+}
 
 /// What this machine's catalogue has of a proof.
 #[derive(Debug)]
@@ -33,7 +39,7 @@ impl Proven {
             return Ok(Self::Untried);
         };
         let signer = Identity::open(home, Role::Peer)?.key.peer_id();
-        Ok(Note::read(&bytes, model, signer).map_or_else(Self::Void, |note| Self::Noted(Box::new(note))))
+        Ok(Note::read(&bytes, model, scored(), signer).map_or_else(Self::Void, |note| Self::Noted(Box::new(note))))
     }
 
     /// The smallest codec that was proven to be without loss.

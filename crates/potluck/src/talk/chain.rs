@@ -56,6 +56,13 @@ impl Chain for AnyChain {
         }
     }
 
+    fn rows_max(&self, top: u16) -> usize {
+        match self {
+            Self::Local(chain, _) => chain.rows_max(top),
+            Self::Route(chain) => chain.rows_max(top),
+        }
+    }
+
     async fn answer(&mut self) -> Result<Answer, SessionError> {
         match self {
             Self::Local(chain, _) => chain.answer().await,

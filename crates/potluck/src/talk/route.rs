@@ -6,7 +6,7 @@ use potluck_chain::{Answer, Hop, SessionConfig, SessionError, Submission, chunks
 use potluck_client::{Chain, ChainShape, StageAccount};
 use potluck_core::{Account, Hidden, LayerRange, PeerId, SessionId};
 use potluck_net::{Node, OwnPort, PathKind, Session, SessionEvent};
-use potluck_wire::{Codec, HEADER_BYTES, padded_positions};
+use potluck_wire::{Codec, HEADER_BYTES, answer_rows_max, padded_positions};
 
 use super::RouteStage;
 use crate::engines::RunningEngine;
@@ -175,6 +175,10 @@ impl Chain for RouteChain {
 
     fn takes_drafts(&self) -> bool {
         self.session.takes_drafts()
+    }
+
+    fn rows_max(&self, top: u16) -> usize {
+        answer_rows_max(self.width as u32, self.shape.vocabulary, top)
     }
 
     async fn submit(&mut self, submission: Submission) -> Result<u32, SessionError> {

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use potluck_chain::STEPS_IN_FLIGHT_MAX;
 use potluck_core::{CacheId, StageCommand, StageError, StageReply, StageShape, Step};
 use potluck_engine::Load;
 use potluck_net::OwnPort;
@@ -17,8 +18,9 @@ use crate::{
     failure::Failure,
 };
 
-/// Replies that may wait for a session: more than it may have steps in flight. One that reads none is let go.
-const REPLIES_MAX: usize = 64;
+/// Replies that may wait for a session: to all its steps in flight, to its opening, to a row, and that the engine is lost. One that has
+/// more of them than it can have asked for is let go.
+const REPLIES_MAX: usize = STEPS_IN_FLIGHT_MAX + 8;
 
 /// An engine that sessions of this command share. It ends when this and every port are gone.
 #[derive(Debug)]
@@ -178,7 +180,7 @@ impl Hub {
                 Some((_, id)) => self.to_engine.push(StageCommand::Row { cache: id, row }),
                 None => {
                     let result = Err(StageError::UnknownCache(cache));
-                    let _ = port.replies.try_send(StageReply::Row { cache, row, result });
+                    self.reply(number, StageReply::Row { cache, row, result });
                 }
             },
             StageCommand::Forward { batch, mut steps } => match port.cache {
@@ -188,7 +190,7 @@ impl Hub {
                 }
                 None => {
                     let results = steps.iter().map(|step| Err(StageError::UnknownCache(step.cache))).collect();
-                    let _ = port.replies.try_send(StageReply::Forwarded { batch, results, compute_us: 0 });
+                    self.reply(number, StageReply::Forwarded { batch, results, compute_us: 0 });
                 }
             },
         }
@@ -205,9 +207,11 @@ impl Hub {
         Some(CacheId(id))
     }
 
-    fn reply(&self, number: u64, reply: StageReply) {
-        if let Some(port) = self.ports.get(&number) {
-            let _ = port.replies.try_send(reply);
+    /// Whoever does not take it has more waiting than it can have asked for, or is gone: its end of the port closes.
+    fn reply(&mut self, number: u64, reply: StageReply) {
+        let taken = self.ports.get(&number).is_none_or(|port| port.replies.try_send(reply).is_ok());
+        if !taken {
+            self.hear(Said::Gone { port: number });
         }
     }
 
@@ -254,22 +258,22 @@ impl Hub {
             StageReply::Lost { reason } => {
                 (self.running, self.waiting) = (None, VecDeque::new());
                 self.taken.clear();
-                for port in self.ports.values_mut() {
-                    port.cache = None;
-                    let _ = port.replies.try_send(StageReply::Lost { reason: reason.clone() });
+                self.ports.values_mut().for_each(|port| port.cache = None);
+                for number in self.ports.keys().copied().collect::<Vec<_>>() {
+                    self.reply(number, StageReply::Lost { reason: reason.clone() });
                 }
             }
             StageReply::Ready(_) => {}
         }
     }
 
-    fn tell(&self, id: CacheId, reply: impl FnOnce(CacheId) -> StageReply) {
-        let holder = self.ports.values().find_map(|port| match port.cache {
-            Some((name, cache)) if cache == id => Some((port, name)),
+    fn tell(&mut self, id: CacheId, reply: impl FnOnce(CacheId) -> StageReply) {
+        let holder = self.ports.iter().find_map(|(number, port)| match port.cache {
+            Some((name, cache)) if cache == id => Some((*number, name)),
             _ => None,
         });
-        if let Some((port, name)) = holder {
-            let _ = port.replies.try_send(reply(name));
+        if let Some((number, name)) = holder {
+            self.reply(number, reply(name));
         }
     }
 }
