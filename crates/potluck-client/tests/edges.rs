@@ -9,7 +9,7 @@ use potluck_chain::{
     Deadlines,
     sample::{FinishReason, SamplingParams},
 };
-use potluck_client::{Cancel, DraftModel, Drafts, LocalChain, Outcome, Request, Session};
+use potluck_client::{Cancel, DraftCounts, DraftModel, Drafts, LocalChain, Outcome, Request, Session};
 use potluck_core::{Hidden, Input, LayerRange, Logits, Output, Rows, StageCommand, StageReply};
 use tokio::sync::mpsc;
 use toy::{Toy, VOCABULARY, expected, logits, mix, now, request, sampled};
@@ -96,14 +96,14 @@ async fn pair(first: u32) -> [Session<Toy>; 2] {
     sessions
 }
 
-/// What both say to the same, and how many steps it took the one that drafts.
-async fn both(sessions: &mut [Session<Toy>; 2], asked: &Request) -> (Outcome, usize) {
+/// What both say to the same, and what drafting came to at the one that drafts.
+async fn both(sessions: &mut [Session<Toy>; 2], asked: &Request) -> (Outcome, DraftCounts) {
     let [drafting, plain] = sessions;
     let drafted = drafting.generate(asked.clone(), &Cancel::new(), |_| {}).await.unwrap();
     let outcome = plain.generate(asked.clone(), &Cancel::new(), |_| {}).await.unwrap();
     let told = |outcome: &Outcome| (outcome.tokens.clone(), outcome.text.clone(), outcome.finish_reason);
     assert_eq!(told(&drafted), told(&outcome));
-    (outcome, drafted.drafts.steps)
+    (outcome, drafted.drafts)
 }
 
 /// A prompt that has what follows it in it already, as far as that is.
@@ -130,7 +130,7 @@ async fn the_last_token_may_stand_anywhere_in_a_step() {
         let asked = request(SamplingParams::greedy(), told_before([5, 6], 0), most);
         let (outcome, took) = both(&mut sessions, &asked).await;
         assert_eq!((outcome.tokens.len() as u32, outcome.finish_reason), (most, FinishReason::Length));
-        (tokens, steps) = (tokens + outcome.tokens.len(), steps + took);
+        (tokens, steps) = (tokens + outcome.tokens.len(), steps + took.steps);
     }
     assert!(steps * 2 < tokens, "{steps} steps for {tokens} tokens");
 }
@@ -141,8 +141,10 @@ async fn an_end_token_ends_an_answer_wherever_it_was_drafted() {
     let mut ended = 0;
     for prompt in (3..VOCABULARY).map(|token| [token, 3]) {
         let asked = Request { ignore_eos: false, ..request(SamplingParams::greedy(), told_before(prompt, 0), 60) };
-        let (outcome, steps) = both(&mut sessions, &asked).await;
-        ended += usize::from(outcome.finish_reason == FinishReason::Stop && steps + 3 < outcome.tokens.len());
+        let (outcome, drafts) = both(&mut sessions, &asked).await;
+        // All tokens after the first were drafts, the last one, too.
+        let drafted = outcome.tokens.len() > 2 && drafts.accepted + 1 >= outcome.tokens.len();
+        ended += usize::from(outcome.finish_reason == FinishReason::Stop && drafted);
     }
     assert!(ended > 2, "{ended} answers ended amid drafts");
 }
@@ -159,10 +161,10 @@ async fn a_text_that_ends_an_answer_takes_back_what_was_accepted_behind_it() {
     for at in 2..whole.text.chars().count().min(30) {
         let stop: String = whole.text.chars().skip(at).take(3).collect();
         let asked = Request { stop: vec![stop], ..asked.clone() };
-        let (outcome, steps) = both(&mut sessions, &asked).await;
+        let (outcome, drafts) = both(&mut sessions, &asked).await;
         assert_eq!(outcome.finish_reason, FinishReason::Stop);
         assert!(whole.text.starts_with(&outcome.text) && outcome.text.len() < whole.text.len());
-        amid += usize::from(steps + 2 < outcome.tokens.len());
+        amid += usize::from(drafts.steps + 2 < outcome.tokens.len());
     }
     assert!(amid > 5, "{amid} answers ended amid drafts");
 }

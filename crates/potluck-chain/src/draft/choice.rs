@@ -90,7 +90,9 @@ pub(super) fn lookup(controller: &Controller, reached: &[f64]) -> Option<Offer> 
 }
 
 /// What drafts of the model make that follow what is certain one window after the other, so that no step waits for them.
-pub(super) fn streamed(controller: &Controller) -> Offer {
+pub(super) fn streamed(controller: &Controller) -> Option<Offer> {
+    // Whether they come in time is known once one was waited for.
+    controller.forward?;
     let hit = controller.first.value.clamp(0.01, 0.99);
     let window = model_window(controller);
     let each = controller.forward_seconds().max(interval(controller, window as f64) / window as f64);
@@ -98,7 +100,7 @@ pub(super) fn streamed(controller: &Controller) -> Offer {
     let depth = (REACHED_MIN.ln() / hit.ln()).floor().clamp(1.0, TREE_ROWS_MAX as f64) as i32;
     let tokens: f64 = (0..=depth).map(|level| hit.powi(level)).sum();
     let first = controller.step(window as f64);
-    Offer { rate: tokens / (first + each * (tokens - 1.0)), window, streams: true }
+    Some(Offer { rate: tokens / (first + each * (tokens - 1.0)), window, streams: true })
 }
 
 /// The rule under which such drafts are made: as long as they are likely to be sent.

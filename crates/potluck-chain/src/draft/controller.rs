@@ -177,7 +177,7 @@ impl Controller {
         let plain_rate = 1.0 / self.plain_step();
         let looked_up = choice::lookup(self, &self.probabilities(Source::Lookup, lookup));
         let made = |offer: Offer| Offer { rate: self.progress[usize::from(offer.streams)].rate(offer.rate), ..offer };
-        let waited = choice::model(self).into_iter().chain([choice::streamed(self)]).map(made);
+        let waited = choice::model(self).into_iter().chain(choice::streamed(self)).map(made);
         let modelled = waited.filter(|_| model).max_by(|a, b| a.rate.total_cmp(&b.rate));
         let best = looked_up.map_or(0.0, |offer| offer.rate).max(modelled.map_or(0.0, |offer| offer.rate));
         if best < choice::GAIN_MIN * plain_rate {
