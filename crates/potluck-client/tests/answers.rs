@@ -193,13 +193,13 @@ async fn a_draft_model_saves_traversals_and_each_token_is_the_targets_own() {
     session.set_clock(far_away);
     let request = request(&session, 80).await;
     let prompt = request.prompt.clone();
-    let began = far_away();
     let outcome = answer(request, &mut session).await;
-    let took = far_away() - began;
+    // What was waited for the way alone: how fast this machine is says nothing.
+    let waited = AWAY.get();
     assert_eq!(outcome.tokens.len(), 80);
     let drafts = outcome.drafts;
-    let saved = took < 40 * TRAVERSAL;
-    assert!(drafts.accepted > 40 && saved, "it guesses what it would say itself: {took:?}, {drafts:?}");
+    let saved = waited < 40 * TRAVERSAL;
+    assert!(drafts.accepted > 40 && saved, "it guesses what it would say itself: {waited:?}, {drafts:?}");
     assert!(drafts.forwards >= drafts.accepted);
 
     // Batches of other shapes are rounded otherwise: what was chosen is the largest, or as good as the largest.

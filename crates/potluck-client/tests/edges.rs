@@ -4,6 +4,14 @@
 mod common;
 mod toy;
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
 use common::small_model;
 use potluck_chain::{
     Deadlines,
@@ -28,8 +36,8 @@ fn guessed(text: &[u32]) -> Vec<f32> {
     guessed
 }
 
-/// An engine that holds such a draft model.
-async fn draft_model() -> DraftModel {
+/// An engine that holds such a draft model, and counts the positions that it evaluates.
+async fn draft_model(read: Arc<AtomicUsize>) -> DraftModel {
     let ((commands, mut asked), (replies, answers)) = (mpsc::channel(64), mpsc::channel(64));
     tokio::spawn(async move {
         let mut cache: Vec<u32> = Vec::new();
@@ -42,6 +50,7 @@ async fn draft_model() -> DraftModel {
                     assert!(step.start as usize <= cache.len() && step.tree.is_chain());
                     cache.truncate(step.start as usize);
                     cache.extend(tokens);
+                    read.fetch_add(tokens.len(), Relaxed);
                     let rows = match step.rows {
                         Rows::None => Vec::new(),
                         _ => vec![Logits::Whole(Hidden(guessed(&cache)))],
@@ -67,7 +76,8 @@ async fn a_branch_that_is_accepted_goes_on_as_it_would_have_without() {
             for sequential in [false, true] {
                 let toy = Toy { sequential, ..Toy::default() };
                 let vocabulary = small_model().vocabulary().await;
-                let mut session = Session::new(toy, vocabulary).with_drafts(drafts, Some(draft_model().await));
+                let mut session =
+                    Session::new(toy, vocabulary).with_drafts(drafts, Some(draft_model(Arc::default()).await));
                 session.set_clock(now);
                 for prompt in [vec![1, 2], vec![3, 4, 5], vec![9, 8]] {
                     let asked = request(params.clone(), prompt.clone(), 300);
@@ -107,27 +117,19 @@ async fn both(sessions: &mut [Session<Toy>; 2], asked: &Request) -> (Outcome, Dr
 }
 
 /// A prompt that has what follows it in it already, as far as that is.
-fn told_before(prompt: [u32; 2], first: u32) -> Vec<u32> {
-    let said = expected_from(prompt, first);
-    [&prompt[..], &said[..], &prompt[..]].concat()
-}
-
-fn expected_from(prompt: [u32; 2], first: u32) -> Vec<u32> {
-    let mut text = prompt.to_vec();
-    while text.len() < 82 {
-        let row = logits(&text);
-        let best = (0..VOCABULARY).max_by(|a, b| row[*a as usize].total_cmp(&row[*b as usize]).then(b.cmp(a))).unwrap();
-        text.push(first + best);
-    }
-    text.split_off(2)
+async fn told_before(sessions: &mut [Session<Toy>; 2], prompt: [u32; 2]) -> Vec<u32> {
+    let asked = request(SamplingParams::greedy(), prompt.to_vec(), 80);
+    let said = sessions[1].generate(asked, &Cancel::new(), |_| {}).await.unwrap().tokens;
+    [&prompt[..], &said, &prompt].concat()
 }
 
 #[tokio::test]
 async fn the_last_token_may_stand_anywhere_in_a_step() {
     let mut sessions = pair(0).await;
     let (mut tokens, mut steps) = (0, 0);
+    let prompt = told_before(&mut sessions, [5, 6]).await;
     for most in 1..40 {
-        let asked = request(SamplingParams::greedy(), told_before([5, 6], 0), most);
+        let asked = request(SamplingParams::greedy(), prompt.clone(), most);
         let (outcome, took) = both(&mut sessions, &asked).await;
         assert_eq!((outcome.tokens.len() as u32, outcome.finish_reason), (most, FinishReason::Length));
         (tokens, steps) = (tokens + outcome.tokens.len(), steps + took.steps);
@@ -140,7 +142,8 @@ async fn an_end_token_ends_an_answer_wherever_it_was_drafted() {
     let mut sessions = pair(0).await;
     let mut ended = 0;
     for prompt in (3..VOCABULARY).map(|token| [token, 3]) {
-        let asked = Request { ignore_eos: false, ..request(SamplingParams::greedy(), told_before(prompt, 0), 60) };
+        let prompt = told_before(&mut sessions, prompt).await;
+        let asked = Request { ignore_eos: false, ..request(SamplingParams::greedy(), prompt, 60) };
         let (outcome, drafts) = both(&mut sessions, &asked).await;
         // All tokens after the first were drafts, the last one, too.
         let drafted = outcome.tokens.len() > 2 && drafts.accepted + 1 >= outcome.tokens.len();
@@ -154,8 +157,8 @@ async fn a_text_that_ends_an_answer_takes_back_what_was_accepted_behind_it() {
     // Tokens whose text is a letter or so.
     const FIRST: u32 = 64;
     let mut sessions = pair(FIRST).await;
-    let prompt = [FIRST + 5, FIRST + 6];
-    let asked = request(SamplingParams::greedy(), told_before(prompt, FIRST), 60);
+    let prompt = told_before(&mut sessions, [FIRST + 5, FIRST + 6]).await;
+    let asked = request(SamplingParams::greedy(), prompt, 60);
     let (whole, _) = both(&mut sessions, &asked).await;
     let mut amid = 0;
     for at in 2..whole.text.chars().count().min(30) {
@@ -171,8 +174,9 @@ async fn a_text_that_ends_an_answer_takes_back_what_was_accepted_behind_it() {
 
 #[tokio::test]
 async fn who_cancels_amid_a_step_has_what_was_shown_and_the_next_answer_is_whole() {
-    let [mut drafting, _] = pair(0).await;
-    let prompt = told_before([7, 8], 0);
+    let mut sessions = pair(0).await;
+    let prompt = told_before(&mut sessions, [7, 8]).await;
+    let [mut drafting, _] = sessions;
     let all = expected(&SamplingParams::greedy(), &prompt, 60);
     for after in 1..30 {
         let (cancel, mut shown) = (Cancel::new(), Vec::new());
@@ -191,4 +195,49 @@ async fn who_cancels_amid_a_step_has_what_was_shown_and_the_next_answer_is_whole
         let again = drafting.generate(asked, &Cancel::new(), |_| {}).await.unwrap();
         assert_eq!(again.tokens, all);
     }
+}
+
+#[tokio::test]
+async fn no_step_has_more_rows_than_its_answer_can_hold() {
+    let toy = Toy { most: Some(3), ..Toy::default() };
+    let vocabulary = small_model().vocabulary().await;
+    let mut session = Session::new(toy, vocabulary).with_drafts(Drafts::Lookup, None);
+    session.set_clock(now);
+    let outcome =
+        session.generate(request(SamplingParams::greedy(), vec![1, 2], 400), &Cancel::new(), |_| {}).await.unwrap();
+    assert_eq!(outcome.tokens, expected(&SamplingParams::greedy(), &[1, 2], 400));
+    assert!(outcome.drafts.accepted > 100, "{:?}", outcome.drafts);
+}
+
+#[tokio::test]
+async fn a_session_comes_to_rest_and_forgets_what_its_draft_model_has_read() {
+    let (read, vocabulary) = (Arc::<AtomicUsize>::default(), small_model().vocabulary().await);
+    let draft = draft_model(read.clone()).await;
+    let mut session = Session::new(Toy::default(), vocabulary).with_drafts(Drafts::Auto, Some(draft));
+    session.set_clock(now);
+    let prompt: Vec<u32> = (0..200).map(|at| (at * 7 + at / 16) % VOCABULARY).collect();
+    let (mut restless, mut took) = (0, Vec::new());
+    for forgets in [false, false, true] {
+        if forgets {
+            session.forget_all();
+        }
+        let asked = request(SamplingParams::greedy(), prompt.clone(), 90);
+        let (cancel, mut shown, before) = (Cancel::new(), 0, read.load(Relaxed));
+        let on_token = |_: &potluck_client::TokenEvent| {
+            shown += 1;
+            if shown == 1 {
+                // Beside the prompt.
+                took.push(read.load(Relaxed) - before);
+            }
+            if shown == 60 {
+                cancel.cancel();
+            }
+        };
+        session.generate(asked, &cancel, on_token).await.unwrap();
+        restless += usize::from(!session.is_at_rest());
+        session.come_to_rest(Duration::from_secs(5)).await;
+        assert!(session.is_at_rest());
+    }
+    assert!(restless > 0, "steps were in flight when an answer was cancelled");
+    assert!(took[1] < prompt.len() / 4 && took[2] >= prompt.len() - 1, "{took:?} positions");
 }

@@ -19,7 +19,7 @@ const PACED: &str = "paced";
 
 const RPC: &str = "llama.cpp RPC";
 /// Its rate is the same for every token, whatever the text: so many show it, beside answers that are longer.
-const RPC_TOKENS: u32 = 16;
+pub(super) const RPC_TOKENS: u32 = 16;
 const PLAIN: &str = "plain";
 const ALONE: &str = "one machine";
 

@@ -12,6 +12,7 @@ use clap::Args;
 
 use super::{
     figures::{ArmFigure, Figure, Report, Spread},
+    parts::RPC_TOKENS,
     plot::{self, Series},
 };
 use crate::Outcome;
@@ -148,8 +149,9 @@ fn section(report: &Report, plots: &[&str]) -> String {
          commit {}.\n\n\
          Each machine is a network namespace on a line of its own. *Real* stages compute, and share this machine's cores; *paced* \
          ones sleep for the time that the stage was measured to take with the cores to itself and answer from a recording, so that \
-         they overlap as on machines of their own. llama.cpp's RPC is real in both. A bound is every line's delay, the bytes at the \
-         line's rate and the stages' times, where traversals do not overlap. Values are medians over the rounds, with quartiles.\n\n",
+         they overlap as on machines of their own. llama.cpp's RPC is real in both, and asked for {RPC_TOKENS} tokens at most of novel and \
+         draftable answers, so that its prompt weighs more in its bytes a token. A bound is every line's delay, the bytes at the line's \
+         rate and the stages' times with all cores, where traversals do not overlap. Values are medians over the rounds, with quartiles.\n\n",
         report.machine,
         report.model,
         commits(report)

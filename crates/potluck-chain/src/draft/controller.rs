@@ -99,8 +99,9 @@ impl Progress {
 /// arXiv:2407.11798).
 ///
 /// The guarantee: in the long run at most 2 % slower than no drafts at all, whatever the sources say, where costs vary about what they
-/// are; 6 % where all of them double meanwhile, for what a plain step takes is known late then. What speculation has lost against plain steps is kept account of, what may still be lost bounds what a
-/// round may risk, and a source that does not pay is tried ever more rarely.
+/// are; 6 % where all of them double meanwhile, for what a plain step takes is known late then. What speculation has lost against plain
+/// steps is kept account of, what may still be lost bounds what a round may risk, and a source that does not pay is tried ever more
+/// rarely.
 #[derive(Debug, Clone)]
 pub struct Controller {
     pub(super) traversals: Curve,
@@ -177,8 +178,8 @@ impl Controller {
         let plain_rate = 1.0 / self.plain_step();
         let looked_up = choice::lookup(self, &self.probabilities(Source::Lookup, lookup));
         let made = |offer: Offer| Offer { rate: self.progress[usize::from(offer.streams)].rate(offer.rate), ..offer };
-        let waited = choice::model(self).into_iter().chain(choice::streamed(self)).map(made);
-        let modelled = waited.filter(|_| model).max_by(|a, b| a.rate.total_cmp(&b.rate));
+        let ways = choice::model(self).into_iter().chain(choice::streamed(self)).map(made);
+        let modelled = ways.filter(|_| model).max_by(|a, b| a.rate.total_cmp(&b.rate));
         let best = looked_up.map_or(0.0, |offer| offer.rate).max(modelled.map_or(0.0, |offer| offer.rate));
         if best < choice::GAIN_MIN * plain_rate {
             return if model { self.trial() } else { Plan::Plain };
@@ -305,10 +306,9 @@ impl Controller {
 
     /// A window was answered, and all that it hangs from was accepted. `accepted`: its rows that the target chose, from
     /// the top down; `decided`: whether the target has chosen what follows the last of them. Judges every guess that the target has
-    /// decided on; an empty tree of the draft model's counts, too.
+    /// decided on; an empty tree of the draft model's counts, too, unless its drafts are those that follow.
     pub fn answered(&mut self, source: Source, tree: &Tree, accepted: &[u16], decided: bool) {
         if tree.is_empty() && self.streams {
-            // Its drafts are those that follow.
             return;
         }
         let chosen = |row: u16| accepted.contains(&row);

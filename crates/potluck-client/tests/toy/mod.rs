@@ -81,6 +81,8 @@ pub struct Toy {
     pub whole_rows: usize,
     /// After so many whole rows it is lost.
     pub whole_rows_max: Option<usize>,
+    /// Rows that an answer of its can hold.
+    pub most: Option<usize>,
     /// Takes a step for each token alone.
     pub sequential: bool,
     /// Its first token; there are none before.
@@ -108,6 +110,8 @@ impl Toy {
         let trunk = tree.trunk(tokens.len());
         self.cache = texts[trunk - 1].clone();
         assert!(!self.sequential || trunk == tokens.len(), "a tree");
+        let too_many = step.rows == Rows::All && self.most.is_some_and(|most| tokens.len() > most);
+        assert!(!too_many, "{} rows for an answer of {:?}", tokens.len(), self.most);
         self.branches += usize::from(self.aside.contains(&(*start, tokens[0])));
         self.aside = (trunk..tokens.len()).map(|row| (texts[row].len() as u32 - 1, tokens[row])).collect();
         let children =
@@ -130,6 +134,10 @@ impl Chain for Toy {
 
     fn takes_drafts(&self) -> bool {
         !self.sequential
+    }
+
+    fn rows_max(&self, _top: u16) -> usize {
+        self.most.unwrap_or(usize::MAX)
     }
 
     async fn submit(&mut self, step: Submission) -> Result<u32, SessionError> {

@@ -165,3 +165,40 @@ fn a_full_queue_says_so_and_lets_go_of_those_who_left() {
     assert!(told.try_recv().is_err(), "there is room again");
     assert_eq!(pool.queue.len(), QUEUE_MAX / 2 + 1);
 }
+
+/// Whoever opens a session falls; after that sessions are refused.
+#[derive(Default)]
+struct Falls {
+    before: std::cell::Cell<bool>,
+}
+
+impl Opener for Falls {
+    type Chain = NoChain;
+
+    async fn open(&self) -> Result<Session<NoChain>, Problem> {
+        assert!(self.before.replace(true), "it falls");
+        Err(Problem::new(Whose::Busy(1), "no_room", "there is no room"))
+    }
+}
+
+#[tokio::test]
+async fn a_slot_outlives_a_job_that_falls() {
+    let (jobs, asked) = mpsc::channel(1);
+    let last = async {
+        let mut last = None;
+        for caller in [1, 2] {
+            let (job, mut events) = job(caller, 5);
+            jobs.send(job).await.unwrap();
+            while let Some((_, event)) = events.recv().await {
+                last = Some((caller, event));
+            }
+        }
+        drop(jobs);
+        last
+    };
+    let pool = run(Falls::default(), 1, asked, Arc::new(Metrics::new(None)));
+    let local = tokio::task::LocalSet::new();
+    let both = local.run_until(async { tokio::join!(pool, last) });
+    let ((), last) = timeout(Duration::from_secs(30), both).await.unwrap();
+    assert!(matches!(last, Some((2, Event::Failed(_)))), "the second is answered: {last:?}");
+}
