@@ -73,16 +73,17 @@ fuzz: ## Fuzz a decoder: make fuzz [TARGET=frame] [FUZZ_SECONDS=60]
 	cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $(if $(filter engine_%,$(TARGET)),--features engine) $(TARGET) -- -max_total_time=$(FUZZ_SECONDS)
 
 prove-streams: model ## Two minutes of 16 streams beside clients that misbehave; writes bench/results/streams.json
-	@POTLUCK_PROVE_SECONDS=120 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --test streams --no-capture
+	@POTLUCK_PROVE_SECONDS=120 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --test suite --no-capture streams::
 
 prove-pull: model ## How much of a link a pull from three peers fills (root); writes bench/results/pull.json
-	@POTLUCK_PROVE_PULL=1 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --test namespaces --no-capture -E 'test(fills_the_link)'
+	@POTLUCK_PROVE_PULL=1 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --test suite --no-capture -E 'test(fills_the_link)'
 
 prove-nat: setup ## Every pair of kinds of NAT, direct or relayed (root, some minutes); writes bench/results/nat-matrix.json
 	@POTLUCK_PROVE_NAT=1 POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --package potluck-net --test nat_matrix --no-capture prove_every_pair
 
 prove-inversion: model ## How much of a prompt is read back from hidden states, at each depth; writes bench/results/inversion.json
-	@cargo run --locked -p potluck-engine --example inversion -- "$${POTLUCK_TEST_MODEL:-$$HOME/.cache/potluck/models/SmolLM2-135M-Instruct.Q4_1.gguf}" bench/results/inversion.json
+	@cargo build --locked --workspace --example inversion
+	"$(CARGO_TARGET_DIR)/debug/examples/inversion" "$(POTLUCK_TEST_MODEL)" bench/results/inversion.json
 
 prove-codecs: model ## What each codec changes of a model: make prove-codecs [MODELS="A.gguf B.gguf"]; writes bench/results/codecs.json
 	@bench/codecs
@@ -91,7 +92,7 @@ prove-privacy: model ## What each privacy setting costs, side by side; writes be
 	@bench/privacy
 
 prove-roaming: model ## Answers whose relay, path and network change under way (root); writes bench/results/roaming.json
-	@POTLUCK_PROVE_ROAMING="$(CURDIR)/bench/results/roaming.json" POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --test roaming --no-capture --test-threads 1
+	@POTLUCK_PROVE_ROAMING="$(CURDIR)/bench/results/roaming.json" POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --test suite --no-capture --test-threads 1 roaming::
 
 prove-fuzz: ## Each decoder of what others send, ten million inputs (cargo-fuzz; some 45 minutes); writes bench/results/fuzz.json
 	@bench/fuzz

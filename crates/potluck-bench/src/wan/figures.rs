@@ -49,8 +49,10 @@ pub(crate) struct Figure {
     pub(crate) lost: usize,
     /// What was measured of each arm.
     pub(crate) unit: String,
-    /// Of what commit.
+    /// Of what commit, and on what machine.
     pub(crate) commit: String,
+    #[serde(default)]
+    pub(crate) machine: String,
     pub(crate) arms: Vec<ArmFigure>,
     pub(crate) ratios: Vec<Ratio>,
     pub(crate) equality: Vec<Equality>,
@@ -251,6 +253,7 @@ mod tests {
             lost: 0,
             unit: "tokens/s".into(),
             commit: "abc".into(),
+            machine: "a machine".into(),
             arms: Vec::new(),
             ratios: vec![Ratio {
                 of: "chain".into(),

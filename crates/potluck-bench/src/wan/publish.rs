@@ -145,14 +145,13 @@ fn curves(report: &Report, part: &str, x: &dyn Fn(&Figure) -> f64) -> Vec<Series
 fn section(report: &Report, plots: &[&str]) -> String {
     let mut text = format!(
         "## Over a wide-area network\n\n\
-         `make bench-wan` measures, `make report-wan` writes this section and the plots out of `bench/results/wan.json`. {}, {}; \
-         commit {}.\n\n\
+         `make bench-wan` measures, `make report-wan` writes this section and the plots out of `bench/results/wan.json`. {}; \
+         {}.\n\n\
          Each machine is a network namespace on a line of its own. *Real* stages compute, and share this machine's cores; *paced* \
          ones sleep for the time that the stage was measured to take with the cores to itself and answer from a recording, so that \
          they overlap as on machines of their own. llama.cpp's RPC is real in both, and asked for {RPC_TOKENS} tokens at most of novel and \
          draftable answers, so that its prompt weighs more in its bytes a token. A bound is every line's delay, the bytes at the line's \
          rate and the stages' times with all cores, where traversals do not overlap. Values are medians over the rounds, with quartiles.\n\n",
-        report.machine,
         report.model,
         commits(report)
     );
@@ -207,16 +206,16 @@ fn section(report: &Report, plots: &[&str]) -> String {
     text
 }
 
-/// Of what commits the figures are: they add up over runs.
+/// Of what commits the figures are, and on what machines: they add up over runs.
 fn commits(report: &Report) -> String {
-    let mut parts: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    let mut parts: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
     for figure in &report.figures {
-        parts.entry(&figure.commit).or_default().insert(&figure.part);
+        parts.entry((&figure.machine, &figure.commit)).or_default().insert(&figure.part);
     }
-    let of = |(commit, parts): (&str, BTreeSet<&str>)| {
-        format!("{commit} ({})", parts.into_iter().collect::<Vec<_>>().join(", "))
+    let of = |((machine, commit), parts): ((&str, &str), BTreeSet<&str>)| {
+        format!("commit {commit} on {machine} ({})", parts.into_iter().collect::<Vec<_>>().join(", "))
     };
-    parts.into_iter().map(of).collect::<Vec<_>>().join(", ")
+    parts.into_iter().map(of).collect::<Vec<_>>().join("; ")
 }
 
 /// What stages take, and how a reader computes another pair of models from it.

@@ -98,6 +98,7 @@ impl Race<'_> {
             lost: rounds.iter().map(|round| round.lost).sum(),
             unit: self.measure.unit().into(),
             commit: commit.into(),
+            machine: super::machine(),
             arms: Vec::new(),
             ratios: Vec::new(),
             equality: if self.paced { Vec::new() } else { self.equal(&rounds) },

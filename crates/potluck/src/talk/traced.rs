@@ -32,17 +32,17 @@ fn traced(trace: &Trace) -> String {
     lines.extend(prefill.stages.iter().map(|stage| row(stage, 1)));
     if steps > 0 {
         let each = |seconds: f64| seconds * 1e3 / steps as f64;
+        // Drafts that follow leave before what they follow is back.
+        let overlap = busy(decode) > decode.seconds;
+        let at_once = if overlap { ", several under way at once" } else { "" };
         lines.push(format!(
-            "answer: {:.2} ms a step, {steps} steps (milliseconds and bytes a step)",
+            "answer: {:.2} ms a step, {steps} steps{at_once} (milliseconds and bytes a step)",
             each(decode.seconds)
         ));
         lines.push(COLUMNS.into());
         lines.extend(decode.stages.iter().map(|stage| row(stage, stage.account.steps.max(1))));
-        lines.push(format!(
-            "  {:.2} to choose the token, {:.2} on the way between",
-            each(decode.client_s),
-            each(decode.elsewhere_s())
-        ));
+        let way = if overlap { String::new() } else { format!(", {:.2} on the way between", each(decode.elsewhere_s())) };
+        lines.push(format!("  {:.2} to choose the token{way}", each(decode.client_s)));
         lines.extend(slowest(decode));
     }
     lines.join("\n")
@@ -66,6 +66,11 @@ fn row(stage: &StageAccount, steps: u64) -> String {
     )
 }
 
+/// Seconds that the stages and the client account for: more than passed, where they worked at the same time.
+fn busy(phase: &Phase) -> f64 {
+    phase.client_s + phase.stages.iter().map(|stage| stage.account.busy_us() as f64 / 1e6).sum::<f64>()
+}
+
 /// What most of a step was spent on, in words.
 fn slowest(decode: &Phase) -> Option<String> {
     let parts = decode.stages.iter().flat_map(|stage| {
@@ -79,7 +84,7 @@ fn slowest(decode: &Phase) -> Option<String> {
     });
     let between = (decode.elsewhere_s() * 1e6) as u64;
     let (us, what) = parts.chain([(between, "the way between machines".into())]).max()?;
-    let share = us as f64 / 1e4 / decode.seconds;
+    let share = us as f64 / 1e4 / decode.seconds.max(busy(decode));
     (decode.seconds > 0.0).then(|| format!("  most of it: {what}, {share:.0} %"))
 }
 
@@ -106,11 +111,16 @@ mod tests {
         let decode = Phase { seconds: 0.1, client_s: 0.01, stages: vec![stage(0, 20_000, 10), stage(10, 50_000, 10)] };
         let prefill = Phase { seconds: 0.2, client_s: 0.0, stages: vec![stage(0, 90_000, 1)] };
         assert!((decode.elsewhere_s() - 0.018).abs() < 1e-9);
-        let text = traced(&Trace { prefill, decode });
+        let text = traced(&Trace { prefill, decode: decode.clone() });
         assert!(text.contains("answer: 10.00 ms a step, 10 steps"), "{text}");
         assert!(text.contains("1.00 to choose the token, 1.80 on the way between"), "{text}");
         assert!(text.ends_with("most of it: computing layers 10..20, 50 %"), "{text}");
         assert!(text.contains("0.80 rtt"), "{text}");
+        // Two steps under way at once: no share of more than all, and nothing said of the way.
+        let text = traced(&Trace { prefill: Phase::default(), decode: Phase { seconds: 0.05, ..decode } });
+        assert!(text.contains("answer: 5.00 ms a step, 10 steps, several under way at once"), "{text}");
+        assert!(text.contains("1.00 to choose the token\n"), "{text}");
+        assert!(text.ends_with("most of it: computing layers 10..20, 61 %"), "{text}");
         // Nothing was decoded: the prompt's table alone.
         let empty = Phase::default();
         assert!(!traced(&Trace { prefill: empty.clone(), decode: empty }).contains("answer"));
