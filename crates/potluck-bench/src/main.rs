@@ -98,7 +98,7 @@ enum Command {
     NoopPeer,
     /// Over a wide-area network
     #[cfg(target_os = "linux")]
-    Wan(wan::WanArgs),
+    Wan(Box<wan::WanArgs>),
     /// Plots and tables of that
     #[cfg(target_os = "linux")]
     WanReport(wan::ReportArgs),
@@ -142,7 +142,7 @@ fn main() -> ExitCode {
         match cli.command {
             Some(Command::NoopPeer) => noop::peer().await,
             #[cfg(target_os = "linux")]
-            Some(Command::Wan(args)) => wan::run(args).await,
+            Some(Command::Wan(args)) => wan::run(*args).await,
             #[cfg(target_os = "linux")]
             Some(Command::WanReport(args)) => wan::publish(&args),
             #[cfg(target_os = "linux")]

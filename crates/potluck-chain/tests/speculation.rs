@@ -4,8 +4,9 @@
 #[allow(dead_code, unreachable_pub, reason = "the example prints more of it")]
 mod virtual_time;
 
+use potluck_chain::draft::Controller;
 use virtual_time::{
-    Outcome, Policy,
+    Outcome, Policy, answer,
     machine::{Device, Setting},
     run,
     text::Kind,
@@ -13,8 +14,23 @@ use virtual_time::{
 
 const TOKENS: usize = 2_000;
 
+/// Answers that follow one another in a conversation, and tokens of each.
+const ANSWERS: u64 = 40;
+const SHORT: usize = 48;
+
 /// What may be lost before anything is known, in plain steps.
 const START: f64 = 8.0;
+
+/// Texts of which nothing may be lost that matters.
+const KINDS: [Kind; 4] = [
+    Kind::novel("novel 0.35", 0.35),
+    Kind::novel("novel 0.92", 0.92),
+    Kind::copying("mixed", 40.0, 80.0),
+    Kind { boasts: true, ..Kind::novel("boaster 0.05", 0.05) },
+];
+
+/// Seconds on lines, and forwards of the draft model in plain steps.
+const COSTS: [(f64, f64); 4] = [(0.0, 1.0), (0.0, 0.1), (0.05, 0.5), (0.2, 1.0)];
 
 fn setting(device: Device, lines: f64, draft: f64) -> Setting {
     Setting { device, lines, draft, noise: 0.2, drift: 1.0 }
@@ -27,15 +43,9 @@ fn both(kind: Kind, setting: Setting, seed: u64) -> (Outcome, Outcome) {
 
 #[test]
 fn never_more_than_two_per_cent_slower_than_none() {
-    let kinds = [
-        Kind::novel("novel 0.35", 0.35),
-        Kind::novel("novel 0.92", 0.92),
-        Kind::copying("mixed", 40.0, 80.0),
-        Kind { boasts: true, ..Kind::novel("boaster 0.05", 0.05) },
-    ];
-    for kind in kinds {
+    for kind in KINDS {
         for device in [Device::Cpu, Device::Gpu] {
-            for (lines, draft) in [(0.0, 1.0), (0.0, 0.1), (0.05, 0.5), (0.2, 1.0)] {
+            for (lines, draft) in COSTS {
                 // Where all costs double while it runs, what a plain step takes is known late.
                 for (drift, limit) in [(1.0, 1.02), (2.0, 1.06)] {
                     let setting = Setting { drift, ..setting(device, lines, draft) };
@@ -49,6 +59,42 @@ fn never_more_than_two_per_cent_slower_than_none() {
                         controlled.seconds,
                         plain.seconds
                     );
+                }
+            }
+        }
+    }
+}
+
+/// What the controller may lose before it knows anything, in plain steps: as it says itself after the first.
+fn allowance() -> f64 {
+    let mut controller = Controller::default();
+    controller.plan(&[], true);
+    controller.traversed(1, 1.0);
+    controller.allowance() / controller.plain_step()
+}
+
+#[test]
+fn nor_are_short_answers_in_a_row_all_together() {
+    // Once for all of them: the controller that one leaves behind goes on in the next, as in a conversation.
+    let start = allowance();
+    assert!((start - 6.0).abs() < 1e-6, "{start} plain steps");
+    for kind in KINDS {
+        for device in [Device::Cpu, Device::Gpu] {
+            for (lines, draft) in COSTS {
+                for row in 1..=3 {
+                    let setting = setting(device, lines, draft);
+                    let (mut controller, mut plain, mut spent, mut tokens) = (Controller::default(), 0.0, 0.0, 0);
+                    for seed in (0..ANSWERS).map(|number| row * ANSWERS + number) {
+                        let alone = run(kind, setting, Policy::PLAIN, seed, SHORT);
+                        let drafted = answer(&mut controller, kind, setting, Policy::Controlled, seed, SHORT);
+                        // The last step may bring more than was asked for.
+                        plain += drafted.tokens as f64 / alone.rate();
+                        spent += drafted.seconds;
+                        tokens += drafted.tokens;
+                    }
+                    let most = 1.02 * plain + start * plain / tokens as f64;
+                    let what = format!("{} {setting:?}, row {row}", kind.name);
+                    assert!(spent <= most, "{what}: {spent} s instead of {plain}, for {tokens} tokens");
                 }
             }
         }

@@ -26,7 +26,7 @@ struct Chosen {
 }
 
 /// A step that is in flight.
-struct Flight {
+pub(crate) struct Flight {
     /// Its first position.
     start: usize,
     /// Its rows that were text when it was sent. None: it follows another step's drafts.
@@ -37,9 +37,9 @@ struct Flight {
     entered: Option<u16>,
     sent: Instant,
     /// Nothing else was in flight when it was sent.
-    alone: bool,
-    /// What was in flight when it was sent was in vain: how long it takes says nothing.
-    delayed: bool,
+    pub(crate) alone: bool,
+    /// What was in flight when it was sent was in vain, or a prompt: how long it takes says nothing.
+    pub(crate) delayed: bool,
     /// A token before its own was another.
     stale: bool,
 }
@@ -59,14 +59,14 @@ impl Flight {
 }
 
 /// What is in flight and of use, and what may follow it.
-struct Ahead {
+pub(crate) struct Ahead {
     /// Tokens beyond the text, on the likeliest path.
-    beyond: Vec<u32>,
+    pub(crate) beyond: Vec<u32>,
     /// How likely they are all right.
     reached: f64,
-    in_flight: usize,
+    pub(crate) in_flight: usize,
     /// Rows that a further step may have.
-    room: usize,
+    pub(crate) room: usize,
 }
 
 /// What came of a step.
@@ -83,15 +83,14 @@ struct Judged {
 }
 
 impl<C: Chain> Session<C> {
-    /// After the prompt's last step was answered: chooses, sends, shows, until something ends it.
+    /// After the prompt's last step was answered, behind which drafts may be in flight: chooses, sends, shows, until something ends it.
     pub(crate) async fn decode(
         &mut self,
         run: &mut Run,
-        first: Answer,
+        (first, mut flights): (Answer, VecDeque<Flight>),
         cancel: &Cancel,
         on_token: &mut impl FnMut(&TokenEvent),
     ) -> Result<FinishReason, GenerateError> {
-        let mut flights: VecDeque<Flight> = VecDeque::new();
         let certain = first.count.into();
         let (start, drafted, source) = (first.start as usize, Drafted::default(), Source::Lookup);
         let now = self.drafting.clock.0;
@@ -268,7 +267,7 @@ impl<C: Chain> Session<C> {
     }
 
     /// What is in flight and of use, and what may follow it.
-    fn ahead(&self, run: &Run, flights: &VecDeque<Flight>) -> Ahead {
+    pub(crate) fn ahead(&self, run: &Run, flights: &VecDeque<Flight>) -> Ahead {
         let mut ahead = Ahead { beyond: Vec::new(), reached: 1.0, in_flight: 0, room: 0 };
         for flight in flights.iter().filter(|flight| !flight.stale) {
             let (unknown, right) = flight.unknown();
@@ -284,7 +283,7 @@ impl<C: Chain> Session<C> {
         ahead
     }
 
-    async fn fly(
+    pub(crate) async fn fly(
         &mut self,
         run: &mut Run,
         certain: Vec<u32>,
@@ -302,6 +301,9 @@ impl<C: Chain> Session<C> {
         let (alone, delayed) = (flights.is_empty(), flights.iter().any(|flight| flight.stale));
         run.counts.steps += 1;
         run.counts.rows += tokens.len();
+        if let Some(tracing) = run.tracing.as_mut().filter(|_| !alone) {
+            tracing.overlaps();
+        }
         let submission = Submission { start: start as u32, tokens, rows, top: run.top, tree, fence };
         self.submit_drafts(submission, &kept).await?;
         let (sent, entered, stale) = ((self.drafting.clock.0)(), None, false);

@@ -360,8 +360,8 @@ impl<C: Chain> Session<C> {
             return Ok(FinishReason::Length);
         }
         self.drafting.begin([&request.prompt[..], run.tokens()].concat(), request.exact);
-        let Some(answer) = self.prefill(request, run, cancel).await? else { return Ok(FinishReason::Cancel) };
-        self.decode(run, answer, cancel, on_token).await
+        let Some(first) = self.prefill(request, run, cancel).await? else { return Ok(FinishReason::Cancel) };
+        self.decode(run, first, cancel, on_token).await
     }
 
     /// Takes the answers that an earlier answer did not wait for.

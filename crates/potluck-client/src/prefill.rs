@@ -5,20 +5,26 @@ use std::collections::VecDeque;
 use potluck_chain::{
     Answer, STEPS_IN_FLIGHT_MAX,
     chunks::{Cuts, PREFILL_POSITIONS_IN_FLIGHT},
+    draft::Source,
 };
 use potluck_core::{Rows, bounds::STEP_POSITIONS_MAX};
 
-use crate::{Cancel, Chain, GenerateError, Request, Session, run::Run, trace::Tracing};
+use crate::{
+    Cancel, Chain, GenerateError, Request, Session,
+    decode::{Ahead, Flight},
+    run::Run,
+    trace::Tracing,
+};
 
 impl<C: Chain> Session<C> {
-    /// Evaluates what is new of the prompt, and of the answer where it goes on here. Returns the last step's answer; `None`:
-    /// cancelled.
+    /// Evaluates what is new of the prompt, and of the answer where it goes on here. Returns the last step's answer, and the drafts that
+    /// followed it; `None`: cancelled.
     pub(crate) async fn prefill(
         &mut self,
         request: &Request,
         run: &mut Run,
         cancel: &Cancel,
-    ) -> Result<Option<Answer>, GenerateError> {
+    ) -> Result<Option<(Answer, VecDeque<Flight>)>, GenerateError> {
         self.drain().await?;
         let tokens = [&request.prompt[..], run.tokens()].concat();
         let known = self.common(&tokens);
@@ -53,7 +59,7 @@ impl<C: Chain> Session<C> {
         let mut chunks = cuts.iter().zip(ends).map(|(&start, end)| &tokens[start..end]).peekable();
         let now = self.drafting.clock.0;
         let began = now();
-        let mut under_way = VecDeque::new();
+        let (mut under_way, mut flights) = (VecDeque::new(), VecDeque::new());
         loop {
             // Steps as they were before may have any size: so many positions, too, and no more.
             while self.unanswered < in_flight
@@ -66,15 +72,28 @@ impl<C: Chain> Session<C> {
                 let rows = if chunks.peek().is_none() { Rows::Last } else { Rows::None };
                 self.submit(tokens, rows, run.top).await?;
             }
-            let answer = tokio::select! {
+            let Ahead { beyond, in_flight: following, mut room, .. } = self.ahead(run, &flights);
+            if chunks.peek().is_some() || request.trace {
+                room = 0;
+            }
+            let next = tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Ok(None),
-                answer = self.chain.answer() => answer?,
-                () = self.drafting.read(most.chunk) => return Ok(None),
+                answer = self.chain.answer() => Ok(answer?),
+                drafted = self.drafting.behind_prompt(&run.sampler, most.chunk, &beyond, following + 1, room) => Err(drafted),
+            };
+            let answer = match next {
+                Ok(answer) => answer,
+                Err(drafted) => {
+                    self.fly(run, Vec::new(), drafted, Source::Model, false, &mut flights).await?;
+                    // How long it takes says how long the prompt took.
+                    flights.iter_mut().for_each(|flight| (flight.alone, flight.delayed) = (false, true));
+                    continue;
+                }
             };
             self.unanswered -= 1;
             under_way.pop_front();
-            if self.unanswered == 0 && chunks.peek().is_none() {
+            if under_way.is_empty() && chunks.peek().is_none() {
                 run.prefilled(self.chain.bytes_written());
                 if let Some(tracing) = &mut run.tracing
                     && let Some(accounts) = self.chain.accounts().await?
@@ -84,7 +103,7 @@ impl<C: Chain> Session<C> {
                 if !fixed {
                     self.learn(positions, Cuts { chunk, in_flight }, (now() - began).as_secs_f64()).await?;
                 }
-                return Ok(Some(answer));
+                return Ok(Some((answer, flights)));
             }
         }
     }

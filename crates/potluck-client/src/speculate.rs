@@ -69,6 +69,8 @@ pub struct Drafting {
     text: Vec<u32>,
     growth: Growth,
     rule: Option<Rule>,
+    /// Whether drafts follow the prompt was decided.
+    behind_prompt: bool,
     pub(crate) model: Option<DraftModel>,
     drafts: Drafts,
     /// What reads the time for what is learnt of the chain.
@@ -104,7 +106,7 @@ impl Drafting {
     pub(crate) fn begin(&mut self, text: Vec<u32>, exact: bool) {
         self.exact = exact;
         self.growth = Growth::default();
-        self.rule = None;
+        (self.rule, self.behind_prompt) = (None, false);
         let common = self.text.iter().zip(&text).take_while(|(a, b)| a == b).count();
         self.lookup.truncate(common.min(self.lookup.len()));
         self.text = text;
@@ -121,13 +123,36 @@ impl Drafting {
         self.model.as_ref().is_some_and(|model| model.unread(&self.text) > UNREAD_MAX)
     }
 
-    /// Has the draft model read the text while the chain does; never returns.
-    pub(crate) async fn read(&mut self, chunk: usize) {
+    /// Has the draft model read the text.
+    async fn read(&mut self, chunk: usize) {
         if self.uses(Source::Model)
             && let Some(model) = &mut self.model
             && let Err(error) = model.read(&self.text, chunk).await
         {
             self.lose_model(&error);
+        }
+    }
+
+    /// Has the draft model read the prompt while the chain does. Where drafts follow what is certain, they follow the prompt, too, as soon as all
+    /// of it is under way: returns what is worth sending; otherwise never. `beyond`: what is in flight behind the prompt.
+    pub(crate) async fn behind_prompt(
+        &mut self,
+        sampler: &Sampler,
+        chunk: usize,
+        beyond: &[u32],
+        in_flight: usize,
+        room: usize,
+    ) -> Tree {
+        // What it has guessed stays where nothing is left to read.
+        if self.model.as_ref().is_some_and(|model| model.unread(&self.text) > 0) {
+            self.read(chunk).await;
+        }
+        if room > 0 && self.uses(Source::Model) && !self.behind_prompt {
+            self.behind_prompt = true;
+            self.rule = self.controller.plan_behind_prompt();
+        }
+        if room > 0 && self.rule.is_some() {
+            return self.ahead(sampler, beyond, in_flight, room).await;
         }
         std::future::pending().await
     }

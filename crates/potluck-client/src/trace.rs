@@ -30,7 +30,7 @@ impl StageAccount {
 pub struct Trace {
     /// Until the prompt's last step was answered. Several steps are in flight, so stages work at the same time.
     pub prefill: Phase,
-    /// From then on: one step at a time.
+    /// From then on: a step at a time, or several where drafts follow what they rest on.
     pub decode: Phase,
 }
 
@@ -41,6 +41,8 @@ pub struct Phase {
     pub seconds: f64,
     /// Seconds of these in which the client chose tokens.
     pub client_s: f64,
+    /// Steps of the answer that left while another was under way, so that stages worked at the same time. A prompt's are not counted.
+    pub overlapping: u64,
     /// What each stage did, in the route's order. Peers speak for themselves: it explains, it proves nothing.
     pub stages: Vec<StageAccount>,
 }
@@ -60,23 +62,29 @@ pub(crate) struct Tracing {
     before: Vec<StageAccount>,
     prefilled: Option<(Phase, Vec<StageAccount>, Instant)>,
     client: Duration,
+    overlapping: u64,
 }
 
 impl Tracing {
     /// The stages' accounts before the first step.
     pub(crate) fn new(before: Vec<StageAccount>) -> Self {
-        Self { before, prefilled: None, client: Duration::ZERO }
+        Self { before, prefilled: None, client: Duration::ZERO, overlapping: 0 }
     }
 
     /// The prompt took so long, and left these accounts.
     pub(crate) fn prefilled(&mut self, seconds: f64, accounts: Vec<StageAccount>) {
-        let phase = Phase { seconds, client_s: 0.0, stages: difference(&accounts, &self.before) };
+        let phase = Phase { seconds, stages: difference(&accounts, &self.before), ..Phase::default() };
         self.prefilled = Some((phase, accounts, Instant::now()));
     }
 
     /// The client took so long to choose a token.
     pub(crate) fn chose(&mut self, time: Duration) {
         self.client += time;
+    }
+
+    /// A step left while another was under way.
+    pub(crate) fn overlaps(&mut self) {
+        self.overlapping += 1;
     }
 
     /// When decoding began, once it has.
@@ -88,7 +96,8 @@ impl Tracing {
     pub(crate) fn finish(self, seconds: f64, accounts: &[StageAccount]) -> Option<Trace> {
         let (prefill, before, _) = self.prefilled?;
         let stages = difference(accounts, &before);
-        Some(Trace { prefill, decode: Phase { seconds, client_s: self.client.as_secs_f64(), stages } })
+        let (client_s, overlapping) = (self.client.as_secs_f64(), self.overlapping);
+        Some(Trace { prefill, decode: Phase { seconds, client_s, overlapping, stages } })
     }
 }
 

@@ -24,6 +24,11 @@ use potluck_core::{Hidden, Logits, Rows};
 use potluck_engine::{EngineProcess, GrammarSource};
 
 const POSITIONS: u32 = 512;
+
+/// The shape of a batch alone moves a logit of this model by up to so much (`docs/benchmarks.md`): a token that is no
+/// further behind the largest is as good as it, and one that is further behind was not the target's choice.
+const NEAR_TIE: f32 = 0.4;
+
 const PROMPT: &str = "<|im_start|>user\nTell me a story about a llama.<|im_end|>\n<|im_start|>assistant\n";
 
 async fn chain() -> (LocalChain, u32) {
@@ -202,7 +207,7 @@ async fn a_draft_model_saves_traversals_and_each_token_is_the_targets_own() {
     assert!(drafts.accepted > 40 && saved, "it guesses what it would say itself: {waited:?}, {drafts:?}");
     assert!(drafts.forwards >= drafts.accepted);
 
-    // Batches of other shapes are rounded otherwise: what was chosen is the largest, or as good as the largest.
+    // One batch of all of it is rounded otherwise: what was chosen is the largest, or as good as the largest.
     let (mut chain, _) = chain().await;
     let text = [&prompt[..], &outcome.tokens].concat();
     chain.submit(Submission::chain(0, text[..text.len() - 1].to_vec(), Rows::All, 0)).await.unwrap();
@@ -210,7 +215,7 @@ async fn a_draft_model_saves_traversals_and_each_token_is_the_targets_own() {
     for (row, &token) in rows[prompt.len() - 1..].iter().zip(&outcome.tokens) {
         let Logits::Whole(logits) = row else { panic!("a whole row was asked for") };
         let (chosen, largest) = (logits.0[token as usize], logits.0[largest(row) as usize]);
-        assert!(largest - chosen < 1.0, "{token} has {chosen}, the largest {largest}");
+        assert!(largest - chosen <= NEAR_TIE, "{token} has {chosen}, the largest {largest}");
     }
 }
 

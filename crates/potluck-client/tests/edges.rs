@@ -1,4 +1,4 @@
-//! Drafts where they are seldom tried: branches that are accepted, and answers that end amid a step.
+//! Drafts where they are seldom tried: branches that are accepted, answers that end amid a step, grammars and biases.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
@@ -13,60 +13,13 @@ use std::{
 };
 
 use common::small_model;
-use potluck_chain::{
-    Deadlines,
-    sample::{FinishReason, SamplingParams},
-};
-use potluck_client::{Cancel, DraftCounts, DraftModel, Drafts, LocalChain, Outcome, Request, Session};
-use potluck_core::{Hidden, Input, LayerRange, Logits, Output, Rows, StageCommand, StageReply};
-use tokio::sync::mpsc;
-use toy::{Toy, VOCABULARY, expected, logits, mix, now, request, sampled};
+use potluck_chain::sample::{FinishReason, SamplingParams};
+use potluck_client::{Cancel, DraftCounts, Drafts, Outcome, Request, Session};
+use potluck_engine::GrammarSource;
+use toy::{Toy, VOCABULARY, answered, draft_model, expected, now, request, sampled};
 
-/// What a draft model guesses behind these tokens: the target's two likeliest, close to each other, and one time in two in the wrong
-/// order.
-fn guessed(text: &[u32]) -> Vec<f32> {
-    let row = logits(text);
-    let mut ranked: Vec<usize> = (0..row.len()).collect();
-    ranked.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
-    if text.iter().rev().take(3).fold(7, |state, &token| mix(state ^ u64::from(token))).is_multiple_of(2) {
-        ranked.swap(0, 1);
-    }
-    let mut guessed = vec![-20.0; row.len()];
-    (guessed[ranked[0]], guessed[ranked[1]]) = (1.0, 0.8);
-    guessed
-}
-
-/// An engine that holds such a draft model, and counts the positions that it evaluates.
-async fn draft_model(read: Arc<AtomicUsize>) -> DraftModel {
-    let ((commands, mut asked), (replies, answers)) = (mpsc::channel(64), mpsc::channel(64));
-    tokio::spawn(async move {
-        let mut cache: Vec<u32> = Vec::new();
-        while let Some(command) = asked.recv().await {
-            let reply = match command {
-                StageCommand::Open { cache, .. } => StageReply::Opened { cache, result: Ok(()) },
-                StageCommand::Forward { batch, steps } => {
-                    let step = &steps[0];
-                    let Input::Tokens(tokens) = &step.input else { panic!("not of tokens") };
-                    assert!(step.start as usize <= cache.len() && step.tree.is_chain());
-                    cache.truncate(step.start as usize);
-                    cache.extend(tokens);
-                    read.fetch_add(tokens.len(), Relaxed);
-                    let rows = match step.rows {
-                        Rows::None => Vec::new(),
-                        _ => vec![Logits::Whole(Hidden(guessed(&cache)))],
-                    };
-                    StageReply::Forwarded { batch, results: vec![Ok(Output::Logits(rows))], compute_us: 1 }
-                }
-                _ => break,
-            };
-            if replies.send(reply).await.is_err() {
-                break;
-            }
-        }
-    });
-    let of = (LayerRange::new(0, 1).unwrap(), VOCABULARY);
-    DraftModel::new(LocalChain::over((commands, answers), of, toy::POSITIONS, Deadlines::default()).await.unwrap())
-}
+/// Where the toy's tokens begin that are text, a letter or so each: `P` to `_`.
+const LETTERS: u32 = 64;
 
 #[tokio::test]
 async fn a_branch_that_is_accepted_goes_on_as_it_would_have_without() {
@@ -154,10 +107,8 @@ async fn an_end_token_ends_an_answer_wherever_it_was_drafted() {
 
 #[tokio::test]
 async fn a_text_that_ends_an_answer_takes_back_what_was_accepted_behind_it() {
-    // Tokens whose text is a letter or so.
-    const FIRST: u32 = 64;
-    let mut sessions = pair(FIRST).await;
-    let prompt = told_before(&mut sessions, [FIRST + 5, FIRST + 6]).await;
+    let mut sessions = pair(LETTERS).await;
+    let prompt = told_before(&mut sessions, [LETTERS + 5, LETTERS + 6]).await;
     let asked = request(SamplingParams::greedy(), prompt, 60);
     let (whole, _) = both(&mut sessions, &asked).await;
     let mut amid = 0;
@@ -240,4 +191,53 @@ async fn a_session_comes_to_rest_and_forgets_what_its_draft_model_has_read() {
     }
     assert!(restless > 0, "steps were in flight when an answer was cancelled");
     assert!(took[1] < prompt.len() / 4 && took[2] >= prompt.len() - 1, "{took:?} positions");
+}
+
+#[tokio::test]
+async fn a_grammar_shapes_an_answer_as_without_drafts_and_drafts_that_follow_it_are_accepted() {
+    let pairs = GrammarSource::Gbnf("root ::= ([P-W] [X-_])+".into());
+    let schema = GrammarSource::JsonSchema(r#"{"type":"string","pattern":"^([P-W][X-Z])+$"}"#.into());
+    // The grammar is asked about the tokens of a row, for it knows more of them than the toy has.
+    let toy = || Toy { first: LETTERS, top: Some((LETTERS + VOCABULARY) as usize), ..Toy::default() };
+    for (grammar, opening) in [(pairs, ""), (schema, "\"")] {
+        for params in [SamplingParams::greedy(), SamplingParams { temperature: 0.5, ..sampled(6) }] {
+            let asked = request(params, vec![LETTERS, LETTERS + 1], 300);
+            let asked = Request { grammar: Some(grammar.clone()), ..asked };
+            let (drafted, _) = answered(toy(), Drafts::Lookup, asked.clone()).await;
+            let (plain, _) = answered(toy(), Drafts::Off, asked.clone()).await;
+            assert_eq!((&drafted.tokens, &drafted.text), (&plain.tokens, &plain.text), "{asked:?}");
+            let (with, without) = (drafted.drafts, plain.drafts);
+            assert!(with.accepted > 20 && without.drafted == 0, "{asked:?}: {with:?}, {without:?}");
+            let letters = plain.text.strip_prefix(opening).unwrap();
+            let follows = |(at, letter): (usize, char)| match at.is_multiple_of(2) {
+                true => ('P'..='W').contains(&letter),
+                false => ('X'..='_').contains(&letter),
+            };
+            assert!(letters.len() > 290 && letters.chars().enumerate().all(follows), "{}", plain.text);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_bias_shifts_what_is_said_and_no_draft_shifts_it_back() {
+    const BANNED: u32 = 4;
+    let (vocabulary, prompt) = (small_model().vocabulary().await, vec![1, 2]);
+    assert!(expected(&sampled(9), &prompt, 400).contains(&BANNED), "without a bias it is said");
+    for drafts in [Drafts::Lookup, Drafts::Model, Drafts::Auto] {
+        let mut accepted = 0;
+        for params in [SamplingParams::greedy(), SamplingParams { temperature: 0.5, ..sampled(8) }, sampled(9)] {
+            let params = SamplingParams { logit_bias: vec![(3, 1.0), (BANNED, f32::NEG_INFINITY)], ..params };
+            let asked = request(params.clone(), prompt.clone(), 400);
+            let mut session = Session::new(Toy::default(), vocabulary.clone())
+                .with_drafts(drafts, Some(draft_model(Arc::default()).await));
+            session.set_clock(now);
+            let drafted = session.generate(asked.clone(), &Cancel::new(), |_| {}).await.unwrap();
+            let (plain, _) = answered(Toy::default(), Drafts::Off, asked).await;
+            assert_eq!(drafted.tokens, plain.tokens, "{drafts:?}, {params:?}");
+            assert_eq!(plain.tokens, expected(&params, &prompt, 400), "{params:?}");
+            assert!(!plain.tokens.contains(&BANNED), "{params:?}");
+            accepted += drafted.drafts.accepted;
+        }
+        assert!(accepted > 20, "{accepted} drafts of {drafts:?} accepted");
+    }
 }

@@ -3,13 +3,15 @@
 
 mod common;
 
+use std::collections::HashMap;
+
 use common::{exact, small_model, tokens};
 use potluck_core::{
     CacheId, Hidden, LayerRange, Logits, ModelId, Output, Stage, StageError, StageShape, StageSpec, Step,
 };
 use potluck_engine::{
     EngineSettings, LlamaStage,
-    codecs::{CODECS, MeasureError, caches, measure},
+    codecs::{CODECS, MeasureError, Seen, caches, measure, watch},
 };
 use potluck_model::proof::{At, Loss};
 use potluck_wire::Codec;
@@ -38,8 +40,19 @@ fn each_codec_is_measured_at_all_cuts_and_at_each() {
     // As good as made-up text is to predict.
     assert!(table.nll > 3.0, "{}", table.nll);
     assert!(matches!(table.losses(Codec::F16)[..], [Loss::Positions { scored: 40 }, ..]));
-    // The same again is the same.
-    let again = measure(&mut stages, &passages, true, |_| {}).unwrap();
+    // The same again is the same, and what is shown is what was counted.
+    let (mut unchanged, mut agreed) = (HashMap::new(), 0);
+    let see = |seen: Seen<'_>| {
+        let likeliest = seen.logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
+        let at = (seen.passage, seen.position);
+        match seen.codec {
+            None => drop(unchanged.insert(at, likeliest)),
+            Some((Codec::Mixed4, At::AllCuts)) => agreed += u32::from(unchanged[&at] == likeliest),
+            Some(_) => {}
+        }
+    };
+    let again = watch(&mut stages, &passages, true, |_| {}, see).unwrap();
+    assert_eq!((unchanged.len(), agreed), (40, again.together(Codec::Mixed4).unwrap().change.agreed));
     let changes = |table: &potluck_model::proof::Table| table.rows.iter().map(|row| row.change).collect::<Vec<_>>();
     assert_eq!((again.nll, again.halved, changes(&again)), (table.nll, table.halved, changes(&table)));
 }

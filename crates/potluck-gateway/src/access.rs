@@ -55,6 +55,11 @@ impl Caller {
         matches!((self, other), (Self::Address(_), Self::Address(_))) || self == other
     }
 
+    /// Whether others go first: the grant of its key says so.
+    pub(crate) fn yields(&self) -> bool {
+        if let Self::Granted(guest) = self { guest.yields() } else { false }
+    }
+
     /// Counts tokens that are computed for it, before they are.
     pub(crate) fn charge(&self, tokens: usize) -> Result<(), Problem> {
         if let Self::Granted(guest) = self { guest.charge(tokens as u64) } else { Ok(()) }

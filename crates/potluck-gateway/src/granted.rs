@@ -95,6 +95,11 @@ impl Guest {
         self.may(Operating)
     }
 
+    /// Whether others go first.
+    pub(crate) fn yields(&self) -> bool {
+        self.member.chain().scope().yields()
+    }
+
     /// Counts so many tokens against what its grant allows in a day, if it still allows anything.
     pub(crate) fn charge(&self, tokens: u64) -> Result<(), Problem> {
         let now = utc_now();
@@ -149,8 +154,13 @@ pub(crate) mod tests {
 
     /// A guest with so many tokens a day, and what takes its key back.
     pub(crate) fn guest(tokens_per_day: Option<u64>) -> (Guest, impl Fn()) {
+        guest_of(Caveats { tokens_per_day, ..Caveats::default() })
+    }
+
+    /// A guest within these limits, and what takes its key back.
+    pub(crate) fn guest_of(limits: Caveats) -> (Guest, impl Fn()) {
         let (root, secret) = (Root::from_bytes(&[1; 32]), SecretKey::from_bytes(&[2; 32]));
-        let caveats = Caveats { role: Some(Role::Guest), until: Some(u64::MAX), tokens_per_day, ..Caveats::default() };
+        let caveats = Caveats { role: Some(Role::Guest), until: Some(u64::MAX), ..limits };
         let grant = root.grant_as(secret.peer_id(), &caveats).unwrap().into_bytes();
         let text = ApiKey::new(&secret, grant).to_string();
         let gate = Gate::new(root.public());

@@ -12,6 +12,9 @@ pub(crate) const QUEUE_PER_CALLER_MAX: usize = 64;
 
 const _: () = assert!(QUEUE_PER_CALLER_MAX <= QUEUE_MAX);
 
+/// Requests in a row that may pass by those who yield; then one of theirs is next.
+const PASSED_MAX: u32 = 15;
+
 /// What waits, by whom.
 #[derive(Debug)]
 pub(crate) struct FairQueue<T> {
@@ -19,11 +22,13 @@ pub(crate) struct FairQueue<T> {
     /// Callers with something waiting, each once, in the order in which they are served.
     turn: VecDeque<Caller>,
     len: usize,
+    /// Requests since the last of those who yield, while one of them waited.
+    passed: u32,
 }
 
 impl<T> Default for FairQueue<T> {
     fn default() -> Self {
-        Self { waiting: BTreeMap::new(), turn: VecDeque::new(), len: 0 }
+        Self { waiting: BTreeMap::new(), turn: VecDeque::new(), len: 0, passed: 0 }
     }
 }
 
@@ -49,9 +54,13 @@ impl<T> FairQueue<T> {
         Ok(())
     }
 
-    /// The next one; its caller goes to the end of the turn.
+    /// The next one; its caller goes to the end of the turn. Those who yield are next where nobody else waits, and after [`PASSED_MAX`] others.
     pub(crate) fn pop(&mut self) -> Option<T> {
-        let caller = self.turn.pop_front()?;
+        let one_yields = self.turn.iter().any(Caller::yields);
+        let theirs = one_yields && self.passed >= PASSED_MAX;
+        let next = self.turn.iter().position(|caller| caller.yields() == theirs).unwrap_or(0);
+        let caller = self.turn.remove(next)?;
+        self.passed = if one_yields && !caller.yields() { self.passed + 1 } else { 0 };
         let line = self.waiting.get_mut(&caller)?;
         let item = line.pop_front();
         self.len -= usize::from(item.is_some());
@@ -74,6 +83,8 @@ impl<T> FairQueue<T> {
 
 #[cfg(test)]
 mod tests {
+    use potluck_grant::Caveats;
+
     use super::*;
 
     fn caller(n: u8) -> Caller {
@@ -89,6 +100,17 @@ mod tests {
         let order: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
         assert_eq!(order, ["a1", "b1", "c1", "a2", "b2", "a3"]);
         assert_eq!((queue.len(), queue.turn.len(), queue.waiting.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn who_yields_waits_for_all_others_and_does_not_starve() {
+        let (yielding, _) = crate::granted::tests::guest_of(Caveats { yields: true, ..Caveats::default() });
+        let mut queue = FairQueue::default();
+        (0..2).for_each(|_| queue.push(Caller::Granted(yielding.clone()), "batch").unwrap());
+        (0..40).for_each(|_| queue.push(caller(1), "chat").unwrap());
+        let order: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
+        let at: Vec<_> = (0..).zip(&order).filter(|(_, what)| **what == "batch").map(|(at, _)| at).collect();
+        assert_eq!((order.len(), at), (42, vec![PASSED_MAX, 2 * PASSED_MAX + 1]));
     }
 
     #[test]

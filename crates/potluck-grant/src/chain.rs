@@ -207,6 +207,7 @@ pub(crate) fn write_block(holder: PeerId, caveats: &Caveats) -> Result<BlockBuil
         (IpAddr::V6(address), bits) => fact("net", &[bytes(&address.octets()), int(bits.into())]),
     }));
     facts.extend(caveats.bytes_per_day.map(|count| fact("bytes_per_day", &[int(count)])));
+    facts.extend(caveats.yields.then(|| fact("yields", &[Term::Bool(true)])));
     if facts.len() > FACTS_MAX {
         return Err(GrantError::Unreadable(format!("{} facts in a link; {FACTS_MAX} are allowed", facts.len())));
     }
@@ -265,6 +266,7 @@ fn read_block(bytes: &[u8]) -> Result<(PeerId, Caveats), GrantError> {
                 caveats.nets.insert(net.ok_or_else(|| unreadable("no network"))?)
             }
             ("bytes_per_day", [Content::Integer(count)]) => set(&mut caveats.bytes_per_day, whole(*count)?),
+            ("yields", [Content::Bool(true)]) => !std::mem::replace(&mut caveats.yields, true),
             _ => return Err(unreadable("a fact that this version does not know")),
         };
         if !fresh {

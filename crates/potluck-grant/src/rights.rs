@@ -182,6 +182,8 @@ pub struct Caveats {
     pub nets: BTreeSet<Net>,
     /// Bytes a UTC day to and from services of each peer, all that it was handed on to together.
     pub bytes_per_day: Option<u64>,
+    /// Work under it waits for others' where both wait for the same.
+    pub yields: bool,
 }
 
 impl Caveats {
@@ -213,6 +215,7 @@ pub struct Scope {
     pub(crate) budgets: Vec<Budget>,
     pub(crate) hand_on: Option<u8>,
     pub(crate) reach: ReachScope,
+    pub(crate) yields: bool,
 }
 
 /// A limit that is counted: of this link, whoever holds what it was handed on to.
@@ -258,6 +261,7 @@ impl Scope {
             budgets: Vec::new(),
             hand_on: None,
             reach: ReachScope::default(),
+            yields: false,
         };
         scope.narrow(caveats, link);
         scope.reach.link_local = caveats.nets.iter().filter(|net| net.is_link_local()).copied().collect();
@@ -283,6 +287,7 @@ impl Scope {
             (Some(left), Some(now)) => Some(left.min(now)),
             (left, now) => left.or(now),
         };
+        self.yields |= caveats.yields;
         self.reach.narrow(&caveats.ports, &caveats.nets, caveats.reaches_by_name());
         self.reach.budgets.extend(caveats.bytes_per_day.map(|bytes_per_day| ByteBudget { link, bytes_per_day }));
     }
@@ -344,6 +349,11 @@ impl Scope {
     /// How often it may be handed on; `None`: as often as a grant has room for.
     pub fn hand_ons(&self) -> Option<u8> {
         self.hand_on
+    }
+
+    /// Whether work under it waits for others' where both wait for the same.
+    pub fn yields(&self) -> bool {
+        self.yields
     }
 
     /// Whether it holds then.

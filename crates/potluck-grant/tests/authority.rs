@@ -286,9 +286,9 @@ fn caveats() -> impl Strategy<Value = Caveats> {
     let times = proptest::option::of(0_u8..4);
     let ports = proptest::collection::btree_set(proptest::sample::select(&PORTS[..]), 0..3);
     let nets = proptest::collection::btree_set(proptest::sample::select(&NETS[..]), 0..3);
-    let reach = (ports, nets, proptest::option::of(0_u64..1_000));
+    let reach = (ports, nets, proptest::option::of(0_u64..1_000), proptest::bool::ANY);
     (role, time(), time(), hours, ids(), ids(), (count, times), reach).prop_map(
-        |(role, from, until, hours, models, peers, (tokens_per_day, hand_on), (ports, nets, bytes))| Caveats {
+        |(role, from, until, hours, models, peers, (tokens_per_day, hand_on), (ports, nets, bytes, yields))| Caveats {
             role,
             from,
             until,
@@ -300,6 +300,7 @@ fn caveats() -> impl Strategy<Value = Caveats> {
             ports: ports.into_iter().map(|text| text.parse::<Ports>().unwrap()).collect(),
             nets: nets.into_iter().map(|text| text.parse::<Net>().unwrap()).collect(),
             bytes_per_day: bytes,
+            yields,
         },
     )
 }
@@ -363,8 +364,9 @@ proptest! {
             prop_assert!(now_reached.is_subset(&reach), "{:?} reaches further than {:?}", caveats, first);
             reach = now_reached;
             // The holder's own grant is what it was, and what is counted above is counted below.
-            let scope = gate.read(&longer).unwrap().scope().clone();
+            let (scope, above) = (gate.read(&longer).unwrap().scope().clone(), gate.read(&grant).unwrap().scope().yields());
             prop_assert!(scope.budgets().len() >= budgets);
+            prop_assert_eq!(scope.yields(), above || caveats.yields, "who yields hands on no more than that");
             (grant, before, budgets) = (longer, after, scope.budgets().len());
         }
     }

@@ -275,7 +275,7 @@ impl Driver {
             Happened::Looked { stream, found } => {
                 if let Some(stream) = self.asked.remove(&stream) {
                     match found {
-                        Ok((part, turn)) => stream.end_with(&part, turn),
+                        Ok((part, turn)) => stream.end_with(part, turn),
                         Err(failure) => stream.end(failure),
                     }
                 }
@@ -443,7 +443,7 @@ impl Driver {
         self.tasks.spawn(async move {
             let noting = node.clone();
             let noted = tokio::task::spawn_blocking(move || noting.note_revocations(revocations)).await;
-            stream.push(&Frame::Revocations(Vec::new()));
+            stream.push(Frame::Revocations(Vec::new()));
             stream.end(Failure::new(FailureCode::Done, ""));
             if let Ok(new) = noted.map_err(|error| warn!(%error, "revocations were not noted")) {
                 node.tell_revocations(new, members).await;
@@ -463,7 +463,7 @@ impl Driver {
 
     fn answer_with(&mut self, stream: StreamId, frames: impl IntoIterator<Item = Frame>) {
         if let Some(mut stream) = self.take(stream) {
-            frames.into_iter().for_each(|frame| stream.push(&frame));
+            frames.into_iter().for_each(|frame| stream.push(frame));
             stream.end(Failure::new(FailureCode::Done, ""));
         }
     }
@@ -525,7 +525,7 @@ impl Driver {
         match effect {
             Effect::Send { stream, frame } => {
                 if let Some(stream) = self.open.get_mut(&stream) {
-                    stream.push(&frame);
+                    stream.push(frame);
                 }
             }
             Effect::Account { stream, mut account, next } => {

@@ -354,7 +354,7 @@ impl Session {
         match effect {
             Effect::Send { hop, frame } => {
                 if let Some(stream) = self.streams.get_mut(&hop) {
-                    stream.push(&frame);
+                    stream.push(frame);
                 }
             }
             Effect::Limit { hop, frame_bytes_max } => {

@@ -1,6 +1,7 @@
 //! A stream's two tasks: one cuts bytes into frames, one writes what is to be sent.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -33,6 +34,12 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 /// The same for a part of a model, which may be a megabyte on a slow line.
 const PART_DEADLINE: Duration = Duration::from_secs(60);
 
+/// Buffers of a stream that are kept to be used again: as many steps as are on their way to the other side now and then.
+const BUFFERS_MAX: usize = 4;
+
+/// Bytes of the largest one: a prompt's steps are long and few, and allocate.
+const BUFFER_BYTES_MAX: usize = 64 << 10;
+
 /// Bytes read from a stream at a time.
 const READ_BYTES: usize = 256 << 10;
 
@@ -64,6 +71,7 @@ pub(crate) struct Stream {
     read_bytes: Arc<AtomicU64>,
     written_bytes: u64,
     pending: Vec<u8>,
+    buffers: Buffers,
     _reader: Reading,
     open: oneshot::Sender<Ending>,
     /// Of the session that it carries: it ends with the stream.
@@ -77,6 +85,37 @@ enum Ending {
     Part(Turn),
     /// Somebody else writes from now on.
     Given(oneshot::Sender<SendStream>),
+}
+
+/// What the writer was given, the oldest first. A buffer is used again once the other side has what is in it: what it held
+/// is overwritten then, or when the stream ends.
+#[derive(Debug, Default)]
+struct Buffers(VecDeque<Bytes>);
+
+impl Buffers {
+    /// An empty one.
+    fn take(&mut self) -> Vec<u8> {
+        if !self.0.front().is_some_and(Bytes::is_unique) {
+            return Vec::new();
+        }
+        let mut buffer: Vec<u8> = self.0.pop_front().map_or_else(Vec::new, Vec::from);
+        buffer.fill(0);
+        buffer.clear();
+        buffer
+    }
+
+    /// To be given to the writer: what is in `buffer`, of which another hold is kept.
+    fn lend(&mut self, buffer: Vec<u8>) -> Bytes {
+        let keep = buffer.capacity() <= BUFFER_BYTES_MAX;
+        let bytes = Bytes::from(buffer);
+        if keep {
+            if self.0.len() == BUFFERS_MAX {
+                self.0.pop_front();
+            }
+            self.0.push_back(bytes.clone());
+        }
+        bytes
+    }
 }
 
 /// A reader's task, which ends when this is dropped.
@@ -111,6 +150,7 @@ impl Stream {
             read_bytes,
             written_bytes: 0,
             pending: Vec::new(),
+            buffers: Buffers::default(),
             _reader: reader,
             open,
             span: None,
@@ -128,8 +168,11 @@ impl Stream {
     }
 
     /// Adds a frame to what is written by the next `flush`.
-    pub(crate) fn push(&mut self, frame: &Frame) {
-        frame.encode(&mut self.pending);
+    pub(crate) fn push(&mut self, frame: Frame) {
+        if self.pending.capacity() == 0 {
+            self.pending = self.buffers.take();
+        }
+        frame.encode_last(&mut self.pending);
     }
 
     /// Hands everything that was pushed to the writer, as one write.
@@ -137,7 +180,7 @@ impl Stream {
         if self.pending.is_empty() {
             return Ok(());
         }
-        let bytes = std::mem::take(&mut self.pending);
+        let bytes = self.buffers.lend(std::mem::take(&mut self.pending));
         let waiting = self.waiting_bytes.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
         if waiting > WAITING_BYTES_MAX {
             return Err(Failure::new(
@@ -146,7 +189,7 @@ impl Stream {
             ));
         }
         self.written_bytes += bytes.len() as u64;
-        self.writes.try_send(bytes.into()).map_err(|error| match error {
+        self.writes.try_send(bytes).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Failure::new(FailureCode::OverBudget, "the other side does not read"),
             mpsc::error::TrySendError::Closed(_) => Failure::new(FailureCode::PeerLost, "the stream is gone"),
         })
@@ -165,13 +208,13 @@ impl Stream {
     /// Ends the stream: says why, unless it is `Done`, finishes it and stops reading.
     pub(crate) fn end(mut self, failure: Failure) {
         if failure.code != FailureCode::Done {
-            self.push(&Frame::Failed(failure));
+            self.push(Frame::Failed(failure));
         }
         let _ = self.flush();
     }
 
     /// Ends the stream with a part of a model. The turn is over once it has been taken.
-    pub(crate) fn end_with(mut self, part: &Frame, turn: Turn) {
+    pub(crate) fn end_with(mut self, part: Frame, turn: Turn) {
         self.push(part);
         if self.flush().is_ok() {
             let Self { open, .. } = self;
@@ -240,20 +283,19 @@ async fn read<T: Send + 'static>(
     let mut reader = FrameReader::new(CONTROL_BYTES_MAX);
     let mut first = true;
     let failure = loop {
-        let chunk = recv.read_chunk(READ_BYTES).await;
-        match chunk {
-            Ok(Some(bytes)) => {
-                read_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                reader.push(&bytes);
-            }
+        let chunk = match recv.read_chunk(READ_BYTES).await {
+            Ok(Some(chunk)) => chunk,
             Ok(None) => break reader.finish().err().map_or(done(), protocol),
             Err(error) => break lost(&error),
-        }
+        };
+        read_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        let mut bytes: &[u8] = &chunk;
         reader.set_limit(limit.load(Ordering::Relaxed));
         let bad = loop {
-            match reader.next() {
+            match reader.read(&mut bytes) {
                 Ok(None) => break None,
                 Ok(Some(Frame::Ask(ask))) if first => {
+                    reader.push(bytes);
                     let asking = Box::new(Asking { ask, recv, reader });
                     let _ = inbound.send(label(Inbound::Asked(asking))).await;
                     return;
@@ -293,4 +335,37 @@ fn lost(error: &ReadError) -> Failure {
     };
     let code = given.and_then(|code| FailureCode::from_number(code.into_inner()));
     Failure::new(code.filter(|code| *code != FailureCode::Done).unwrap_or(FailureCode::PeerLost), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_is_used_again_once_the_other_side_has_what_is_in_it() {
+        let mut buffers = Buffers::default();
+        let first = buffers.lend(vec![7; 1_000]);
+        let place = first.as_ptr();
+        assert_eq!(buffers.take().capacity(), 0, "it is on its way");
+        let second = buffers.lend(vec![8; 1_000]);
+        drop(first);
+        let again = buffers.take();
+        assert_eq!((again.as_ptr(), again.len()), (place, 0));
+        assert!(again.capacity() >= 1_000);
+        assert_eq!(buffers.take().capacity(), 0, "the second one is on its way");
+        drop(second);
+        assert!(buffers.take().capacity() >= 1_000);
+    }
+
+    #[test]
+    fn few_buffers_are_kept_and_no_long_ones() {
+        let mut buffers = Buffers::default();
+        drop(buffers.lend(vec![7; BUFFER_BYTES_MAX + 1]));
+        assert_eq!(buffers.take().capacity(), 0);
+        let lent: Vec<_> = (0..BUFFERS_MAX + 2).map(|_| buffers.lend(vec![7; 100])).collect();
+        assert_eq!(buffers.0.len(), BUFFERS_MAX);
+        drop(lent);
+        let taken = std::iter::repeat_with(|| buffers.take()).take_while(|buffer| buffer.capacity() > 0).count();
+        assert_eq!(taken, BUFFERS_MAX);
+    }
 }

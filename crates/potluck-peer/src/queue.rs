@@ -13,6 +13,12 @@ use crate::company::Company;
 /// (`docs/architecture.md`), and a short step would wait for long ones.
 const SHARED_ROWS_MAX: usize = 8;
 
+/// Batches in a row that may pass by those who yield; then one of theirs runs.
+const PASSED_MAX: u32 = 15;
+
+/// Clients of which it is known when they were served last. Of more, those served longest ago count as new.
+const CLIENTS_KNOWN_MAX: usize = 1_024;
+
 /// A step that waits, and where its result belongs.
 #[derive(Debug)]
 pub(crate) struct Queued {
@@ -21,6 +27,8 @@ pub(crate) struct Queued {
     pub(crate) sequence: u32,
     pub(crate) count: u16,
     pub(crate) arrived: Instant,
+    /// Others go first: its client's grant says so.
+    pub(crate) yields: bool,
     /// None: it is skipped when it is its turn.
     pub(crate) step: Option<Step>,
 }
@@ -69,6 +77,10 @@ pub(crate) struct StageQueue {
     running: Option<Batch>,
     batches: u64,
     last_was_long: bool,
+    /// In which batch each client was served last.
+    served: BTreeMap<PeerId, u64>,
+    /// Batches since one ran of those who yield, while one of them waited.
+    passed: u32,
     company: Company,
     caches: BTreeSet<CacheId>,
     /// Caches of sessions that ended before the engine had answered their opening: the answer must not be taken for that of
@@ -87,6 +99,8 @@ impl StageQueue {
             running: None,
             batches: 0,
             last_was_long: false,
+            served: BTreeMap::new(),
+            passed: 0,
             company: Company::default(),
             caches: BTreeSet::new(),
             owed: BTreeSet::new(),
@@ -206,7 +220,8 @@ impl StageQueue {
     ///
     /// Exact: one step. Otherwise the steps of as many sessions as have the same, small number of rows as the first
     /// in turn. Short and long steps alternate where both wait, so that neither a prefill nor a decode starves. Where short
-    /// ones alone wait, they wait a little longer for those that are due ([`Company`]).
+    /// ones alone wait, they wait a little longer for those that are due ([`Company`]). Those who yield run where nobody else waits, and
+    /// after [`PASSED_MAX`] batches of others.
     pub(crate) fn next_batch(&mut self, now: Instant) -> Option<(u64, Vec<Step>)> {
         if !self.ready || self.running.is_some() {
             return None;
@@ -223,7 +238,9 @@ impl StageQueue {
         let shared = if alone {
             vec![first]
         } else {
-            let alike = self.turn.iter().copied().filter(|key| self.front_rows(*key) == Some(rows));
+            // Company costs time: whoever goes first has none of those who yield.
+            let welcome = |key: &SessionKey| self.yields(first) || !self.yields(*key);
+            let alike = self.turn.iter().copied().filter(|key| self.front_rows(*key) == Some(rows) && welcome(key));
             let mut shared: Vec<_> = alike.take(usize::from(self.shape.caches)).collect();
             if !shared.contains(&first) {
                 shared.insert(0, first);
@@ -231,12 +248,22 @@ impl StageQueue {
             shared
         };
         self.last_was_long = rows > SHARED_ROWS_MAX;
+        self.passed = match self.yields(first) {
+            true => 0,
+            false => self.passed + u32::from(self.turn.iter().any(|key| self.yields(*key))),
+        };
         let mut running = Vec::new();
         let mut steps = Vec::new();
         for session in shared {
             let Some(queued) = self.pop(session) else { continue };
             running.push(queued.running(session));
             steps.extend(queued.step);
+            self.served.insert(session.client, self.batches + 1);
+        }
+        while self.served.len() > CLIENTS_KNOWN_MAX
+            && let Some(client) = self.served.iter().min_by_key(|(_, batch)| **batch).map(|(client, _)| *client)
+        {
+            self.served.remove(&client);
         }
         self.company.begun();
         self.batches += 1;
@@ -267,6 +294,7 @@ impl StageQueue {
         self.running = None;
         self.company = Company::default();
         self.turn.clear();
+        (self.served, self.passed) = Default::default();
         self.waiting.clear();
         self.waiting_bytes = 0;
         self.owed.clear();
@@ -279,10 +307,20 @@ impl StageQueue {
         self.ready = true;
     }
 
+    /// Whose turn it is: of those alike, the client that was served longest ago, however many sessions it has.
     fn choose(&self) -> Option<SessionKey> {
-        let is_long = |key: &&SessionKey| self.front_rows(**key).is_some_and(|rows| rows > SHARED_ROWS_MAX);
-        let other_kind = self.turn.iter().find(|key| is_long(key) != self.last_was_long);
-        other_kind.or(self.turn.front()).copied()
+        let is_long = |key: SessionKey| self.front_rows(key).is_some_and(|rows| rows > SHARED_ROWS_MAX);
+        let rank = |key: &&SessionKey| {
+            let due = self.passed >= PASSED_MAX;
+            let yields = self.yields(**key) != due;
+            let served = self.served.get(&key.client).copied().unwrap_or(0);
+            (yields, is_long(**key) == self.last_was_long, served)
+        };
+        self.turn.iter().min_by_key(rank).copied()
+    }
+
+    fn yields(&self, session: SessionKey) -> bool {
+        self.waiting.get(&session).and_then(VecDeque::front).is_some_and(|queued| queued.yields)
     }
 
     fn front_rows(&self, session: SessionKey) -> Option<usize> {
@@ -339,7 +377,7 @@ mod tests {
         let input = Input::Tokens(vec![0; count.into()]);
         let (rows, tree) = (Rows::Last, Tree::chain());
         let step = Some(Step { cache: CacheId(session.into()), start: 0, input, rows, top: 1, tree });
-        queue.push(key(session), Queued { serial: 0, sequence, count, arrived, step });
+        queue.push(key(session), Queued { serial: 0, sequence, count, arrived, yields: false, step });
     }
 
     fn next(queue: &mut StageQueue) -> Option<(u64, Vec<Step>)> {
@@ -431,6 +469,47 @@ mod tests {
         assert_eq!(order, [2, 1, 2], "a long step never waits for more than one short batch, nor the reverse");
     }
 
+    /// A step of a client's session.
+    fn wait(queue: &mut StageQueue, arrived: Instant, (client, id): (u8, u8), yields: bool) {
+        let key = SessionKey { client: PeerId::from_bytes([client; 32]), id: SessionId::from_bytes([id; 16]) };
+        let (input, rows, tree) = (Input::Tokens(vec![0]), Rows::None, Tree::chain());
+        let step = Some(Step { cache: CacheId(id.into()), start: 0, input, rows, top: 0, tree });
+        queue.push(key, Queued { serial: 0, sequence: 0, count: 1, arrived, yields, step });
+    }
+
+    fn run_at(queue: &mut StageQueue, at: Instant) -> Vec<u8> {
+        let (batch, _) = queue.next_batch(at).unwrap();
+        let ended = queue.finish(batch, at).unwrap();
+        ended.steps.iter().map(|step| step.session.id.as_bytes()[0]).collect()
+    }
+
+    #[test]
+    fn clients_take_turns_however_many_sessions_each_has() {
+        let (mut queue, at) = (queue(true), Instant::now());
+        for _ in 0..2 {
+            (1..=3).for_each(|id| wait(&mut queue, at, (1, id), false));
+            wait(&mut queue, at, (2, 9), false);
+        }
+        let order: Vec<_> = (0..8).flat_map(|_| run_at(&mut queue, at)).collect();
+        assert_eq!(order, [1, 9, 2, 9, 3, 1, 2, 3], "the other has every second turn for as long as it waits");
+    }
+
+    #[test]
+    fn who_yields_waits_for_all_others_and_does_not_starve() {
+        let (mut queue, at) = (queue(false), Instant::now());
+        (0..2).for_each(|_| wait(&mut queue, at, (1, 1), true));
+        assert_eq!(run_at(&mut queue, at), [1], "nobody else waits");
+        let mut order = Vec::new();
+        for _ in 0..40 {
+            wait(&mut queue, at, (2, 2), false);
+            order.push(run_at(&mut queue, at));
+        }
+        // It does not share their batches either; in its own turn all are welcome.
+        let turn = order.iter().position(|ids| ids.contains(&1)).unwrap();
+        assert_eq!((turn, &order[turn][..]), (PASSED_MAX as usize, &[1, 2][..]));
+        assert!(order[..turn].iter().chain(&order[turn + 1..]).all(|ids| ids == &[2]));
+    }
+
     #[test]
     fn whoever_fills_the_room_is_heaviest_and_not_whoever_came_last() {
         let mut queue = queue(true);
@@ -439,7 +518,7 @@ mod tests {
             let input = Input::Tokens(vec![0; positions]);
             let (rows, tree) = (Rows::None, Tree::chain());
             let step = Some(Step { cache: CacheId(id.into()), start: 0, input, rows, top: 0, tree });
-            queue.push(key, Queued { serial: 0, sequence: 0, count: 1, arrived: Instant::now(), step });
+            queue.push(key, Queued { serial: 0, sequence: 0, count: 1, arrived: Instant::now(), yields: false, step });
             queue.heaviest().map(|key| (key.client, key.id)).unwrap()
         };
         let named = |client: u8, id: u8| (PeerId::from_bytes([client; 32]), SessionId::from_bytes([id; 16]));
@@ -458,7 +537,7 @@ mod tests {
             let (input, rows, tree) = (Input::Tokens(vec![0; 4]), Rows::All, Tree::chain());
             let step = Some(Step { cache: CacheId(session.into()), start, input, rows, top: 1, tree });
             let arrived = Instant::now();
-            queue.push(key(session), Queued { serial: 0, sequence, count: 4, arrived, step });
+            queue.push(key(session), Queued { serial: 0, sequence, count: 4, arrived, yields: false, step });
         };
         (0..4).for_each(|sequence| at(&mut queue, 1, sequence, 4 * sequence));
         at(&mut queue, 2, 0, 40);

@@ -14,6 +14,9 @@ use crate::{StageSlot, StreamId, account::Tally};
 /// Frames of one session that may come twice or late. Streams are reliable and in order: more is malice, and ends it.
 const STALE_FRAMES_MAX: u32 = 1_024;
 
+/// Values of the largest output whose room is kept for a later input: a prompt's steps are long and few, and allocate.
+const SPARE_VALUES_MAX: usize = 64 << 10;
+
 /// Where a session's streams are, and what has passed on them.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -51,7 +54,7 @@ pub(crate) struct Session {
     /// Frames dropped as twins or as late.
     pub(crate) stale: u32,
     /// Steps that have arrived and whose output has not left.
-    pub(crate) in_flight: VecDeque<StepHead>,
+    pub(crate) in_flight: InFlight,
     /// What was done for it here.
     pub(crate) tally: Tally,
     pub(crate) last_step: Instant,
@@ -69,6 +72,34 @@ pub(crate) struct StepHead {
     pub(crate) pad: bool,
     pub(crate) tree: Tree,
     pub(crate) fence: bool,
+}
+
+/// Steps that have arrived and whose output has not left; and room for the values of the next one.
+#[derive(Debug, Default)]
+pub(crate) struct InFlight {
+    heads: VecDeque<StepHead>,
+    /// Of an output that has left. It holds nothing but zeros.
+    spare: Vec<f32>,
+}
+
+impl InFlight {
+    /// True where every output has left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.heads.is_empty()
+    }
+
+    /// The oldest one, if it is this one.
+    fn pop(&mut self, sequence: u32) -> Option<StepHead> {
+        self.heads.pop_front().filter(|head| head.sequence == sequence)
+    }
+
+    /// The values were passed on: a later step's take their place.
+    fn keep(&mut self, mut values: Vec<f32>) {
+        if values.capacity() <= SPARE_VALUES_MAX {
+            values.fill(0.0);
+            self.spare = values;
+        }
+    }
 }
 
 /// What became of a step that arrived.
@@ -152,7 +183,8 @@ impl Session {
         self.last_step = now;
         self.answered = None;
         let StepFrame { sequence, start, count, rows, top, pad, fence, .. } = *frame;
-        self.in_flight.push_back(StepHead { sequence, start, count, rows, top, pad, tree: frame.tree.clone(), fence });
+        let head = StepHead { sequence, start, count, rows, top, pad, tree: frame.tree.clone(), fence };
+        self.in_flight.heads.push_back(head);
         Ok(arrival)
     }
 
@@ -179,7 +211,7 @@ impl Session {
         Ok(())
     }
 
-    fn decode(&self, frame: &StepFrame) -> Result<Input, Failure> {
+    fn decode(&mut self, frame: &StepFrame) -> Result<Input, Failure> {
         if frame.codec != self.open.codec_in {
             let detail = format!("codec {}; the session agreed on {}", frame.codec, self.open.codec_in);
             return Err(Failure::new(FailureCode::Protocol, detail));
@@ -187,7 +219,8 @@ impl Session {
         let protocol = |error| Failure::new(FailureCode::Protocol, error);
         let positions = frame.count.into();
         if frame.codec != Codec::Tokens {
-            let hidden = frame.codec.decode(&frame.payload, positions, self.width as usize).map_err(protocol)?;
+            let (width, mut hidden) = (self.width as usize, std::mem::take(&mut self.in_flight.spare));
+            frame.codec.decode_over(&frame.payload, positions, width, &mut hidden).map_err(protocol)?;
             return Ok(Input::Hidden(potluck_core::Hidden(hidden)));
         }
         let tokens = Codec::decode_tokens(&frame.payload, positions).map_err(protocol)?;
@@ -201,7 +234,7 @@ impl Session {
 
     /// The frame that tells the next of the oldest step in flight that it was skipped; none where it is another.
     pub(crate) fn skip(&mut self, sequence: u32) -> Option<Frame> {
-        let StepHead { start, count, pad, .. } = self.in_flight.pop_front().filter(|head| head.sequence == sequence)?;
+        let StepHead { start, count, pad, .. } = self.in_flight.pop(sequence)?;
         let epoch = self.open.epoch;
         Some(match self.open.stage.tail {
             true => Frame::Answer(AnswerFrame { sequence, epoch, start, count, rows: Vec::new(), pad, skipped: true }),
@@ -215,7 +248,7 @@ impl Session {
     /// The stage gave what cannot be passed on.
     pub(crate) fn label(&mut self, sequence: u32, output: Output) -> Result<Frame, Failure> {
         let engine = |detail: String| Failure::new(FailureCode::Engine, detail);
-        let head = self.in_flight.pop_front().filter(|head| head.sequence == sequence);
+        let head = self.in_flight.pop(sequence);
         let StepHead { sequence, start, count, rows, top, pad, tree, fence } =
             head.ok_or_else(|| engine(format!("the stage answered step {sequence} out of order")))?;
         let skipped = false;
@@ -227,11 +260,12 @@ impl Session {
             }
             Output::Hidden(hidden) if !self.open.stage.tail => {
                 let codec = self.open.codec_out;
-                let mut payload = Vec::new();
+                let mut payload = StepFrame::buffer();
                 codec.encode(&hidden.0, self.width as usize, &mut payload).map_err(|e| engine(e.to_string()))?;
                 if payload.len() != codec.bytes(count.into(), self.width as usize) {
                     return Err(engine(format!("the stage gave {} values for {count} positions", hidden.0.len())));
                 }
+                self.in_flight.keep(hidden.0);
                 let step =
                     StepFrame { sequence, epoch, start, count, rows, top, codec, payload, pad, tree, fence, skipped };
                 Ok(Frame::Step(step))

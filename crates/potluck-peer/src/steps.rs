@@ -39,10 +39,11 @@ impl Peer {
                     Arrival::Skip | Arrival::Stale => None,
                 };
                 let (slot, serial) = (session.slot, session.serial);
+                let yields = session.member.chain().scope().yields();
                 if fence && let Some(stage) = self.stages.get_mut(usize::from(slot.0)) {
                     stage.fence(key, start);
                 }
-                self.enqueue(slot, key, Queued { serial, sequence, count, arrived, step });
+                self.enqueue(slot, key, Queued { serial, sequence, count, arrived, yields, step });
             }
             Err(failure) => self.misbehaved(stream, failure),
         }

@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     Ask, Codec, CodecError, Failure, Fetch, HEADER_BYTES, Head, Held, Hello, HopOpen, Join, Joined, Lender,
     OpenSession, PART_BYTES_MAX, Refusal, SharedModel, Upstreams, Welcome, message::Bounded, padded_bytes,
-    padded_positions,
+    padded_positions, spare,
 };
 
 /// Whoever sent the bytes: they are no frame, or one that exceeds a bound.
@@ -283,6 +283,9 @@ impl Frame {
     /// Appends the frame's bytes to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let at = out.len();
+        if let Self::Step(step) = self {
+            out.reserve(step.bytes());
+        }
         out.extend_from_slice(&[0, 0, 0, 0, self.number()]);
         match self {
             Self::Hello(body) => encode_body(body, out),
@@ -340,6 +343,15 @@ impl Frame {
         out[at..at + 4].copy_from_slice(&len.to_le_bytes());
     }
 
+    /// As [`encode`](Self::encode), for a frame that nobody needs afterwards: the room of a step's payload goes to a later
+    /// one ([`StepFrame::buffer`]).
+    pub fn encode_last(self, out: &mut Vec<u8>) {
+        self.encode(out);
+        if let Self::Step(step) = self {
+            spare::give(step.payload);
+        }
+    }
+
     /// Reads what follows a frame's length: kind and body, all of it.
     ///
     /// # Errors
@@ -355,7 +367,10 @@ impl Frame {
             READY => decode_empty(kind, body, Self::Ready)?,
             HOP_OPEN => Self::HopOpen(decode_bounded(kind, body)?),
             HOP_READY => decode_empty(kind, body, Self::HopReady)?,
-            STEP => Self::Step(StepFrame::decode(body)?),
+            STEP => {
+                let (lead, payload) = body.split_at(StepFrame::lead(body).min(body.len()));
+                Self::Step(StepFrame::decode(lead, payload.to_vec())?)
+            }
             ANSWER => Self::Answer(AnswerFrame::decode(body)?),
             CREDIT => Self::Credit { frames: decode_body(kind, body)? },
             ROW_REQUEST => {
@@ -393,6 +408,24 @@ impl Frame {
             REVOCATIONS => Self::Revocations(decode_bounded(kind, body)?),
             other => return Err(WireError::Kind(other)),
         })
+    }
+
+    /// Bytes of a frame, after its length, that come before what is kept as it came, as far as can be said of one that
+    /// begins like this. A step's payload is kept, and of other frames nothing.
+    pub(crate) fn lead(begun: &[u8]) -> usize {
+        match begun.split_first() {
+            None => 1,
+            Some((&STEP, body)) => 1 + StepFrame::lead(body),
+            Some(_) => usize::MAX,
+        }
+    }
+
+    /// As [`decode`](Self::decode), of a frame that was cut in two after its [`lead`](Self::lead).
+    pub(crate) fn decode_cut(lead: &[u8], payload: Vec<u8>) -> Result<Self, WireError> {
+        match lead.split_first() {
+            Some((&STEP, lead)) => Ok(Self::Step(StepFrame::decode(lead, payload)?)),
+            _ => Self::decode(lead),
+        }
     }
 }
 
@@ -470,16 +503,22 @@ fn decode_padded<T: Serialize + DeserializeOwned>(kind: u8, padded: &[u8]) -> Re
     decode_body(kind, body)
 }
 
-/// The tree of `count` rows, and what follows it.
-fn decode_tree(body: &[u8], count: usize, pad: bool) -> Result<(Tree, &[u8]), WireError> {
+/// Bytes of the parents of a tree of `count` rows.
+fn tree_bytes(count: usize, pad: bool) -> usize {
+    if pad { padded_positions(count) } else { count }
+}
+
+/// The tree of `count` rows.
+fn decode_tree(bytes: &[u8], count: usize, pad: bool) -> Result<Tree, WireError> {
     let bad = || malformed(STEP, "its tree is cut off, or not what it must be");
-    let bytes = if pad { padded_positions(count) } else { count };
-    let (parents, rest) = body.split_at_checked(bytes).ok_or_else(bad)?;
-    let (parents, zeros) = parents.split_at(count);
+    if bytes.len() != tree_bytes(count, pad) {
+        return Err(bad());
+    }
+    let (parents, zeros) = bytes.split_at(count);
     if zeros.iter().any(|&byte| byte != 0) {
         return Err(bad());
     }
-    Ok((Tree::new(parents.to_vec()).map_err(|error| malformed(STEP, error))?, rest))
+    Tree::new(parents.to_vec()).map_err(|error| malformed(STEP, error))
 }
 
 /// The payload of `count` positions in one that looks like more.
@@ -541,12 +580,10 @@ impl Header {
         out.extend_from_slice(&self.top.to_le_bytes());
     }
 
-    fn decode(kind: u8, body: &[u8]) -> Result<(Self, &[u8]), WireError> {
-        let (b, payload) =
-            body.split_first_chunk::<{ Self::BYTES }>().ok_or_else(|| malformed(kind, "shorter than its header"))?;
-        let u16_at = |i| u16::from_le_bytes([b[i], b[i + 1]]);
-        let u32_at = |i| u32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]);
-        let header = Self {
+    fn read(b: &[u8; Self::BYTES]) -> Self {
+        let u16_at = |i: usize| u16::from_le_bytes([b[i], b[i + 1]]);
+        let u32_at = |i: usize| u32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]);
+        Self {
             codec: b[0],
             flags: u16_at(1),
             sequence: u32_at(3),
@@ -554,7 +591,13 @@ impl Header {
             start: u32_at(11),
             count: u16_at(15),
             top: u16_at(17),
-        };
+        }
+    }
+
+    fn decode(kind: u8, body: &[u8]) -> Result<(Self, &[u8]), WireError> {
+        let (b, payload) =
+            body.split_first_chunk::<{ Self::BYTES }>().ok_or_else(|| malformed(kind, "shorter than its header"))?;
+        let header = Self::read(b);
         if header.count == 0 || usize::from(header.count) > potluck_core::bounds::STEP_POSITIONS_MAX {
             return Err(malformed(kind, format!("{} positions", header.count)));
         }
@@ -574,6 +617,12 @@ impl StepFrame {
         let (rows, top, codec, payload) = (Rows::None, 0, Codec::Tokens, Vec::new());
         let (pad, tree, fence, skipped) = (false, Tree::chain(), false, true);
         Self { sequence, epoch, start, count, rows, top, codec, payload, pad, tree, fence, skipped }
+    }
+
+    /// An empty buffer to encode a payload into. It may have the room of one that was written by this thread
+    /// ([`Frame::encode_last`]).
+    pub fn buffer() -> Vec<u8> {
+        spare::take()
     }
 
     /// Bytes after the parents of a tree's rows.
@@ -602,8 +651,17 @@ impl StepFrame {
         Header { codec: codec.number(), flags, sequence, epoch, start, count, top }.encode(out);
     }
 
-    fn decode(body: &[u8]) -> Result<Self, WireError> {
-        let (header, payload) = Header::decode(STEP, body)?;
+    /// Bytes of a step's body before its payload, as far as can be said of one that begins like this: its header, and its
+    /// tree.
+    fn lead(begun: &[u8]) -> usize {
+        let Some(header) = begun.first_chunk::<{ Header::BYTES }>() else { return Header::BYTES };
+        let Header { flags, count, .. } = Header::read(header);
+        let (tree, pad) = (flags & FLAG_TREE != 0, flags & FLAG_PADDED != 0);
+        Header::BYTES + if tree { tree_bytes(count.into(), pad) } else { 0 }
+    }
+
+    fn decode(lead: &[u8], mut payload: Vec<u8>) -> Result<Self, WireError> {
+        let (header, tree) = Header::decode(STEP, lead)?;
         let is_set = |flag| header.flags & flag != 0;
         let (pad, fence, skipped) = (is_set(FLAG_PADDED), is_set(FLAG_FENCE), is_set(FLAG_SKIPPED));
         let rows = match header.flags & !(FLAG_PADDED | FLAG_TREE | FLAG_FENCE | FLAG_SKIPPED) {
@@ -620,23 +678,12 @@ impl StepFrame {
             let is_bare = header.flags == FLAG_SKIPPED && payload.is_empty() && (codec, top) == (bare.codec, bare.top);
             return if is_bare { Ok(bare) } else { Err(malformed(STEP, "a skipped step carries nothing")) };
         }
-        let (tree, payload) =
-            if is_set(FLAG_TREE) { decode_tree(payload, count.into(), pad)? } else { (Tree::chain(), payload) };
-        let payload = if pad { without_padding(payload, count.into())? } else { payload };
-        Ok(Self {
-            sequence,
-            epoch,
-            start,
-            count,
-            rows,
-            top,
-            codec,
-            payload: payload.to_vec(),
-            pad,
-            tree,
-            fence,
-            skipped,
-        })
+        let tree = if is_set(FLAG_TREE) { decode_tree(tree, count.into(), pad)? } else { Tree::chain() };
+        if pad {
+            let own = without_padding(&payload, count.into())?.len();
+            payload.truncate(own);
+        }
+        Ok(Self { sequence, epoch, start, count, rows, top, codec, payload, pad, tree, fence, skipped })
     }
 }
 

@@ -20,6 +20,7 @@ mod codec;
 mod frame;
 mod message;
 mod reader;
+mod spare;
 mod tunnel;
 mod upstream;
 

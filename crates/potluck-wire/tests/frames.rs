@@ -135,6 +135,7 @@ proptest! {
         let mut bytes = Vec::new();
         frames.iter().for_each(|frame| frame.encode(&mut bytes));
         let mut reader = FrameReader::new(FRAME_BYTES_MAX);
+        let (mut straight, mut read) = (FrameReader::new(FRAME_BYTES_MAX), Vec::new());
         let (mut rest, mut got) = (bytes.as_slice(), Vec::new());
         for cut in cuts.iter().cycle() {
             let (chunk, tail) = rest.split_at((*cut).min(rest.len()));
@@ -143,12 +144,18 @@ proptest! {
             while let Some(frame) = reader.next().unwrap() {
                 got.push(frame);
             }
+            let mut unread = chunk;
+            while let Some(frame) = straight.read(&mut unread).unwrap() {
+                read.push(frame);
+            }
+            prop_assert!(unread.is_empty());
             if rest.is_empty() {
                 break;
             }
         }
-        prop_assert_eq!(got, frames);
-        prop_assert_eq!(reader.finish(), Ok(()));
+        prop_assert_eq!(&got, &frames);
+        prop_assert_eq!(&read, &frames);
+        prop_assert_eq!((reader.finish(), straight.finish()), (Ok(()), Ok(())));
     }
 
     /// What decodes at all has one encoding only: no twin of a frame gets past a signature or a cache.
@@ -160,16 +167,31 @@ proptest! {
     }
 
     #[test]
-    fn changed_bytes(frame in any_frame(), at in any::<prop::sample::Index>(), to: u8, keep in any::<prop::sample::Index>()) {
+    fn changed_bytes(
+        frame in any_frame(),
+        at in any::<prop::sample::Index>(),
+        to: u8,
+        keep in any::<prop::sample::Index>(),
+        cut in 1usize..40,
+    ) {
         let mut bytes = encode(&frame);
         let at = at.index(bytes.len());
         bytes[at] = to;
         let mut reader = FrameReader::new(CONTROL_BYTES_MAX);
         reader.push(&bytes);
-        if let Ok(Some(frame)) = reader.next() {
-            let again = encode(&frame);
+        let whole = reader.next().map(|frame| frame.map(|frame| encode(&frame)));
+        if let Ok(Some(again)) = &whole {
             prop_assert_eq!(&again[..], &bytes[..again.len()]);
         }
+        let mut reader = FrameReader::new(CONTROL_BYTES_MAX);
+        let mut parts = Ok(None);
+        for mut part in bytes.chunks(cut) {
+            parts = reader.read(&mut part).map(|frame| frame.map(|frame| encode(&frame)));
+            if parts != Ok(None) {
+                break;
+            }
+        }
+        prop_assert_eq!(parts, whole, "cut every {} bytes", cut);
         let _ = Frame::decode(&bytes[..keep.index(bytes.len())]);
     }
 }

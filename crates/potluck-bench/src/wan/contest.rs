@@ -9,6 +9,11 @@ use super::{
 };
 use crate::Outcome;
 
+/// What arms are called that compute whatever the stages of a chain do, and the answers that were recorded.
+pub(crate) const RPC: &str = "llama.cpp RPC";
+pub(crate) const ALONE: &str = "one machine";
+pub(crate) const UNSLICED: &str = "the unsliced model";
+
 /// A way to answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Arm {
@@ -32,7 +37,7 @@ pub(crate) enum How {
 impl Arm {
     /// llama.cpp's RPC.
     pub(crate) fn rpc() -> Self {
-        Self { name: "llama.cpp RPC".into(), how: How::Rpc, at_once: usize::MAX, tokens: u32::MAX }
+        Self { name: RPC.into(), how: How::Rpc, at_once: usize::MAX, tokens: u32::MAX }
     }
 
     /// Over a chain, a token a traversal.

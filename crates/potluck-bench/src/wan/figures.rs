@@ -5,8 +5,16 @@ use std::{fs, path::Path};
 use potluck_client::DraftCounts;
 use serde::{Deserialize, Serialize};
 
-use super::{contest::Round, net::Setting, words::Answered};
+use super::{
+    contest::{ALONE, RPC, Round},
+    net::Setting,
+    words::Answered,
+};
 use crate::{Outcome, row::quantile};
+
+/// The shape of a batch alone moves a logit of the demo model by up to so much (docs/benchmarks.md): where the
+/// likeliest token is no further ahead, another may take its place.
+pub(crate) const NEAR_TIE: f32 = 0.4;
 
 /// Everything that was measured so far.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -32,13 +40,13 @@ pub(crate) struct StageTime {
 }
 
 /// One thing that was measured, under one setting.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Figure {
     /// `plain`, `novel` and so on.
     pub(crate) part: String,
     pub(crate) name: String,
     /// Stages sleep for their measured time and answer from a recording; false: they compute, on this machine's cores
-    /// together.
+    /// together. What is not over such a chain always computes: see [`kind`](Self::kind).
     pub(crate) paced: bool,
     pub(crate) setting: Setting,
     pub(crate) codec: String,
@@ -56,6 +64,9 @@ pub(crate) struct Figure {
     pub(crate) arms: Vec<ArmFigure>,
     pub(crate) ratios: Vec<Ratio>,
     pub(crate) equality: Vec<Equality>,
+    /// What the planner predicts of a token a traversal over the chain, in tokens a second; of the curves.
+    #[serde(default)]
+    pub(crate) predicted: Option<f64>,
 }
 
 /// Median and quartiles.
@@ -74,7 +85,7 @@ impl Spread {
 }
 
 /// What was measured of one arm.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ArmFigure {
     pub(crate) name: String,
     /// In the figure's unit.
@@ -94,7 +105,8 @@ pub(crate) struct ArmFigure {
     /// Rows that were sent, and forwards of the draft model, for each token.
     pub(crate) rows_per_token: f64,
     pub(crate) forwards_per_token: f64,
-    /// What no implementation exceeds with these stages and lines, in the figure's unit. None with drafts, whose traversals overlap.
+    /// What no implementation exceeds with these stages and lines and as many sessions, in the figure's unit. None with
+    /// drafts, whose traversals overlap, and where it is not over these stages.
     pub(crate) bound: Option<f64>,
 }
 
@@ -166,7 +178,27 @@ impl Report {
     }
 }
 
+impl Equality {
+    /// Partings that no near-tie explains, as far as their margins are known.
+    pub(crate) fn beyond_near_ties(&self) -> usize {
+        self.parted.iter().filter(|parting| parting.margin.is_some_and(|margin| margin > NEAR_TIE)).count()
+    }
+}
+
 impl Figure {
+    /// `paced` or `real`, of one of its arms: llama.cpp's RPC and the machine that holds it all compute in both.
+    pub(crate) fn kind(&self, arm: &str) -> &'static str {
+        if self.paced && ![RPC, ALONE].contains(&arm) { "paced" } else { "real" }
+    }
+
+    /// The same of a ratio.
+    pub(crate) fn kind_of_ratio(&self, ratio: &Ratio) -> String {
+        match (self.kind(&ratio.of), self.kind(&ratio.over)) {
+            (of, over) if of == over => of.into(),
+            (of, over) => format!("{of} ÷ {over}"),
+        }
+    }
+
     /// The line of each arm and ratio, for people.
     pub(crate) fn lines(&self) -> Vec<String> {
         let kind = if self.paced { "paced" } else { "real" };
@@ -186,8 +218,10 @@ impl Figure {
                 let (rows, forwards) = (arm.rows_per_token, arm.forwards_per_token);
                 format!("; of its drafts {accepted:.2} accepted, {rows:.2} rows and {forwards:.2} forwards a token")
             });
+            let own = self.kind(&arm.name);
+            let own = if own == kind { String::new() } else { format!(" ({own})") };
             format!(
-                "  {:16} {:8.2} [{:.2} {:.2}] {}; first token {:.3} s; {:.2} tokens a traversal, {:.0} bytes in {:.1} packets a token{drafts}{bound}",
+                "  {:16} {:8.2} [{:.2} {:.2}] {}{own}; first token {:.3} s; {:.2} tokens a traversal, {:.0} bytes in {:.1} packets a token{drafts}{bound}",
                 arm.name, arm.value.median, arm.value.low, arm.value.high, self.unit, arm.first_s.median, arm.tokens_per_traversal, arm.bytes_per_token, arm.packets_per_token
             )
         });
@@ -199,10 +233,16 @@ impl Figure {
             format!("  {} / {}: {median:.3} [{low:.3} {high:.3}]{verdict}", ratio.of, ratio.over)
         });
         let equal = self.equality.iter().map(|equality| {
-            let Equality { of, with, answers, tokens, .. } = equality;
-            format!("  {of} = {with}: {} of {} tokens, {} of {} answers", tokens[0], tokens[1], answers[0], answers[1])
+            let Equality { of, with, answers, tokens, parted } = equality;
+            let beyond = match equality.beyond_near_ties() {
+                0 => String::new(),
+                beyond => format!(", {beyond} of {} PARTED AT NO NEAR-TIE", parted.len()),
+            };
+            let ([equal, tokens], [whole, answers]) = (tokens, answers);
+            format!("  {of} = {with}: {equal} of {tokens} tokens, {whole} of {answers} answers{beyond}")
         });
-        std::iter::once(title).chain(arms).chain(ratios).chain(equal).collect()
+        let predicted = self.predicted.map(|rate| format!("  the planner predicts {rate:.2} tokens/s over the chain"));
+        std::iter::once(title).chain(arms).chain(predicted).chain(ratios).chain(equal).collect()
     }
 }
 
@@ -262,6 +302,7 @@ mod tests {
                 goal: Some(2.5),
             }],
             equality: Vec::new(),
+            predicted: None,
         }
     }
 
@@ -278,5 +319,33 @@ mod tests {
     fn a_goal_that_was_missed_is_said_to_be() {
         let lines = figure("a", 1).lines();
         assert_eq!(lines[1], "  chain / rpc: 2.000 [1.500 2.500]  goal 2.5: MISSED");
+    }
+
+    #[test]
+    fn what_computes_in_a_paced_figure_is_called_real() {
+        let figure = Figure { paced: true, ..figure("a", 1) };
+        let ratio = |of: &str, over: &str| Ratio { of: of.into(), over: over.into(), ..figure.ratios[0].clone() };
+        assert_eq!([RPC, ALONE, "plain"].map(|arm| figure.kind(arm)), ["real", "real", "paced"]);
+        assert_eq!(figure.kind_of_ratio(&ratio("plain", RPC)), "paced ÷ real");
+        assert_eq!(figure.kind_of_ratio(&ratio("plain", "bound")), "paced");
+        let real = Figure { paced: false, ..figure.clone() };
+        assert_eq!((real.kind("plain"), real.kind_of_ratio(&ratio("plain", RPC)).as_str()), ("real", "real"));
+    }
+
+    #[test]
+    fn a_parting_beyond_a_near_tie_is_told() {
+        let parting = |margin| Parting { prompt: "edit-1".into(), at: 3, margin };
+        let parted = vec![parting(Some(0.39)), parting(Some(0.41)), parting(None)];
+        let equality = Equality { of: "lookup".into(), with: "plain".into(), answers: [1, 4], tokens: [9, 20], parted };
+        assert_eq!(equality.beyond_near_ties(), 1);
+        let figure = Figure { equality: vec![equality], ratios: Vec::new(), ..figure("a", 1) };
+        let line = "  lookup = plain: 9 of 20 tokens, 1 of 4 answers, 1 of 3 PARTED AT NO NEAR-TIE";
+        assert_eq!(figure.lines()[1..], [line]);
+    }
+
+    #[test]
+    fn the_results_of_before_are_read() {
+        let text = include_str!("../../../../bench/results/wan.json");
+        assert!(!serde_json::from_str::<Report>(text).unwrap().figures.is_empty());
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! A [`stand::Stand`] is a client and peers, each a machine of its own (a network namespace) on a line with delay, loss
 //! and a rate. [`contest`] has arms take turns over fixed prompts; [`bound`] says what no implementation could exceed
-//! with the same stages and lines. Real figures come from engines that share this machine's cores; **paced** ones from
-//! stages that sleep for their measured time and answer from a recording ([`pace`]), and are named so wherever they are
-//! told.
+//! with the same stages and lines, [`predict`] what the planner expects of them. Real figures come from engines that
+//! share this machine's cores; **paced** ones from stages that sleep for their measured time and answer from a recording
+//! ([`pace`]), and are named so wherever they are told.
 //!
 //! The client is a process in the client's namespace (`potluck-bench wan-client`), which is told what to do in lines of
 //! JSON ([`words`]). It needs Linux and root.
@@ -21,6 +21,7 @@ mod parts;
 mod peer;
 mod plot;
 mod ports;
+mod predict;
 mod process;
 mod prompts;
 mod publish;
@@ -35,6 +36,7 @@ use std::{collections::HashMap, fs, path::PathBuf, process::Command};
 
 use clap::Args;
 use potluck_engine::{EngineSettings, FlashAttention};
+use potluck_netem::link::Line;
 
 use self::{
     figures::{Figure, Report, StageTime},
@@ -86,6 +88,10 @@ pub(crate) struct WanArgs {
     /// Per cent of packets that are lost, for what is measured with several losses
     #[arg(long, value_delimiter = ',', default_values_t = [0.0, 1.0])]
     loss: Vec<f64>,
+    /// Of plain, novel and draftable: every machine on such a line, instead of even ones with those losses: lan, wifi,
+    /// metro, continent, ocean, dsl, lte, satellite
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    line: Vec<Line>,
     /// Threads of the engines that compute at once on this machine's cores: a chain's, while a draft model drafts
     #[arg(long, default_value_t = 1)]
     threads: u16,

@@ -1,13 +1,16 @@
 //! The parts of the bench: which settings, which arms, which goals.
 
+use potluck_netem::link::Line;
 use potluck_wire::Codec;
 
 use super::{
     Wan,
-    contest::{Arm, Case, Length},
+    contest::{ALONE, Arm, Case, Length, RPC},
+    figures::{Figure, round},
     net::Setting,
+    predict,
     prompts::{self, Prompt},
-    race::{Measure, Pairing, Race},
+    race::{Measure, Pairing, Race, Unknown},
     stand::{LOCAL, Stand, Wants},
     words::{Answered, Source, Speculation},
 };
@@ -17,11 +20,9 @@ use crate::Outcome;
 const REAL: &str = "real";
 const PACED: &str = "paced";
 
-const RPC: &str = "llama.cpp RPC";
-/// Its rate is the same for every token, whatever the text: so many show it, beside answers that are longer.
+/// The rate of llama.cpp's RPC is the same for every token, whatever the text: so many show it, beside answers that are longer.
 pub(super) const RPC_TOKENS: u32 = 16;
 const PLAIN: &str = "plain";
-const ALONE: &str = "one machine";
 
 /// What plain decode, and a prefill, should reach of their bounds.
 const PLAIN_GOAL: f64 = 0.9;
@@ -36,15 +37,19 @@ const NOVEL_GOALS: [(&str, f64); 2] = [("draft Q4_0", 5.0), ("draft cut", 2.5)];
 const DRAFTABLE_GOALS: [f64; 2] = [20.0, 10.0];
 /// Against our own token a traversal, on novel text.
 const OVER_PLAIN_GOAL: f64 = 2.0;
+/// Drafts are to cost no more than 2 % where they do not help.
+const NO_SLOWER_GOAL: f64 = 0.98;
 
+/// Positions of a long prompt, and what it is asked for.
 const PREFILL: u32 = 2_048;
+const FIRST_TOKEN: Length = Length { max_tokens: 1, ignore_eos: true };
 
 impl Wan {
     /// All that was asked for.
     pub(super) async fn parts(mut self) -> Outcome<()> {
         if ["plain", "novel", "draftable"].iter().any(|part| self.wants(part)) {
-            for per_cent in self.args.loss.clone() {
-                self.decode(Setting { loss: per_cent / 100.0, ..self.setting() }).await?;
+            for setting in self.settings() {
+                self.decode(setting).await?;
             }
         }
         if self.wants("rtt") {
@@ -83,8 +88,25 @@ impl Wan {
         Setting { seed: self.args.seed, ..Setting::default() }
     }
 
+    /// What plain, novel and draftable are measured under: each line that was asked for, or else each loss.
+    fn settings(&self) -> Vec<Setting> {
+        let losing = |per_cent: &f64| Setting { loss: per_cent / 100.0, ..self.setting() };
+        let on = |line: &Line| Setting { seed: self.args.seed, ..Setting::on(*line) };
+        match self.args.line.is_empty() {
+            true => self.args.loss.iter().map(losing).collect(),
+            false => self.args.line.iter().map(on).collect(),
+        }
+    }
+
     async fn race(&mut self, stand: &mut Stand, race: Race<'_>) -> Outcome<()> {
-        let figure = race.run(stand, &self.commit).await?;
+        let (mut figure, unknown) = race.run(stand, &self.commit).await?;
+        if !unknown.is_empty() {
+            stand.open_local(&self.bench).await?;
+            for Unknown { equality, parting, text } in unknown {
+                figure.equality[equality].parted[parting].margin = stand.margin(text).await?;
+            }
+            stand.close(LOCAL).await?;
+        }
         self.put(figure)
     }
 
@@ -178,6 +200,7 @@ impl Wan {
         let length = self.length(32);
         let cases = self.bench.record(&mut stand, &self.prompts(false, 6)?, length.max_tokens).await?;
         stand.open_local(&self.bench).await?;
+        let predicted = predict::rate(&stand.setting, &stand.paces, Codec::F16)?;
         for (chain, paced) in [(REAL, false), (PACED, true)] {
             stand.open(chain, paced, Codec::F16, 1).await?;
             let mut arms = vec![Arm::plain(ALONE, LOCAL)];
@@ -190,7 +213,8 @@ impl Wan {
             ];
             let (groups, codec, measure) = (cases.chunks(1).collect(), Codec::F16, Measure::Decode);
             let race = Race { part, name: "decode", paced, codec, arms, groups, length, measure, pairings };
-            self.race(&mut stand, race).await?;
+            let (figure, _) = race.run(&mut stand, &self.commit).await?;
+            self.put(Figure { predicted: Some(round(predicted)), ..figure })?;
             stand.close(chain).await?;
         }
         Ok(())
@@ -202,18 +226,14 @@ impl Wan {
         let threads = Some(self.args.threads);
         let wants = Wants { real: true, paced: true, rpc: true, sessions: 1, chains: 1, threads };
         let mut stand = self.bench.stand(self.setting(), wants).await?;
-        let rounds = if self.args.quick { 1 } else { 5 };
-        // Nothing in particular, and no two alike: the time does not depend on the text.
-        let prompt = |round: u32| (0..PREFILL).map(|at| 1_000 + (round * 7_919 + at * 37) % 20_000).collect();
-        let case = |round| Case { id: format!("long-{round}"), prompt: prompt(round), recorded: Answered::default() };
-        let cases: Vec<Case> = (0..rounds).map(case).collect();
+        let cases = long_prompts(if self.args.quick { 1 } else { 5 });
         for (chain, paced) in [(REAL, false), (PACED, true)] {
             stand.open(chain, paced, Codec::F16, 1).await?;
             let rpc = (stand.has_rpc && !paced).then(Arm::rpc);
             let arms = rpc.into_iter().chain([Arm::plain(PLAIN, chain)]).collect();
             let pairings = vec![Pairing::new(PLAIN, RPC, None), Pairing::bound(PLAIN, Some(PREFILL_GOAL))];
             let (groups, codec) = (cases.chunks(1).collect(), Codec::F16);
-            let (length, measure) = (Length { max_tokens: 1, ignore_eos: true }, Measure::Prefill(PREFILL));
+            let (length, measure) = (FIRST_TOKEN, Measure::Prefill(PREFILL));
             let (part, name) = ("prefill", "2,048 positions");
             self.race(&mut stand, Race { part, name, paced, codec, arms, groups, length, measure, pairings }).await?;
             stand.close(chain).await?;
@@ -245,11 +265,13 @@ impl Wan {
         Ok(())
     }
 
-    /// The same prompts, their hidden states encoded in every way.
+    /// The same prompts, their hidden states encoded in every way: a token a traversal, and a long prompt's first
+    /// token, where a codec's bytes weigh most.
     async fn codecs(&mut self, setting: Setting) -> Outcome<()> {
         let codecs: Vec<Codec> = Codec::ALL.into_iter().filter(|codec| *codec != Codec::Tokens).collect();
-        let wants =
-            Wants { real: true, paced: false, rpc: false, sessions: 1, chains: codecs.len() as u16, threads: None };
+        // Stages compute at once in a long prompt.
+        let (chains, threads) = (codecs.len() as u16, Some(self.args.threads));
+        let wants = Wants { real: true, paced: false, rpc: false, sessions: 1, chains, threads };
         let mut stand = self.bench.stand(setting, wants).await?;
         let length = self.length(32);
         let cases = self.bench.record(&mut stand, &self.prompts(true, 8)?, length.max_tokens).await?;
@@ -262,7 +284,11 @@ impl Wan {
         let base = Codec::F16.to_string();
         let pairings: Vec<Pairing> =
             arms.iter().filter(|arm| arm.name != base).map(|arm| Pairing::new(&arm.name, &base, None)).collect();
-        for (name, measure) in [("decode", Measure::Decode), ("first token", Measure::Prefill(1))] {
+        let long = long_prompts(if self.args.quick { 1 } else { 2 });
+        for (name, measure, cases, length) in [
+            ("decode", Measure::Decode, &cases, length),
+            ("first token", Measure::Prefill(PREFILL), &long, FIRST_TOKEN),
+        ] {
             let (groups, codec) = (cases.chunks(1).collect(), Codec::F16);
             let (part, arms, pairings) = ("codecs", arms.clone(), pairings.clone());
             self.race(&mut stand, Race { part, name, paced: false, codec, arms, groups, length, measure, pairings })
@@ -270,6 +296,13 @@ impl Wan {
         }
         Ok(())
     }
+}
+
+/// So many long prompts. Nothing in particular, and no two alike: the time does not depend on the text.
+fn long_prompts(count: u32) -> Vec<Case> {
+    let prompt = |number: u32| (0..PREFILL).map(|at| 1_000 + (number * 7_919 + at * 37) % 20_000).collect();
+    let case = |number| Case { id: format!("long-{number}"), prompt: prompt(number), recorded: Answered::default() };
+    (0..count).map(case).collect()
 }
 
 /// What the issue wants to be shown of a part.
@@ -280,9 +313,34 @@ fn pairings(part: &str, paced: bool, arms: &[Arm]) -> Vec<Pairing> {
             "novel" => NOVEL_GOALS.iter().find(|(name, _)| *name == arm.name).map(|(_, goal)| *goal),
             _ => arm.name.starts_with("auto").then_some(DRAFTABLE_GOALS[usize::from(!paced)]),
         };
-        let over_plain = (part == "novel" && arm.name.starts_with("auto")).then_some(OVER_PLAIN_GOAL);
+        let over_plain = if part == "novel" && arm.name.starts_with("auto") { OVER_PLAIN_GOAL } else { NO_SLOWER_GOAL };
         pairings.push(Pairing::new(&arm.name, RPC, over_rpc));
-        pairings.push(Pairing::new(&arm.name, PLAIN, over_plain));
+        pairings.push(Pairing::new(&arm.name, PLAIN, Some(over_plain)));
     }
     pairings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drafts_are_never_to_be_slower_than_none() {
+        let arms = [RPC, PLAIN, "draft cut", "auto Q4_0", "lookup"].map(|name| Arm::plain(name, REAL));
+        let over_plain = |part: &str| {
+            let all = pairings(part, false, &arms).into_iter().filter(|pairing| pairing.over == PLAIN);
+            all.map(|pairing| (pairing.of, pairing.goal)).collect::<Vec<_>>()
+        };
+        let of = |auto: f64| [("draft cut", 0.98), ("auto Q4_0", auto), ("lookup", 0.98)];
+        let goals = |auto| of(auto).map(|(name, goal)| (name.to_owned(), Some(goal)));
+        assert_eq!(over_plain("novel"), goals(2.0));
+        assert_eq!(over_plain("draftable"), goals(0.98));
+    }
+
+    #[test]
+    fn long_prompts_are_as_long_as_they_say_and_no_two_alike() {
+        let prompts = long_prompts(2);
+        assert!(prompts.iter().all(|case| case.prompt.len() == PREFILL as usize));
+        assert_ne!(prompts[0].prompt, prompts[1].prompt);
+    }
 }

@@ -30,7 +30,7 @@ pub(crate) fn lines(title: &str, axes: [&str; 2], series: &[Series]) -> String {
             drawing,
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{}/>",
             places.join(" "),
-            if name.contains("bound") { " stroke-dasharray=\"5 4\"" } else { "" }
+            if name.contains("bound") || name == "predicted" { " stroke-dasharray=\"5 4\"" } else { "" }
         );
         for place in places.iter().filter_map(|place| place.split_once(',')) {
             let _ = writeln!(drawing, "<circle cx=\"{}\" cy=\"{}\" r=\"3\" fill=\"{colour}\"/>", place.0, place.1);

@@ -11,7 +11,8 @@ use std::{
 use clap::Args;
 
 use super::{
-    figures::{ArmFigure, Figure, Report, Spread},
+    contest::{ALONE, RPC, UNSLICED},
+    figures::{ArmFigure, Equality, Figure, NEAR_TIE, Report, Spread},
     parts::RPC_TOKENS,
     plot::{self, Series},
 };
@@ -61,45 +62,58 @@ fn replace(document: &str, section: &str) -> String {
     }
 }
 
-fn kind(figure: &Figure) -> &'static str {
+/// What its stages do; of each arm, see [`Figure::kind`].
+fn stages(figure: &Figure) -> &'static str {
     if figure.paced { "paced" } else { "real" }
 }
 
-/// The same, of how many rounds, and what went wrong in them.
-fn of_rounds(figure: &Figure) -> String {
+/// What was measured, in short: a part may have several figures.
+fn what(figure: &Figure) -> String {
+    format!("{}: {}", figure.part, figure.name)
+}
+
+/// Whether an arm computed or was paced, in how many rounds, and what went wrong in them.
+fn of_rounds(figure: &Figure, arm: &ArmFigure) -> String {
     let lost = match figure.lost {
         0 => String::new(),
         lost => format!(", {lost} times a chain was lost and opened again"),
     };
-    format!("{}, {} rounds{lost}", kind(figure), figure.rounds)
+    format!("{}, {} rounds{lost}", figure.kind(&arm.name), figure.rounds)
 }
 
 /// Each plot's name and drawing, as far as it was measured.
-fn draw(report: &Report) -> Vec<(&'static str, String)> {
+fn draw(report: &Report) -> Vec<(String, String)> {
     let mut plots = Vec::new();
-    for (part, file, title) in [
-        ("plain", "plain", "A token a traversal, by loss"),
-        ("novel", "novel", "Novel text, by loss"),
-        ("draftable", "draftable", "Text that repeats what was given, by loss"),
-        ("sessions", "sessions", "Eight sessions at once"),
-        ("prefill", "prefill", "A prompt of 2,048 tokens, to its first token"),
-        ("codecs", "codecs", "Codecs, by Mbit/s"),
+    for (part, unit, file, title) in [
+        ("plain", "tokens/s", "plain", "A token a traversal, by loss"),
+        ("novel", "tokens/s", "novel", "Novel text, by loss"),
+        ("draftable", "tokens/s", "draftable", "Text that repeats what was given, by loss"),
+        ("sessions", "tokens/s", "sessions", "Eight sessions at once"),
+        ("prefill", "positions/s", "prefill", "A prompt of 2,048 tokens, to its first token"),
+        ("codecs", "tokens/s", "codecs", "Codecs, a token a traversal, by Mbit/s"),
+        ("codecs", "positions/s", "codecs-first", "Codecs, a prompt of 2,048 tokens to its first token, by Mbit/s"),
     ] {
-        let figures: Vec<&Figure> = report.figures.iter().filter(|figure| figure.part == part).collect();
-        let Some(first) = figures.first() else { continue };
-        let figures: Vec<&Figure> = figures.iter().copied().filter(|figure| figure.unit == first.unit).collect();
-        let kinds = names(&figures);
-        let group = |figure: &&Figure| {
-            let setting = match part {
-                "codecs" => format!("{} Mbit/s", figure.setting.mbit),
-                _ => format!("{} %", figure.setting.loss * 100.0),
-            };
-            let find = |name: &String| figure.arms.iter().find(|arm| arm.name == *name);
-            let bar = |arm: &ArmFigure| [arm.value.low, arm.value.median, arm.value.high];
-            (format!("{}, {setting}", kind(figure)), kinds.iter().map(|name| find(name).map(bar)).collect())
+        let is_of = |figure: &&Figure| figure.part == part && figure.unit == unit && figure.setting.line.is_none();
+        let figures: Vec<&Figure> = report.figures.iter().filter(is_of).collect();
+        let label = |figure: &Figure| match part {
+            "codecs" => format!("{}, {} Mbit/s", stages(figure), figure.setting.mbit),
+            _ => format!("{}, {} %", stages(figure), figure.setting.loss * 100.0),
         };
-        let groups: Vec<_> = figures.iter().map(group).collect();
-        plots.push((file, plot::bars(title, &first.unit, &kinds, &groups)));
+        plots.extend(bars(title, &figures, label).map(|drawing| (file.to_owned(), drawing)));
+    }
+    for (part, title) in
+        [("plain", "A token a traversal"), ("novel", "Novel text"), ("draftable", "Text that repeats what was given")]
+    {
+        // Each kind by itself: there are many lines.
+        for paced in [false, true] {
+            let is_of =
+                |figure: &&Figure| figure.part == part && figure.paced == paced && figure.setting.line.is_some();
+            let figures: Vec<&Figure> = report.figures.iter().filter(is_of).collect();
+            let label = |figure: &Figure| figure.setting.line.map_or(String::new(), |line| line.to_string());
+            let kind = if paced { "paced" } else { "real" };
+            let drawing = bars(&format!("{title}, by line ({kind})"), &figures, label);
+            plots.extend(drawing.map(|drawing| (format!("{part}-lines-{kind}"), drawing)));
+        }
     }
     let by_rtt = |figure: &Figure| figure.setting.rtt_ms;
     let by_peers = |figure: &Figure| figure.setting.peers as f64;
@@ -109,10 +123,31 @@ fn draw(report: &Report) -> Vec<(&'static str, String)> {
     ] {
         let series = curves(report, part, x);
         if !series.is_empty() {
-            plots.push((part, plot::lines(title, [axis, "tokens/s"], &series)));
+            plots.push((part.to_owned(), plot::lines(title, [axis, "tokens/s"], &series)));
         }
     }
     plots
+}
+
+/// Bars of figures, a group for each figure; none where there are none.
+fn bars(title: &str, figures: &[&Figure], label: impl Fn(&Figure) -> String) -> Option<String> {
+    let unit = &figures.first()?.unit;
+    let names = names(figures);
+    let mut groups = Vec::with_capacity(figures.len());
+    for figure in figures {
+        let find = |name: &String| figure.arms.iter().find(|arm| arm.name == *name);
+        let bar = |arm: &ArmFigure| [arm.value.low, arm.value.median, arm.value.high];
+        let bars: Vec<Option<[f64; 3]>> = names.iter().map(|name| find(name).map(bar)).collect();
+        groups.push((label(figure), bars));
+    }
+    // Some are real in a group that is called paced, too.
+    let any_paced = figures.iter().any(|figure| figure.paced);
+    let told = |name: &String| match any_paced && [RPC, ALONE].contains(&name.as_str()) {
+        true => format!("{name} (real)"),
+        false => name.clone(),
+    };
+    let kinds: Vec<String> = names.iter().map(told).collect();
+    Some(plot::bars(title, unit, &kinds, &groups))
 }
 
 /// The arms' names, in the order in which they come.
@@ -122,19 +157,25 @@ fn names(figures: &[&Figure]) -> Vec<String> {
     all.filter(|name| seen.insert(name.clone())).collect()
 }
 
-/// A line for each arm and kind, and one for each bound.
+/// A line for each arm and kind, one for each bound, and one for what the planner predicts.
 fn curves(report: &Report, part: &str, x: &dyn Fn(&Figure) -> f64) -> Vec<Series> {
     let mut series: Vec<Series> = Vec::new();
     let mut put = |name: String, point: (f64, f64)| match series.iter_mut().find(|(known, _)| *known == name) {
+        // What computes in either kind of figure, and what is predicted, has a point of each: the first is enough.
+        Some((_, points)) if points.iter().any(|known| known.0 == point.0) => {}
         Some((_, points)) => points.push(point),
         None => series.push((name, vec![point])),
     };
     for figure in report.figures.iter().filter(|figure| figure.part == part) {
         for arm in &figure.arms {
-            put(format!("{} ({})", arm.name, kind(figure)), (x(figure), arm.value.median));
+            let kind = figure.kind(&arm.name);
+            put(format!("{} ({kind})", arm.name), (x(figure), arm.value.median));
             if let Some(bound) = arm.bound {
-                put(format!("bound of {} ({})", arm.name, kind(figure)), (x(figure), bound));
+                put(format!("bound of {} ({kind})", arm.name), (x(figure), bound));
             }
+        }
+        if let Some(predicted) = figure.predicted {
+            put("predicted".to_owned(), (x(figure), predicted));
         }
     }
     series.iter_mut().for_each(|(_, points)| points.sort_by(|a, b| a.0.total_cmp(&b.0)));
@@ -142,16 +183,24 @@ fn curves(report: &Report, part: &str, x: &dyn Fn(&Figure) -> f64) -> Vec<Series
 }
 
 /// The section: tables, and the plots.
-fn section(report: &Report, plots: &[&str]) -> String {
+fn section(report: &Report, plots: &[String]) -> String {
     let mut text = format!(
         "## Over a wide-area network\n\n\
          `make bench-wan` measures, `make report-wan` writes this section and the plots out of `bench/results/wan.json`. {}; \
          {}.\n\n\
          Each machine is a network namespace on a line of its own. *Real* stages compute, and share this machine's cores; *paced* \
          ones sleep for the time that the stage was measured to take with the cores to itself and answer from a recording, so that \
-         they overlap as on machines of their own. llama.cpp's RPC is real in both, and asked for {RPC_TOKENS} tokens at most of novel and \
-         draftable answers, so that its prompt weighs more in its bytes a token. A bound is every line's delay, the bytes at the line's \
-         rate and the stages' times with all cores, where traversals do not overlap. Values are medians over the rounds, with quartiles.\n\n",
+         they overlap as on machines of their own. llama.cpp's RPC and the machine that holds the whole model are real beside either kind \
+         of stages, and named so; the RPC is asked for {RPC_TOKENS} tokens at most of novel and draftable answers, so that its prompt weighs \
+         more in its bytes a token. Values are medians over the rounds, with quartiles.\n\n\
+         A bound is what no implementation exceeds that cuts the model as we do, with these lines and the stages' times with all cores. One \
+         session without drafts: 1 ÷ (every line's delay + the bytes at the line's rate + the stages' times). n sessions without drafts: \
+         min(n × one session's bound, 1 ÷ slowest), where slowest is the most seconds that a stage takes for a token, in batches of the best \
+         size up to n, or a line for its bytes; real stages share the cores and take turns, so that all of them count together as one stage. \
+         A prompt: the first chunk through every line and stage, the rest at the slowest of them, likewise. Arms that draft have no bound: \
+         their traversals overlap, so that no time has to pass between two tokens that a draft got right, and what is left depends on \
+         acceptance. Nor have llama.cpp's RPC and one machine, which do not run these stages. What is predicted is the planner's, \
+         which `potluck model plan` tells, from the same times and lines.\n\n",
         report.model,
         commits(report)
     );
@@ -164,14 +213,16 @@ fn section(report: &Report, plots: &[&str]) -> String {
             let drafts = arm.accepted.map_or(String::new(), |accepted| {
                 format!("{accepted:.2}; {:.2}, {:.2}", arm.rows_per_token, arm.forwards_per_token)
             });
+            let predicted = figure.predicted.filter(|_| arm.bound.is_some());
+            let predicted = predicted.map_or(String::new(), |rate| format!(", predicted {rate:.2}"));
             let packets = Some(arm.packets_per_token).filter(|packets| *packets > 0.0);
             let packets = packets.map_or(String::new(), |packets| format!(", {packets:.1}"));
             let _ = writeln!(
                 text,
-                "| {} | {} | {} | {} | {} {} | {:.2} s | {:.2} | {drafts} | {:.0}{packets} | {share} |",
-                figure.part,
+                "| {} | {} | {} | {} | {} {} | {:.2} s | {:.2} | {drafts} | {:.0}{packets} | {share}{predicted} |",
+                what(figure),
                 figure.setting.words(),
-                of_rounds(figure),
+                of_rounds(figure, arm),
                 arm.name,
                 spread(arm.value),
                 figure.unit,
@@ -190,11 +241,13 @@ fn section(report: &Report, plots: &[&str]) -> String {
                 None => "",
             };
             let goal = ratio.goal.map_or(String::new(), |goal| goal.to_string());
-            let (setting, kind, value) = (figure.setting.words(), kind(figure), spread(ratio.value));
+            let (setting, kind, value) = (figure.setting.words(), figure.kind_of_ratio(ratio), spread(ratio.value));
             let _ = writeln!(
                 text,
                 "| {} | {setting} | {kind} | {} ÷ {} | {value} | {goal} | {verdict} |",
-                figure.part, ratio.of, ratio.over
+                what(figure),
+                ratio.of,
+                ratio.over
             );
         }
     }
@@ -243,35 +296,124 @@ fn spread(Spread { low, median, high }: Spread) -> String {
     format!("{median:.2} ({low:.2} to {high:.2})")
 }
 
-/// Whose tokens were the unsliced model's, and where they parted.
+/// Partings from the unsliced model that are told one by one; of more only the largest margin.
+const FEW_PARTINGS: usize = 3;
+
+/// Whose tokens were the unsliced model's, or those without drafts, and where they parted.
 fn equal(report: &Report) -> String {
-    let mut text = "\n| part | setting | arm | tokens equal up to the first that is not | answers equal | largest margin there |\n\
-                    | --- | --- | --- | --- | --- | --- |\n"
-        .to_owned();
+    let mut text = format!(
+        "\nReal answers beside those of {UNSLICED}, and those with drafts beside those without over the same chain. Where they part, \
+         a margin says by how much the likeliest token's logit exceeded the next in the unsliced model's own run: up to {NEAR_TIE} it is a \
+         near-tie, which the shape of a batch decides. Where both had left that run's text before, the model was asked \
+         anew with the text up to there. Tokens count from 0.\n\n\
+         | part | setting | arm | beside | tokens equal up to the first that is not | answers equal | parted, and the margin there | beyond a near-tie |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    );
     for figure in &report.figures {
         for equality in &figure.equality {
-            let margins = equality.parted.iter().filter_map(|parting| parting.margin);
-            let largest = margins.fold(None, |most: Option<f32>, margin| Some(most.map_or(margin, |m| m.max(margin))));
+            let Equality { of, with, answers, tokens, parted } = equality;
             let _ = writeln!(
                 text,
-                "| {} | {} | {} | {} of {} | {} of {} | {} |",
-                figure.part,
+                "| {} | {} | {of} | {with} | {} of {} | {} of {} | {} | {} of {} |",
+                what(figure),
                 figure.setting.words(),
-                equality.of,
-                equality.tokens[0],
-                equality.tokens[1],
-                equality.answers[0],
-                equality.answers[1],
-                largest.map_or("none parted".into(), |margin| format!("{margin:.3}"))
+                tokens[0],
+                tokens[1],
+                answers[0],
+                answers[1],
+                partings(equality),
+                equality.beyond_near_ties(),
+                parted.len()
             );
         }
     }
     text
 }
 
+/// Where answers parted, and by what margin.
+fn partings(equality: &Equality) -> String {
+    let words = |margin: Option<f32>| match margin {
+        Some(margin) if margin > NEAR_TIE => format!("{margin:.3} **no near-tie**"),
+        Some(margin) => format!("{margin:.3}"),
+        None => "margin unknown".into(),
+    };
+    let parted = &equality.parted;
+    if parted.is_empty() {
+        return "none parted".into();
+    }
+    if equality.with == UNSLICED && parted.len() > FEW_PARTINGS {
+        let largest = parted.iter().filter_map(|parting| parting.margin).max_by(f32::total_cmp);
+        return format!("the largest of {}: {}", parted.len(), words(largest));
+    }
+    let each = parted.iter().map(|parting| format!("{} at {}: {}", parting.prompt, parting.at, words(parting.margin)));
+    each.collect::<Vec<_>>().join("; ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wan::{figures::Parting, net::Setting};
+
+    fn arm(name: &str, median: f64) -> ArmFigure {
+        ArmFigure { name: name.into(), value: Spread { median, ..Spread::default() }, ..ArmFigure::default() }
+    }
+
+    #[test]
+    fn partings_are_told_and_those_beyond_a_near_tie_marked() {
+        let parting = |prompt: &str, at, margin| Parting { prompt: prompt.into(), at, margin };
+        let parted =
+            vec![parting("edit-1", 23, Some(0.227)), parting("edit-2", 0, Some(0.5)), parting("quote-1", 7, None)];
+        let beside = |with: &str, parted| Equality {
+            of: "lookup".into(),
+            with: with.into(),
+            answers: [1, 4],
+            tokens: [30, 90],
+            parted,
+        };
+        let told = "edit-1 at 23: 0.227; edit-2 at 0: 0.500 **no near-tie**; quote-1 at 7: margin unknown";
+        assert_eq!(partings(&beside("plain", parted.clone())), told);
+        let many = [parted.clone(), parted.clone()].concat();
+        assert_eq!(partings(&beside("plain", many.clone())), format!("{told}; {told}"));
+        assert_eq!(partings(&beside(UNSLICED, many)), "the largest of 6: 0.500 **no near-tie**");
+        assert_eq!(partings(&beside(UNSLICED, Vec::new())), "none parted");
+        let figure = Figure { equality: vec![beside("plain", parted)], ..Figure::default() };
+        let text = equal(&Report { figures: vec![figure], ..Report::default() });
+        assert!(text.ends_with(&format!("| lookup | plain | 30 of 90 | 1 of 4 | {told} | 1 of 3 |\n")), "{text}");
+    }
+
+    #[test]
+    fn each_plot_is_of_one_unit_and_each_line_has_its_place() {
+        use potluck_netem::link::Line;
+        let figure = |part: &str, unit: &str| Figure {
+            part: part.into(),
+            unit: unit.into(),
+            arms: vec![arm("f16", 3.0)],
+            ..Figure::default()
+        };
+        let on_a_line = Figure { setting: Setting::on(Line::Dsl), paced: true, ..figure("novel", "tokens/s") };
+        let figures = vec![figure("codecs", "tokens/s"), figure("codecs", "positions/s"), on_a_line];
+        let plots = draw(&Report { figures, ..Report::default() });
+        let names: Vec<&str> = plots.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["codecs", "codecs-first", "novel-lines-paced"]);
+        assert!(plots[1].1.contains("positions/s") && !plots[1].1.contains("tokens/s"));
+        assert!(plots[2].1.contains(">dsl<"), "{}", plots[2].1);
+    }
+
+    #[test]
+    fn a_curve_has_one_line_for_what_is_the_same_in_both_kinds() {
+        let figure = |paced| Figure {
+            part: "rtt".into(),
+            paced,
+            arms: vec![arm(ALONE, 60.0), arm("plain", 8.0)],
+            predicted: Some(8.5),
+            ..Figure::default()
+        };
+        let report = Report { figures: vec![figure(false), figure(true)], ..Report::default() };
+        let series = curves(&report, "rtt", &|figure: &Figure| figure.setting.rtt_ms);
+        let names: Vec<&str> = series.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["one machine (real)", "plain (real)", "predicted", "plain (paced)"]);
+        assert!(series.iter().all(|(_, points)| points.len() == 1), "{series:?}");
+    }
 
     #[test]
     fn the_section_is_replaced_and_nothing_else() {

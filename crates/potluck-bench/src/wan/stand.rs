@@ -263,6 +263,11 @@ impl Stand {
         self.client.ask(&Ask::Close { chain: chain.to_owned() }).await.map(drop)
     }
 
+    /// By how much the unsliced model's likeliest token is ahead after that text.
+    pub(crate) async fn margin(&mut self, text: Vec<u32>) -> Outcome<Option<f32>> {
+        Ok(self.local(text, 1).await?.margins.first().copied())
+    }
+
     async fn local(&mut self, prompt: Vec<u32>, max_tokens: u32) -> Outcome<Answered> {
         let generate = Generate {
             chain: LOCAL.into(),

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use potluck_core::{Hidden, Input, Output, StageCommand, StageError, StageReply, Step};
-use potluck_wire::Frame;
+use potluck_wire::{Frame, StepFrame};
 
 use super::{ClientSession, Effect, Hop, OwnStage, Pending};
 use crate::SessionError;
@@ -68,7 +68,7 @@ impl ClientSession {
     /// The own head's hidden states, for the first peer.
     pub(super) fn pass_on(&mut self, hop: usize, sequence: u32, hidden: &Hidden) -> Result<(), SessionError> {
         let codec = self.config.codec;
-        let mut payload = Vec::new();
+        let mut payload = StepFrame::buffer();
         codec.encode(&hidden.0, self.config.width as usize, &mut payload).map_err(|error| SessionError::Own {
             layers: self.layers(hop),
             error: StageError::Engine(error.to_string()),

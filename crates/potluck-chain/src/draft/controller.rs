@@ -177,9 +177,7 @@ impl Controller {
         }
         let plain_rate = 1.0 / self.plain_step();
         let looked_up = choice::lookup(self, &self.probabilities(Source::Lookup, lookup));
-        let made = |offer: Offer| Offer { rate: self.progress[usize::from(offer.streams)].rate(offer.rate), ..offer };
-        let ways = choice::model(self).into_iter().chain(choice::streamed(self)).map(made);
-        let modelled = ways.filter(|_| model).max_by(|a, b| a.rate.total_cmp(&b.rate));
+        let modelled = self.modelled().filter(|_| model);
         let best = looked_up.map_or(0.0, |offer| offer.rate).max(modelled.map_or(0.0, |offer| offer.rate));
         if best < choice::GAIN_MIN * plain_rate {
             return if model { self.trial() } else { Plan::Plain };
@@ -199,6 +197,24 @@ impl Controller {
                 Plan::Model(if self.streams { choice::streaming(self, rule) } else { rule })
             }
             _ => Plan::Plain,
+        }
+    }
+
+    /// The better way to use the draft model.
+    fn modelled(&self) -> Option<Offer> {
+        let made = |offer: Offer| Offer { rate: self.progress[usize::from(offer.streams)].rate(offer.rate), ..offer };
+        let ways = choice::model(self).into_iter().chain(choice::streamed(self)).map(made);
+        ways.max_by(|a, b| a.rate.total_cmp(&b.rate))
+    }
+
+    /// What to do behind a prompt that is under way, where a draft model is at hand: drafts follow it where they would follow what is certain.
+    pub fn plan_behind_prompt(&mut self) -> Option<Rule> {
+        let gain = choice::GAIN_MIN / self.plain_step();
+        let pays = self.traversals.singles() >= PLAIN_FIRST
+            && self.modelled().is_some_and(|offer| offer.streams && offer.rate >= gain);
+        match pays.then(|| self.plan(&[], true)) {
+            Some(Plan::Model(rule)) if self.streams => Some(rule),
+            _ => None,
         }
     }
 

@@ -146,12 +146,24 @@ struct Session<'a> {
 
 /// Runs a session of so many tokens.
 pub(crate) fn run(kind: Kind, setting: Setting, policy: Policy, seed: u64, tokens: usize) -> Outcome {
+    answer(&mut Controller::default(), kind, setting, policy, seed, tokens)
+}
+
+/// An answer of so many tokens with a controller that may have learnt from others, and learns from this one.
+pub(crate) fn answer(
+    controller: &mut Controller,
+    kind: Kind,
+    setting: Setting,
+    policy: Policy,
+    seed: u64,
+    tokens: usize,
+) -> Outcome {
     let text = Text::new(kind, seed, tokens);
     let mut session = Session {
         text: &text,
         policy,
         chain: Chain::new(setting, seed),
-        controller: Controller::default(),
+        controller: std::mem::take(controller),
         now: 0.0,
         certain: 0,
         flight: VecDeque::new(),
@@ -166,6 +178,7 @@ pub(crate) fn run(kind: Kind, setting: Setting, policy: Policy, seed: u64, token
         session.chain.progress = session.certain as f64 / tokens as f64;
         session.round();
     }
+    *controller = session.controller;
     Outcome { tokens: session.certain, seconds: session.now, ..session.outcome }
 }
 

@@ -55,7 +55,9 @@ impl Text {
     pub(crate) fn new(kind: Kind, seed: u64, tokens: usize) -> Self {
         let mut copied = Vec::new();
         for span in 0u64.. {
-            let length = |mean: f64, salt: u64| (mean.min(1e6) * (0.25 + 1.5 * draw(seed, span, salt))).ceil() as usize;
+            let long = |mean: f64, salt: u64| (mean * (0.25 + 1.5 * draw(seed, span, salt))).ceil() as usize;
+            // No span is much longer than what is asked for.
+            let length = |mean: f64, salt: u64| long(mean, salt).min(tokens + 4 * MARGIN);
             copied.extend(vec![None; length(kind.novel, 1)]);
             copied.extend((0..length(kind.copied, 2)).map(Some));
             if copied.len() > tokens + MARGIN {

@@ -5,17 +5,23 @@
 use std::{
     cell::Cell,
     collections::VecDeque,
-    sync::OnceLock,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use potluck_chain::{
-    Answer, SessionError, Submission,
+    Answer, Deadlines, SessionError, Submission,
     sample::{Decision, Sampler, SamplingParams},
 };
-use potluck_client::{Cancel, Chain, ChainShape, Drafts, Outcome, Request, Session, StageAccount};
-use potluck_core::{Hidden, Logits, Rows, StageError};
+use potluck_client::{
+    Cancel, Chain, ChainShape, DraftModel, Drafts, LocalChain, Outcome, Request, Session, StageAccount,
+};
+use potluck_core::{Hidden, Input, LayerRange, Logits, Output, Rows, StageCommand, StageError, StageReply};
 use potluck_engine::KEPT_ROWS_MAX;
+use tokio::sync::mpsc;
 
 use crate::common::small_model;
 
@@ -60,6 +66,52 @@ pub fn mix(x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
+/// What a draft model guesses behind these tokens: the target's two likeliest, close to each other, and one time in two in the wrong
+/// order.
+pub fn guessed(text: &[u32]) -> Vec<f32> {
+    let row = logits(text);
+    let mut ranked: Vec<usize> = (0..row.len()).collect();
+    ranked.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
+    if text.iter().rev().take(3).fold(7, |state, &token| mix(state ^ u64::from(token))).is_multiple_of(2) {
+        ranked.swap(0, 1);
+    }
+    let mut guessed = vec![-20.0; row.len()];
+    (guessed[ranked[0]], guessed[ranked[1]]) = (1.0, 0.8);
+    guessed
+}
+
+/// An engine that holds such a draft model, and counts the positions that it evaluates.
+pub async fn draft_model(read: Arc<AtomicUsize>) -> DraftModel {
+    let ((commands, mut asked), (replies, answers)) = (mpsc::channel(64), mpsc::channel(64));
+    tokio::spawn(async move {
+        let mut cache: Vec<u32> = Vec::new();
+        while let Some(command) = asked.recv().await {
+            let reply = match command {
+                StageCommand::Open { cache, .. } => StageReply::Opened { cache, result: Ok(()) },
+                StageCommand::Forward { batch, steps } => {
+                    let step = &steps[0];
+                    let Input::Tokens(tokens) = &step.input else { panic!("not of tokens") };
+                    assert!(step.start as usize <= cache.len() && step.tree.is_chain());
+                    cache.truncate(step.start as usize);
+                    cache.extend(tokens);
+                    read.fetch_add(tokens.len(), Relaxed);
+                    let rows = match step.rows {
+                        Rows::None => Vec::new(),
+                        _ => vec![Logits::Whole(Hidden(guessed(&cache)))],
+                    };
+                    StageReply::Forwarded { batch, results: vec![Ok(Output::Logits(rows))], compute_us: 1 }
+                }
+                _ => break,
+            };
+            if replies.send(reply).await.is_err() {
+                break;
+            }
+        }
+    });
+    let of = (LayerRange::new(0, 1).unwrap(), VOCABULARY);
+    DraftModel::new(LocalChain::over((commands, answers), of, POSITIONS, Deadlines::default()).await.unwrap())
+}
+
 /// A step under way.
 pub struct Flying {
     start: u32,
@@ -76,7 +128,7 @@ pub struct Toy {
     pub last: Vec<Vec<f32>>,
     /// Rows come with so many of the largest logits alone.
     pub top: Option<usize>,
-    /// What is drafted is made likelier where it is judged: a rule of acceptance that is wrong.
+    /// What is drafted is made likelier where it is judged: rows that favour drafts.
     pub lenient: bool,
     pub whole_rows: usize,
     /// After so many whole rows it is lost.
@@ -87,6 +139,10 @@ pub struct Toy {
     pub sequential: bool,
     /// Its first token; there are none before.
     pub first: u32,
+    /// What a row takes, where it is not [`ROW`].
+    pub row: Option<Duration>,
+    /// Steps that came while a prompt was under way from its beginning.
+    pub behind_prompt: usize,
     pub trees: usize,
     /// Steps that went on behind a row of the last tree that caches do not keep.
     pub branches: usize,
@@ -145,6 +201,7 @@ impl Chain for Toy {
         self.sequence += 1;
         self.trees += usize::from(!step.tree.is_chain());
         self.alone += usize::from(self.flying.is_empty());
+        self.behind_prompt += usize::from(self.flying.iter().any(|(flying, _)| flying.start == 0));
         if step.fence {
             self.fences += 1;
             for (earlier, answer) in &mut self.flying {
@@ -177,7 +234,8 @@ impl Chain for Toy {
         let (step, answer) = self.flying.pop_front().unwrap();
         if !answer.skipped {
             // Steps follow each other as fast as a stage takes them.
-            let arrives = (step.sent + TRAVERSAL).max(self.last_answer) + ROW * u32::from(answer.count);
+            let arrives =
+                (step.sent + TRAVERSAL).max(self.last_answer) + self.row.unwrap_or(ROW) * u32::from(answer.count);
             self.last_answer = arrives;
             CLOCK.set(CLOCK.get().max(arrives));
         }

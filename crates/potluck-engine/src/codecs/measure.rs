@@ -20,6 +20,19 @@ const FIRST: u16 = 2;
 /// Positions that were scored, of how many.
 pub type Progress = (u32, u32);
 
+/// What the chain said at one position.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// From 0, as they were given.
+    pub passage: usize,
+    /// From the passage's beginning.
+    pub position: u32,
+    /// The codec, and where it was; none: hidden states travelled as they are.
+    pub codec: Option<(Codec, At)>,
+    /// A value for each token of the vocabulary.
+    pub logits: &'a [f32],
+}
+
 /// Hidden states of a step, or the logits of one of its positions.
 type Row = Vec<f32>;
 
@@ -58,7 +71,21 @@ pub fn measure(
     stages: &mut [Box<dyn Stage>],
     passages: &[Vec<u32>],
     each_cut: bool,
+    progress: impl FnMut(Progress),
+) -> Result<Table, MeasureError> {
+    watch(stages, passages, each_cut, progress, |_| {})
+}
+
+/// [`measure`], which shows `see` each position's logits: first the unchanged ones of a step, then those of each codec.
+///
+/// # Errors
+/// See [`MeasureError`].
+pub fn watch(
+    stages: &mut [Box<dyn Stage>],
+    passages: &[Vec<u32>],
+    each_cut: bool,
     mut progress: impl FnMut(Progress),
+    mut see: impl FnMut(Seen<'_>),
 ) -> Result<Table, MeasureError> {
     let nothing = |why: &str| MeasureError::Nothing(why.into());
     if stages.len() < 2 || passages.iter().any(|passage| passage.len() < 2) || passages.is_empty() {
@@ -78,12 +105,18 @@ pub fn measure(
     let mut bench = Bench { stages, cuts, width: width as usize };
     let total: usize = passages.iter().map(|passage| passage.len() - 1).sum();
     let (mut scored, mut nll, mut halved) = (0, 0.0, Tally::default());
-    for passage in passages {
+    for (number, passage) in passages.iter().enumerate() {
+        let mut show = |codec, start: u32, rows: &[Row]| {
+            for (position, logits) in (start..).zip(rows) {
+                see(Seen { passage: number, position, codec, logits });
+            }
+        };
         bench.open(passage.len() as u32 - 1, trials.len())?;
         let (inputs, targets) = (&passage[..passage.len() - 1], &passage[1..]);
         let step = step_positions(vocabulary);
         for (start, (tokens, targets)) in (0..).step_by(step).zip(inputs.chunks(step).zip(targets.chunks(step))) {
             let (between, logits) = bench.plain(PLAIN, start, tokens)?;
+            show(None, start, &logits);
             let expected = expect(logits, targets, start)?;
             nll += expected.iter().map(Expected::nll).sum::<f64>();
             let (mut at, mut rows) = (start, Vec::with_capacity(tokens.len()));
@@ -94,6 +127,7 @@ pub fn measure(
             compare(&mut halved, &expected, &rows, start)?;
             for trial in &mut trials {
                 let rows = bench.run(trial, start, &between)?;
+                show(Some((trial.codec, trial.at)), start, &rows);
                 compare(&mut trial.tally, &expected, &rows, start)?;
             }
             scored += tokens.len() as u32;

@@ -11,7 +11,7 @@ use potluck_core::{StageError, bounds};
 use potluck_model::proof::NotFinite;
 use potluck_wire::{Codec, CodecError};
 
-pub use measure::{Progress, caches, measure};
+pub use measure::{Progress, Seen, caches, measure, watch};
 
 /// What is scored: a story, prose about this program, and code, by turns. English; ASCII but for a few characters.
 pub const TEXT: &str = include_str!("text.txt");

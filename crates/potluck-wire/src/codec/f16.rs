@@ -39,11 +39,16 @@ pub(super) fn decode(encoded: &[u8], row: &mut [f32]) -> Result<(), Fault> {
         return Err(Fault::Scale(exponent));
     }
     let scale = power(exponent.into());
+    let mut halves = [f16::ZERO; BLOCK];
     let mut max = 0u16;
-    for (slot, b) in row.iter_mut().zip(values.chunks_exact(2)) {
-        let half = f16::from_le_bytes([b[0], b[1]]);
-        max = max.max(half.to_bits() & 0x7fff);
-        *slot = half.to_f32() * scale;
+    for (block, bytes) in row.chunks_mut(BLOCK).zip(values.chunks(2 * BLOCK)) {
+        let halves = &mut halves[..block.len()];
+        for (half, bytes) in halves.iter_mut().zip(bytes.as_chunks::<2>().0) {
+            *half = f16::from_le_bytes(*bytes);
+            max = max.max(half.to_bits() & 0x7fff);
+        }
+        halves.convert_to_f32_slice(block);
+        block.iter_mut().for_each(|value| *value *= scale);
     }
     if f16::from_bits(max).to_f32().is_infinite() || f16::from_bits(max).is_nan() {
         return Err(Fault::NotFinite);

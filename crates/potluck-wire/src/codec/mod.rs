@@ -21,6 +21,8 @@ mod step;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
+
 use potluck_core::bounds::HIDDEN_WIDTH_MAX;
 use serde::{Deserialize, Serialize};
 pub use set::CodecSet;
@@ -90,6 +92,11 @@ pub enum CodecError {
         /// What gives it away.
         what: &'static str,
     },
+}
+
+thread_local! {
+    /// Where `mixed*` rotate a row: room that is kept from call to call, and holds zeros between them.
+    static ROTATED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What is wrong with a position's bytes.
@@ -167,7 +174,8 @@ impl Codec {
         }
         let before = out.len();
         out.reserve(self.bytes(positions, width));
-        let mut rest = vec![0.0; if self.is_mixed() { width } else { 0 }];
+        let mut rest = ROTATED.take();
+        rest.resize(if self.is_mixed() { width } else { 0 }, 0.0);
         for (position, row) in hidden.chunks_exact(width).enumerate() {
             let Some(max) = largest(row) else {
                 out.truncate(before);
@@ -183,6 +191,9 @@ impl Codec {
                 Self::Mixed4 => mixed::encode::<4>(row, &mut rest, out),
             }
         }
+        // It outlives the session whose values these were.
+        rest.fill(0.0);
+        ROTATED.set(rest);
         Ok(())
     }
 
@@ -195,6 +206,22 @@ impl Codec {
         let mut hidden = vec![0.0; positions * width];
         self.decode_into(bytes, width, &mut hidden)?;
         Ok(hidden)
+    }
+
+    /// As [`Codec::decode`], into `hidden`, whose room is used again: nothing is allocated where it has enough of it.
+    ///
+    /// # Errors
+    /// As [`Codec::decode_into`]. Room is made only once the length is known to be right.
+    pub fn decode_over(
+        self,
+        bytes: &[u8],
+        positions: usize,
+        width: usize,
+        hidden: &mut Vec<f32>,
+    ) -> Result<(), CodecError> {
+        self.check_length(bytes, positions, width)?;
+        hidden.resize(positions * width, 0.0);
+        self.decode_into(bytes, width, hidden)
     }
 
     /// Decodes `bytes` into `hidden`, row-major `[positions, width]`, and allocates nothing. The bytes may come from anybody; where

@@ -55,6 +55,49 @@ fn what_is_not_finite_is_refused_both_ways() {
 }
 
 #[test]
+fn every_half_is_decoded_as_by_itself() {
+    let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).filter(|half| half.is_finite()).collect();
+    for width in [1, 3, 64, 67, 1_000] {
+        for row in halves.chunks(width) {
+            let back = Codec::F16.decode(&plain_halves(row), 1, row.len()).unwrap();
+            assert!(back.iter().zip(row).all(|(value, half)| value.to_bits() == half.to_f32().to_bits()));
+        }
+    }
+}
+
+#[test]
+fn a_half_that_is_not_finite_is_found_wherever_it_is() {
+    for bad in [f16::NAN, f16::INFINITY, f16::NEG_INFINITY] {
+        for at in [0, 63, 64, 66] {
+            let mut row = [f16::ONE; 67];
+            let mut bytes = plain_halves(&row);
+            row[at] = bad;
+            bytes.extend(plain_halves(&row));
+            assert_eq!(Codec::F16.decode(&bytes, 2, row.len()), Err(CodecError::NotFinite { position: 1 }), "{at}");
+        }
+    }
+}
+
+/// A row that no power of two divides.
+fn plain_halves(row: &[f16]) -> Vec<u8> {
+    std::iter::once(0).chain(row.iter().flat_map(|half| half.to_le_bytes())).collect()
+}
+
+#[test]
+fn values_are_decoded_over_older_ones_only_where_the_length_is_right() {
+    let mut bytes = Vec::new();
+    Codec::F16.encode(&[1.0, -2.0, 3.0, 0.5], 2, &mut bytes).unwrap();
+    for mut older in [vec![], vec![7.0; 3], vec![7.0; 9]] {
+        Codec::F16.decode_over(&bytes, 2, 2, &mut older).unwrap();
+        assert_eq!(older, [1.0, -2.0, 3.0, 0.5]);
+    }
+    let mut none = Vec::new();
+    let error = Codec::F16.decode_over(&bytes, 500, 1_000, &mut none).unwrap_err();
+    assert!(matches!(error, CodecError::Length { positions: 500, .. }));
+    assert_eq!(none.capacity(), 0, "no room is made for what did not come");
+}
+
+#[test]
 fn large_positions_are_scaled_and_only_those() {
     let mut bytes = Vec::new();
     Codec::F16.encode(&[103_772.0, 1.0, 22_569.0, 1.0], 2, &mut bytes).unwrap();

@@ -108,7 +108,7 @@ mod tests {
                 next_rtt_us: Some(500),
             },
         };
-        let phase = Phase { seconds: 0.1, client_s: 0.004, stages: vec![stage(20_000), stage(50_000)] };
+        let phase = Phase { seconds: 0.1, client_s: 0.004, overlapping: 0, stages: vec![stage(20_000), stage(50_000)] };
         let times = Times::of(&phase).unwrap();
         let parts: f64 = times.stages.iter().map(StageTime::ms).sum();
         assert!((parts + times.choosing_ms + times.way_ms - times.ms).abs() < 1e-9, "{times:?}");

@@ -54,6 +54,9 @@ pub(crate) struct Limits {
     /// How often it may be handed on
     #[arg(long, value_name = "TIMES")]
     hand_on: Option<u8>,
+    /// Its work waits for others': for jobs that nobody sits in front of
+    #[arg(long)]
+    yields: bool,
 }
 
 #[derive(Debug, Args)]
@@ -103,6 +106,7 @@ impl Limits {
             ports: self.ports.iter().copied().collect(),
             nets: self.nets.iter().copied().collect(),
             bytes_per_day: self.bytes_per_day,
+            yields: self.yields,
         })
     }
 }
@@ -244,6 +248,7 @@ fn described(chain: &Chain, state: &str) -> Value {
         "nets": sets(scope.nets()),
         "tokens_per_day": scope.budgets().iter().map(|budget| budget.tokens_per_day).min(),
         "bytes_per_day": scope.byte_budgets().iter().map(|budget| budget.bytes_per_day).min(),
+        "yields": scope.yields(),
     })
 }
 
@@ -280,6 +285,7 @@ fn limits(scope: &Scope) -> String {
         );
     }
     limits.extend(scope.hand_ons().map(|times| format!("handed on {times} times at most")));
+    limits.extend(scope.yields().then(|| "waits for others".to_owned()));
     limits.join(", ")
 }
 

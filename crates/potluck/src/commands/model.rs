@@ -88,7 +88,7 @@ impl Model {
     pub(crate) async fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
         let models = Models::open(home)?;
         match self {
-            Self::Add(Add { source, name }) => show_added(screen, &models.add(&source, name.as_deref(), screen)?),
+            Self::Add(Add { source, name }) => show_added(home, screen, &models.add(&source, name.as_deref(), screen)?),
             Self::Pull(pull) => pull.run(home, screen).await,
             Self::List => list(screen, home, &models),
             Self::Show(Named { model }) => show(screen, home, &models.find(&model, screen)?),
@@ -102,8 +102,23 @@ impl Model {
     }
 }
 
-fn show_added(screen: Screen, entry: &Entry) -> Result<(), Failure> {
-    if screen.json { screen.object(&row(entry)) } else { screen.text(&format!("{}  {}\n", entry.name, entry.id)) }
+fn show_added(home: &Home, screen: Screen, entry: &Entry) -> Result<(), Failure> {
+    if screen.json {
+        return screen.object(&row(entry));
+    }
+    hint_at_proof(home, screen, entry);
+    screen.text(&format!("{}  {}\n", entry.name, entry.id))
+}
+
+/// How hidden states of the model come to travel in fewer bytes: what that changes is measured, model by model.
+fn hint_at_proof(home: &Home, screen: Screen, entry: &Entry) {
+    let proven = Proven::of(home, entry.id).is_ok_and(|proven| proven.codec().is_some());
+    if entry.is_whole() && !proven {
+        screen.note(format!(
+            "hint: over slow lines, fewer bytes: potluck model prove {} (some minutes; until then hidden states travel as f16)",
+            entry.name
+        ));
+    }
 }
 
 impl Pull {
@@ -111,16 +126,16 @@ impl Pull {
         let Self { model, name, layers, disk } = self;
         let home = &disk.limit(home);
         let Some(address) = Address::of(&model) else {
-            return show_pulled(screen, &pull_model(home, screen, &model, layers).await?);
+            return show_pulled(home, screen, &pull_model(home, screen, &model, layers).await?);
         };
         if layers.is_some() {
             return Err(Failure::usage("a file comes as a whole", "leave --layers out, or pull from the swarm"));
         }
-        show_added(screen, &pull_from_web(home, screen, &address, name.as_deref()).await?)
+        show_added(home, screen, &pull_from_web(home, screen, &address, name.as_deref()).await?)
     }
 }
 
-fn show_pulled(screen: Screen, pulled: &Pulled) -> Result<(), Failure> {
+fn show_pulled(home: &Home, screen: Screen, pulled: &Pulled) -> Result<(), Failure> {
     let entry = &pulled.entry;
     let from = pulled.from.iter().map(|(peer, bytes)| (peer.to_string(), json!(bytes)));
     if screen.json {
@@ -133,6 +148,7 @@ fn show_pulled(screen: Screen, pulled: &Pulled) -> Result<(), Failure> {
     for (peer, bytes) in &pulled.from {
         screen.note(format!("{} from {}", size(*bytes), peer.short()));
     }
+    hint_at_proof(home, screen, entry);
     screen.text(&format!("{}  {}\n", entry.name, entry.id))
 }
 

@@ -32,16 +32,19 @@ fn traced(trace: &Trace) -> String {
     lines.extend(prefill.stages.iter().map(|stage| row(stage, 1)));
     if steps > 0 {
         let each = |seconds: f64| seconds * 1e3 / steps as f64;
-        // Drafts that follow leave before what they follow is back.
-        let overlap = busy(decode) > decode.seconds;
-        let at_once = if overlap { ", several under way at once" } else { "" };
+        let overlap = decode.overlapping > 0;
+        let at_once = match overlap {
+            true => format!(", {} of which left while another was under way", decode.overlapping),
+            false => String::new(),
+        };
         lines.push(format!(
             "answer: {:.2} ms a step, {steps} steps{at_once} (milliseconds and bytes a step)",
             each(decode.seconds)
         ));
         lines.push(COLUMNS.into());
         lines.extend(decode.stages.iter().map(|stage| row(stage, stage.account.steps.max(1))));
-        let way = if overlap { String::new() } else { format!(", {:.2} on the way between", each(decode.elsewhere_s())) };
+        let way =
+            if overlap { String::new() } else { format!(", {:.2} on the way between", each(decode.elsewhere_s())) };
         lines.push(format!("  {:.2} to choose the token{way}", each(decode.client_s)));
         lines.extend(slowest(decode));
     }
@@ -82,7 +85,8 @@ fn slowest(decode: &Phase) -> Option<String> {
             (account.handover_us, format!("the way to the engine of {layers}")),
         ]
     });
-    let between = (decode.elsewhere_s() * 1e6) as u64;
+    // What nobody accounts for is the way only where one step followed the other.
+    let between = if decode.overlapping > 0 { 0 } else { (decode.elsewhere_s() * 1e6) as u64 };
     let (us, what) = parts.chain([(between, "the way between machines".into())]).max()?;
     let share = us as f64 / 1e4 / decode.seconds.max(busy(decode));
     (decode.seconds > 0.0).then(|| format!("  most of it: {what}, {share:.0} %"))
@@ -108,17 +112,22 @@ mod tests {
 
     #[test]
     fn a_trace_names_what_took_longest_and_what_is_left_is_the_way() {
-        let decode = Phase { seconds: 0.1, client_s: 0.01, stages: vec![stage(0, 20_000, 10), stage(10, 50_000, 10)] };
-        let prefill = Phase { seconds: 0.2, client_s: 0.0, stages: vec![stage(0, 90_000, 1)] };
+        let stages = vec![stage(0, 20_000, 10), stage(10, 50_000, 10)];
+        let decode = Phase { seconds: 0.1, client_s: 0.01, overlapping: 0, stages };
+        let prefill = Phase { seconds: 0.2, stages: vec![stage(0, 90_000, 1)], ..Phase::default() };
         assert!((decode.elsewhere_s() - 0.018).abs() < 1e-9);
         let text = traced(&Trace { prefill, decode: decode.clone() });
         assert!(text.contains("answer: 10.00 ms a step, 10 steps"), "{text}");
         assert!(text.contains("1.00 to choose the token, 1.80 on the way between"), "{text}");
         assert!(text.ends_with("most of it: computing layers 10..20, 50 %"), "{text}");
         assert!(text.contains("0.80 rtt"), "{text}");
-        // Two steps under way at once: no share of more than all, and nothing said of the way.
-        let text = traced(&Trace { prefill: Phase::default(), decode: Phase { seconds: 0.05, ..decode } });
-        assert!(text.contains("answer: 5.00 ms a step, 10 steps, several under way at once"), "{text}");
+        // Steps under way at once: no share of more than all, and nothing said of the way.
+        let decode = Phase { seconds: 0.05, overlapping: 4, ..decode };
+        let text = traced(&Trace { prefill: Phase::default(), decode });
+        assert!(
+            text.contains("answer: 5.00 ms a step, 10 steps, 4 of which left while another was under way"),
+            "{text}"
+        );
         assert!(text.contains("1.00 to choose the token\n"), "{text}");
         assert!(text.ends_with("most of it: computing layers 10..20, 61 %"), "{text}");
         // Nothing was decoded: the prompt's table alone.

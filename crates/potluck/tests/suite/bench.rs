@@ -31,14 +31,40 @@ fn check_parts(step: &Value) {
     assert!(stages.iter().all(|stage| number(stage, "compute_ms") > 0.0), "{step}");
 }
 
+/// Both are numbers, and the ratio is their quotient. How near it is to one is no matter of a test: others compute
+/// here, too.
 fn check_predictions(predicted: &Value) {
     for name in ["tokens_per_s", "prompt_ms", "computing_ms"] {
         let compared = &predicted[name];
-        let (predicted, measured) = (number(compared, "predicted"), number(compared, "measured"));
-        assert!(predicted > 0.0 && measured > 0.0, "{name}: {compared}");
-        assert!((number(compared, "ratio") - measured / predicted).abs() < 1e-6, "{name}: {compared}");
+        let numbers = ["predicted", "measured", "ratio"].map(|part| number(compared, part));
+        assert!(numbers.iter().all(|number| number.is_finite() && *number > 0.0), "{name}: {compared}");
+        let [predicted, measured, ratio] = numbers;
+        assert!((ratio * predicted - measured).abs() <= 1e-9 * measured, "{name}: {compared}");
+    }
+    // What is computed may be predicted to be all of it: then there is nothing to compare with.
+    let between = &predicted["between_ms"];
+    let (expected, measured) = (number(between, "predicted"), number(between, "measured"));
+    assert!(expected.is_finite() && expected >= 0.0 && measured.is_finite(), "{between}");
+    match expected > 0.0 {
+        true => assert!((number(between, "ratio") * expected - measured).abs() <= 1e-9 * measured.abs(), "{between}"),
+        false => assert!(between["ratio"].is_null(), "{between}"),
     }
     assert!(predicted["verdict"].as_str().unwrap().contains("tokens/s predicted"), "{predicted}");
+}
+
+/// The ratios that people read are those of the numbers beside them, as far as two decimals tell.
+fn check_printed_predictions(text: &str) {
+    const HALF: f64 = 0.005 + 1e-9;
+    let (_, table) = text.split_once("PREDICTED").unwrap();
+    for name in ["tokens/s", "ms a prompt", "ms a token, computing"] {
+        let line = table.lines().find_map(|line| line.trim_start().strip_prefix(name));
+        let line = line.unwrap_or_else(|| panic!("no {name} in {table}"));
+        let numbers: Vec<f64> = line.split_whitespace().map(|number| number.parse().unwrap()).collect();
+        let [predicted, measured, ratio] = numbers[..] else { panic!("{name}: {line}") };
+        assert!(predicted > 2.0 * HALF && measured > 2.0 * HALF, "{name}: {line}");
+        let (least, most) = ((measured - HALF) / (predicted + HALF), (measured + HALF) / (predicted - HALF));
+        assert!((least - HALF..=most + HALF).contains(&ratio), "{name}: {line}");
+    }
 }
 
 fn check_machine(measured: &Value) {
@@ -119,6 +145,7 @@ fn people_read_tables_and_no_drafts_are_asked_for() {
         assert!(text.contains(part), "{part} in {text}");
     }
     assert!(!text.contains("guesses"), "{text}");
+    check_printed_predictions(&text);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::machine::{
-    Machine, Running, children,
+    Machine, NEAR_TIE, Running, children,
     http::{ask, head, metric, send, status},
     kill, model, wait_until,
     web::{Web, tiny_model},
@@ -506,6 +506,48 @@ fn sixteen_at_once_are_all_answered_and_a_stream_outlives_the_signal() {
     assert!(rest.contains("\"finish_reason\":\"length\"") && rest.contains("data: [DONE]"), "{rest}");
     assert_eq!(gateway.running.end().0, Some(0));
     gateway.machine.wait_until_empty(&[]);
+}
+
+/// Whether both answers say the same, up to a near-tie as the first one saw it: from there on each answers another
+/// text.
+fn check_same(answer: &Value, other: &Value) {
+    let said = |answer: &Value| answer["choices"][0]["logprobs"]["content"].as_array().unwrap().clone();
+    let (own, others) = (said(answer), said(other));
+    let Some((own, other)) = own.iter().zip(&others).find(|(own, other)| own["token"] != other["token"]) else {
+        return assert_eq!(own.len(), others.len());
+    };
+    let likeliest = own["top_logprobs"].as_array().unwrap();
+    let as_seen = likeliest.iter().find(|entry| entry["token"] == other["token"]).map(|entry| &entry["logprob"]);
+    let margin = own["logprob"].as_f64().zip(as_seen.and_then(Value::as_f64)).map(|(own, other)| own - other);
+    assert!(margin.is_some_and(|margin| margin <= NEAR_TIE), "{} instead: {own}", other["token"]);
+}
+
+#[test]
+fn with_a_draft_model_two_at_once_are_answered_as_one_after_the_other() {
+    let more = json!({ "max_tokens": 40, "ignore_eos": true, "logprobs": true, "top_logprobs": 5 });
+    let asked = ["Tell me a long story about a llama.", "Count from one to one hundred."].map(user);
+    let fixed = ["--peers", "2", "--slots", "2", "--drafts"];
+    let plain = Gateway::start(&[&fixed[..], &["off"]].concat());
+    let expected = asked.each_ref().map(|messages| plain.chat(messages, &more));
+    plain.ends();
+
+    let gateway = Gateway::start(&[&fixed[..], &["model", "--draft-model", &model()]].concat());
+    // Peers have engines of their own below them.
+    let pid = gateway.running.child.id();
+    let engines = children(pid).into_iter().filter(|&child| children(child).is_empty()).count();
+    assert_eq!(engines, 2, "the vocabulary and the draft model");
+    let alone = asked.each_ref().map(|messages| gateway.chat(messages, &more));
+    let together = thread::scope(|scope| {
+        let (gateway, more) = (&gateway, &more);
+        let asks = asked.each_ref().map(|messages| scope.spawn(move || gateway.chat(messages, more)));
+        asks.map(|answer| answer.join().unwrap())
+    });
+    for ((expected, alone), together) in expected.iter().zip(&alone).zip(&together) {
+        assert_eq!(expected["usage"]["completion_tokens"], 40, "{expected}");
+        check_same(expected, alone);
+        check_same(expected, together);
+    }
+    gateway.ends();
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod bench;
 mod canaries;
 mod chat;
 mod disk;
+mod drafts;
 mod examples;
 mod failures;
 mod gateway;

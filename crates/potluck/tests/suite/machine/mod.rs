@@ -24,6 +24,11 @@ use tempfile::TempDir;
 /// How long anything in a test may take. Beyond it the test fails: nothing may hang.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
 
+/// Largest margin, in natural logarithms, at which another token of the small model is a near-tie: the shape of a batch
+/// alone moves a logit by so much, and no token that fell otherwise, in company or not, was further from the first
+/// (`docs/benchmarks.md`).
+pub(crate) const NEAR_TIE: f64 = 0.4;
+
 /// A home directory, by which the processes of a test are told from others.
 pub(crate) struct Machine {
     dir: TempDir,
