@@ -77,6 +77,7 @@ impl DraftModel {
         text: &[u32],
         path: &[u32],
         sampler: &Sampler,
+        now: fn() -> Instant,
     ) -> Result<Vec<(u32, f32)>, SessionError> {
         let tokens = [text, path].concat();
         if tokens.is_empty() || tokens.len() > self.positions() {
@@ -87,13 +88,13 @@ impl DraftModel {
             self.read(text, bounds::STEP_POSITIONS_MAX).await?;
         }
         self.drain().await?;
-        let begun = Instant::now();
+        let begun = now();
         let known = self.common(&tokens).min(tokens.len() - 1);
         self.held.truncate(known);
         self.submit(&tokens[known..], Rows::Last).await?;
         let row = self.chain.answer().await?.rows.pop();
         self.unanswered -= 1;
-        self.spent = (self.spent.0 + 1, self.spent.1 + begun.elapsed());
+        self.spent = (self.spent.0 + 1, self.spent.1 + (now() - begun));
         Ok(row.map_or(Vec::new(), |row| sampler.guesses(tokens.len() as u32, &row, GUESSES_MAX)))
     }
 

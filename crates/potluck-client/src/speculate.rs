@@ -288,7 +288,7 @@ impl Drafting {
     async fn grow(&mut self, sampler: &Sampler, rule: &Rule) -> Option<()> {
         let expand = self.growth.next(rule)?;
         let path = self.growth.path(expand);
-        match self.model.as_mut()?.guesses(&self.text, &path, sampler).await {
+        match self.model.as_mut()?.guesses(&self.text, &path, sampler, self.clock.0).await {
             Ok(guesses) => {
                 self.growth.expanded(expand, &guesses, self.controller.calibration());
                 Some(())

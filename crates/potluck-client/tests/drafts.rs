@@ -15,7 +15,8 @@ use potluck_client::{Cancel, Drafts, Session};
 use potluck_core::{Hidden, Logits};
 use proptest::prelude::*;
 use toy::{
-    CLOCK, TRAVERSAL, Toy, VOCABULARY, answered, draft_model, expected, guessed, logits, mix, now, request, sampled,
+    CLOCK, TRAVERSAL, Toy, VOCABULARY, answered, draft_engine, draft_model, expected, guessed, guessed_alone, logits,
+    mix, now, request, sampled,
 };
 
 #[tokio::test]
@@ -96,16 +97,17 @@ async fn every_token_that_was_chosen_is_shown_also_where_the_chain_is_lost_amid_
 
 #[tokio::test]
 async fn drafts_follow_the_prompt_where_they_follow_what_is_certain() {
-    // A row costs much: no step waits for more of them.
-    let toy = Toy { row: Some(TRAVERSAL / 3), ..Toy::default() };
-    let model = draft_model(Arc::default()).await;
+    // A guess takes its time: what is certain does not wait for it.
+    let toy = Toy { row: Some(TRAVERSAL / 20), ..Toy::default() };
+    let model = draft_engine(guessed_alone, TRAVERSAL / 5, Arc::default()).await;
     let mut session = Session::new(toy, small_model().vocabulary().await).with_drafts(Drafts::Model, Some(model));
     session.set_clock(now);
-    for (seed, tokens) in [(0, 400), (1, 40), (2, 2), (3, 1), (4, 40), (5, 40)] {
-        let (params, prompt) = (sampled(seed), vec![seed as u32, 7, 3]);
+    let params = SamplingParams::greedy();
+    for (first, tokens) in [(0, 400), (1, 40), (2, 2), (3, 1), (4, 40), (5, 40), (6, 40), (8, 40)] {
+        let prompt = vec![first, 7, 3, first];
         let asked = request(params.clone(), prompt.clone(), tokens);
         let outcome = session.generate(asked, &Cancel::new(), |_| {}).await.unwrap();
-        assert_eq!(outcome.tokens, expected(&params, &prompt, tokens as usize), "seed {seed}");
+        assert_eq!(outcome.tokens, expected(&params, &prompt, tokens as usize), "{prompt:?}");
     }
     let toy = session.into_chain();
     assert!(toy.behind_prompt >= 4, "{} steps followed a prompt", toy.behind_prompt);

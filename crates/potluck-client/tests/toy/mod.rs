@@ -80,8 +80,23 @@ pub fn guessed(text: &[u32]) -> Vec<f32> {
     guessed
 }
 
-/// An engine that holds such a draft model, and counts the positions that it evaluates.
+/// What another one guesses: the target's likeliest three times in four, and nothing beside it.
+pub fn guessed_alone(text: &[u32]) -> Vec<f32> {
+    let row = logits(text);
+    let likeliest = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
+    let is_wrong = text.iter().rev().take(3).fold(9, |state, &token| mix(state ^ u64::from(token))).is_multiple_of(4);
+    let mut guessed = vec![-20.0; row.len()];
+    guessed[(likeliest + usize::from(is_wrong)) % row.len()] = 1.0;
+    guessed
+}
+
+/// An engine that holds the first draft model, and counts the positions that it evaluates. It takes no time.
 pub async fn draft_model(read: Arc<AtomicUsize>) -> DraftModel {
+    draft_engine(guessed, Duration::ZERO, read).await
+}
+
+/// One that holds such a draft model, whose forwards take so long.
+pub async fn draft_engine(guess: fn(&[u32]) -> Vec<f32>, forward: Duration, read: Arc<AtomicUsize>) -> DraftModel {
     let ((commands, mut asked), (replies, answers)) = (mpsc::channel(64), mpsc::channel(64));
     tokio::spawn(async move {
         let mut cache: Vec<u32> = Vec::new();
@@ -97,7 +112,10 @@ pub async fn draft_model(read: Arc<AtomicUsize>) -> DraftModel {
                     read.fetch_add(tokens.len(), Relaxed);
                     let rows = match step.rows {
                         Rows::None => Vec::new(),
-                        _ => vec![Logits::Whole(Hidden(guessed(&cache)))],
+                        _ => {
+                            CLOCK.set(CLOCK.get() + forward);
+                            vec![Logits::Whole(Hidden(guess(&cache)))]
+                        }
                     };
                     StageReply::Forwarded { batch, results: vec![Ok(Output::Logits(rows))], compute_us: 1 }
                 }
