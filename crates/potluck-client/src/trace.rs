@@ -51,8 +51,13 @@ impl Phase {
     /// Seconds that neither a stage nor the client accounts for: the way between them. Of no meaning where stages worked at
     /// the same time.
     pub fn elsewhere_s(&self) -> f64 {
-        let busy: u64 = self.stages.iter().map(|stage| stage.account.busy_us()).fold(0, u64::saturating_add);
-        (self.seconds - self.client_s - busy as f64 / 1e6).max(0.0)
+        (self.seconds - self.busy_s()).max(0.0)
+    }
+
+    /// Seconds that the stages and the client account for: more than passed, where they worked at the same time.
+    pub fn busy_s(&self) -> f64 {
+        let stages: u64 = self.stages.iter().map(|stage| stage.account.busy_us()).fold(0, u64::saturating_add);
+        self.client_s + stages as f64 / 1e6
     }
 }
 

@@ -248,10 +248,8 @@ impl StageQueue {
             shared
         };
         self.last_was_long = rows > SHARED_ROWS_MAX;
-        self.passed = match self.yields(first) {
-            true => 0,
-            false => self.passed + u32::from(self.turn.iter().any(|key| self.yields(*key))),
-        };
+        let is_passed_by = !self.yields(first) && self.turn.iter().any(|key| self.yields(*key));
+        self.passed = if is_passed_by { self.passed + 1 } else { 0 };
         let mut running = Vec::new();
         let mut steps = Vec::new();
         for session in shared {
@@ -508,6 +506,20 @@ mod tests {
         let turn = order.iter().position(|ids| ids.contains(&1)).unwrap();
         assert_eq!((turn, &order[turn][..]), (PASSED_MAX as usize, &[1, 2][..]));
         assert!(order[..turn].iter().chain(&order[turn + 1..]).all(|ids| ids == &[2]));
+
+        // How long one has waited that has left is nothing to the next.
+        wait(&mut queue, at, (1, 1), true);
+        for _ in 0..PASSED_MAX {
+            wait(&mut queue, at, (2, 2), false);
+            assert_eq!(run_at(&mut queue, at), [2]);
+        }
+        queue.forget(key(1), CacheId(1), true);
+        wait(&mut queue, at, (2, 2), false);
+        assert_eq!(run_at(&mut queue, at), [2]);
+        [(3, 3, true), (2, 2, false)]
+            .into_iter()
+            .for_each(|(client, id, yields)| wait(&mut queue, at, (client, id), yields));
+        assert_eq!(run_at(&mut queue, at), [2]);
     }
 
     #[test]

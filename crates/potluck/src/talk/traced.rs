@@ -69,11 +69,6 @@ fn row(stage: &StageAccount, steps: u64) -> String {
     )
 }
 
-/// Seconds that the stages and the client account for: more than passed, where they worked at the same time.
-fn busy(phase: &Phase) -> f64 {
-    phase.client_s + phase.stages.iter().map(|stage| stage.account.busy_us() as f64 / 1e6).sum::<f64>()
-}
-
 /// What most of a step was spent on, in words.
 fn slowest(decode: &Phase) -> Option<String> {
     let parts = decode.stages.iter().flat_map(|stage| {
@@ -88,7 +83,7 @@ fn slowest(decode: &Phase) -> Option<String> {
     // What nobody accounts for is the way only where one step followed the other.
     let between = if decode.overlapping > 0 { 0 } else { (decode.elsewhere_s() * 1e6) as u64 };
     let (us, what) = parts.chain([(between, "the way between machines".into())]).max()?;
-    let share = us as f64 / 1e4 / decode.seconds.max(busy(decode));
+    let share = us as f64 / 1e4 / decode.seconds.max(decode.busy_s());
     (decode.seconds > 0.0).then(|| format!("  most of it: {what}, {share:.0} %"))
 }
 
