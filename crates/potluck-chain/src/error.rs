@@ -14,11 +14,15 @@ pub struct Deadlines {
     pub step: Duration,
     /// Without any step before a peer may end the session.
     pub idle: Duration,
+    /// From the loss of a peer to another in its place: the others keep what they hold meanwhile. None: the session ends with the
+    /// first peer that is lost.
+    pub grace: Option<Duration>,
 }
 
 impl Default for Deadlines {
     fn default() -> Self {
-        Self { open: Duration::from_secs(20), step: Duration::from_secs(120), idle: Duration::from_secs(600) }
+        let [open, step, idle] = [20, 120, 600].map(Duration::from_secs);
+        Self { open, step, idle, grace: None }
     }
 }
 
@@ -99,6 +103,7 @@ impl SessionError {
                         | FailureCode::NotServed
                         | FailureCode::Idle
                         | FailureCode::Cancelled
+                        | FailureCode::Forgotten
                 )
             }
             Self::Own { error, .. } => matches!(error, StageError::Lost(_)),

@@ -16,6 +16,7 @@ mod credit;
 pub mod draft;
 mod error;
 mod fit;
+mod journal;
 pub mod plan;
 pub mod sample;
 
@@ -26,3 +27,4 @@ pub use client::{
 pub use credit::{Credit, Receipts};
 pub use error::{Deadlines, SessionError};
 pub use fit::{Fit, StepTimes};
+pub use journal::{JOURNAL_BYTES_MAX, Journal, Outgoing};

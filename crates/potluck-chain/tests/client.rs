@@ -53,6 +53,7 @@ fn config(route: Vec<Hop>) -> SessionConfig {
             open: Duration::from_secs(5),
             step: Duration::from_secs(10),
             idle: Duration::from_secs(60),
+            grace: None,
         },
     }
 }

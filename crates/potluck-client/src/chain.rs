@@ -81,6 +81,11 @@ pub trait Chain {
         Ok(None)
     }
 
+    /// How often other peers took the places of those that it had lost, since this was asked last.
+    fn take_repairs(&mut self) -> usize {
+        0
+    }
+
     /// Bytes written on all hops of the route so far, headers included: for `bytes_per_position`.
     fn bytes_written(&self) -> u64;
 

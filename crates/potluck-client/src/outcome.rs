@@ -48,6 +48,9 @@ pub struct Outcome {
     /// How often a peer was lost and the answer went on over another route.
     #[serde(skip_serializing_if = "is_none")]
     pub resumed: usize,
+    /// How often other peers took the places of lost ones while the rest of the route kept what it held.
+    #[serde(skip_serializing_if = "is_none")]
+    pub repaired: usize,
     /// What drafting came to.
     pub drafts: DraftCounts,
 }

@@ -27,6 +27,8 @@ pub(crate) struct Run {
     /// Where the request asked for it.
     pub(crate) tracing: Option<Tracing>,
     resumed: usize,
+    /// How often chains that were lost since had other peers in the places of lost ones.
+    pub(crate) repaired: usize,
     /// Where the steps began that a lost chain had evaluated, the longest there was, and where the last ended.
     cuts: (Vec<usize>, usize),
     /// Tokens when a chain was lost last, and how many were lost with so many.
@@ -82,6 +84,7 @@ impl Run {
             waited: 0.0,
             tracing: None,
             resumed: 0,
+            repaired: 0,
             cuts: (Vec::new(), 0),
             lost: (0, 0),
         }
@@ -187,7 +190,7 @@ impl Run {
 
     /// `accounts`: those of the stages at the end, and when that was, where a trace was asked for.
     pub(crate) fn finish(self, finish_reason: FinishReason, accounts: Option<(Vec<StageAccount>, Instant)>) -> Outcome {
-        let Self { text, tokens, logprobs, clock, sampler, tracing, resumed, counts, .. } = self;
+        let Self { text, tokens, logprobs, clock, sampler, tracing, resumed, repaired, counts, .. } = self;
         let trace = accounts.zip(tracing).and_then(|((accounts, ended), tracing)| {
             let seconds = tracing.decoding_since().map_or(0.0, |since| seconds(since, ended));
             tracing.finish(seconds, &accounts)
@@ -206,6 +209,7 @@ impl Run {
             tokens,
             trace,
             resumed,
+            repaired,
             drafts: counts,
         }
     }

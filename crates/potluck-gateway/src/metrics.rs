@@ -83,6 +83,7 @@ type OfPaths = Family<Path, Gauge<f64, AtomicU64>>;
 pub(crate) struct Metrics {
     registry: Registry,
     resumed: Counter,
+    repaired: Counter,
     running: Gauge,
     waiting: Gauge,
     prompt_tokens: Counter,
@@ -129,12 +130,15 @@ impl Metrics {
         if let Some(paths) = paths {
             registry.register_collector(Box::new(PathsNow(paths)));
         }
-        let resumed = Counter::default();
+        let (resumed, repaired) = (Counter::default(), Counter::default());
         registry.register("potluck_routes_lost", "Routes that were lost under an answer that went on", resumed.clone());
+        let help = "Repairs of routes under an answer: others took the places of lost peers";
+        registry.register("potluck_peers_replaced", help, repaired.clone());
         registry.register("http_requests", "Responses, by handler and status", requests.clone());
         Self {
             registry,
             resumed,
+            repaired,
             running,
             waiting,
             prompt_tokens,
@@ -178,6 +182,7 @@ impl Metrics {
         self.reused_tokens.inc_by(outcome.reused_tokens as u64);
         self.generated_tokens.inc_by(outcome.completion_tokens as u64);
         self.resumed.inc_by(outcome.resumed as u64);
+        self.repaired.inc_by(outcome.repaired as u64);
         if outcome.completion_tokens > 0 {
             self.first_token.observe(outcome.ttft_s);
         }

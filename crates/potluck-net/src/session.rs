@@ -3,10 +3,12 @@
 use std::{collections::HashMap, time::Instant};
 
 use potluck_chain::{
-    Answer, ClientSession, Effect, Event, Hop, SessionConfig, SessionError, Submission, chunks::Place,
+    Answer, ClientSession, Effect, Event, Hop, RemoteStage, SessionConfig, SessionError, Submission, chunks::Place,
 };
 use potluck_core::{Account, Hidden, StageCommand, StageReply};
-use potluck_wire::{Codec, FEATURE_ACCOUNTS, FEATURE_DRAFTS, FEATURE_PADDING, Failure, FailureCode, Frame};
+use potluck_wire::{
+    Codec, FEATURE_ACCOUNTS, FEATURE_DRAFTS, FEATURE_PADDING, FEATURE_RECOVERY, Failure, FailureCode, Frame, Welcome,
+};
 use tokio::{sync::mpsc, task::JoinSet, time::sleep_until};
 use tracing::{Span, info_span};
 
@@ -47,21 +49,54 @@ pub enum SessionEvent {
     },
     /// What each stage of the route has done for the session, in the route's order.
     Accounts(Vec<Account>),
+    /// A peer is lost, and the session waits for another in its place: [`Session::replace`]. Steps may be submitted meanwhile.
+    Lost {
+        /// Which stage of the route.
+        hop: usize,
+        /// How the session would have ended.
+        error: SessionError,
+    },
+    /// Every stage of the route is there again.
+    Repaired,
 }
 
 #[derive(Debug)]
 enum Happened {
-    Came { hop: usize, what: Inbound },
-    Own { hop: usize, reply: StageReply },
+    /// `life`: which of the streams to that stage it came on.
+    Came {
+        hop: usize,
+        life: u64,
+        what: Inbound,
+    },
+    Own {
+        hop: usize,
+        reply: StageReply,
+    },
+}
+
+/// A stream to a peer that takes another's place.
+#[derive(Debug)]
+struct NextStream {
+    life: u64,
+    link: Link,
+    stream: Stream,
 }
 
 /// An open session. It moves only while its caller awaits [`next`](Self::next); dropped, it ends on every peer.
 #[derive(Debug)]
 pub struct Session {
     machine: ClientSession,
+    /// None once it is closed: whoever lets go of a node lets go of its key, and another may take it.
+    node: Option<Node>,
     codec: Codec,
     links: Vec<Option<Link>>,
     streams: HashMap<usize, Stream>,
+    /// Streams to peers that take others' places: they carry nothing yet.
+    next_streams: HashMap<usize, NextStream>,
+    last_life: u64,
+    /// Which of the streams to each stage is the present one.
+    lives: Vec<u64>,
+    events: mpsc::Sender<Happened>,
     own: HashMap<usize, mpsc::UnboundedSender<StageCommand>>,
     inbox: mpsc::Receiver<Happened>,
     told: std::collections::VecDeque<Result<SessionEvent, SessionError>>,
@@ -84,6 +119,10 @@ impl Node {
             if let (Hop::Remote(remote), Some(link)) = (hop, link) {
                 remote.grant.clone_from(&link.welcome.grant);
             }
+        }
+        if !links.iter().flatten().all(|link| link.welcome.features & FEATURE_RECOVERY != 0) {
+            // A peer that knows nothing of it ends its session with the first neighbour that is lost.
+            config.deadlines.grace = None;
         }
         if config.pad {
             let unable = |link: &Link| link.welcome.features & FEATURE_PADDING == 0;
@@ -114,7 +153,7 @@ impl Node {
         for (hop, link) in links.iter().enumerate() {
             let Some(link) = link else { continue };
             let halves = link.open_stream(self).await.map_err(|error| unreached(&config.route[hop], &error))?;
-            let label = move |what| Happened::Came { hop, what };
+            let label = move |what| Happened::Came { hop, life: 0, what };
             streams.insert(hop, Stream::start(&mut tasks, halves, events.clone(), label));
         }
         let own = own.into_iter().map(|port| connect_own(port, &events, &mut tasks)).collect();
@@ -127,9 +166,23 @@ impl Node {
             stages = config.route.len()
         );
         let machine = ClientSession::new(Instant::now(), config)?;
-        let told = Default::default();
-        let mut session =
-            Session { machine, codec, links, streams, own, inbox, told, tasks, closed_bytes: (0, 0), _span: span };
+        let mut session = Session {
+            machine,
+            node: Some(self.clone()),
+            codec,
+            lives: vec![0; links.len()],
+            links,
+            streams,
+            next_streams: HashMap::new(),
+            last_life: 0,
+            events,
+            own,
+            inbox,
+            told: Default::default(),
+            tasks,
+            closed_bytes: (0, 0),
+            _span: span,
+        };
         session.perform_all();
         Ok(session)
     }
@@ -212,6 +265,62 @@ impl Session {
         self.machine.request_row(Instant::now(), sequence, row)?;
         self.perform_all();
         Ok(())
+    }
+
+    /// Other peers take the places of those that are lost, or the same ones once more: connects to them, and tells their neighbours.
+    /// [`SessionEvent::Repaired`] follows once all are ready. Safe to cancel: then none was told.
+    ///
+    /// # Errors
+    /// With the stage whose peer is not reached, does not let us in, or cannot take the place: the session waits for another still.
+    /// See [`ClientSession::replace`].
+    pub async fn replace(&mut self, mut others: Vec<(usize, RemoteStage)>) -> Result<(), (usize, SessionError)> {
+        let first = others.first().map_or(0, |(hop, _)| *hop);
+        let node = self.node.clone().ok_or((first, SessionError::Closed))?;
+        let mut attempts = JoinSet::new();
+        for (hop, other) in &others {
+            let (node, hop, other) = (node.clone(), *hop, other.clone());
+            attempts.spawn(async move {
+                let place = Hop::Remote(other.clone());
+                let link = node.connect(&other.address).await.map_err(|error| (hop, unreached(&place, &error)))?;
+                let halves = link.open_stream(&node).await.map_err(|error| (hop, unreached(&place, &error)))?;
+                Ok::<_, (usize, SessionError)>((hop, link, halves))
+            });
+        }
+        let mut reached = Vec::new();
+        while let Some(attempt) = attempts.join_next().await {
+            let Ok(attempt) = attempt else { continue };
+            reached.push(attempt?);
+        }
+        if let Some((hop, link, _)) = reached.iter().find(|(_, link, _)| !self.fits(&link.welcome)) {
+            let failure = Failure::new(FailureCode::Version, "its Potluck does not know what this session agreed on");
+            let layers = self.machine.route().get(*hop).map_or(String::new(), |stage| stage.layers().to_string());
+            return Err((*hop, SessionError::Peer { peer: link.peer, layers, failure }));
+        }
+        for (hop, link, halves) in reached {
+            let Some((_, other)) = others.iter_mut().find(|(other, _)| *other == hop) else { continue };
+            // What a peer showed as its grant is what its previous peer will check.
+            other.grant.clone_from(&link.welcome.grant);
+            self.last_life += 1;
+            let life = self.last_life;
+            let label = move |what| Happened::Came { hop, life, what };
+            let stream = Stream::start(&mut self.tasks, halves, self.events.clone(), label);
+            self.next_streams.insert(hop, NextStream { life, link, stream });
+        }
+        let replaced = self.machine.replace(Instant::now(), others).map_err(|error| (first, error));
+        self.perform_all();
+        self.next_streams.clear();
+        replaced
+    }
+
+    /// Whether a peer knows what the peers of this session agreed on.
+    fn fits(&self, welcome: &Welcome) -> bool {
+        let agreed = self.links.iter().flatten().fold(u64::MAX, |agreed, link| agreed & link.welcome.features);
+        welcome.codecs.contains(self.codec) && welcome.features & agreed == agreed
+    }
+
+    /// The stages as they are now: other peers may have taken the places of some.
+    pub fn route(&self) -> &[Hop] {
+        self.machine.route()
     }
 
     /// How hidden states travel: as was wanted, or otherwise where a peer does not know how.
@@ -316,16 +425,20 @@ impl Session {
         self.machine.close();
         self.perform_all();
         self.own.clear();
+        self.next_streams.clear();
         self.tasks.abort_all();
+        self.node = None;
     }
 
     fn happen(&mut self, happened: Happened) {
         match happened {
-            Happened::Came { hop, what: Inbound::Frame(frame) } => self.tell(Event::Frame { hop, frame }),
-            Happened::Came { hop, what: Inbound::Asked(asking) } => {
+            // What a stream still brings whose peer was replaced.
+            Happened::Came { hop, life, .. } if life != self.lives[hop] => {}
+            Happened::Came { hop, what: Inbound::Frame(frame), .. } => self.tell(Event::Frame { hop, frame }),
+            Happened::Came { hop, what: Inbound::Asked(asking), .. } => {
                 self.tell(Event::Frame { hop, frame: Frame::Ask(asking.ask) });
             }
-            Happened::Came { hop, what: Inbound::Closed(failure) } => self.tell(Event::Closed { hop, failure }),
+            Happened::Came { hop, what: Inbound::Closed(failure), .. } => self.tell(Event::Closed { hop, failure }),
             Happened::Own { hop, reply } => self.tell(Event::Own { hop, reply }),
         }
     }
@@ -363,6 +476,14 @@ impl Session {
                 }
             }
             Effect::Close { hop, failure } => self.end_stream(hop, failure),
+            Effect::Reopen { hop } => {
+                self.end_stream(hop, Failure::new(FailureCode::Done, ""));
+                if let Some(NextStream { life, link, stream }) = self.next_streams.remove(&hop) {
+                    self.lives[hop] = life;
+                    self.links[hop] = Some(link);
+                    self.streams.insert(hop, stream);
+                }
+            }
             Effect::Own { hop, command } => {
                 let sent = self.own.get(&hop).map(|commands| commands.send(command));
                 if !matches!(sent, Some(Ok(()))) && !self.machine.is_over() {
@@ -371,6 +492,8 @@ impl Session {
                 }
             }
             Effect::Ready => self.told.push_back(Ok(SessionEvent::Ready)),
+            Effect::Lost { hop, error } => self.told.push_back(Ok(SessionEvent::Lost { hop, error })),
+            Effect::Repaired => self.told.push_back(Ok(SessionEvent::Repaired)),
             Effect::Answer(answer) => self.told.push_back(Ok(SessionEvent::Answer(answer))),
             Effect::Row { sequence, row, logits } => {
                 self.told.push_back(Ok(SessionEvent::Row { sequence, row, logits }));

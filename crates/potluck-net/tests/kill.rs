@@ -10,8 +10,8 @@ use std::{
 };
 
 use potluck_chain::{Deadlines, Hop, RemoteStage, SessionConfig, SessionError, Submission};
-use potluck_core::{Rows, SessionId, SessionKey};
-use potluck_net::{NetDeadlines, SessionEvent};
+use potluck_core::{Logits, Rows, SessionId, SessionKey, StageSpec};
+use potluck_net::{NetDeadlines, Node, Session, SessionEvent};
 use potluck_sim::toy;
 use potluck_wire::{Codec, PeerAddress};
 use swarm::{CONTEXT, lend, node, spec};
@@ -76,19 +76,14 @@ fn the_peer_that_is_killed() {
     let _ = std::io::stdin().read_line(&mut String::new());
 }
 
-#[tokio::test]
-async fn a_killed_peer_is_named_in_time_and_its_neighbours_let_go() {
-    let mut killed = Process::start();
-    let (first, last) = (node(10, NetDeadlines::default()).await, node(12, NetDeadlines::default()).await);
-    let mut alive = [lend(&first, spec(0, 2, 6), OPEN), lend(&last, spec(4, 6, 6), OPEN)];
-    let client = node(99, NetDeadlines::default()).await;
-    let hop = |spec, address| Hop::Remote(RemoteStage { spec, address, grant: vec![], speed: None });
-    let route = vec![
-        hop(spec(0, 2, 6), first.address()),
-        hop(spec(2, 4, 6), killed.address.clone()),
-        hop(spec(4, 6, 6), last.address()),
-    ];
-    let config = SessionConfig {
+fn remote(spec: StageSpec, address: &PeerAddress) -> RemoteStage {
+    RemoteStage { spec, address: address.clone(), grant: vec![], speed: None }
+}
+
+/// A session over three peers with two layers each.
+fn config(client: &Node, [first, middle, last]: [&PeerAddress; 3], deadlines: Deadlines) -> SessionConfig {
+    let stages = [(spec(0, 2, 6), first), (spec(2, 4, 6), middle), (spec(4, 6, 6), last)];
+    SessionConfig {
         key: SessionKey { client: client.id(), id: SessionId::from_bytes([1; 16]) },
         epoch: 0,
         positions: CONTEXT,
@@ -96,12 +91,75 @@ async fn a_killed_peer_is_named_in_time_and_its_neighbours_let_go() {
         vocabulary: toy::VOCABULARY,
         codec: Codec::F16,
         codec_otherwise: None,
-        route,
+        route: stages.map(|(spec, address)| Hop::Remote(remote(spec, address))).into(),
         prefix: None,
         pad: false,
-        deadlines: Deadlines::default(),
-    };
-    let mut session = client.open(config, vec![]).await.unwrap();
+        deadlines,
+    }
+}
+
+/// The token that follows: the whole model's, whatever happened on the way.
+async fn next_token(session: &mut Session, tokens: &mut Vec<u32>, other: &RemoteStage) -> bool {
+    let mut repaired = false;
+    loop {
+        match session.next().await.unwrap() {
+            SessionEvent::Lost { hop, error } => {
+                assert_eq!(hop, 1, "{error}");
+                session.replace(vec![(1, other.clone())]).await.unwrap();
+            }
+            SessionEvent::Repaired => repaired = true,
+            SessionEvent::Answer(answer) => {
+                let [Logits::Top { largest, .. }] = &answer.rows[..] else { panic!("{answer:?}") };
+                assert_eq!(largest[0].0, toy::greedy(tokens, 6));
+                tokens.push(largest[0].0);
+                return repaired;
+            }
+            event => panic!("{event:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn another_takes_a_killed_peers_place_and_the_others_keep_what_they_hold() {
+    let mut killed = Process::start();
+    let [first, other, last] = [10, 13, 12].map(|key| node(key, NetDeadlines::default()));
+    let (first, other, last) = (first.await, other.await, last.await);
+    let _lent = [(&first, spec(0, 2, 6)), (&other, spec(2, 4, 6)), (&last, spec(4, 6, 6))]
+        .map(|(node, spec)| lend(node, spec, OPEN));
+    let client = node(99, NetDeadlines::default()).await;
+    let deadlines = Deadlines { grace: Some(OPEN), ..Deadlines::default() };
+    let route = [&first.address(), &killed.address, &last.address()];
+    let mut session = client.open(config(&client, route, deadlines), vec![]).await.unwrap();
+    assert!(matches!(session.next().await.unwrap(), SessionEvent::Ready));
+    let other = remote(spec(2, 4, 6), &other.address());
+    let mut tokens = vec![1, 2, 3];
+    session.submit(Submission::chain(0, tokens.clone(), Rows::Last, 4)).unwrap();
+    assert!(!next_token(&mut session, &mut tokens, &other).await);
+    let mut repaired = 0;
+    for step in 0..12 {
+        if step == 4 {
+            killed.kill_9();
+        }
+        let start = tokens.len() as u32 - 1;
+        session.submit(Submission::chain(start, vec![tokens[start as usize]], Rows::Last, 4)).unwrap();
+        repaired += usize::from(next_token(&mut session, &mut tokens, &other).await);
+    }
+    assert_eq!(repaired, 1);
+    session.ask_accounts().unwrap();
+    let SessionEvent::Accounts(accounts) = session.next().await.unwrap() else { panic!("the accounts were asked for") };
+    let counted: Vec<_> = accounts.iter().map(|account| (account.steps, account.positions)).collect();
+    // Each computed every step once; who came later, what the killed one had computed as well.
+    assert_eq!(counted, [(13, 15); 3]);
+}
+
+#[tokio::test]
+async fn a_killed_peer_is_named_in_time_and_its_neighbours_let_go() {
+    let mut killed = Process::start();
+    let (first, last) = (node(10, NetDeadlines::default()).await, node(12, NetDeadlines::default()).await);
+    let mut alive = [lend(&first, spec(0, 2, 6), OPEN), lend(&last, spec(4, 6, 6), OPEN)];
+    let client = node(99, NetDeadlines::default()).await;
+    let route = [&first.address(), &killed.address, &last.address()];
+    let mut session = client.open(config(&client, route, Deadlines::default()), vec![]).await.unwrap();
     assert!(matches!(session.next().await.unwrap(), SessionEvent::Ready));
     session.submit(Submission::chain(0, vec![1, 2, 3], Rows::Last, 4)).unwrap();
     assert!(matches!(session.next().await.unwrap(), SessionEvent::Answer(_)));

@@ -19,8 +19,10 @@ mod event;
 mod open;
 mod peer;
 mod queue;
+mod repair;
 mod session;
 mod steps;
 
 pub use event::{DialId, Effect, Event, Now, PeerConfig, StageSlot, StreamId};
 pub use peer::{DRAIN_REST, Peer, PeerStatus};
+pub use repair::GRACE_MAX;

@@ -12,7 +12,8 @@ use potluck_wire::{
 use crate::{
     DialId, Effect, Now, Peer, StageSlot, StreamId,
     peer::{DIALS_MAX, DIALS_PER_CLIENT_MAX, PARKED_MAX, PARKED_PER_PEER_MAX, Role, Stream},
-    session::Session,
+    repair::Side,
+    session::{Epochs, Session},
 };
 
 impl Peer {
@@ -67,9 +68,17 @@ impl Peer {
             held: prefix.map_or(0, |(_, positions)| positions),
             receipts: Default::default(),
             credit: Default::default(),
-            outbox: Default::default(),
+            epochs: Epochs { previous: open.epoch, next: open.epoch },
+            grace: None,
+            missing_since: None,
+            next_expects: 0,
+            replays: false,
+            journal: Default::default(),
+            answers: Default::default(),
+            told: 0,
             answered: None,
             row_wanted: None,
+            row_to_come: None,
             in_flight: Default::default(),
             tally: Default::default(),
             last_step: now.instant,
@@ -88,10 +97,9 @@ impl Peer {
         if self.draining {
             return refuse(FailureCode::NotServed, "this peer is about to serve something else");
         }
-        if let Some(session) =
-            self.sessions.get(&key).filter(|session| open.epoch <= session.open.epoch && Defence::SessionEpoch.stands())
-        {
-            let detail = format!("epoch {}; the session is at {}", open.epoch, session.open.epoch);
+        let current = self.sessions.get(&key).map(|session| session.epochs.previous.max(session.epochs.next));
+        if let Some(current) = current.filter(|current| open.epoch <= *current && Defence::SessionEpoch.stands()) {
+            let detail = format!("epoch {}; the session is at {current}", open.epoch);
             return Err(Failure::new(FailureCode::Epoch, detail));
         }
         let held = self.sessions.range(SessionKey { id: SessionId::from_bytes([0; 16]), ..key }..);
@@ -117,7 +125,7 @@ impl Peer {
         self.check_neighbours(now, key.client, open)
     }
 
-    fn check_neighbours(&self, now: Now, client: PeerId, open: &OpenSession) -> Result<(), Failure> {
+    pub(crate) fn check_neighbours(&self, now: Now, client: PeerId, open: &OpenSession) -> Result<(), Failure> {
         let itself = || Err(Failure::new(FailureCode::Protocol, "a peer cannot be its own neighbour on a route"));
         if open.previous == PreviousHop::Peer(self.config.id) {
             return itself();
@@ -172,7 +180,8 @@ impl Peer {
                 if session.slot == slot
                     && from != key
                     && (1..=session.held.min(open.positions)).contains(&prefix.positions)
-                    && session.in_flight.is_empty() =>
+                    && session.in_flight.is_empty()
+                    && !session.replays =>
             {
                 Ok(Some((session.cache, prefix.positions)))
             }
@@ -182,7 +191,7 @@ impl Peer {
 
     pub(crate) fn hop_opened(&mut self, stream: StreamId, since: Instant, hop: &Authorized<HopOpen>) {
         let (HopOpen { session: key, epoch }, from) = (*hop.request(), hop.by().peer());
-        match self.sessions.get(&key).map(|session| session.open.epoch) {
+        match self.sessions.get(&key).map(|session| session.epochs.previous) {
             Some(current) if epoch == current => self.attach(stream, from, key),
             Some(current) if epoch < current => {
                 let detail = format!("epoch {epoch}; the session is at {current}");
@@ -199,8 +208,8 @@ impl Peer {
     }
 
     /// The session has come: whoever waited for it is attached, or refused.
-    fn unpark(&mut self, key: SessionKey) {
-        let Some(current) = self.sessions.get(&key).map(|session| session.open.epoch) else { return };
+    pub(crate) fn unpark(&mut self, key: SessionKey) {
+        let Some(current) = self.sessions.get(&key).map(|session| session.epochs.previous) else { return };
         let waiting = |(id, stream): (&StreamId, &Stream)| match stream.role {
             Role::Parked { session, epoch, .. } if session == key && epoch == current => Some((*id, stream.from)),
             _ => None,
@@ -219,10 +228,11 @@ impl Peer {
             return self.close_stream(stream, Failure::new(FailureCode::UnknownSession, detail));
         }
         session.hop_in = Some(stream);
+        let expected = session.expected;
         let frame_bytes_max = step_frame_bytes_max(session.width).max(CONTROL_BYTES_MAX);
         self.become_role(stream, Role::HopIn(key));
         self.effects.push_back(Effect::Limit { stream, frame_bytes_max });
-        self.send(stream, Frame::HopReady);
+        self.send(stream, if expected == 0 { Frame::HopReady } else { Frame::HopResumed { expected } });
         self.report_ready(key);
     }
 
@@ -232,14 +242,15 @@ impl Peer {
         match (session, result) {
             (Some(session), Ok(stream)) => {
                 session.hop_out = Some(stream);
-                let hop = HopOpen { session: session.key, epoch: session.open.epoch };
+                let hop = HopOpen { session: session.key, epoch: session.epochs.next };
                 let from = next_peer(&session.open).unwrap_or(self.config.id);
                 self.streams.insert(stream, Stream { from, role: Role::HopOut(hop.session) });
                 self.send(stream, Frame::HopOpen(hop));
             }
             (Some(session), Err(failure)) => {
                 let (key, peer) = (session.key, next_peer(&session.open));
-                self.end_session(key, Failure { peer: failure.peer.or(peer), ..failure });
+                let failure = Failure { peer: failure.peer.or(peer), ..failure };
+                self.neighbour_lost(now, key, Side::Next, (peer, failure));
             }
             // The session ended while its next peer was being dialled.
             (None, Ok(stream)) => {
@@ -250,10 +261,22 @@ impl Peer {
         }
     }
 
-    pub(crate) fn next_confirmed(&mut self, key: SessionKey) {
+    /// The next peer takes the session's steps from this one on.
+    pub(crate) fn next_confirmed(&mut self, key: SessionKey, expected: u32) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
-        session.next_confirmed = true;
+        if std::mem::replace(&mut session.next_confirmed, true) {
+            return;
+        }
+        session.next_expects = expected;
+        // Next peers of the same opening began where this one did, which may be another session's positions.
+        let is_another = expected > 0 || session.epochs.next > session.open.epoch;
+        if session.grace.is_some() && is_another && !session.journal.resume(expected) {
+            let detail = "the steps that another peer would have to be sent were let go of here";
+            return self.end_session(key, Failure::new(FailureCode::Forgotten, detail));
+        }
+        session.credit = Default::default();
         self.report_ready(key);
+        self.flush(key);
     }
 
     pub(crate) fn cache_opened(&mut self, slot: StageSlot, cache: CacheId, result: Result<(), StageError>) {
@@ -272,12 +295,14 @@ impl Peer {
         }
     }
 
-    /// Tells the client once that steps may come: cache open, next peer confirmed, previous peer here.
-    fn report_ready(&mut self, key: SessionKey) {
+    /// Tells the client, once for each opening and change of neighbours, that steps may come: cache open, next peer confirmed,
+    /// previous peer here.
+    pub(crate) fn report_ready(&mut self, key: SessionKey) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         let here = session.step_stream().is_some();
         if session.cache_open && session.next_confirmed && here && !session.ready_sent {
             session.ready_sent = true;
+            session.missing_since = None;
             let client = session.client;
             self.send(client, Frame::Ready);
         }

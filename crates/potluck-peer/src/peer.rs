@@ -12,6 +12,7 @@ use potluck_wire::{Failure, FailureCode, Frame, NextHop, PreviousHop};
 use crate::{
     DialId, Effect, Event, Now, PeerConfig, StageSlot, StreamId,
     queue::{Queued, StageQueue},
+    repair::{GRACE_MAX, Side},
     session::Session,
 };
 
@@ -177,7 +178,7 @@ impl Peer {
                 self.members.insert(stream, from);
             }
             Event::Frame { stream, frame } => self.frame(now, stream, frame),
-            Event::Closed { stream, failure } => self.closed(stream, failure),
+            Event::Closed { stream, failure } => self.closed(now, stream, failure),
             Event::Dialed { dial, result } => self.dialed(now, dial, result),
             Event::Stage { stage, reply } => self.stage_replied(now, stage, reply),
             Event::Timeout => self.expire(now.instant),
@@ -210,14 +211,20 @@ impl Peer {
                     self.hop_opened(stream, since, &hop);
                 }
             }
-            (Role::Client(key) | Role::HopIn(key), Frame::Step(step)) => self.step_came(now, stream, key, &step),
+            (Role::Client(key) | Role::HopIn(key), Frame::Step(step)) => self.step_came(now, stream, key, &step, false),
+            (Role::Client(key) | Role::HopIn(key), Frame::Replay(step)) => {
+                self.step_came(now, stream, key, &step, true)
+            }
             (Role::Client(key) | Role::HopOut(key), Frame::Credit { frames }) => self.credited(stream, key, frames),
             (Role::Client(key), Frame::RowRequest { sequence, row }) => self.row_requested(key, sequence, row),
             (Role::Client(key), Frame::AskAccount) => self.account_asked(stream, key),
-            (Role::HopOut(key), Frame::HopReady) => self.next_confirmed(key),
+            (Role::Client(key), Frame::Keep(keep)) => self.keep(key, keep),
+            (Role::Client(key), Frame::Reroute(reroute)) => self.reroute(now, key, *reroute),
+            (Role::HopOut(key), Frame::HopReady) => self.next_confirmed(key, 0),
+            (Role::HopOut(key), Frame::HopResumed { expected }) => self.next_confirmed(key, expected),
             (_, Frame::Failed(failure)) => {
                 self.effects.push_back(Effect::Close { stream, failure: Failure::new(FailureCode::Done, "") });
-                self.closed(stream, failure);
+                self.closed(now, stream, failure);
             }
             (_, frame) => {
                 let detail = format!("a {} frame does not belong on this stream", frame.kind());
@@ -244,20 +251,22 @@ impl Peer {
         }
     }
 
-    fn closed(&mut self, stream: StreamId, failure: Failure) {
+    fn closed(&mut self, now: Now, stream: StreamId, failure: Failure) {
         let Some(Stream { from, role }) = self.streams.remove(&stream) else { return };
         self.members.remove(&stream);
         match role {
             Role::Fresh { .. } | Role::Parked { .. } => {}
             Role::Client(key) => self.end_session(key, Failure::new(FailureCode::Cancelled, "the client left")),
             Role::HopIn(key) if failure.code == FailureCode::Done => {
-                self.end_session(key, Failure::new(FailureCode::Cancelled, "the previous peer finished").of(from));
+                let failure = Failure::new(FailureCode::Cancelled, "the previous peer finished").of(from);
+                self.neighbour_lost(now, key, Side::Previous, (Some(from), failure));
             }
             Role::HopIn(key) | Role::HopOut(key) => {
                 // What a neighbour says of itself is passed on; what it says of another keeps that other's name.
                 let peer = failure.peer.or(Some(from));
                 let code = if failure.code == FailureCode::Done { FailureCode::PeerLost } else { failure.code };
-                self.end_session(key, Failure { code, peer, ..failure });
+                let side = if role == Role::HopIn(key) { Side::Previous } else { Side::Next };
+                self.neighbour_lost(now, key, side, (Some(from), Failure { code, peer, ..failure }));
             }
         }
     }
@@ -377,7 +386,12 @@ impl Peer {
     }
 
     fn session_deadline(&self, session: &Session) -> Instant {
-        if session.ready_sent {
+        if let (Some(since), Some(grace)) = (session.missing_since, session.grace) {
+            // Once it is told of another, it waits for that one as long as for the first.
+            // However often that is, it ends.
+            let open = self.config.open_timeout;
+            if session.ready_sent { since + grace } else { (session.opened + open).min(since + GRACE_MAX + open) }
+        } else if session.ready_sent {
             let idle = Duration::from_millis(session.open.idle_ms.into()).min(self.config.idle_max);
             // Who is at rest while a stage is drained opens its session elsewhere when it goes on.
             let rests = self.draining && session.in_flight.is_empty();
@@ -405,6 +419,9 @@ impl Peer {
     fn lateness(&self, key: SessionKey) -> Failure {
         let Some(session) = self.sessions.get(&key) else { return Failure::new(FailureCode::Deadline, "") };
         match (&session.open.next, session.open.previous) {
+            _ if session.ready_sent && session.missing_since.is_some() => {
+                Failure::new(FailureCode::PeerLost, "a neighbour was lost, and no other took its place")
+            }
             _ if session.ready_sent && self.draining => {
                 Failure::new(FailureCode::NotServed, "this peer is about to serve something else")
             }

@@ -1,18 +1,27 @@
 //! One session as one peer of its route sees it.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
-use potluck_chain::{Credit, Receipts};
+use potluck_chain::{Credit, Journal, Receipts};
 use potluck_core::{CacheId, Defence, Input, Output, Rows, SessionKey, Tree, bounds};
 use potluck_grant::Member;
 use potluck_wire::{
-    AnswerFrame, Codec, Failure, FailureCode, Frame, NextHop, OpenSession, PreviousHop, StepFrame, answer_rows_max,
+    AnswerFrame, Codec, Failure, FailureCode, HOP_FRAMES_MAX, NextHop, OpenSession, PreviousHop, StepFrame,
+    answer_rows_max,
 };
 
 use crate::{StageSlot, StreamId, account::Tally};
 
 /// Frames of one session that may come twice or late. Streams are reliable and in order: more is malice, and ends it.
 const STALE_FRAMES_MAX: u32 = 1_024;
+
+/// Steps of one session that may wait for its next peer, those included that run, and their bytes: as many as a few previous peers one
+/// after the other have credit for. Beyond it the session ends with `OverBudget`.
+const UNSENT_STEPS_MAX: usize = 4 * HOP_FRAMES_MAX as usize;
+const UNSENT_BYTES_MAX: usize = 512 << 20;
 
 /// Values of the largest output whose room is kept for a later input: a prompt's steps are long and few, and allocate.
 const SPARE_VALUES_MAX: usize = 64 << 10;
@@ -46,11 +55,27 @@ pub(crate) struct Session {
     pub(crate) held: u32,
     pub(crate) receipts: Receipts,
     pub(crate) credit: Credit,
-    /// Frames that wait for credit of the next hop.
-    pub(crate) outbox: VecDeque<Frame>,
+    /// Epochs of the streams that steps arrive on and leave on.
+    pub(crate) epochs: Epochs,
+    /// How long it waits for another neighbour where one is lost; none: it ends then.
+    pub(crate) grace: Option<Duration>,
+    /// Since when a neighbour is missing.
+    pub(crate) missing_since: Option<Instant>,
+    /// The step from which on the next peer takes them, where it has said so.
+    pub(crate) next_expects: u32,
+    /// The last step that arrived was sent again: a later one may still write over what it wrote.
+    pub(crate) replays: bool,
+    /// What goes to the next hop, and what has gone.
+    pub(crate) journal: Journal,
+    /// At the tail: what goes to the client.
+    pub(crate) answers: VecDeque<Answering>,
+    /// At the tail: the client has the answers to the steps before this one.
+    pub(crate) told: u32,
     /// At the tail: the step whose rows the stage still holds.
     pub(crate) answered: Option<(u32, u16)>,
     pub(crate) row_wanted: Option<(u32, u16)>,
+    /// A row of a step that is computed once more, and has not been yet.
+    pub(crate) row_to_come: Option<(u32, u16)>,
     /// Frames dropped as twins or as late.
     pub(crate) stale: u32,
     /// Steps that have arrived and whose output has not left.
@@ -59,6 +84,21 @@ pub(crate) struct Session {
     pub(crate) tally: Tally,
     pub(crate) last_step: Instant,
     pub(crate) opened: Instant,
+}
+
+/// Epochs of a session's streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Epochs {
+    pub(crate) previous: u32,
+    pub(crate) next: u32,
+}
+
+/// A step that the tail has run. The client may have its answer from a peer that was here before.
+#[derive(Debug)]
+pub(crate) struct Answering {
+    pub(crate) answer: Option<AnswerFrame>,
+    /// Whoever sent the step waits for credit for it.
+    pub(crate) owed: bool,
 }
 
 /// What is kept of a step while it runs, to label its output.
@@ -72,6 +112,10 @@ pub(crate) struct StepHead {
     pub(crate) pad: bool,
     pub(crate) tree: Tree,
     pub(crate) fence: bool,
+    /// It was sent again.
+    pub(crate) again: bool,
+    /// Whoever sent it waits for credit for it.
+    pub(crate) owed: bool,
 }
 
 /// Steps that have arrived and whose output has not left; and room for the values of the next one.
@@ -91,6 +135,20 @@ impl InFlight {
     /// The oldest one, if it is this one.
     fn pop(&mut self, sequence: u32) -> Option<StepHead> {
         self.heads.pop_front().filter(|head| head.sequence == sequence)
+    }
+
+    /// Whoever sent them is gone.
+    pub(crate) fn forgive(&mut self) {
+        self.heads.iter_mut().for_each(|head| head.owed = false);
+    }
+
+    fn len(&self) -> usize {
+        self.heads.len()
+    }
+
+    /// Whether this one is among them.
+    pub(crate) fn has(&self, sequence: u32) -> bool {
+        self.heads.iter().any(|head| head.sequence == sequence)
     }
 
     /// The values were passed on: a later step's take their place.
@@ -130,27 +188,41 @@ impl Session {
         }
     }
 
-    /// Checks a step that arrived, and takes note of it.
+    /// Checks a step that arrived, and takes note of it. `again`: it was sent to somebody before, and numbers before it may be
+    /// left out.
     ///
     /// # Errors
     /// What the sender did wrong. The session ends with it.
-    pub(crate) fn arrive(&mut self, now: Instant, frame: &StepFrame) -> Result<Arrival, Failure> {
+    pub(crate) fn arrive(&mut self, now: Instant, frame: &StepFrame, again: bool) -> Result<Arrival, Failure> {
         let fail = |code, detail: String| Err(Failure::new(code, detail));
-        let again = frame.epoch == self.open.epoch && frame.sequence < self.expected;
-        if (frame.epoch < self.open.epoch || again) && Defence::StepSequence.stands() {
+        let epoch = self.epochs.previous;
+        let twin = frame.epoch == epoch && frame.sequence < self.expected;
+        if (frame.epoch < epoch || twin) && Defence::StepSequence.stands() {
             self.stale += 1;
             if self.stale > STALE_FRAMES_MAX {
                 return fail(FailureCode::Protocol, format!("{} frames came twice or late", self.stale));
             }
             return Ok(Arrival::Stale);
         }
-        if frame.epoch > self.open.epoch {
-            return fail(FailureCode::Epoch, format!("epoch {}; the session is at {}", frame.epoch, self.open.epoch));
+        if frame.epoch > epoch {
+            return fail(FailureCode::Epoch, format!("epoch {}; the session is at {epoch}", frame.epoch));
         }
-        if frame.sequence > self.expected {
+        if again && self.grace.is_none() {
+            return fail(FailureCode::Protocol, "a step came again, and the session was not opened for that".into());
+        }
+        if frame.sequence > self.expected && !again {
             return fail(FailureCode::Gap, format!("step {} came, {} was due", frame.sequence, self.expected));
         }
-        if !self.ready_sent {
+        let Some(next) = frame.sequence.checked_add(1) else {
+            return fail(FailureCode::Protocol, "no step has that number".into());
+        };
+        // Whoever changes neighbours while nothing leaves must not fill this peer.
+        let (steps, bytes) = self.journal.waiting();
+        if steps + self.in_flight.len() >= UNSENT_STEPS_MAX || bytes > UNSENT_BYTES_MAX {
+            return fail(FailureCode::OverBudget, format!("{steps} steps, {bytes} bytes, wait for the next peer"));
+        }
+        // Whoever takes another's place is sent steps while its own next peer is still dialled.
+        if !self.ready_sent && self.grace.is_none() {
             return fail(FailureCode::Protocol, "a step came before the session was ready".into());
         }
         if !self.receipts.received() && Defence::StepCredit.stands() {
@@ -177,13 +249,15 @@ impl Session {
                 Arrival::Run(self.decode(frame)?)
             }
         };
-        self.expected += 1;
+        self.expected = next;
+        self.replays = again;
         // A later step that starts here or before follows one that was skipped: what is held counts up to it at least.
         self.held = (frame.start + frame.tree.trunk(frame.count.into()) as u32).min(self.open.positions);
         self.last_step = now;
         self.answered = None;
         let StepFrame { sequence, start, count, rows, top, pad, fence, .. } = *frame;
-        let head = StepHead { sequence, start, count, rows, top, pad, tree: frame.tree.clone(), fence };
+        let (tree, owed) = (frame.tree.clone(), true);
+        let head = StepHead { sequence, start, count, rows, top, pad, tree, fence, again, owed };
         self.in_flight.heads.push_back(head);
         Ok(arrival)
     }
@@ -232,31 +306,46 @@ impl Session {
         }
     }
 
-    /// The frame that tells the next of the oldest step in flight that it was skipped; none where it is another.
-    pub(crate) fn skip(&mut self, sequence: u32) -> Option<Frame> {
-        let StepHead { start, count, pad, .. } = self.in_flight.pop(sequence)?;
-        let epoch = self.open.epoch;
-        Some(match self.open.stage.tail {
-            true => Frame::Answer(AnswerFrame { sequence, epoch, start, count, rows: Vec::new(), pad, skipped: true }),
-            false => Frame::Step(StepFrame::skipped(sequence, epoch, start, count)),
-        })
+    /// Has the next be told of the oldest step in flight that it was skipped; nothing where it is another.
+    pub(crate) fn skip(&mut self, sequence: u32) {
+        let Some(StepHead { start, count, pad, again, owed, .. }) = self.in_flight.pop(sequence) else { return };
+        let epoch = self.epochs.next;
+        match self.open.stage.tail {
+            true => {
+                let (rows, skipped) = (Vec::new(), true);
+                self.answer(AnswerFrame { sequence, epoch, start, count, rows, pad, skipped }, owed);
+            }
+            false => self.pass_on(StepFrame::skipped(sequence, epoch, start, count), again, owed),
+        }
+    }
+
+    fn answer(&mut self, answer: AnswerFrame, owed: bool) {
+        let answer = Some(answer).filter(|answer| answer.sequence >= self.told);
+        self.tally.bytes_out += answer.as_ref().map_or(0, AnswerFrame::bytes) as u64;
+        self.answers.push_back(Answering { answer, owed });
+    }
+
+    fn pass_on(&mut self, step: StepFrame, again: bool, owed: bool) {
+        self.tally.bytes_out += step.bytes() as u64;
+        self.journal.push(step, again, owed);
     }
 
     /// Turns what the stage gave for the oldest step in flight into the frame that carries it on.
     ///
     /// # Errors
     /// The stage gave what cannot be passed on.
-    pub(crate) fn label(&mut self, sequence: u32, output: Output) -> Result<Frame, Failure> {
+    pub(crate) fn label(&mut self, sequence: u32, output: Output) -> Result<(), Failure> {
         let engine = |detail: String| Failure::new(FailureCode::Engine, detail);
         let head = self.in_flight.pop(sequence);
-        let StepHead { sequence, start, count, rows, top, pad, tree, fence } =
+        let StepHead { sequence, start, count, rows, top, pad, tree, fence, again, owed } =
             head.ok_or_else(|| engine(format!("the stage answered step {sequence} out of order")))?;
         let skipped = false;
-        let epoch = self.open.epoch;
+        let epoch = self.epochs.next;
         match output {
             Output::Logits(logits) if self.open.stage.tail => {
                 self.answered = Some((sequence, count));
-                Ok(Frame::Answer(AnswerFrame { sequence, epoch, start, count, rows: logits, pad, skipped }))
+                self.answer(AnswerFrame { sequence, epoch, start, count, rows: logits, pad, skipped }, owed);
+                Ok(())
             }
             Output::Hidden(hidden) if !self.open.stage.tail => {
                 let codec = self.open.codec_out;
@@ -268,7 +357,8 @@ impl Session {
                 self.in_flight.keep(hidden.0);
                 let step =
                     StepFrame { sequence, epoch, start, count, rows, top, codec, payload, pad, tree, fence, skipped };
-                Ok(Frame::Step(step))
+                self.pass_on(step, again, owed);
+                Ok(())
             }
             _ => Err(engine("the stage gave the wrong kind of output".into())),
         }

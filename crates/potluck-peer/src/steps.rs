@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
+use potluck_chain::Outgoing;
 use potluck_core::{CacheId, Defence, Hidden, Output, SessionKey, StageCommand, StageError, Step};
 use potluck_wire::{Failure, FailureCode, Frame, StepFrame};
 
 use crate::{
     Effect, Now, Peer, StageSlot, StreamId,
     queue::{Queued, StageQueue},
-    session::{Arrival, Session},
+    session::{Answering, Arrival, Session},
 };
 
 impl Peer {
-    pub(crate) fn step_came(&mut self, now: Now, stream: StreamId, key: SessionKey, frame: &StepFrame) {
+    pub(crate) fn step_came(&mut self, now: Now, stream: StreamId, key: SessionKey, frame: &StepFrame, again: bool) {
         let watch = self.watch(now.instant);
         let Some(session) = self.sessions.get_mut(&key) else { return };
         if session.step_stream() != Some(stream) {
@@ -20,7 +21,7 @@ impl Peer {
             return self.misbehaved(stream, failure);
         }
         let before = watch.now();
-        match session.arrive(now.instant, frame) {
+        match session.arrive(now.instant, frame, again) {
             Ok(Arrival::Stale) => self.count_stale(),
             Ok(arrival) => {
                 // What was skipped is not computed here, nor paid for.
@@ -72,11 +73,10 @@ impl Peer {
             let labelled =
                 result.map_err(|error| engine_failure(&error)).and_then(|out| session.label(ran.sequence, out));
             match labelled {
-                Ok(frame) => {
+                Ok(()) => {
                     session.tally.codec += watch.now() - before;
-                    session.tally.bytes_out += frame_bytes(&frame) as u64;
-                    session.outbox.push_back(frame);
                     self.flush(ran.session);
+                    self.row_due(ran.session);
                 }
                 Err(failure) => self.end_session(ran.session, failure),
             }
@@ -89,28 +89,32 @@ impl Peer {
         for skipped in skipped {
             let same = |session: &&mut Session| session.serial == skipped.serial;
             let Some(session) = self.sessions.get_mut(&skipped.session).filter(same) else { continue };
-            if let Some(frame) = session.skip(skipped.sequence) {
-                session.tally.bytes_out += frame_bytes(&frame) as u64;
-                session.outbox.push_back(frame);
-                self.flush(skipped.session);
-            }
+            session.skip(skipped.sequence);
+            self.flush(skipped.session);
         }
     }
 
     /// Sends what the next hop has credit for, and grants the previous one as much again.
-    fn flush(&mut self, key: SessionKey) {
+    pub(crate) fn flush(&mut self, key: SessionKey) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
-        let (Some(out), Some(back)) = (session.output_stream(), session.step_stream()) else { return };
-        while let Some(frame) = session.outbox.front() {
-            // Answers need no credit: there is one for each step that the client itself sent.
-            if matches!(frame, Frame::Step(_)) && !session.credit.take() {
-                break;
-            }
-            let Some(frame) = session.outbox.pop_front() else { break };
+        let Some(out) = session.output_stream().filter(|_| session.next_confirmed) else { return };
+        let mut done = session.journal.pass_over();
+        // Answers need no credit: there is one for each step that the client itself sent.
+        while let Some(Answering { answer, owed }) = session.answers.pop_front() {
+            done += usize::from(owed);
+            let frame = answer.map(Frame::Answer);
+            self.effects.extend(frame.map(|frame| Effect::Send { stream: out, frame }));
+        }
+        while session.journal.waits() && session.credit.take() {
+            let Some(Outgoing { step, again, owed }) = session.journal.send(session.epochs.next) else { break };
+            done += usize::from(owed);
+            let frame = if again { Frame::Replay(step) } else { Frame::Step(step) };
             self.effects.push_back(Effect::Send { stream: out, frame });
-            if let Some(frames) = session.receipts.finished() {
-                self.effects.push_back(Effect::Send { stream: back, frame: Frame::Credit { frames } });
-            }
+        }
+        let back = session.step_stream();
+        for frames in (0..done).filter_map(|_| session.receipts.finished()) {
+            let credit = back.map(|stream| Effect::Send { stream, frame: Frame::Credit { frames } });
+            self.effects.extend(credit);
         }
     }
 
@@ -127,6 +131,12 @@ impl Peer {
     pub(crate) fn row_requested(&mut self, key: SessionKey, sequence: u32, row: u16) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         let kept = session.answered.is_some_and(|(answered, count)| answered == sequence && row < count);
+        let to_come = sequence < session.told && (sequence >= session.expected || session.in_flight.has(sequence));
+        if to_come && !kept && session.row_to_come.is_none() {
+            // The peer that had answered it was lost: the step is on its way here once more.
+            session.row_to_come = Some((sequence, row));
+            return;
+        }
         if !kept || session.row_wanted.is_some() {
             let detail = format!("row {row} of step {sequence} is not kept here");
             return self.end_session(key, Failure::new(FailureCode::Protocol, detail));
@@ -135,6 +145,16 @@ impl Peer {
         let command = StageCommand::Row { cache: session.cache, row };
         let stage = session.slot;
         self.effects.push_back(Effect::Stage { stage, command });
+    }
+
+    /// The row that was asked for before its step was computed once more, if it is this one.
+    fn row_due(&mut self, key: SessionKey) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let is_due =
+            |(sequence, _): &mut (u32, u16)| session.answered.is_some_and(|(answered, _)| answered == *sequence);
+        if let Some((sequence, row)) = session.row_to_come.take_if(is_due) {
+            self.row_requested(key, sequence, row);
+        }
     }
 
     pub(crate) fn row_came(&mut self, slot: StageSlot, cache: CacheId, row: u16, result: Result<Hidden, StageError>) {
@@ -150,15 +170,6 @@ impl Peer {
             (_, Err(error)) => self.end_session(key, engine_failure(&error)),
             (None, Ok(_)) => {}
         }
-    }
-}
-
-/// Bytes of what carries a step on.
-fn frame_bytes(frame: &Frame) -> usize {
-    match frame {
-        Frame::Step(step) => step.bytes(),
-        Frame::Answer(answer) => answer.bytes(),
-        _ => 0,
     }
 }
 

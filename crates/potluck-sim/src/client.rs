@@ -1,55 +1,44 @@
 //! A simulated client: the production session, and a user who knows the right answers.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use potluck_chain::{
-    Answer, ClientSession, Deadlines, Effect, Event, Hop, OwnStage, RemoteStage, SessionConfig, SessionError,
-    Submission,
-};
-use potluck_core::{
-    Account, CacheId, Hidden, LayerRange, Logits, PeerId, Rows, SecretKey, SessionId, SessionKey, Stage as _,
-    StageCommand,
-};
+use potluck_chain::{ClientSession, Deadlines, Effect, Event, Hop, OwnStage, RemoteStage, SessionConfig};
+use potluck_core::{CacheId, LayerRange, PeerId, SecretKey, SessionId, SessionKey, Stage as _, StageCommand};
 use potluck_grant::Root;
-use potluck_wire::{Codec, Failure, Frame};
+use potluck_wire::{Codec, Failure, FailureCode, Frame};
 
 use crate::{
     Scenario,
     peer::{CONTEXT, SimPeer, grant},
     toy::{self, ToyStage},
+    user::{User, random_tokens},
     wire::End,
     world::{Due, World},
 };
+
+/// Attempts of a client to replace peers. A storm may outlast them.
+const MENDS_MAX: u32 = 20;
 
 #[derive(Debug)]
 pub(crate) struct SimClient {
     pub(crate) id: PeerId,
     pub(crate) grant: Vec<u8>,
     config: SessionConfig,
-    session: Option<ClientSession>,
+    pub(crate) session: Option<ClientSession>,
     /// Own stages at the ends of the route, by stage of the route.
     own: Vec<(usize, ToyStage)>,
     streams: Vec<Option<usize>>,
+    /// Stages of the route whose peers are lost.
+    lost: Vec<usize>,
+    /// Stages that were another peer's before.
+    pub(crate) replaced: BTreeSet<usize>,
+    /// Attempts to replace peers, so far.
+    mends: u32,
     wake_at: Option<Duration>,
-    user: User,
+    pub(crate) user: User,
     /// How often the user will still open a session of the same name, at the same epoch, after one has ended.
     returns: u32,
-    prompt: Vec<Vec<u32>>,
-}
-
-/// What the client wants, and what it has seen.
-#[derive(Debug, Default)]
-struct User {
-    tokens: Vec<u32>,
-    wanted: usize,
-    seen: usize,
-    /// The row that was asked for: its largest logits, to compare.
-    asked: Option<u32>,
-    /// Steps and positions that were submitted.
-    submitted: (u64, u64),
-    /// The token to go on with, once the accounts have come.
-    accounting: Option<u32>,
-    done: bool,
+    pub(crate) prompt: Vec<Vec<u32>>,
 }
 
 impl SimClient {
@@ -86,22 +75,37 @@ impl SimClient {
             route,
             prefix: None,
             pad: false,
-            deadlines: Deadlines { step: Duration::from_secs(30), ..Deadlines::default() },
+            deadlines: Deadlines {
+                step: Duration::from_secs(30),
+                grace: scenario.recovers.then_some(Duration::from_secs(20)),
+                ..Deadlines::default()
+            },
         };
         let prompt = (0..rng.usize(1..=4)).map(|_| random_tokens(rng, 24)).collect();
-        let user = User { wanted: rng.usize(1..=24), ..User::default() };
+        let user = User::new(rng.usize(1..=24));
         let returns = rng.u32(..=scenario.returns);
         let streams = vec![None; ranges.len()];
-        Self { id, grant: grant(root, id), config, session: None, own, streams, wake_at: None, user, returns, prompt }
+        let (lost, replaced) = Default::default();
+        Self {
+            id,
+            grant: grant(root, id),
+            config,
+            session: None,
+            own,
+            streams,
+            lost,
+            replaced,
+            mends: 0,
+            wake_at: None,
+            user,
+            returns,
+            prompt,
+        }
     }
 
     pub(crate) fn is_over(&self) -> bool {
         self.session.as_ref().is_none_or(ClientSession::is_over)
     }
-}
-
-fn random_tokens(rng: &mut fastrand::Rng, max: usize) -> Vec<u32> {
-    (0..rng.usize(1..=max)).map(|_| rng.u32(..toy::VOCABULARY)).collect()
 }
 
 impl World {
@@ -137,7 +141,10 @@ impl World {
         let client = &mut self.clients[client];
         client.returns -= 1;
         client.streams.fill(None);
-        client.user = User { wanted: client.user.wanted, ..User::default() };
+        client.lost.clear();
+        client.replaced.clear();
+        client.mends = 0;
+        client.user = User::new(client.user.wanted);
         for chunk in client.prompt.iter_mut().flatten() {
             *chunk = (*chunk + 1) % toy::VOCABULARY;
         }
@@ -186,8 +193,11 @@ impl World {
                 }
             }
             Effect::Own { hop, command } => self.own_compute(client, hop, command),
+            Effect::Reopen { hop } => self.reopen(client, hop),
             Effect::Ready => self.send_prompt(client),
-            Effect::Answer(answer) => self.answered(client, answer),
+            Effect::Lost { hop, .. } => self.lost(client, hop),
+            Effect::Repaired => self.report.repairs += 1,
+            Effect::Answer(answer) => self.answered(client, &answer),
             Effect::Row { logits, .. } => self.row_came(client, &logits),
             Effect::Accounts(accounts) => self.accounts_came(client, &accounts),
             Effect::Failed(error) => self.session_failed(client, &error),
@@ -198,7 +208,9 @@ impl World {
         if let Some(stream) = self.clients[client].streams[hop] {
             return stream;
         }
-        let peer = self.clients[client].config.route[hop].peer().and_then(|id| self.by_id.get(&id)).copied();
+        let SimClient { session, config, .. } = &self.clients[client];
+        let route = session.as_ref().map_or(&config.route[..], ClientSession::route);
+        let peer = route[hop].peer().and_then(|id| self.by_id.get(&id)).copied();
         let peer = peer.unwrap_or_default();
         let stream = self.open_stream(End::Client(client, hop), End::Peer(peer));
         self.clients[client].streams[hop] = Some(stream);
@@ -208,6 +220,61 @@ impl World {
         stream
     }
 
+    /// The old stream is done with: what follows goes to whoever has the place now.
+    fn reopen(&mut self, client: usize, hop: usize) {
+        if let Some(stream) = self.clients[client].streams[hop].take()
+            && self.streams[stream].open[0]
+        {
+            self.close(stream, 0, Failure::new(FailureCode::Done, ""));
+        }
+    }
+
+    /// The client learns that it has lost a peer, and soon looks for another.
+    fn lost(&mut self, client: usize, hop: usize) {
+        let lost = &mut self.clients[client].lost;
+        if !lost.contains(&hop) {
+            lost.push(hop);
+        }
+        if lost.len() == 1 {
+            let planning = Duration::from_millis(self.rng.u64(1..=800));
+            self.after(planning, Due::Mend(client));
+        }
+    }
+
+    /// Whoever serves the same layers takes the place of a lost peer: preferably another.
+    pub(crate) fn mend(&mut self, client: usize) {
+        let now = self.instant();
+        let lost = std::mem::take(&mut self.clients[client].lost);
+        let Some(session) = self.clients[client].session.as_ref().filter(|session| !session.is_over()) else { return };
+        let route: Vec<Hop> = session.route().to_vec();
+        let substitute = |hop: usize| {
+            let spec = route[hop].spec();
+            let elsewhere =
+                |id: PeerId| route.iter().enumerate().any(|(at, hop_)| at != hop && hop_.peer() == Some(id));
+            let serving =
+                self.peers.iter().filter(|peer| peer.range == spec.layers && peer.alive && !elsewhere(peer.id));
+            let peer = serving.min_by_key(|peer| route[hop].peer() == Some(peer.id))?;
+            let stage = RemoteStage { spec, address: peer.address(), grant: peer.grant.clone(), speed: None };
+            Some((hop, stage))
+        };
+        let others: Option<Vec<_>> = lost.iter().map(|hop| substitute(*hop)).collect();
+        let SimClient { session, mends, .. } = &mut self.clients[client];
+        *mends += 1;
+        match (others.filter(|_| *mends < MENDS_MAX), session) {
+            (Some(others), Some(session)) => {
+                let replaced = session.replace(now, others);
+                self.check(replaced.is_ok(), &format!("other peers are taken: {replaced:?}"));
+                self.clients[client].replaced.extend(lost);
+            }
+            (_, Some(session)) => {
+                session.close();
+                *self.report.failed.entry("peer_lost").or_default() += 1;
+            }
+            (_, None) => {}
+        }
+        self.drain(client);
+    }
+
     fn own_compute(&mut self, client: usize, hop: usize, command: StageCommand) {
         let own = self.clients[client].own.iter_mut().find(|(place, _)| *place == hop);
         let Some(reply) = own.and_then(|(_, stage)| command.apply(stage)) else { return };
@@ -215,106 +282,5 @@ impl World {
         if let Some(session) = &mut self.clients[client].session {
             session.handle(now, Event::Own { hop, reply });
         }
-    }
-
-    fn send_prompt(&mut self, client: usize) {
-        let chunks = self.clients[client].prompt.clone();
-        let last = chunks.len() - 1;
-        for (index, chunk) in chunks.into_iter().enumerate() {
-            let rows = if index == last { Rows::Last } else { Rows::None };
-            self.submit(client, chunk, rows);
-        }
-    }
-
-    fn submit(&mut self, client: usize, tokens: Vec<u32>, rows: Rows) {
-        let now = self.instant();
-        let SimClient { session, user, .. } = &mut self.clients[client];
-        let start = user.tokens.len() as u32;
-        user.tokens.extend(&tokens);
-        user.submitted = (user.submitted.0 + 1, user.submitted.1 + tokens.len() as u64);
-        let result = session.as_mut().map(|session| session.submit(now, Submission::chain(start, tokens, rows, 8)));
-        let submitted = matches!(result, Some(Ok(_) | Err(SessionError::Closed)));
-        self.check(submitted, &format!("a user's step is accepted: {result:?}"));
-    }
-
-    fn answered(&mut self, client: usize, answer: Answer) {
-        let Some(Logits::Top { largest, .. }) = answer.rows.last() else { return };
-        let token = largest[0].0;
-        let expected = toy::greedy(&self.clients[client].user.tokens, self.scenario.layers);
-        self.check(token == expected, &format!("client {client}: token {token} is the whole model's, {expected}"));
-        self.report.tokens += 1;
-        self.clients[client].user.seen += 1;
-        let draw = self.rng.u8(..16);
-        if draw == 0 {
-            let now = self.instant();
-            let last = answer.count - 1;
-            let session = self.clients[client].session.as_mut();
-            let asked = session.map(|session| session.request_row(now, answer.sequence, last));
-            self.check(matches!(asked, Some(Ok(()))), "the last row is kept until the next step");
-            self.clients[client].user.asked = Some(token);
-            return;
-        }
-        if draw == 2 {
-            let now = self.instant();
-            let session = self.clients[client].session.as_mut();
-            let asked = session.map(|session| session.ask_accounts(now));
-            self.check(matches!(asked, Some(Ok(()))), "accounts may be asked for at any time");
-            // Where every stage is the client's own, they are here already.
-            self.clients[client].user.accounting = Some(token);
-            return;
-        }
-        self.go_on(client, token, draw == 1);
-    }
-
-    /// Every stage has computed each position once, and no other.
-    fn accounts_came(&mut self, client: usize, accounts: &[Account]) {
-        let user = &mut self.clients[client].user;
-        let (submitted, token) = (user.submitted, user.accounting.take());
-        // Where bits flip on the way, an account says anything: nobody relies on it.
-        let told = self.scenario.faults.flips == 0.0;
-        for account in accounts.iter().filter(|_| told) {
-            let counted = (account.steps, account.positions);
-            self.check(counted == submitted, &format!("an account says {counted:?}; {submitted:?} were submitted"));
-        }
-        match token {
-            Some(token) => self.go_on(client, token, false),
-            None => self.check(false, "accounts come only where they were asked for"),
-        }
-    }
-
-    fn row_came(&mut self, client: usize, logits: &Hidden) {
-        let Some(token) = self.clients[client].user.asked.take() else {
-            return self.check(false, "a row comes only where one was asked for");
-        };
-        let Logits::Top { largest, .. } = Logits::reduce(&logits.0, 1) else { return };
-        self.check(largest[0].0 == token, "the whole row agrees with its largest logits");
-        self.go_on(client, token, false);
-    }
-
-    /// The next token; or, now and then, the user takes some back and says something else.
-    fn go_on(&mut self, client: usize, token: u32, edit: bool) {
-        let user = &mut self.clients[client].user;
-        if user.seen >= user.wanted {
-            user.done = true;
-            if let Some(session) = &mut self.clients[client].session {
-                session.close();
-            }
-            self.report.finished += 1;
-            return;
-        }
-        let next = if edit {
-            let keep = self.rng.usize(..user.tokens.len());
-            user.tokens.truncate(keep);
-            random_tokens(&mut self.rng, 8)
-        } else {
-            vec![token]
-        };
-        self.submit(client, next, Rows::Last);
-    }
-
-    fn session_failed(&mut self, client: usize, error: &SessionError) {
-        let done = self.clients[client].user.done;
-        self.check(!done, &format!("a session that is done does not fail: {error}"));
-        *self.report.failed.entry(error.code()).or_default() += 1;
     }
 }

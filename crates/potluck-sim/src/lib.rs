@@ -15,6 +15,7 @@ mod client;
 mod peer;
 mod scenario;
 pub mod toy;
+mod user;
 mod wire;
 mod world;
 

@@ -46,6 +46,10 @@ pub struct Scenario {
     pub start: Duration,
     /// What each direction of a stream is like, on a link of its own. Its losses, reordering and queue have no effect: see `Faults`.
     pub link: Profile,
+    /// Whether sessions outlive the peers that they lose, for as long as others can take their places.
+    pub recovers: bool,
+    /// Whether users send guesses at what follows, several steps at a time.
+    pub drafts: bool,
     /// What goes wrong.
     pub faults: Faults,
 }
@@ -63,6 +67,8 @@ impl Scenario {
             caches: 4,
             start: Duration::ZERO,
             link: link(Duration::from_millis(20)),
+            recovers: false,
+            drafts: false,
             faults: Faults::default(),
         }
     }
@@ -88,6 +94,8 @@ impl Scenario {
             caches: rng.u16(2..=8),
             start: Duration::ZERO,
             link: Profile { rate, jitter_lasts, ..link },
+            recovers: false,
+            drafts: false,
             faults: Faults { kills, engine_losses, freezes, cuts, twins, drops, swaps, flips },
         }
     }
@@ -107,6 +115,10 @@ pub struct Report {
     pub failed: BTreeMap<&'static str, usize>,
     /// Tokens delivered; each was the right one.
     pub tokens: usize,
+    /// How often other peers took the places of those that a session had lost.
+    pub repairs: usize,
+    /// Steps that peers in such places had computed when they were asked, of those submitted.
+    pub computed_again: u64,
     /// Events processed.
     pub events: usize,
     /// Frames that peers dropped as twins or as late.

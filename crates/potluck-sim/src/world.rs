@@ -54,6 +54,8 @@ pub(crate) enum Due {
         reply: StageReply,
     },
     Wake(End),
+    /// That client looks for other peers.
+    Mend(usize),
     Kill(usize),
     LoseEngine(usize),
     Freeze(usize, Duration),
@@ -235,6 +237,7 @@ impl World {
             Due::Replied { peer, slot, generation, reply } => self.replied(peer, slot, generation, reply),
             Due::Wake(End::Peer(peer)) => self.wake_peer(peer),
             Due::Wake(End::Client(client, _)) => self.wake_client(client),
+            Due::Mend(client) => self.mend(client),
             Due::Kill(peer) => self.kill(peer),
             Due::LoseEngine(peer) => self.lose_engine(peer),
             Due::Freeze(peer, time) => {

@@ -55,6 +55,15 @@ fn storms_break_no_promise() {
 }
 
 #[test]
+fn guesses_change_no_token() {
+    for seed in seeds().into_iter().take(100) {
+        let report = run(Scenario { drafts: true, ..Scenario::calm(seed) });
+        assert_eq!((report.finished, report.failed.len()), (4, 0), "seed {seed:#x}: {report:?}");
+        run(Scenario { drafts: true, ..Scenario::stormy(seed) });
+    }
+}
+
+#[test]
 fn a_seed_repeats_everything() {
     for seed in seeds().into_iter().take(20) {
         assert_eq!(run(Scenario::stormy(seed)), run(Scenario::stormy(seed)), "seed {seed:#x}");

@@ -21,8 +21,12 @@ pub const FEATURE_PADDING: u64 = 2;
 /// Feature bit: a step may be a tree of drafts, and may fence earlier ones off ([`StepFrame::fence`](crate::StepFrame::fence)).
 pub const FEATURE_DRAFTS: u64 = 4;
 
+/// Feature bit: a session outlives the loss of a neighbour, and goes on with another ([`Keep`](crate::Keep),
+/// [`Reroute`](crate::Reroute)).
+pub const FEATURE_RECOVERY: u64 = 8;
+
 /// All features that this program knows. A greeting agrees on those that both know.
-pub const FEATURES: u64 = FEATURE_ACCOUNTS | FEATURE_PADDING | FEATURE_DRAFTS;
+pub const FEATURES: u64 = FEATURE_ACCOUNTS | FEATURE_PADDING | FEATURE_DRAFTS | FEATURE_RECOVERY;
 
 /// Bytes of the shortest padded answer, and of the shortest padded part of a conversation: longer ones are a power of two.
 pub const PADDED_BYTES_MIN: usize = 1 << 10;

@@ -4,9 +4,9 @@ use potluck_core::{Account, Hidden, Logits, Rows, SignedOffer, SignedOrder, Sign
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    Ask, Codec, CodecError, Failure, Fetch, HEADER_BYTES, Head, Held, Hello, HopOpen, Join, Joined, Lender,
-    OpenSession, PART_BYTES_MAX, Refusal, SharedModel, Upstreams, Welcome, message::Bounded, padded_bytes,
-    padded_positions, spare,
+    Ask, Codec, CodecError, Failure, Fetch, HEADER_BYTES, Head, Held, Hello, HopOpen, Join, Joined, Keep, Lender,
+    NeighbourLost, OpenSession, PART_BYTES_MAX, Refusal, Reroute, SharedModel, Upstreams, Welcome, message::Bounded,
+    padded_bytes, padded_positions, spare,
 };
 
 /// Whoever sent the bytes: they are no frame, or one that exceeds a bound.
@@ -120,8 +120,22 @@ pub enum Frame {
     HopOpen(HopOpen),
     /// Next peer to peer: same session, same client, same epoch.
     HopReady,
+    /// The same, of a session that was there before: it goes on with the step of this number.
+    HopResumed {
+        /// The step that the next peer has not had.
+        expected: u32,
+    },
+    /// Client to a peer of the route, after [`Open`](Self::Open).
+    Keep(Keep),
+    /// Client to a peer of the route. Answered with [`Ready`](Self::Ready) once the new neighbours are there.
+    Reroute(Box<Reroute>),
+    /// Peer to client.
+    NeighbourLost(NeighbourLost),
     /// Down the route.
     Step(StepFrame),
+    /// Down the route once more, to a substitute for a peer that had had it: steps that were overwritten since are left out, and
+    /// so are their numbers.
+    Replay(StepFrame),
     /// Tail to client.
     Answer(AnswerFrame),
     /// Receiver to sender: so many more frames may come.
@@ -234,6 +248,11 @@ const LEND: u8 = 31;
 const LIST_REVOCATIONS: u8 = 32;
 const REVOCATIONS: u8 = 33;
 const PADDED_PART: u8 = 34;
+const KEEP: u8 = 35;
+const REROUTE: u8 = 36;
+const NEIGHBOUR_LOST: u8 = 37;
+const HOP_RESUMED: u8 = 38;
+const REPLAY: u8 = 39;
 
 impl Frame {
     /// Its kind in words, for errors and logs.
@@ -250,7 +269,12 @@ impl Frame {
             Self::Ready => READY,
             Self::HopOpen(_) => HOP_OPEN,
             Self::HopReady => HOP_READY,
+            Self::HopResumed { .. } => HOP_RESUMED,
+            Self::Keep(_) => KEEP,
+            Self::Reroute(_) => REROUTE,
+            Self::NeighbourLost(_) => NEIGHBOUR_LOST,
             Self::Step(_) => STEP,
+            Self::Replay(_) => REPLAY,
             Self::Answer(_) => ANSWER,
             Self::Credit { .. } => CREDIT,
             Self::RowRequest { .. } => ROW_REQUEST,
@@ -283,7 +307,7 @@ impl Frame {
     /// Appends the frame's bytes to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let at = out.len();
-        if let Self::Step(step) = self {
+        if let Self::Step(step) | Self::Replay(step) = self {
             out.reserve(step.bytes());
         }
         out.extend_from_slice(&[0, 0, 0, 0, self.number()]);
@@ -315,10 +339,14 @@ impl Frame {
             Self::Lend(body) => encode_body(body, out),
             Self::ListRevocations(digest) => encode_body(digest, out),
             Self::Revocations(body) => encode_body(body, out),
+            Self::Keep(body) => encode_body(body, out),
+            Self::Reroute(body) => encode_body(body, out),
+            Self::NeighbourLost(body) => encode_body(body, out),
+            Self::HopResumed { expected } => encode_body(expected, out),
             Self::Credit { frames } => encode_body(frames, out),
             Self::RowRequest { sequence, row } => encode_body(&(sequence, row), out),
             Self::Row { sequence, row, logits } => encode_body(&(sequence, row, logits), out),
-            Self::Step(step) => {
+            Self::Step(step) | Self::Replay(step) => {
                 step.encode_header(out);
                 out.extend_from_slice(step.tree.parents());
                 out.resize(out.len() + step.tree_padding(), 0);
@@ -347,7 +375,7 @@ impl Frame {
     /// one ([`StepFrame::buffer`]).
     pub fn encode_last(self, out: &mut Vec<u8>) {
         self.encode(out);
-        if let Self::Step(step) = self {
+        if let Self::Step(step) | Self::Replay(step) = self {
             spare::give(step.payload);
         }
     }
@@ -367,10 +395,14 @@ impl Frame {
             READY => decode_empty(kind, body, Self::Ready)?,
             HOP_OPEN => Self::HopOpen(decode_bounded(kind, body)?),
             HOP_READY => decode_empty(kind, body, Self::HopReady)?,
-            STEP => {
+            STEP | REPLAY => {
                 let (lead, payload) = body.split_at(StepFrame::lead(body).min(body.len()));
-                Self::Step(StepFrame::decode(lead, payload.to_vec())?)
+                Self::step(kind, lead, payload.to_vec())?
             }
+            HOP_RESUMED => Self::HopResumed { expected: decode_body(kind, body)? },
+            KEEP => Self::Keep(decode_bounded(kind, body)?),
+            REROUTE => Self::Reroute(Box::new(decode_bounded(kind, body)?)),
+            NEIGHBOUR_LOST => Self::NeighbourLost(decode_bounded(kind, body)?),
             ANSWER => Self::Answer(AnswerFrame::decode(body)?),
             CREDIT => Self::Credit { frames: decode_body(kind, body)? },
             ROW_REQUEST => {
@@ -415,7 +447,7 @@ impl Frame {
     pub(crate) fn lead(begun: &[u8]) -> usize {
         match begun.split_first() {
             None => 1,
-            Some((&STEP, body)) => 1 + StepFrame::lead(body),
+            Some((&(STEP | REPLAY), body)) => 1 + StepFrame::lead(body),
             Some(_) => usize::MAX,
         }
     }
@@ -423,9 +455,15 @@ impl Frame {
     /// As [`decode`](Self::decode), of a frame that was cut in two after its [`lead`](Self::lead).
     pub(crate) fn decode_cut(lead: &[u8], payload: Vec<u8>) -> Result<Self, WireError> {
         match lead.split_first() {
-            Some((&STEP, lead)) => Ok(Self::Step(StepFrame::decode(lead, payload)?)),
+            Some((&kind @ (STEP | REPLAY), lead)) => Self::step(kind, lead, payload),
             _ => Self::decode(lead),
         }
+    }
+
+    /// A step, for the first time or once more.
+    fn step(kind: u8, lead: &[u8], payload: Vec<u8>) -> Result<Self, WireError> {
+        let step = StepFrame::decode(lead, payload)?;
+        Ok(if kind == REPLAY { Self::Replay(step) } else { Self::Step(step) })
     }
 }
 
@@ -465,6 +503,11 @@ fn kind_name(kind: u8) -> &'static str {
         LIST_REVOCATIONS => "list-revocations",
         REVOCATIONS => "revocations",
         PADDED_PART => "padded-part",
+        KEEP => "keep",
+        REROUTE => "reroute",
+        NEIGHBOUR_LOST => "neighbour-lost",
+        HOP_RESUMED => "hop-resumed",
+        REPLAY => "replay",
         _ => "unknown",
     }
 }

@@ -205,6 +205,35 @@ pub struct Prefix {
     pub positions: u32,
 }
 
+/// The client, after it has opened a session: it is to outlive the loss of a neighbour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keep {
+    /// Milliseconds that the session waits for another neighbour in the place of one that is lost; the peer may wait less.
+    pub grace_ms: u32,
+    /// The client has what comes back from the last peer for the steps before this one: they are computed, and not sent again.
+    pub answered: u32,
+}
+
+/// The client, to a peer that is still there: another neighbour takes the place of one that is lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reroute {
+    /// The epoch of the streams to and from the new neighbours. Who belongs to an earlier one is fenced off by it.
+    pub epoch: u32,
+    /// From whom steps come from now on; none: from whom they come.
+    pub previous: Option<PreviousHop>,
+    /// To whom they are passed from now on; none: to whom they are passed.
+    pub next: Option<NextHop>,
+}
+
+/// A peer, to the client: the session's stream from or to a neighbour ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NeighbourLost {
+    /// The epoch of that stream.
+    pub epoch: u32,
+    /// Which neighbour, and how it was noticed.
+    pub failure: Failure,
+}
+
 /// The first frame of a stream from one peer of a route to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HopOpen {
@@ -264,6 +293,8 @@ pub enum FailureCode {
     NotAllowed,
     /// The grant's tokens of this day are used up here.
     Spent,
+    /// What a substitute for a lost peer would have to be sent was let go of.
+    Forgotten,
 }
 
 /// The last frame of a stream that did not end well.
@@ -279,7 +310,7 @@ pub struct Failure {
 
 impl FailureCode {
     /// All of them, in order of their numbers.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Done,
         Self::Protocol,
         Self::Version,
@@ -303,6 +334,7 @@ impl FailureCode {
         Self::InvitationUsed,
         Self::NotAllowed,
         Self::Spent,
+        Self::Forgotten,
     ];
 
     /// The number that closes a QUIC stream or connection for this reason.
@@ -342,6 +374,7 @@ impl fmt::Display for FailureCode {
             Self::InvitationUsed => "the invitation was used already",
             Self::NotAllowed => "not allowed",
             Self::Spent => "the day's tokens are used up",
+            Self::Forgotten => "let go of what a substitute needs",
         })
     }
 }
@@ -389,9 +422,27 @@ impl Bounded for Welcome {
 
 impl Bounded for OpenSession {
     fn check(&self) -> Result<(), WireError> {
-        let NextHop::Peer { address, grant } = &self.next else { return Ok(()) };
+        self.next.check()
+    }
+}
+
+impl Bounded for Reroute {
+    fn check(&self) -> Result<(), WireError> {
+        self.next.as_ref().map_or(Ok(()), Bounded::check)
+    }
+}
+
+impl Bounded for NextHop {
+    fn check(&self) -> Result<(), WireError> {
+        let Self::Peer { address, grant } = self else { return Ok(()) };
         address.check()?;
         at_most("grant", grant.len(), GRANT_BYTES_MAX)
+    }
+}
+
+impl Bounded for NeighbourLost {
+    fn check(&self) -> Result<(), WireError> {
+        self.failure.check()
     }
 }
 
@@ -442,6 +493,7 @@ impl Bounded for Fetch {}
 // Its length is the frame's.
 impl Bounded for Held {}
 impl Bounded for HopOpen {}
+impl Bounded for Keep {}
 
 impl Bounded for Vec<potluck_core::SignedOffer> {
     fn check(&self) -> Result<(), WireError> {
@@ -456,11 +508,11 @@ mod tests {
     #[test]
     fn the_numbers_of_the_reasons_are_pinned() {
         let numbers: Vec<_> = FailureCode::ALL.iter().map(|code| code.number()).collect();
-        assert_eq!(numbers, (0..23).collect::<Vec<_>>());
+        assert_eq!(numbers, (0..24).collect::<Vec<_>>());
         assert_eq!(FailureCode::from_number(3), Some(FailureCode::NotAdmitted));
         assert_eq!(FailureCode::from_number(17), Some(FailureCode::Leaving));
         assert_eq!(FailureCode::from_number(20), Some(FailureCode::InvitationUsed));
-        assert_eq!(FailureCode::from_number(23), None);
+        assert_eq!(FailureCode::from_number(24), None);
     }
 
     #[test]

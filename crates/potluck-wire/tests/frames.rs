@@ -52,7 +52,7 @@ fn the_bytes_of_each_frame_are_pinned() {
 #[test]
 fn every_kind_has_an_example() {
     let kinds: BTreeSet<_> = examples().iter().map(|(_, frame)| frame.kind()).collect();
-    assert_eq!(kinds.len(), 34, "{kinds:?}");
+    assert_eq!(kinds.len(), 39, "{kinds:?}");
     let unknown: Vec<_> = (0..=u8::MAX).filter(|kind| Frame::decode(&[*kind]) == Err(WireError::Kind(*kind))).collect();
     assert_eq!(unknown.len(), 256 - kinds.len(), "a kind without an example decodes");
 }
@@ -97,7 +97,7 @@ fn an_empty_frame_and_an_empty_body_where_one_belongs_are_malformed() {
         // A step's payload is its codec's business, which knows its length only with the model's width.
         assert_eq!(
             Frame::decode(&longer).is_ok(),
-            bare || matches!(&frame, Frame::Step(step) if !step.pad && !step.skipped),
+            bare || matches!(&frame, Frame::Step(step) | Frame::Replay(step) if !step.pad && !step.skipped),
             "{name} with a byte too many"
         );
     }

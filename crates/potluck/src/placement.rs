@@ -5,7 +5,7 @@ use std::{
     hint::black_box,
     net::SocketAddr,
     path::Path,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use potluck_chain::plan::{Here, LayerFacts, Link, Machine, ModelFacts, Speed};
@@ -22,7 +22,7 @@ use crate::{
     failure::Failure,
     models::{all_layers, cache_bytes, stage_bytes},
     speeds,
-    stragglers::{STRAGGLERS, most, rest},
+    stragglers::{most, rest},
     talk::Wanted,
 };
 
@@ -171,10 +171,10 @@ impl Distances {
         self.reached.contains_key(&peer)
     }
 
-    /// Waits for those that answer: for who is gone no longer than a moment after the first of them.
-    pub(crate) async fn most(&mut self) {
+    /// Waits for those that answer: for who is gone no longer than `moment` after the first of them.
+    pub(crate) async fn most(&mut self, moment: Duration) {
         let mut asked = std::mem::take(&mut self.asked);
-        most(&mut asked, STRAGGLERS, |answer| self.note(answer)).await;
+        most(&mut asked, moment, |answer| self.note(answer)).await;
         self.asked = asked;
     }
 

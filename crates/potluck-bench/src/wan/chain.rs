@@ -81,7 +81,7 @@ impl Chain for WanChain {
             match self.session.next().await? {
                 SessionEvent::Answer(answer) => return Ok(answer),
                 SessionEvent::Accounts(accounts) => self.hear(accounts),
-                SessionEvent::Ready | SessionEvent::Row { .. } => {}
+                _ => {}
             }
         }
     }
@@ -93,7 +93,7 @@ impl Chain for WanChain {
                 SessionEvent::Row { logits, .. } => return Ok(logits),
                 SessionEvent::Answer(answer) => self.answers.push_back(answer),
                 SessionEvent::Accounts(accounts) => self.hear(accounts),
-                SessionEvent::Ready => {}
+                _ => {}
             }
         }
     }
@@ -125,7 +125,7 @@ impl Chain for WanChain {
             match event {
                 SessionEvent::Accounts(accounts) => self.hear(accounts),
                 SessionEvent::Answer(answer) => self.answers.push_back(answer),
-                SessionEvent::Ready | SessionEvent::Row { .. } => {}
+                _ => {}
             }
         }
         Ok(self.told.take())

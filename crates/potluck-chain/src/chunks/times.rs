@@ -18,8 +18,8 @@ pub const CHUNK_FIRST: usize = 128;
 const FIRST_IN_HAND: usize = 4 * CHUNK_FIRST;
 
 /// Positions of a chunk that a prompt is cut into, at least: engines have other kernels for fewer rows, which say little of
-/// what these cost.
-pub const CHUNK_LEAST: usize = 32;
+/// what these cost. llama.cpp's take 1.4 times as long for a row of 32 as for one of 24 or of 64 (`bench/results/wan.json`, `stages`).
+pub const CHUNK_LEAST: usize = 64;
 
 /// Chunks have a multiple of so many positions: what engines compute at once, where a part of it takes as long as all.
 const BLOCK: usize = 16;

@@ -28,6 +28,11 @@ impl Accounts {
         self.since
     }
 
+    /// Those that are still to come have as long from here on.
+    pub(super) fn go_on(&mut self, now: Instant) {
+        self.since = self.since.map(|_| now);
+    }
+
     /// The first stage whose account is still to come.
     pub(super) fn first_due(&self) -> Option<usize> {
         self.due.iter().position(|due| *due)
@@ -61,7 +66,8 @@ impl ClientSession {
         for hop in 0..self.config.route.len() {
             let remote = matches!(self.config.route[hop], Hop::Remote(_));
             self.accounts.due[hop] = remote;
-            if remote {
+            // Whoever is about to take a lost peer's place is asked then.
+            if remote && !self.repair.is_away(hop) {
                 self.send(hop, Frame::AskAccount);
             }
         }
@@ -79,6 +85,13 @@ impl ClientSession {
         self.accounts.since = Some(now);
         self.tell_accounts();
         Ok(())
+    }
+
+    /// Another peer has the place of one whose account may be due.
+    pub(super) fn ask_account_again(&mut self, hop: usize) {
+        if self.accounts.due.get(hop) == Some(&true) {
+            self.send(hop, Frame::AskAccount);
+        }
     }
 
     fn tell_accounts(&mut self) {

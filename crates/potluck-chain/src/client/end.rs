@@ -10,21 +10,32 @@ use crate::{Deadlines, SessionError};
 
 impl ClientSession {
     pub(super) fn deadlines(&self) -> impl Iterator<Item = (Instant, String, Duration, &'static str)> {
-        let Deadlines { open, step, .. } = self.config.deadlines;
+        let Deadlines { open, step, grace, .. } = self.config.deadlines;
         let opening = (!self.over && !self.ready).then(|| (self.since + open, self.missing(), open, "open_timeout"));
         let stepping = self
             .pending
             .front()
-            .filter(|_| !self.over)
+            .filter(|_| !self.over && !self.repair.is_under_way())
             .map(|due| (self.since + step, format!("step {} was under way", due.sequence), step, "step_timeout"));
-        let asking = self.row_wanted.filter(|_| !self.over).map(|(sequence, row)| {
+        let asking = self.row_wanted.filter(|_| !self.over && !self.repair.is_under_way()).map(|(sequence, row)| {
             (self.row_since + step, format!("row {row} of step {sequence} was asked for"), step, "step_timeout")
         });
-        let accounting = self.accounts.asked_since().filter(|_| !self.over).map(|asked| {
-            let hop = self.accounts.first_due().unwrap_or_default();
-            (asked + step, format!("the account of layers {} was asked for", self.layers(hop)), step, "step_timeout")
-        });
-        [opening, stepping, asking, accounting].into_iter().flatten()
+        let accounting =
+            self.accounts.asked_since().filter(|_| !self.over && !self.repair.is_under_way()).map(|asked| {
+                let hop = self.accounts.first_due().unwrap_or_default();
+                (
+                    asked + step,
+                    format!("the account of layers {} was asked for", self.layers(hop)),
+                    step,
+                    "step_timeout",
+                )
+            });
+        let mending = self
+            .repair
+            .deadline(grace)
+            .filter(|_| !self.over)
+            .map(|at| (at, "another peer took a lost one's place".to_owned(), grace.unwrap_or_default(), "grace"));
+        [opening, stepping, asking, accounting, mending].into_iter().flatten()
     }
 
     pub(super) fn missing(&self) -> String {
@@ -37,7 +48,9 @@ impl ClientSession {
         match self.deadlines().find(|(at, ..)| *at <= now) {
             None => Ok(()),
             Some((_, waiting, after, setting)) => {
-                Err(SessionError::Deadline { waiting, seconds: after.as_secs(), setting })
+                // Where nobody took a lost peer's place, that it was lost is what the caller has to know.
+                let late = || SessionError::Deadline { waiting, seconds: after.as_secs(), setting };
+                Err(self.repair.lost().unwrap_or_else(late))
             }
         }
     }
@@ -78,7 +91,6 @@ impl ClientSession {
     pub(super) fn end(&mut self, failure: Failure) {
         self.over = true;
         self.pending.clear();
-        self.outbox.clear();
         for hop in 0..self.config.route.len() {
             let effect = match self.config.route[hop] {
                 Hop::Remote(_) => Effect::Close { hop, failure: failure.clone() },

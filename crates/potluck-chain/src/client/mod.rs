@@ -4,6 +4,7 @@ mod accounts;
 mod end;
 mod open;
 mod own;
+mod repair;
 mod returns;
 mod types;
 
@@ -12,11 +13,11 @@ use std::{collections::VecDeque, time::Instant};
 use potluck_core::{Input, Rows, StageCommand, Tree, bounds};
 use potluck_wire::{Codec, Failure, FailureCode, Frame, StepFrame};
 
-use self::accounts::Accounts;
 pub use self::types::{
     Answer, Effect, Event, Hop, OwnStage, RemoteStage, STEPS_IN_FLIGHT_MAX, SessionConfig, SharedPrefix, Submission,
 };
-use crate::{Credit, Receipts, SessionError};
+use self::{accounts::Accounts, repair::Repair};
+use crate::{Credit, Journal, Outgoing, Receipts, SessionError};
 
 /// Frames of one session that may come twice or late. More are malice, and end it.
 const STALE_FRAMES_MAX: u32 = 1_024;
@@ -51,9 +52,13 @@ pub struct ClientSession {
     pending: VecDeque<Pending>,
     /// Hidden states that came back from the last peer, by number of the step that is due next.
     returned: u32,
-    outbox: VecDeque<Frame>,
+    /// What goes to the first peer, and what has gone.
+    journal: Journal,
+    repair: Repair,
     credit: Credit,
     receipts: Receipts,
+    /// Credit for what came back before this step is owed to a peer that is gone.
+    credited_from: u32,
     answered: Option<(u32, u16)>,
     row_wanted: Option<(u32, u16)>,
     accounts: Accounts,
@@ -81,9 +86,11 @@ impl ClientSession {
             held: config.prefix.as_ref().map_or(0, |prefix| prefix.prefix.positions),
             pending: VecDeque::new(),
             returned: 0,
-            outbox: VecDeque::new(),
+            journal: Journal::default(),
+            repair: Repair::new(config.epoch, config.route.len()),
             credit: Credit::default(),
             receipts: Receipts::default(),
+            credited_from: 0,
             answered: None,
             row_wanted: None,
             accounts: Accounts::new(config.route.len()),
@@ -92,6 +99,9 @@ impl ClientSession {
             stale: 0,
             config,
         };
+        if session.config.deadlines.grace.is_some() {
+            session.journal.keep(session.held > 0);
+        }
         (0..session.config.route.len()).for_each(|hop| session.open(hop));
         Ok(session)
     }
@@ -103,7 +113,7 @@ impl ClientSession {
         }
         let result = match event {
             Event::Frame { hop, frame } => self.frame(now, hop, frame),
-            Event::Closed { hop, failure } => Err(self.peer_failed(hop, failure)),
+            Event::Closed { hop, failure } => self.peer_gone(now, hop, failure),
             Event::Own { hop, reply } => self.own(now, hop, reply),
             Event::Timeout => self.check_deadlines(now),
         };
@@ -171,6 +181,8 @@ impl ClientSession {
             Hop::Own(OwnStage { cache, .. }) => {
                 self.effects.push_back(Effect::Own { hop: tail, command: StageCommand::Row { cache, row } });
             }
+            // Whoever is about to take a lost peer's place is asked then.
+            Hop::Remote(_) if self.repair.is_away(tail) => {}
             Hop::Remote(_) => self.send(tail, Frame::RowRequest { sequence, row }),
         }
         Ok(())
@@ -239,23 +251,24 @@ impl ClientSession {
         let Some(first) = self.config.route.iter().position(|hop| matches!(hop, Hop::Remote(_))) else { return };
         let Some(due) = self.pending.iter().find(|due| due.sequence == sequence).cloned() else { return };
         let Pending { start, count, rows, top, tree, fence, .. } = due;
-        let SessionConfig { epoch, pad, .. } = self.config;
-        let skipped = false;
+        let (epoch, pad, skipped) = (self.repair.epoch_of(first), self.config.pad, false);
         let step = StepFrame { sequence, epoch, start, count, rows, top, codec, payload, pad, tree, fence, skipped };
-        self.outbox.push_back(Frame::Step(step));
+        self.journal.push(step, false, false);
         self.flush(first);
     }
 
     fn flush(&mut self, hop: usize) {
-        while !self.outbox.is_empty() && self.credit.take() {
-            if let Some(frame) = self.outbox.pop_front() {
-                self.send(hop, frame);
-            }
+        while !self.repair.is_away(hop) && self.journal.waits() && self.credit.take() {
+            let Some(Outgoing { step, again, .. }) = self.journal.send(self.repair.epoch_of(hop)) else { return };
+            self.send(hop, if again { Frame::Replay(step) } else { Frame::Step(step) });
         }
     }
 
+    /// Sends a frame to a peer, unless it is lost.
     fn send(&mut self, hop: usize, frame: Frame) {
-        self.effects.push_back(Effect::Send { hop, frame });
+        if !self.repair.is_lost(hop) {
+            self.effects.push_back(Effect::Send { hop, frame });
+        }
     }
 
     fn remote(&self, hop: usize) -> Option<&RemoteStage> {

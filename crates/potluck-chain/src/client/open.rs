@@ -2,7 +2,7 @@
 
 use potluck_core::{StageCommand, bounds};
 use potluck_wire::{
-    CONTROL_BYTES_MAX, Codec, Frame, NextHop, OpenSession, PreviousHop, answer_frame_bytes_max, padded_bytes,
+    CONTROL_BYTES_MAX, Codec, Frame, Keep, NextHop, OpenSession, PreviousHop, answer_frame_bytes_max, padded_bytes,
     step_frame_bytes_max,
 };
 
@@ -24,29 +24,28 @@ impl ClientSession {
             return;
         };
         let stage = remote.spec;
-        let previous = match hop.checked_sub(1).and_then(|hop| self.remote(hop)) {
-            Some(previous) => PreviousHop::Peer(previous.address.peer),
-            None => PreviousHop::Client,
-        };
-        let next = match self.remote(hop + 1) {
-            Some(next) => NextHop::Peer { address: next.address.clone(), grant: next.grant.clone() },
-            None => NextHop::Client,
-        };
+        let (previous, next) = (self.previous(hop), self.next(hop));
         let codec_in = if stage.head { Codec::Tokens } else { self.config.codec };
         let idle_ms = u32::try_from(self.config.deadlines.idle.as_millis()).unwrap_or(u32::MAX);
         let open = OpenSession {
             session: self.config.key.id,
-            epoch: self.config.epoch,
+            epoch: self.repair.epoch_of(hop),
             stage,
             positions,
             previous,
             next,
             codec_in,
             codec_out: self.config.codec,
-            prefix: self.config.prefix.as_ref().map(|shared| shared.prefix),
+            // A substitute is sent all of the session's positions.
+            prefix: self.config.prefix.as_ref().filter(|_| !self.ready).map(|shared| shared.prefix),
             idle_ms,
         };
         self.send(hop, Frame::Open(Box::new(open)));
+        if let Some(grace) = self.config.deadlines.grace {
+            let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
+            let answered = if self.last_remote() == Some(hop) { self.answered(hop) } else { 0 };
+            self.send(hop, Frame::Keep(Keep { grace_ms, answered }));
+        }
         let (width, vocabulary) = (self.config.width, self.config.vocabulary);
         let frame_bytes_max = match (stage.tail, self.remote(hop + 1)) {
             (true, _) if self.config.pad => padded_bytes(answer_frame_bytes_max(width, vocabulary)),
@@ -55,6 +54,24 @@ impl ClientSession {
             (false, Some(_)) => CONTROL_BYTES_MAX,
         };
         self.effects.push_back(Effect::Limit { hop, frame_bytes_max: frame_bytes_max.max(CONTROL_BYTES_MAX) });
+    }
+}
+
+impl ClientSession {
+    /// Whom that stage takes the session's steps from.
+    pub(super) fn previous(&self, hop: usize) -> PreviousHop {
+        match hop.checked_sub(1).and_then(|hop| self.remote(hop)) {
+            Some(previous) => PreviousHop::Peer(previous.address.peer),
+            None => PreviousHop::Client,
+        }
+    }
+
+    /// Whom it passes them to.
+    pub(super) fn next(&self, hop: usize) -> NextHop {
+        match self.remote(hop + 1) {
+            Some(next) => NextHop::Peer { address: next.address.clone(), grant: next.grant.clone() },
+            None => NextHop::Client,
+        }
     }
 }
 

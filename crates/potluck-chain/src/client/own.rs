@@ -16,7 +16,7 @@ impl ClientSession {
             StageReply::Opened { result, .. } => {
                 result.map_err(own_failed)?;
                 if self.waiting_for.get(hop) == Some(&true) {
-                    self.one_is_ready(hop);
+                    return self.one_is_ready(now, hop);
                 }
                 Ok(())
             }
@@ -48,7 +48,7 @@ impl ClientSession {
     ) -> Result<(), SessionError> {
         match output {
             Output::Logits(rows) => {
-                if hop > 0 {
+                if hop > 0 && sequence >= self.credited_from {
                     self.frame_done(hop - 1);
                 }
                 self.deliver(now, rows, false);

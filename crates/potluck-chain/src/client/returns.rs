@@ -13,10 +13,9 @@ impl ClientSession {
         let last = self.last_remote() == Some(hop);
         let tail = last && hop + 1 == self.config.route.len();
         match frame {
-            Frame::Ready if self.waiting_for.get(hop) == Some(&true) => {
-                self.one_is_ready(hop);
-                Ok(())
-            }
+            Frame::Ready if self.waiting_for.get(hop) == Some(&true) => self.one_is_ready(now, hop),
+            // Of two changes of its neighbours, the second came before the first was complete.
+            Frame::Ready if self.config.deadlines.grace.is_some() => Ok(()),
             Frame::Credit { frames } if hop == 0 || hop == 1 && self.remote(0).is_none() => {
                 if frames == 0 || !self.credit.grant(frames) {
                     return Err(self.protocol(hop, format!("{frames} frames of credit that were not due")));
@@ -24,31 +23,42 @@ impl ClientSession {
                 self.flush(hop);
                 Ok(())
             }
+            Frame::NeighbourLost(lost) => self.neighbour_lost(now, hop, lost),
             Frame::Answer(answer) if tail => self.answer_came(now, hop, answer),
-            Frame::Step(step) if last && !tail => self.step_returned(now, hop, &step),
+            Frame::Step(step) | Frame::Replay(step) if last && !tail => self.step_returned(now, hop, &step),
             Frame::Row { sequence, row, logits } if tail => self.row_came(hop, sequence, row, logits),
             Frame::Account(account) => self.account_came(now, hop, account),
-            Frame::Failed(failure) => Err(self.peer_failed(hop, failure)),
+            Frame::Failed(failure) => self.peer_gone(now, hop, failure),
             other => Err(self.protocol(hop, format!("a {} frame does not belong here", other.kind()))),
         }
     }
 
-    pub(super) fn one_is_ready(&mut self, hop: usize) {
+    pub(super) fn one_is_ready(&mut self, now: Instant, hop: usize) -> Result<(), SessionError> {
         self.waiting_for[hop] = false;
-        if !self.ready && !self.waiting_for.contains(&true) {
+        self.is_back(hop)?;
+        if self.waiting_for.contains(&true) {
+            return Ok(());
+        }
+        if !self.ready {
             self.ready = true;
             self.effects.push_back(Effect::Ready);
+        } else if self.repair.is_complete() {
+            (self.since, self.row_since) = (now, now);
+            self.accounts.go_on(now);
+            self.effects.push_back(Effect::Repaired);
         }
+        Ok(())
     }
 
     pub(super) fn answer_came(&mut self, now: Instant, hop: usize, answer: AnswerFrame) -> Result<(), SessionError> {
         let next = self.pending.front().map_or(self.sequence, |due| due.sequence);
-        if answer.epoch < self.config.epoch || answer.epoch == self.config.epoch && answer.sequence < next {
+        let epoch = self.repair.epoch_of(hop);
+        if answer.epoch < epoch || answer.epoch == epoch && answer.sequence < next {
             return self.stale_came(hop);
         }
         let due = self.pending.front().filter(|due| {
             (due.sequence, due.start, due.count) == (answer.sequence, answer.start, answer.count)
-                && answer.epoch == self.config.epoch
+                && answer.epoch == epoch
         });
         let Some(due) = due.cloned() else {
             let text = format!("it answered step {} of epoch {}, which is not due", answer.sequence, answer.epoch);
@@ -75,6 +85,7 @@ impl ClientSession {
     pub(super) fn deliver(&mut self, now: Instant, rows: Vec<Logits>, skipped: bool) {
         let Some(Pending { sequence, start, count, .. }) = self.pending.pop_front() else { return };
         self.since = now;
+        self.repair.answered();
         if self.pending.is_empty() && !skipped {
             self.answered = Some((sequence, count));
         }
@@ -86,12 +97,13 @@ impl ClientSession {
 
     /// The last peer's hidden states, for the own tail.
     pub(super) fn step_returned(&mut self, now: Instant, hop: usize, step: &StepFrame) -> Result<(), SessionError> {
-        if step.epoch < self.config.epoch || step.epoch == self.config.epoch && step.sequence < self.returned {
+        let epoch = self.repair.epoch_of(hop);
+        if step.epoch < epoch || step.epoch == epoch && step.sequence < self.returned {
             return self.stale_came(hop);
         }
         let index = (step.sequence - self.pending.front().map_or(0, |p| p.sequence).min(step.sequence)) as usize;
         let due = self.pending.get(index).filter(|due| {
-            step.epoch == self.config.epoch
+            step.epoch == epoch
                 && step.sequence == self.returned
                 && (due.sequence, due.start, due.count) == (step.sequence, step.start, step.count)
         });

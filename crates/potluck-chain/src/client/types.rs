@@ -178,8 +178,24 @@ pub enum Effect {
         /// What.
         command: StageCommand,
     },
+    /// End the stream to that peer, and send what follows on one to the peer that has its place now. No `Closed` follows for the old
+    /// one, nor any frame of it.
+    Reopen {
+        /// Which stage of the route.
+        hop: usize,
+    },
     /// Tell the caller: steps may be submitted.
     Ready,
+    /// Tell the caller: a peer is lost, and the session waits for another in its place ([`ClientSession::replace`]). Steps may be
+    /// submitted meanwhile; they are answered afterwards.
+    Lost {
+        /// Which stage of the route.
+        hop: usize,
+        /// How the session would have ended.
+        error: SessionError,
+    },
+    /// Tell the caller: every stage of the route is there again.
+    Repaired,
     /// Tell the caller: a step's answer, in order.
     Answer(Answer),
     /// Tell the caller: the whole row that it asked for.

@@ -256,6 +256,7 @@ impl Reading {
             logprobs: None,
             trace: None,
             resumed: 0,
+            repaired: 0,
             drafts: DraftCounts::default(),
         };
         Ok(Event::Done(Box::new(Ended { outcome, told: Some(Told { calls, stop: self.stop }) })))

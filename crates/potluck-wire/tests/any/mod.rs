@@ -7,8 +7,8 @@ use potluck_core::{
 };
 use potluck_wire::{
     AnswerFrame, Ask, Bounds, Codec, CodecSet, Failure, FailureCode, Fetch, Frame, Head, Held, Hello, HopOpen, Join,
-    Joined, Lender, NextHop, OpenSession, Part, PeerAddress, Prefix, PreviousHop, Refusal, SharedModel, StepFrame,
-    Upstream, UpstreamModel, Upstreams, Welcome,
+    Joined, Keep, Lender, NeighbourLost, NextHop, OpenSession, Part, PeerAddress, Prefix, PreviousHop, Refusal,
+    Reroute, SharedModel, StepFrame, Upstream, UpstreamModel, Upstreams, Welcome,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
@@ -98,6 +98,20 @@ pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
         ("ready", Frame::Ready),
         ("hop-open", Frame::HopOpen(HopOpen { session: SessionKey { client: peer(1), id: session }, epoch: 2 })),
         ("hop-ready", Frame::HopReady),
+        ("hop-resumed", Frame::HopResumed { expected: 300 }),
+        ("keep", Frame::Keep(Keep { grace_ms: 20_000, answered: 7 })),
+        (
+            "reroute",
+            Frame::Reroute(Box::new(Reroute { epoch: 3, previous: Some(PreviousHop::Peer(peer(2))), next: None })),
+        ),
+        (
+            "neighbour-lost",
+            Frame::NeighbourLost(NeighbourLost {
+                epoch: 2,
+                failure: Failure::new(FailureCode::PeerLost, "gone").of(peer(3)),
+            }),
+        ),
+        ("replay", Frame::Replay(step.clone())),
         ("step", Frame::Step(step)),
         ("step-tokens", Frame::Step(tokens.clone())),
         (
@@ -233,6 +247,7 @@ pub(crate) fn any_frame() -> impl Strategy<Value = Frame> {
         any_greeting(),
         any_open().prop_map(|open| Frame::Open(Box::new(open))),
         (any_key(), any::<u32>()).prop_map(|(session, epoch)| Frame::HopOpen(HopOpen { session, epoch })),
+        any_repair(),
         any_step(),
         any_answer(),
         any::<u32>().prop_map(|frames| Frame::Credit { frames }),
@@ -256,6 +271,24 @@ pub(crate) fn any_frame() -> impl Strategy<Value = Frame> {
         select(vec![Frame::AskAccount, Frame::ListUpstreams]),
         any::<[u8; 32]>().prop_map(Frame::ListRevocations),
         vec(any::<u8>(), 0..4).prop_map(|ns| Frame::Revocations(ns.into_iter().map(revocation).collect())),
+    ]
+}
+
+fn any_repair() -> impl Strategy<Value = Frame> {
+    let next = any_open().prop_map(|open| open.next);
+    let previous = any_open().prop_map(|open| open.previous);
+    prop_oneof![
+        any::<u32>().prop_map(|expected| Frame::HopResumed { expected }),
+        any::<(u32, u32)>().prop_map(|(grace_ms, answered)| Frame::Keep(Keep { grace_ms, answered })),
+        (any::<u32>(), option::of(previous), option::of(next))
+            .prop_map(|(epoch, previous, next)| Frame::Reroute(Box::new(Reroute { epoch, previous, next }))),
+        (any::<u32>(), any_code(), option::of(any_peer()), ".{0,40}").prop_map(|(epoch, code, peer, detail)| {
+            Frame::NeighbourLost(NeighbourLost { epoch, failure: Failure { code, peer, detail } })
+        }),
+        any_step().prop_map(|step| match step {
+            Frame::Step(step) => Frame::Replay(step),
+            other => other,
+        }),
     ]
 }
 

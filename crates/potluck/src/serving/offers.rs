@@ -13,7 +13,7 @@ use crate::{
     failure::Failure,
     home::{Home, Membership, Room, learn},
     placement::members,
-    stragglers::{STRAGGLERS, most, rest},
+    stragglers::{most, rest},
 };
 
 /// Seconds that an offer holds.
@@ -181,10 +181,10 @@ impl Hearing {
         Self { node: node.clone(), asked, directory, silent, answered: 0, refused: None }
     }
 
-    /// Waits until they have answered: for the late ones no longer than a moment after one of them knew an offer that is `wanted`.
-    pub(crate) async fn most(&mut self, wanted: impl Fn(&Offer) -> bool) {
+    /// Waits until they have answered: for the late ones no longer than `moment` after one of them knew an offer that is `wanted`.
+    pub(crate) async fn most(&mut self, moment: Duration, wanted: impl Fn(&Offer) -> bool) {
         let mut asked = std::mem::take(&mut self.asked);
-        most(&mut asked, STRAGGLERS, |answer| {
+        most(&mut asked, moment, |answer| {
             self.note(answer);
             self.directory.offers(utc_now()).any(&wanted)
         })

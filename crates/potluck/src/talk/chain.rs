@@ -11,7 +11,7 @@ use super::{RouteStage, route::RouteChain};
 #[derive(Debug)]
 pub(crate) enum AnyChain {
     /// One engine with all layers.
-    Local(LocalChain, LayerRange),
+    Local(Box<LocalChain>, LayerRange),
     /// Stages at peers, and perhaps at both ends on this machine.
     Route(Box<RouteChain>),
 }
@@ -105,6 +105,13 @@ impl Chain for AnyChain {
         }
     }
 
+    fn take_repairs(&mut self) -> usize {
+        match self {
+            Self::Local(chain, _) => chain.take_repairs(),
+            Self::Route(chain) => chain.take_repairs(),
+        }
+    }
+
     fn bytes_written(&self) -> u64 {
         match self {
             Self::Local(chain, _) => chain.bytes_written(),
@@ -121,7 +128,7 @@ impl Chain for AnyChain {
 
     async fn close(self) {
         match self {
-            Self::Local(chain, _) => chain.close().await,
+            Self::Local(chain, _) => (*chain).close().await,
             Self::Route(chain) => chain.close().await,
         }
     }

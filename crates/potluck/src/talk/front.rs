@@ -27,6 +27,7 @@ use super::{
     route::{RouteChain, stage_of},
     shared::SharedEngine,
     start::{OWN_CACHE, Wanted, session_config, session_id},
+    substitutes::Substitutes,
     swarm::{client_node, has_both_ends, shared_route},
 };
 use crate::{
@@ -462,7 +463,11 @@ impl Sessions {
         let number = self.opened.get() + 1;
         self.opened.set(number);
         let ports = self.ports(&config.route, number, beside);
-        Ok(RouteChain::open_on(&self.node, config, ports, number).await?)
+        let substitutes = self.swarm.as_ref().map_or(Substitutes::Same, |swarm| Substitutes::Swarm {
+            home: Box::new(swarm.home.clone()),
+            trusted_layers: swarm.privacy.trusted_layers,
+        });
+        Ok(RouteChain::open_on(&self.node, config, ports, number, substitutes).await?)
     }
 }
 

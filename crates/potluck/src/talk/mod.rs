@@ -11,6 +11,7 @@ mod report;
 mod route;
 mod shared;
 mod start;
+mod substitutes;
 mod swarm;
 mod traced;
 

@@ -99,8 +99,12 @@ pub(crate) fn rates(outcome: &Outcome) -> String {
         0 => String::new(),
         times => format!("\na route was lost, and the answer went on over another: {times} times"),
     };
+    let repaired = match outcome.repaired {
+        0 => String::new(),
+        times => format!("\nother peers took the places of lost ones, and the answer went on: {times} times"),
+    };
     format!(
-        "{} tokens at {:.1} tokens/s, the first after {:.2} s ({} prompt tokens at {:.0} tokens/s){hop}{drafts}{resumed}",
+        "{} tokens at {:.1} tokens/s, the first after {:.2} s ({} prompt tokens at {:.0} tokens/s){hop}{drafts}{resumed}{repaired}",
         outcome.completion_tokens,
         outcome.decode_tokens_per_s,
         outcome.ttft_s,

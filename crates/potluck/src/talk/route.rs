@@ -1,6 +1,6 @@
 //! A session over a route of peers, as the generation loop wants it.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Instant};
 
 use potluck_chain::{Answer, Hop, SessionConfig, SessionError, Submission, chunks::Place, plan::Sees};
 use potluck_client::{Chain, ChainShape, StageAccount};
@@ -8,14 +8,21 @@ use potluck_core::{Account, Hidden, LayerRange, PeerId, SessionId};
 use potluck_net::{Node, OwnPort, PathKind, Session, SessionEvent};
 use potluck_wire::{Codec, HEADER_BYTES, answer_rows_max, padded_positions};
 
-use super::RouteStage;
-use crate::engines::RunningEngine;
+use tokio::{task::JoinHandle, time::sleep_until};
+
+use super::{
+    RouteStage,
+    start::REOPEN_EVERY,
+    substitutes::{Places, Substitutes, Vacancy},
+};
+use crate::{engines::RunningEngine, failure::Failure};
 
 /// A session that is ready on every peer of its route.
 #[derive(Debug)]
 pub(crate) struct RouteChain {
     /// Closed with the session; none where other sessions use it, too.
     node: Option<Node>,
+    repair: Repair,
     session: Session,
     /// What its peers know it by.
     id: SessionId,
@@ -37,6 +44,25 @@ pub(crate) struct RouteChain {
     engines: Vec<RunningEngine>,
 }
 
+/// How the session goes on without peers that it loses.
+#[derive(Debug)]
+struct Repair {
+    /// None once the chain was let go of.
+    node: Option<Node>,
+    substitutes: Substitutes,
+    /// Stages whose peers are lost, and how the session would have ended.
+    lost: Vec<(usize, SessionError)>,
+    /// Since when, and when others are looked for next.
+    since: Instant,
+    again: Option<Instant>,
+    /// Others were asked to take the places, and have not all said that they are ready.
+    trying: bool,
+    /// A search that is under way.
+    search: Option<JoinHandle<Result<Places, Failure>>>,
+    /// How often others took the places of lost peers, so far.
+    count: usize,
+}
+
 /// A stage of a route that runs on this machine.
 #[derive(Debug)]
 pub(crate) struct OwnEngine {
@@ -56,9 +82,10 @@ impl RouteChain {
         kept: bool,
         config: SessionConfig,
         own: Vec<OwnEngine>,
+        substitutes: Substitutes,
     ) -> Result<Self, SessionError> {
         let (ports, engines): (_, Vec<RunningEngine>) = own.into_iter().map(|own| (own.port, own.engine)).unzip();
-        let opened = Self::ready(&node, config, ports).await;
+        let opened = Self::ready(&node, config, ports, substitutes).await;
         let node = (!kept).then_some(node);
         match opened {
             Ok(chain) => Ok(Self { node, engines, ..chain }),
@@ -79,12 +106,18 @@ impl RouteChain {
         config: SessionConfig,
         own: Vec<OwnPort>,
         number: u64,
+        substitutes: Substitutes,
     ) -> Result<Self, SessionError> {
-        Ok(Self { number, ..Self::ready(node, config, own).await? })
+        Ok(Self { number, ..Self::ready(node, config, own, substitutes).await? })
     }
 
     /// Waits until every peer has confirmed; dropped before, the session ends on those that have.
-    async fn ready(node: &Node, config: SessionConfig, own: Vec<OwnPort>) -> Result<Self, SessionError> {
+    async fn ready(
+        node: &Node,
+        config: SessionConfig,
+        own: Vec<OwnPort>,
+        substitutes: Substitutes,
+    ) -> Result<Self, SessionError> {
         let shape = ChainShape { vocabulary: config.vocabulary, positions: config.positions };
         let stages = config.route.iter().map(stage_of).collect();
         let (pad, width, id) = (config.pad, config.width as usize, config.key.id);
@@ -93,8 +126,25 @@ impl RouteChain {
         while !matches!(session.next().await?, SessionEvent::Ready) {}
         let (answers, engines) = (VecDeque::new(), Vec::new());
         let (between, asked, told) = (0, false, None);
+        let repair = Repair::new(node.clone(), substitutes);
         let (node, number) = (None, 0);
-        Ok(Self { node, session, id, number, shape, stages, codec, pad, width, between, answers, asked, told, engines })
+        Ok(Self {
+            node,
+            repair,
+            session,
+            id,
+            number,
+            shape,
+            stages,
+            codec,
+            pad,
+            width,
+            between,
+            answers,
+            asked,
+            told,
+            engines,
+        })
     }
 
     /// The stages, as they are reached now.
@@ -138,6 +188,57 @@ impl RouteChain {
         &self.stages
     }
 
+    /// What the session tells next, but for the peers that it loses: others are looked for meanwhile. Dropping the future loses nothing.
+    async fn event(&mut self) -> Result<SessionEvent, SessionError> {
+        loop {
+            let event = tokio::select! {
+                biased;
+                event = self.session.next() => event?,
+                found = self.repair.found() => match found {
+                    Found::Nobody => return Err(self.repair.give_up()),
+                    found => {
+                        self.take_places(found).await;
+                        continue;
+                    }
+                },
+            };
+            match event {
+                SessionEvent::Lost { hop, error } => {
+                    tracing::info!(%error, "another peer is looked for in its place");
+                    self.repair.lose(hop, error);
+                    // Whoever could not take the place may be able to in a moment.
+                    match std::mem::take(&mut self.repair.trying) {
+                        true => self.repair.look_again(),
+                        false => self.repair.look(self.session.route(), self.shape.positions),
+                    }
+                }
+                SessionEvent::Repaired => {
+                    self.stages = self.session.route().iter().map(stage_of).collect();
+                    self.repair.count += 1;
+                    self.repair.trying = false;
+                    tracing::info!(seconds = self.repair.since.elapsed().as_secs_f32(), "the session goes on");
+                }
+                event => return Ok(event),
+            }
+        }
+    }
+
+    /// Others were found, or it is time to look for them again.
+    async fn take_places(&mut self, found: Found) {
+        let Found::Others(others) = found else {
+            return self.repair.look(self.session.route(), self.shape.positions);
+        };
+        // Where this is dropped on the way, they are looked for again.
+        self.repair.look_again();
+        match self.session.replace(others).await {
+            Ok(()) => {
+                (self.repair.lost, self.repair.again) = (Vec::new(), None);
+                self.repair.trying = true;
+            }
+            Err((_, error)) => tracing::info!(%error, "nobody took a lost peer's place yet"),
+        }
+    }
+
     /// What was asked for has come.
     fn hear(&mut self, accounts: Vec<Account>) {
         self.asked = false;
@@ -147,6 +248,84 @@ impl RouteChain {
     /// Hops from one peer to another.
     fn peer_hops(&self) -> usize {
         self.stages.windows(2).filter(|pair| pair.iter().all(|(peer, _)| peer.is_some())).count()
+    }
+}
+
+/// What came of a search.
+#[derive(Debug)]
+enum Found {
+    Others(Places),
+    /// It is time for another one.
+    Nothing,
+    /// There is nobody.
+    Nobody,
+}
+
+impl Repair {
+    fn new(node: Node, substitutes: Substitutes) -> Self {
+        let (lost, since) = (Vec::new(), Instant::now());
+        let node = Some(node);
+        Self { node, substitutes, lost, since, again: None, trying: false, search: None, count: 0 }
+    }
+
+    fn lose(&mut self, hop: usize, error: SessionError) {
+        if self.lost.is_empty() && !self.trying {
+            self.since = Instant::now();
+        }
+        if !self.lost.iter().any(|(lost, _)| *lost == hop) {
+            self.lost.push((hop, error));
+        }
+    }
+
+    /// Begins to look for peers in the places of all that are lost.
+    fn look(&mut self, route: &[Hop], positions: u32) {
+        self.end_search();
+        self.again = None;
+        let vacancies = Vacancy::of(route, &self.lost, positions);
+        let find = |node| tokio::spawn(self.substitutes.clone().find(node, vacancies));
+        self.search = self.node.clone().map(find);
+    }
+
+    fn look_again(&mut self) {
+        self.again = Some(Instant::now() + REOPEN_EVERY);
+    }
+
+    fn end_search(&mut self) {
+        if let Some(search) = self.search.take() {
+            search.abort();
+        }
+    }
+
+    /// How the session ends where nobody can take a place: another route may lead elsewhere.
+    fn give_up(&mut self) -> SessionError {
+        self.lost.first().map_or(SessionError::Closed, |(_, error)| error.clone())
+    }
+
+    /// What a search has found. Never, where nobody is lost.
+    async fn found(&mut self) -> Found {
+        if let Some(search) = &mut self.search {
+            let found = search.await;
+            self.search = None;
+            match found {
+                Ok(Ok(found)) => return Found::Others(found),
+                Ok(Err(failure)) => {
+                    tracing::info!(code = %failure.code, "{}", failure.message);
+                    return Found::Nobody;
+                }
+                Err(_) => self.look_again(),
+            }
+        }
+        match self.again {
+            Some(at) => sleep_until(at.into()).await,
+            None => std::future::pending().await,
+        }
+        Found::Nothing
+    }
+}
+
+impl Drop for Repair {
+    fn drop(&mut self) {
+        self.end_search();
     }
 }
 
@@ -194,10 +373,10 @@ impl Chain for RouteChain {
             return Ok(answer);
         }
         loop {
-            match self.session.next().await? {
+            match self.event().await? {
                 SessionEvent::Answer(answer) => return Ok(answer),
                 SessionEvent::Accounts(accounts) => self.hear(accounts),
-                SessionEvent::Ready | SessionEvent::Row { .. } => {}
+                _ => {}
             }
         }
     }
@@ -205,11 +384,11 @@ impl Chain for RouteChain {
     async fn row(&mut self, sequence: u32, row: u16) -> Result<Hidden, SessionError> {
         self.session.request_row(sequence, row)?;
         loop {
-            match self.session.next().await? {
+            match self.event().await? {
                 SessionEvent::Row { logits, .. } => return Ok(logits),
                 SessionEvent::Accounts(accounts) => self.hear(accounts),
                 SessionEvent::Answer(answer) => self.answers.push_back(answer),
-                SessionEvent::Ready => {}
+                _ => {}
             }
         }
     }
@@ -222,7 +401,7 @@ impl Chain for RouteChain {
         let mut due = self.asked;
         self.ask_accounts()?;
         loop {
-            match self.session.next().await? {
+            match self.event().await? {
                 SessionEvent::Accounts(accounts) if due => {
                     self.hear(accounts);
                     self.ask_accounts()?;
@@ -235,7 +414,7 @@ impl Chain for RouteChain {
                 }
                 // A step that nobody waits for any more may still be under way.
                 SessionEvent::Answer(answer) => self.answers.push_back(answer),
-                SessionEvent::Ready | SessionEvent::Row { .. } => {}
+                _ => {}
             }
         }
     }
@@ -257,16 +436,20 @@ impl Chain for RouteChain {
         while self.asked {
             let event = tokio::select! {
                 biased;
-                event = self.session.next() => event?,
+                event = self.event() => event?,
                 () = std::future::ready(()) => break,
             };
             match event {
                 SessionEvent::Accounts(accounts) => self.hear(accounts),
                 SessionEvent::Answer(answer) => self.answers.push_back(answer),
-                SessionEvent::Ready | SessionEvent::Row { .. } => {}
+                _ => {}
             }
         }
         Ok(self.told.take())
+    }
+
+    fn take_repairs(&mut self) -> usize {
+        std::mem::take(&mut self.repair.count)
     }
 
     fn bytes_written(&self) -> u64 {
@@ -276,6 +459,8 @@ impl Chain for RouteChain {
 
     async fn let_go(&mut self) {
         self.session.close();
+        self.repair.end_search();
+        self.repair.node = None;
         end(self.node.take().as_ref(), std::mem::take(&mut self.engines)).await;
     }
 

@@ -40,8 +40,11 @@ pub(super) const OWN_CACHE: CacheId = CacheId(0);
 const REOPEN_WITHIN: Duration = Duration::from_secs(10);
 const RESUME_WITHIN: Duration = Duration::from_secs(20);
 
+/// How long the others of a route keep what they hold while another peer is looked for in the place of a lost one.
+const REPLACED_WITHIN: Duration = Duration::from_secs(10);
+
 /// How often they are asked.
-const REOPEN_EVERY: Duration = Duration::from_millis(200);
+pub(super) const REOPEN_EVERY: Duration = Duration::from_millis(200);
 
 /// What is to be opened.
 pub(crate) struct Wanted<'a> {
@@ -239,7 +242,7 @@ pub(super) async fn local(wanted: &Wanted<'_>, verdict: String) -> Result<Opened
     let engine = start_engine(load_whole(wanted.entry, wanted.settings)?).await?;
     let chain = LocalChain::open(engine, wanted.settings.context, deadlines()).await?;
     Ok(Opened {
-        chain: AnyChain::Local(chain, all_layers(&wanted.entry.manifest)?),
+        chain: AnyChain::Local(Box::new(chain), all_layers(&wanted.entry.manifest)?),
         embedded: None,
         verdict,
         plan: None,
@@ -278,5 +281,5 @@ pub(super) fn session_id() -> Result<SessionId, Failure> {
 }
 
 pub(super) fn deadlines() -> Deadlines {
-    Deadlines { idle: Duration::from_secs(3_600), ..Deadlines::default() }
+    Deadlines { idle: Duration::from_secs(3_600), grace: Some(REPLACED_WITHIN), ..Deadlines::default() }
 }

@@ -11,6 +11,7 @@ use super::{
     AnyChain,
     route::RouteChain,
     start::{OWN_CACHE, Opened, Wanted, local, own_engine, session_config},
+    substitutes::Substitutes,
 };
 use crate::{
     args::Prefer,
@@ -18,6 +19,7 @@ use crate::{
     home::{self, Home, Membership, Role, trusted},
     placement::{Distances, address, known_machine, members, missing_layers, model_facts, own_machine},
     serving::Hearing,
+    stragglers::STRAGGLERS,
 };
 
 /// A plan, and what it rests on.
@@ -69,13 +71,13 @@ async fn plan_over(
             // Who is to be shown what there is wants all of it.
             hearing.rest().await;
         } else {
-            hearing.most(|offer| offer.peer != own && offer.shape.spec.model == wanted.entry.id).await;
+            hearing.most(STRAGGLERS, |offer| offer.peer != own && offer.shape.spec.model == wanted.entry.id).await;
         }
         distances.ask(&hearing.offers());
         if may_load {
             distances.rest().await;
         } else {
-            distances.most().await;
+            distances.most(STRAGGLERS).await;
         }
     }
     let preference = match prefer {
@@ -183,8 +185,15 @@ pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, 
     }
     let ends_here = has_both_ends(&route);
     let config = session_config(wanted, node.id(), route)?;
-    let chain = AnyChain::Route(Box::new(RouteChain::open(node, wanted.home.node().is_some(), config, own).await?));
+    let kept = wanted.home.node().is_some();
+    let chain = RouteChain::open(node, kept, config, own, substitutes(wanted)).await?;
+    let chain = AnyChain::Route(Box::new(chain));
     Ok(Opened { chain, embedded: None, verdict, plan: Some(preview), ends_here })
+}
+
+/// Where others are looked for in the places of lost peers.
+pub(super) fn substitutes(wanted: &Wanted<'_>) -> Substitutes {
+    Substitutes::Swarm { home: Box::new(wanted.home.clone()), trusted_layers: wanted.privacy.trusted_layers }
 }
 
 /// A route for sessions that share it, with stages of this machine at its ends where they fit and nothing else was asked for;

@@ -267,7 +267,8 @@ fn an_answer_outlives_an_engine_and_metrics_tell_of_it_and_of_the_way_to_each_pe
         }
     }
     assert_eq!(text(&alone), said.as_str());
-    assert_eq!(metric(&gateway.url, "potluck_routes_lost_total"), 1.0);
+    assert_eq!(metric(&gateway.url, "potluck_peers_replaced_total"), 1.0);
+    assert_eq!(metric(&gateway.url, "potluck_routes_lost_total"), 0.0);
     let metrics = crate::machine::http::ask(&gateway.url, "GET", "/metrics", &[], "").body;
     let of_loopback = |name: &str| {
         let value = metrics.lines().find_map(|line| line.strip_prefix(&format!("{name}{{path=\"loopback\"}} ")));

@@ -21,6 +21,7 @@ mod plan;
 mod privacy;
 mod prove;
 mod recorded;
+mod recovery;
 #[cfg(target_os = "linux")]
 mod roaming;
 #[cfg(unix)]

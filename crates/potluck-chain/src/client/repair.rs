@@ -1,0 +1,223 @@
+//! How a session outlives the loss of peers: it tells its caller, is given others, and has its neighbours go on with those.
+//!
+//! Each peer that is replaced opens the session anew, under a newer epoch; its neighbours are told of it and keep what they hold.
+//! What the lost one had been sent is sent to the new one by whoever comes before it on the route, which may be this client.
+
+use std::time::{Duration, Instant};
+
+use potluck_wire::{Failure, FailureCode, Frame, NeighbourLost, NextHop, PreviousHop, Reroute};
+
+use super::{ClientSession, Effect, Hop, RemoteStage, open};
+use crate::SessionError;
+
+/// Which peers of a route are lost, and since when the session waits.
+#[derive(Debug)]
+pub(super) struct Repair {
+    /// The newest epoch.
+    epoch: u32,
+    stages: Vec<Stage>,
+    /// When the first peer was lost of those in whose places nobody is ready yet.
+    since: Option<Instant>,
+    /// How the session would have ended before the last repair, as long as nothing was answered since: to send everything anew may be
+    /// quicker than what it takes to do all of it again.
+    last: Option<SessionError>,
+}
+
+#[derive(Debug, Default)]
+struct Stage {
+    /// The epoch at which it was opened.
+    epoch: u32,
+    /// How the session would have ended when its peer was lost, as long as nobody is ready in its place.
+    away: Option<SessionError>,
+    /// Another peer was asked to take the place.
+    is_opening: bool,
+}
+
+impl Repair {
+    pub(super) fn new(epoch: u32, stages: usize) -> Self {
+        let stage = || Stage { epoch, ..Stage::default() };
+        Self { epoch, stages: (0..stages).map(|_| stage()).collect(), since: None, last: None }
+    }
+
+    /// The epoch of what is said to that peer, and of what it says.
+    pub(super) fn epoch_of(&self, hop: usize) -> u32 {
+        self.stages.get(hop).map_or(self.epoch, |stage| stage.epoch)
+    }
+
+    /// Whether the peer is lost, and no other was asked to take its place.
+    pub(super) fn is_lost(&self, hop: usize) -> bool {
+        self.stages.get(hop).is_some_and(|stage| stage.away.is_some() && !stage.is_opening)
+    }
+
+    /// Whether no peer is at that place and ready.
+    pub(super) fn is_away(&self, hop: usize) -> bool {
+        self.stages.get(hop).is_some_and(|stage| stage.away.is_some() || stage.is_opening)
+    }
+
+    /// How the session would have ended, where a peer is lost and nobody is ready in its place.
+    pub(super) fn lost(&self) -> Option<SessionError> {
+        self.stages.iter().find_map(|stage| stage.away.clone()).or_else(|| self.last.clone())
+    }
+
+    /// A step was answered.
+    pub(super) fn answered(&mut self) {
+        self.last = None;
+    }
+
+    pub(super) fn is_under_way(&self) -> bool {
+        self.since.is_some()
+    }
+
+    /// Whether all were waited for that had to be, and are there; then nothing is waited for any more.
+    pub(super) fn is_complete(&mut self) -> bool {
+        self.stages.iter().all(|stage| stage.away.is_none()) && self.since.take().is_some()
+    }
+
+    /// Until when it waits.
+    pub(super) fn deadline(&self, grace: Option<Duration>) -> Option<Instant> {
+        Some(self.since? + grace?)
+    }
+}
+
+impl ClientSession {
+    /// The step that the last peer's answer is due for: what came before, the client has.
+    pub(super) fn answered(&self, hop: usize) -> u32 {
+        match hop + 1 == self.config.route.len() {
+            true => self.pending.front().map_or(self.sequence, |due| due.sequence),
+            false => self.returned,
+        }
+    }
+
+    /// A peer's stream ended: the session ends with it, or waits for another peer.
+    pub(super) fn peer_gone(&mut self, now: Instant, hop: usize, failure: Failure) -> Result<(), SessionError> {
+        let was_forgotten = failure.code == FailureCode::Forgotten;
+        let error = self.peer_failed(hop, failure);
+        // Whoever was to take a place and cannot, for whatever reason, is not the last.
+        let may_be_replaced = error.is_loss() || self.repair.stages[hop].is_opening;
+        if self.config.deadlines.grace.is_none() || !self.ready || !may_be_replaced || was_forgotten {
+            return Err(error);
+        }
+        self.lose(now, hop, error);
+        Ok(())
+    }
+
+    /// A peer says that its neighbour is lost.
+    pub(super) fn neighbour_lost(&mut self, now: Instant, hop: usize, lost: NeighbourLost) -> Result<(), SessionError> {
+        let NeighbourLost { epoch, failure } = lost;
+        if epoch > self.repair.epoch {
+            return Err(self.protocol(hop, format!("it told of a neighbour of epoch {epoch}, which has not been")));
+        }
+        // Whoever is lost itself misses everybody.
+        if self.repair.is_lost(hop) {
+            return Ok(());
+        }
+        let named = failure.peer;
+        let beside = [hop.checked_sub(1), Some(hop + 1)].into_iter().flatten();
+        let place = beside.into_iter().find(|beside| named.is_some() && self.peer(*beside) == named);
+        // What it says of a peer that is on the route no more, or was opened anew since, is old.
+        let Some(place) = place.filter(|place| epoch >= self.repair.epoch_of(*place).max(self.repair.epoch_of(hop)))
+        else {
+            return Ok(());
+        };
+        self.peer_gone(now, place, failure)
+    }
+
+    fn peer(&self, hop: usize) -> Option<potluck_core::PeerId> {
+        self.config.route.get(hop).and_then(Hop::peer)
+    }
+
+    fn lose(&mut self, now: Instant, hop: usize, error: SessionError) {
+        if self.repair.is_lost(hop) {
+            return;
+        }
+        let stage = &mut self.repair.stages[hop];
+        stage.away.get_or_insert_with(|| error.clone());
+        stage.is_opening = false;
+        self.repair.since.get_or_insert(now);
+        self.waiting_for[hop] = true;
+        self.effects.push_back(Effect::Lost { hop, error });
+    }
+
+    /// Other peers take the places of those that are lost, or the same ones once more. Every lost stage has to be among them.
+    ///
+    /// # Errors
+    /// `BadStep` where one is missing, or the route is none then: it stays as it was. `Closed` after the end.
+    pub fn replace(&mut self, now: Instant, others: Vec<(usize, RemoteStage)>) -> Result<(), SessionError> {
+        if self.over {
+            return Err(SessionError::Closed);
+        }
+        let is_given = |hop: usize| others.iter().any(|(given, _)| *given == hop);
+        let missing = (0..self.config.route.len()).find(|hop| self.repair.is_lost(*hop) && !is_given(*hop));
+        if let Some(hop) = missing {
+            return Err(SessionError::BadStep(format!("nobody takes the place of layers {}", self.layers(hop))));
+        }
+        let mut route = self.config.route.clone();
+        for (hop, other) in others.iter().cloned() {
+            let place = route.get_mut(hop).filter(|place| place.spec() == other.spec && place.peer().is_some());
+            let Some(place) = place else {
+                return Err(SessionError::BadStep(format!(
+                    "stage {hop} of the route is another's, or the client's own"
+                )));
+            };
+            *place = Hop::Remote(other);
+        }
+        open::check_route(&route)?;
+        let replaced: Vec<usize> = (0..route.len()).filter(|hop| is_given(*hop)).collect();
+        self.config.route = route;
+        self.repair.epoch += 1;
+        self.repair.since.get_or_insert(now);
+        for &hop in &replaced {
+            let epoch = self.repair.epoch;
+            let stage = &mut self.repair.stages[hop];
+            (stage.epoch, stage.is_opening) = (epoch, true);
+            self.waiting_for[hop] = true;
+            self.effects.push_back(Effect::Reopen { hop });
+        }
+        for hop in 0..self.config.route.len() {
+            if replaced.contains(&hop) {
+                if self.last_remote() == Some(hop) {
+                    (self.receipts, self.credited_from) = (Default::default(), self.returned);
+                }
+                self.open(hop);
+            } else if self.remote(hop).is_some() {
+                let beside = |other: Option<usize>| other.is_some_and(|other| replaced.contains(&other));
+                let previous = Some(self.previous(hop)).filter(|_| beside(hop.checked_sub(1)));
+                let next = Some(self.next(hop)).filter(|_| beside(Some(hop + 1)));
+                self.reroute(hop, previous, next);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells a peer that is still there of its new neighbours, if it has any.
+    fn reroute(&mut self, hop: usize, previous: Option<PreviousHop>, next: Option<NextHop>) {
+        if previous.is_some() || next.is_some() {
+            let epoch = self.repair.epoch;
+            self.waiting_for[hop] = true;
+            self.send(hop, Frame::Reroute(Box::new(Reroute { epoch, previous, next })));
+        }
+    }
+
+    /// A peer is ready. Where it has taken another's place, it is told what the other was told.
+    pub(super) fn is_back(&mut self, hop: usize) -> Result<(), SessionError> {
+        let stage = &mut self.repair.stages[hop];
+        if !std::mem::take(&mut stage.is_opening) {
+            return Ok(());
+        }
+        let lost = stage.away.take();
+        self.repair.last = lost.or(self.repair.last.take());
+        if self.config.route.iter().position(|hop| hop.peer().is_some()) == Some(hop) {
+            self.credit = Default::default();
+            if !self.journal.resume(0) {
+                let detail = "what another peer would have to be sent was let go of";
+                return Err(self.peer_failed(hop, Failure::new(FailureCode::Forgotten, detail)));
+            }
+            self.flush(hop);
+        }
+        self.ask_account_again(hop);
+        if let Some((sequence, row)) = self.row_wanted.filter(|_| hop + 1 == self.config.route.len()) {
+            self.send(hop, Frame::RowRequest { sequence, row });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,233 @@
+//! A session outlives its neighbours: what a peer that is still there does, and what it does not let itself be told.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test is its own driver, and may fail")]
+
+#[expect(dead_code, reason = "some of it is for the other tests")]
+mod harness;
+
+use harness::{Test, closes, grant, hop, id, open, ready, sends, step};
+use potluck_core::{CacheId, Hidden, Output, SessionId, SessionKey, StageReply};
+use potluck_peer::{DialId, Effect, Event, StageSlot, StreamId};
+use potluck_wire::{
+    Failure, FailureCode, Frame, HopOpen, Keep, NextHop, OpenSession, PeerAddress, Prefix, PreviousHop, Reroute,
+    StepFrame,
+};
+
+const WIDTH: usize = harness::WIDTH as usize;
+
+/// A session that is ready and outlives its neighbours.
+fn kept() -> Test {
+    let mut test = ready();
+    assert!(test.frame(1, keep(0)).is_empty());
+    test
+}
+
+fn keep(answered: u32) -> Frame {
+    Frame::Keep(Keep { grace_ms: 5_000, answered })
+}
+
+fn reroute(epoch: u32, previous: Option<u8>, next: Option<u8>) -> Frame {
+    let address = |n| PeerAddress { peer: id(n), addresses: vec![], relay: None };
+    let next = next.map(|n| NextHop::Peer { address: address(n), grant: grant(n) });
+    Frame::Reroute(Box::new(Reroute { epoch, previous: previous.map(|n| PreviousHop::Peer(id(n))), next }))
+}
+
+fn lost(stream: u64) -> Event {
+    let failure = Failure::new(FailureCode::PeerLost, "the connection broke");
+    Event::Closed { stream: StreamId(stream), failure }
+}
+
+/// The stage has run the step of that batch, which had so many rows.
+fn ran(batch: u64, rows: usize) -> Event {
+    let results = vec![Ok(Output::Hidden(Hidden(vec![1.0; rows * WIDTH])))];
+    Event::Stage { stage: StageSlot(0), reply: StageReply::Forwarded { batch, results, compute_us: 1 } }
+}
+
+/// Numbers and epochs of the steps that are sent on that stream, and whether they are sent again.
+fn sent(effects: &[Effect], on: u64) -> Vec<(u32, u32, bool)> {
+    let of = |effect: &Effect| match effect {
+        Effect::Send { stream: StreamId(stream), frame } if *stream == on => match frame {
+            Frame::Step(StepFrame { sequence, epoch, .. }) => Some((*sequence, *epoch, false)),
+            Frame::Replay(StepFrame { sequence, epoch, .. }) => Some((*sequence, *epoch, true)),
+            _ => None,
+        },
+        _ => None,
+    };
+    effects.iter().filter_map(of).collect()
+}
+
+#[test]
+fn a_lost_next_peer_is_told_and_its_substitute_is_sent_what_it_had() {
+    let mut test = kept();
+    test.frame(2, Frame::Step(step(0, 0, 0, 2)));
+    assert_eq!(sent(&test.tell(ran(1, 2)), 3), [(0, 0, false)]);
+    let effects = test.tell(lost(3));
+    let told = |effect: &Effect| match effect {
+        Effect::Send { stream: StreamId(1), frame: Frame::NeighbourLost(lost) } => {
+            Some((lost.epoch, lost.failure.peer))
+        }
+        _ => None,
+    };
+    assert_eq!(effects.iter().filter_map(told).collect::<Vec<_>>(), [(0, Some(id(3)))]);
+    // Steps are computed meanwhile, and wait.
+    test.frame(2, Frame::Step(step(1, 0, 2, 1)));
+    assert_eq!(sent(&test.tell(ran(2, 1)), 3), []);
+    let effects = test.frame(1, reroute(1, None, Some(4)));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Dial { to, .. } if to.peer == id(4))), "{effects:?}");
+    let effects = test.tell(Event::Dialed { dial: DialId(1), result: Ok(StreamId(7)) });
+    assert!(sends(&effects, 7, &Frame::HopOpen(hop(1))), "{effects:?}");
+    let effects = test.frame(7, Frame::HopReady);
+    assert_eq!(sent(&effects, 7), [(0, 1, true), (1, 1, false)]);
+    assert!(sends(&effects, 1, &Frame::Ready), "{effects:?}");
+}
+
+#[test]
+fn a_new_previous_peer_is_told_what_was_had_and_the_old_one_finds_no_way_in() {
+    let mut test = kept();
+    test.frame(2, Frame::Step(step(0, 0, 0, 2)));
+    test.tell(ran(1, 2));
+    test.tell(lost(2));
+    // Whoever takes the place may come before the client's word.
+    assert!(test.stream(5, 6, Frame::HopOpen(hop(1))).is_empty());
+    let effects = test.frame(1, reroute(1, Some(6), None));
+    assert!(sends(&effects, 5, &Frame::HopResumed { expected: 1 }), "{effects:?}");
+    assert!(sends(&effects, 1, &Frame::Ready), "{effects:?}");
+    // It was only asleep.
+    let effects = test.stream(8, 1, Frame::HopOpen(hop(0)));
+    assert_eq!(closes(&effects, 8).map(|failure| failure.code), Some(FailureCode::Epoch));
+    // What the new one is sent again itself is a twin where it was had.
+    assert!(test.frame(5, Frame::Replay(step(0, 1, 0, 2))).is_empty());
+    assert_eq!(test.peer.status().stale_frames, 1);
+    test.frame(5, Frame::Step(step(1, 1, 2, 1)));
+    assert_eq!(sent(&test.tell(ran(2, 1)), 3), [(1, 0, false)]);
+}
+
+#[test]
+fn a_substitute_passes_on_what_its_next_peer_has_not_had() {
+    let mut test = Test::new();
+    test.stream(1, 9, Frame::Open(Box::new(open())));
+    test.frame(1, keep(0));
+    test.stream(2, 1, Frame::HopOpen(hop(0)));
+    test.tell(Event::Stage { stage: StageSlot(0), reply: StageReply::Opened { cache: CacheId(0), result: Ok(()) } });
+    // Steps come while its next peer is still dialled; one in between was written again since.
+    for (sequence, start) in [(0, 0), (2, 2), (3, 3)] {
+        assert!(
+            closes(&test.frame(2, Frame::Replay(step(sequence, 0, start, 1 + u16::from(start == 0)))), 1).is_none()
+        );
+    }
+    (1..=3).for_each(|batch| drop(test.tell(ran(batch, if batch == 1 { 2 } else { 1 }))));
+    test.tell(Event::Dialed { dial: DialId(0), result: Ok(StreamId(3)) });
+    let effects = test.frame(3, Frame::HopResumed { expected: 3 });
+    assert_eq!(sent(&effects, 3), [(3, 0, true)]);
+    // Numbers are left out before what is sent again, and nowhere else.
+    let effects = test.frame(2, Frame::Step(step(5, 0, 4, 1)));
+    assert_eq!(closes(&effects, 1).map(|failure| failure.code), Some(FailureCode::Gap));
+}
+
+#[test]
+fn a_session_waits_for_another_neighbour_no_longer_than_its_grace() {
+    let mut test = kept();
+    test.tell(lost(2));
+    test.seconds += 4;
+    assert!(test.tell(Event::Timeout).is_empty());
+    test.seconds += 1;
+    let effects = test.tell(Event::Timeout);
+    assert_eq!(closes(&effects, 1).map(|failure| failure.code), Some(FailureCode::PeerLost));
+    test.assert_empty();
+}
+
+#[test]
+fn who_was_not_asked_to_outlive_a_neighbour_ends_with_it() {
+    let mut test = ready();
+    let effects = test.tell(lost(3));
+    assert_eq!(closes(&effects, 1).map(|failure| failure.code), Some(FailureCode::PeerLost));
+    test.assert_empty();
+}
+
+#[test]
+fn what_a_client_may_not_say_of_neighbours_ends_its_session() {
+    let code = |mut test: Test, frame: Frame| {
+        let effects = test.frame(1, frame);
+        let code = closes(&effects, 1).map(|failure| failure.code);
+        test.assert_empty();
+        code
+    };
+    let protocol = Some(FailureCode::Protocol);
+    assert_eq!(code(ready(), reroute(1, None, Some(4))), protocol, "it was not asked to outlive any");
+    assert_eq!(code(kept(), keep(0)), protocol, "twice");
+    assert_eq!(code(kept(), reroute(0, None, Some(4))), protocol, "no newer epoch");
+    assert_eq!(code(kept(), reroute(1, None, Some(2))), protocol, "itself");
+    let mut begun = ready();
+    begun.frame(2, Frame::Step(step(0, 0, 0, 1)));
+    begun.tell(ran(1, 1));
+    assert_eq!(code(begun, keep(0)), protocol, "after its beginning");
+    let stranger = Reroute {
+        epoch: 1,
+        previous: None,
+        next: Some(NextHop::Peer {
+            address: PeerAddress { peer: id(4), addresses: vec![], relay: None },
+            grant: vec![1, 2, 3],
+        }),
+    };
+    assert_eq!(code(kept(), Frame::Reroute(Box::new(stranger))), Some(FailureCode::NotAdmitted));
+    let client = Reroute { epoch: 1, previous: Some(PreviousHop::Client), next: None };
+    assert_eq!(code(kept(), Frame::Reroute(Box::new(client))), protocol);
+}
+
+#[test]
+fn a_step_that_comes_again_where_none_may_ends_the_session() {
+    let mut test = ready();
+    let effects = test.frame(2, Frame::Replay(step(3, 0, 0, 1)));
+    assert_eq!(closes(&effects, 1).map(|failure| failure.code), Some(FailureCode::Protocol));
+    test.assert_empty();
+}
+
+#[test]
+fn a_session_that_began_with_anothers_positions_opens_and_cannot_be_sent_again() {
+    let mut test = ready();
+    test.frame(2, Frame::Step(step(0, 0, 0, 4)));
+    test.tell(ran(1, 4));
+    let (session, prefix) = (SessionId::from_bytes([6; 16]), Prefix { session: open().session, positions: 3 });
+    test.stream(11, 9, Frame::Open(Box::new(OpenSession { session, prefix: Some(prefix), ..open() })));
+    test.frame(11, keep(0));
+    let key = SessionKey { client: id(9), id: session };
+    test.stream(12, 1, Frame::HopOpen(HopOpen { session: key, epoch: 0 }));
+    test.tell(Event::Stage { stage: StageSlot(0), reply: StageReply::Opened { cache: CacheId(1), result: Ok(()) } });
+    test.tell(Event::Dialed { dial: DialId(1), result: Ok(StreamId(13)) });
+    let effects = test.frame(13, Frame::HopReady);
+    assert!(sends(&effects, 11, &Frame::Ready), "{effects:?}");
+    // What another would have to be sent of the first three positions is in no record of this session's.
+    test.tell(lost(13));
+    test.frame(11, reroute(1, None, Some(4)));
+    test.tell(Event::Dialed { dial: DialId(2), result: Ok(StreamId(14)) });
+    let effects = test.frame(14, Frame::HopReady);
+    assert_eq!(closes(&effects, 11).map(|failure| failure.code), Some(FailureCode::Forgotten));
+}
+
+#[test]
+fn a_number_that_none_can_follow_ends_the_session() {
+    let mut test = kept();
+    let effects = test.frame(2, Frame::Replay(step(u32::MAX, 0, 0, 1)));
+    assert_eq!(closes(&effects, 1).map(|failure| failure.code), Some(FailureCode::Protocol));
+    test.assert_empty();
+}
+
+#[test]
+fn what_waits_for_a_next_peer_is_bounded_however_often_the_previous_one_changes() {
+    let mut test = kept();
+    test.tell(lost(3));
+    let (mut sequence, mut batch, mut ended) = (0, 0, None);
+    for round in 1..12 {
+        test.frame(1, reroute(round, Some(if round % 2 == 0 { 6 } else { 7 }), None));
+        let stream = 20 + u64::from(round);
+        test.stream(stream, if round % 2 == 0 { 6 } else { 7 }, Frame::HopOpen(hop(round)));
+        for _ in 0..16 {
+            let effects = test.frame(stream, Frame::Step(step(sequence, round, 0, 1)));
+            ended = ended.or(closes(&effects, 1));
+            (sequence, batch) = (sequence + 1, batch + 1);
+            test.tell(ran(batch, 1));
+        }
+    }
+    assert_eq!(ended.map(|failure| failure.code), Some(FailureCode::OverBudget));
+    test.assert_empty();
+}
