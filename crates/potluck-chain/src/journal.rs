@@ -27,6 +27,8 @@ pub struct Journal {
     /// Steps before this one were sent once, or need not be.
     counted: u32,
     bytes: usize,
+    /// Entries of which nothing is left.
+    overwritten: usize,
     keeps: bool,
     /// Steps before this one may be in no entry though somebody could need them.
     forgotten: u32,
@@ -67,14 +69,23 @@ impl Journal {
         if self.keeps && !step.skipped {
             // What is written from the first position on rests on nothing.
             self.is_short &= step.start > 0;
-            for entry in self.entries.iter_mut().filter(|entry| entry.step.start >= step.start) {
-                entry.overwritten.get_or_insert(step.sequence);
+            // Those of which something is left start one behind the other: none before the first that does so earlier is meant.
+            for entry in self.entries.iter_mut().rev().filter(|entry| entry.overwritten.is_none()) {
+                if entry.step.start < step.start {
+                    break;
+                }
+                entry.overwritten = Some(step.sequence);
+                self.overwritten += 1;
             }
         }
         self.bytes += step.bytes();
         let overwritten = step.skipped.then_some(step.sequence);
+        self.overwritten += usize::from(overwritten.is_some());
         self.entries.push_back(Entry { step, again, owed, overwritten });
-        self.let_go();
+        // A look at all of them pays where many may go.
+        if self.overwritten > 2 * STEPS_IN_FLIGHT_MAX || self.bytes > JOURNAL_BYTES_MAX {
+            self.let_go();
+        }
     }
 
     /// Passes over the steps that the peer behind the present stream has had. Returns for how many of them credit is owed.
@@ -120,6 +131,7 @@ impl Journal {
     /// False where that cannot be: some of it was let go of.
     #[must_use]
     pub fn resume(&mut self, expected: u32) -> bool {
+        self.let_go();
         (self.done, self.wanted) = (0, expected);
         let first = self.entries.iter().find(|entry| entry.step.sequence >= expected);
         match expected {
@@ -163,6 +175,7 @@ impl Journal {
             at += 1;
             if !is_of_use {
                 self.bytes -= entry.step.bytes();
+                self.overwritten -= 1;
                 self.done -= usize::from(at <= sent);
             }
             is_of_use
@@ -174,6 +187,7 @@ impl Journal {
             self.bytes -= step.bytes();
             self.done -= 1;
             self.forgotten = step.sequence.saturating_add(1);
+            self.overwritten -= usize::from(overwritten.is_some());
             self.is_short |= overwritten.is_none();
         }
     }

@@ -13,7 +13,8 @@ use potluck_core::{
     StageError, StageReply, StageSpec, Tree,
 };
 use potluck_wire::{
-    AnswerFrame, Codec, Failure, FailureCode, Frame, HOP_FRAMES_MAX, NextHop, PeerAddress, PreviousHop, StepFrame,
+    AnswerFrame, Codec, Failure, FailureCode, Frame, HOP_FRAMES_MAX, NeighbourLost, NextHop, PeerAddress, PreviousHop,
+    StepFrame,
 };
 
 const WIDTH: u32 = 2;
@@ -444,4 +445,110 @@ fn a_route_covers_the_model_once_and_in_order() {
     assert!(refused(vec![remote(1, 0, 3), remote(1, 3, 9)]), "a peer twice");
     assert!(!refused(vec![own(0, 9)]));
     assert!(!refused(vec![own(0, 3), remote(1, 3, 9)]));
+}
+
+/// A session that waits for others in the places of lost peers.
+fn kept(route: Vec<Hop>, own: &[usize]) -> Test {
+    let now = Instant::now();
+    let config = config(route);
+    let deadlines = Deadlines { grace: Some(Duration::from_secs(5)), ..config.deadlines };
+    Test { session: ClientSession::new(now, SessionConfig { deadlines, ..config }).unwrap(), now }.ready(own)
+}
+
+fn lost(hop: usize) -> Event {
+    Event::Closed { hop, failure: Failure::new(FailureCode::PeerLost, "the connection broke") }
+}
+
+fn missed(epoch: u32, whom: u8) -> Frame {
+    let failure = Failure::new(FailureCode::PeerLost, "gone").of(peer(whom));
+    Frame::NeighbourLost(NeighbourLost { epoch, failure })
+}
+
+/// Peer `n` takes the place of the one at `hop`.
+fn replaced(test: &mut Test, hop: usize, n: u8) -> Vec<Effect> {
+    let layers = test.session.route()[hop].layers();
+    let Hop::Remote(other) = remote(n, layers.start(), layers.end()) else { unreachable!() };
+    test.session.replace(test.now, vec![(hop, other)]).unwrap();
+    test.drain()
+}
+
+#[test]
+fn another_is_opened_anew_and_its_neighbours_are_told_of_it() {
+    let mut test = kept(vec![remote(1, 0, 3), remote(2, 3, 6), remote(3, 6, 9)], &[]);
+    assert!(matches!(&test.tell(lost(1))[..], [Effect::Lost { hop: 1, error: SessionError::PeerLost { .. } }]));
+    let effects = replaced(&mut test, 1, 5);
+    let told: Vec<(usize, &str)> = effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Reopen { hop } => Some((*hop, "reopen")),
+            Effect::Send { hop, frame } => Some((*hop, frame.kind())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told, [(1, "reopen"), (0, "reroute"), (1, "open"), (1, "keep"), (2, "reroute")]);
+    for hop in 0..3 {
+        let effects = test.tell(Event::Frame { hop, frame: Frame::Ready });
+        assert_eq!(effects.iter().any(|effect| matches!(effect, Effect::Repaired)), hop == 2, "{effects:?}");
+    }
+}
+
+#[test]
+fn who_is_lost_itself_misses_nobody_and_nobody_misses_what_has_not_been() {
+    let mut test = kept(vec![remote(1, 0, 3), remote(2, 3, 6), remote(3, 6, 9)], &[]);
+    test.tell(lost(1));
+    // Both ends of a link that broke say so: one of them is enough.
+    assert!(test.tell(Event::Frame { hop: 1, frame: missed(3, 1) }).is_empty());
+    replaced(&mut test, 1, 5);
+    // What was noticed before the change is old.
+    assert!(test.tell(Event::Frame { hop: 0, frame: missed(3, 5) }).is_empty());
+    assert!(matches!(&test.tell(Event::Frame { hop: 0, frame: missed(4, 5) })[..], [Effect::Lost { hop: 1, .. }]));
+    let error = test.error(Event::Frame { hop: 2, frame: missed(5, 5) });
+    assert!(matches!(error, SessionError::Protocol { peer: p, .. } if p == peer(3)), "{error:?}");
+}
+
+#[test]
+fn an_own_tail_owes_a_new_peer_no_credit_for_what_a_lost_one_sent() {
+    let mut test = kept(vec![own(0, 3), remote(2, 3, 6), own(6, 9)], &[0, 2]);
+    let forwarded = |batch, output| StageReply::Forwarded { batch, results: vec![Ok(output)], compute_us: 1 };
+    let mut steps = Vec::new();
+    for start in 0..5 {
+        test.submit(start, 1).unwrap();
+        let hidden = Output::Hidden(Hidden(vec![1.0; 2]));
+        let effects = test.tell(Event::Own { hop: 0, reply: forwarded(start.into(), hidden) });
+        steps.extend(effects.into_iter().filter_map(|effect| match effect {
+            Effect::Send { hop: 1, frame: Frame::Step(step) } => Some(step),
+            _ => None,
+        }));
+    }
+    for step in &steps[..4] {
+        test.tell(Event::Frame { hop: 1, frame: Frame::Step(step.clone()) });
+    }
+    test.tell(lost(1));
+    replaced(&mut test, 1, 5);
+    let mut effects = Vec::new();
+    for batch in 0..4 {
+        let rows = Output::Logits(vec![top(&[(4, 2.0), (1, 1.0)])]);
+        effects.extend(test.tell(Event::Own { hop: 2, reply: forwarded(batch, rows) }));
+    }
+    assert_eq!(effects.iter().filter(|effect| matches!(effect, Effect::Answer(_))).count(), 4);
+    let credits = effects.iter().any(|effect| matches!(effect, Effect::Send { frame: Frame::Credit { .. }, .. }));
+    assert!(!credits, "{effects:?}");
+}
+
+#[test]
+fn what_takes_too_long_to_do_again_may_be_sent_anew_elsewhere() {
+    for answered in [false, true] {
+        let mut test = kept(vec![remote(1, 0, 3), remote(2, 3, 6), remote(3, 6, 9)], &[]);
+        for start in [0, 2] {
+            test.submit(start, 2).unwrap();
+        }
+        test.tell(lost(1));
+        replaced(&mut test, 1, 5);
+        (0..3).for_each(|hop| drop(test.tell(Event::Frame { hop, frame: Frame::Ready })));
+        if answered {
+            test.tell(Event::Frame { hop: 2, frame: Frame::Answer(good()) });
+        }
+        test.now += Duration::from_secs(10);
+        assert_eq!(test.error(Event::Timeout).is_loss(), !answered);
+    }
 }

@@ -268,7 +268,7 @@ impl World {
             }
             (_, Some(session)) => {
                 session.close();
-                *self.report.failed.entry("peer_lost").or_default() += 1;
+                self.failed(client, "peer_lost");
             }
             (_, None) => {}
         }

@@ -113,6 +113,8 @@ pub struct Report {
     pub finished: usize,
     /// Sessions that ended with an error, by its code.
     pub failed: BTreeMap<&'static str, usize>,
+    /// Those of them whose route had been ready.
+    pub failed_under_way: usize,
     /// Tokens delivered; each was the right one.
     pub tokens: usize,
     /// How often other peers took the places of those that a session had lost.

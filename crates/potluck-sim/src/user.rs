@@ -267,9 +267,15 @@ impl World {
         token
     }
 
+    /// A session has ended otherwise than its user wanted.
+    pub(crate) fn failed(&mut self, client: usize, code: &'static str) {
+        *self.report.failed.entry(code).or_default() += 1;
+        self.report.failed_under_way += usize::from(self.clients[client].user.submitted.0 > 0);
+    }
+
     pub(crate) fn session_failed(&mut self, client: usize, error: &SessionError) {
         let done = self.clients[client].user.done;
         self.check(!done, &format!("a session that is done does not fail: {error}"));
-        *self.report.failed.entry(error.code()).or_default() += 1;
+        self.failed(client, error.code());
     }
 }

@@ -16,51 +16,49 @@ fn scenario(seed: u64, faults: Faults) -> Scenario {
     Scenario { peers: 6, recovers: true, link, faults, ..Scenario::calm(seed) }
 }
 
-fn total(faults: Faults) -> Report {
+/// Over all seeds, with guesses in flight or without.
+fn total(faults: Faults, drafts: bool) -> Report {
     let mut total = Report::default();
     for seed in 0..SEEDS {
-        let report = World::new(scenario(seed, faults)).run();
+        let report = World::new(Scenario { drafts, ..scenario(seed, faults) }).run();
         total.finished += report.finished;
         total.tokens += report.tokens;
         total.repairs += report.repairs;
         total.computed_again += report.computed_again;
+        total.failed_under_way += report.failed_under_way;
         report.failed.into_iter().for_each(|(code, count)| *total.failed.entry(code).or_default() += count);
     }
     println!("{total:?}");
+    let ended = total.finished + total.failed.values().sum::<usize>();
+    assert_eq!((ended, total.failed_under_way), (4 * SEEDS as usize, 0), "who was under way goes on: {total:?}");
     total
 }
 
 #[test]
 fn a_killed_peer_costs_no_session() {
-    let total = total(Faults { kills: 1, ..Faults::default() });
+    let total = total(Faults { kills: 1, ..Faults::default() }, false);
     // Who loses a peer while the route is still opening is told so.
-    let opening = total.failed.values().sum::<usize>();
-    assert!(total.failed.keys().all(|code| *code == "peer_lost") && opening < 150, "{total:?}");
-    assert_eq!(total.finished + opening, 4 * SEEDS as usize);
+    assert!(total.failed.keys().all(|code| *code == "peer_lost") && total.computed_again > 0, "{total:?}");
     assert!(total.repairs > 80, "{total:?}");
 }
 
 #[test]
 fn a_cut_connection_costs_no_session() {
-    let total = total(Faults { cuts: 3, ..Faults::default() });
+    let total = total(Faults { cuts: 3, ..Faults::default() }, false);
     assert!(total.repairs > 80, "{total:?}");
 }
 
 #[test]
 fn an_engine_that_is_lost_costs_no_session() {
-    let total = total(Faults { engine_losses: 2, ..Faults::default() });
+    let total = total(Faults { engine_losses: 2, ..Faults::default() }, false);
     assert!(total.repairs > 80, "{total:?}");
 }
 
 #[test]
 fn guesses_in_flight_are_lost_and_made_again_like_anything_else() {
-    let mut repairs = 0;
-    for seed in 0..SEEDS {
-        let faults = Faults { kills: 1, engine_losses: 1, cuts: 1, ..Faults::default() };
-        let report = World::new(Scenario { drafts: true, ..scenario(seed, faults) }).run();
-        repairs += report.repairs;
-    }
-    assert!(repairs > 100, "{repairs}");
+    let faults = Faults { kills: 1, engine_losses: 1, cuts: 1, ..Faults::default() };
+    let total = total(faults, true);
+    assert!(total.repairs > 100, "{total:?}");
 }
 
 #[test]

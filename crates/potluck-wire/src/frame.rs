@@ -57,7 +57,7 @@ pub enum WireError {
 /// `length u32 | kind u8 | codec u8 | flags u16 | sequence u32 | epoch u32 | start u32 | count u16 | top u16`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepFrame {
-    /// Counts the frames of this stream and epoch from 0.
+    /// Counts the session's steps from 0, whoever its peers are.
     pub sequence: u32,
     /// The session's epoch.
     pub epoch: u32,

@@ -11,25 +11,21 @@ use crate::{Deadlines, SessionError};
 impl ClientSession {
     pub(super) fn deadlines(&self) -> impl Iterator<Item = (Instant, String, Duration, &'static str)> {
         let Deadlines { open, step, grace, .. } = self.config.deadlines;
+        // While a lost peer's place is empty, that alone is waited for.
+        let waits = !self.over && !self.repair.is_under_way();
         let opening = (!self.over && !self.ready).then(|| (self.since + open, self.missing(), open, "open_timeout"));
         let stepping = self
             .pending
             .front()
-            .filter(|_| !self.over && !self.repair.is_under_way())
+            .filter(|_| waits)
             .map(|due| (self.since + step, format!("step {} was under way", due.sequence), step, "step_timeout"));
-        let asking = self.row_wanted.filter(|_| !self.over && !self.repair.is_under_way()).map(|(sequence, row)| {
+        let asking = self.row_wanted.filter(|_| waits).map(|(sequence, row)| {
             (self.row_since + step, format!("row {row} of step {sequence} was asked for"), step, "step_timeout")
         });
-        let accounting =
-            self.accounts.asked_since().filter(|_| !self.over && !self.repair.is_under_way()).map(|asked| {
-                let hop = self.accounts.first_due().unwrap_or_default();
-                (
-                    asked + step,
-                    format!("the account of layers {} was asked for", self.layers(hop)),
-                    step,
-                    "step_timeout",
-                )
-            });
+        let accounting = self.accounts.asked_since().filter(|_| waits).map(|asked| {
+            let hop = self.accounts.first_due().unwrap_or_default();
+            (asked + step, format!("the account of layers {} was asked for", self.layers(hop)), step, "step_timeout")
+        });
         let mending = self
             .repair
             .deadline(grace)

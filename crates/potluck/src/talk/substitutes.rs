@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use potluck_chain::{Hop, RemoteStage, SessionError, plan::Wish};
-use potluck_core::{LayerRange, Offer, PeerId, StageSpec};
+use potluck_core::{Offer, PeerId, StageSpec};
 use potluck_net::Node;
 use tokio::time::timeout;
 
@@ -48,8 +48,8 @@ pub(super) struct Vacancy {
     pub(super) others: Vec<PeerId>,
     /// Positions that the session may grow to.
     pub(super) positions: u32,
-    /// The layers of the whole model.
-    pub(super) whole: LayerRange,
+    /// Layers of the whole model.
+    pub(super) layers: u32,
 }
 
 impl Vacancy {
@@ -60,8 +60,8 @@ impl Vacancy {
             let restarts = error.code() == "engine_lost";
             let elsewhere = route.iter().enumerate().filter(|(at, _)| at != hop);
             let others = elsewhere.filter_map(|(_, stage)| stage.peer()).collect();
-            let whole = LayerRange::new(0, route.last()?.layers().end()).ok()?;
-            Some(Self { hop: *hop, last: last.clone(), restarts, others, positions, whole })
+            let layers = route.last()?.layers().end();
+            Some(Self { hop: *hop, last: last.clone(), restarts, others, positions, layers })
         };
         lost.iter().filter_map(vacant).collect()
     }
@@ -116,7 +116,7 @@ impl Substitutes {
         let mut found = Vec::new();
         for vacancy in vacancies {
             let may = |offer: &&Offer| {
-                let is_sensitive = Wish::touches_ends(vacancy.spec().layers, trusted_layers, vacancy.whole.end());
+                let is_sensitive = Wish::touches_ends(vacancy.spec().layers, trusted_layers, vacancy.layers);
                 vacancy.suits(offer) && !taken.contains(&offer.peer) && (!is_sensitive || list.contains(&offer.peer))
             };
             let seconds = |offer: &&Offer| {
