@@ -26,7 +26,7 @@ TEST ?=
 TARGET ?= frame
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup model clients demo install fmt lint test sim fuzz prove-streams prove-pull prove-nat prove-inversion prove-codecs prove-privacy prove-attacks prove-roaming prove-fuzz bench-security bench bench-wan report-wan snapshots
+.PHONY: help setup model clients demo install fmt lint test sim fuzz prove-streams prove-pull prove-nat prove-inversion prove-codecs prove-privacy prove-attacks prove-roaming prove-recovery prove-fuzz prove-sim bench-security bench bench-wan report-wan snapshots
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,8 +65,8 @@ test: model clients lint ## Everything that CI checks
 	@cargo nextest run --locked --workspace --no-fail-fast
 	cargo test --locked --workspace --doc --quiet
 
-sim: ## The simulator: make sim [TEST=storms] [SEED=0x5eed] [SEEDS=10000]
-	@POTLUCK_SIM_SEED="$(SEED)" POTLUCK_SIM_SEEDS="$(SEEDS)" cargo nextest run --locked --package potluck-sim --no-capture $(TEST)
+sim: ## The simulator: make sim [SEEDS=10000] [SEED=0x5eed] [KIND=weather] [SCENARIO=run.json]
+	@cargo run --locked --quiet --package potluck-sim -- $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--seed $(SEED)) $(if $(KIND),--kind $(KIND)) $(if $(SCENARIO),--scenario $(SCENARIO))
 
 fuzz: ## Fuzz a decoder: make fuzz [TARGET=frame] [FUZZ_SECONDS=60]
 	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
@@ -94,8 +94,14 @@ prove-privacy: model ## What each privacy setting costs, side by side; writes be
 prove-roaming: model ## Answers whose relay, path and network change under way (root); writes bench/results/roaming.json
 	@POTLUCK_PROVE_ROAMING="$(CURDIR)/bench/results/roaming.json" POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --test suite --no-capture --test-threads 1 roaming::
 
+prove-recovery: model ## Two hundred answers whose peers are killed, frozen, cut off (root; some 50 minutes); writes bench/results/recovery.json
+	@bench/recovery
+
 prove-fuzz: ## Each decoder of what others send, ten million inputs (cargo-fuzz; some 45 minutes); writes bench/results/fuzz.json
 	@bench/fuzz
+
+prove-sim: ## A hundred thousand simulated swarms, and whether planted bugs are found in them; writes bench/results/sim.json
+	@bench/sim
 
 prove-attacks: ## Every scripted attack with its defence and without; writes bench/results/attacks.json
 	@POTLUCK_PROVE_ATTACKS="$(CURDIR)/bench/results/attacks.json" POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --test attacks --no-capture -E 'test(prove_every_attack)'

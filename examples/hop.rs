@@ -161,6 +161,7 @@ impl Route {
             route,
             prefix: None,
             pad: false,
+            exact: false,
             deadlines: Deadlines::default(),
         };
         let mut session = client.open(config, vec![]).await?;

@@ -167,6 +167,7 @@ impl Swarm {
             route,
             prefix: None,
             pad: false,
+            exact: false,
             deadlines: Deadlines::default(),
         };
         let identity = Identity { grant: self.grant(&key)?, key, gate: Gate::new(self.root.public()) };

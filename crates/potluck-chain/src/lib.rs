@@ -27,4 +27,4 @@ pub use client::{
 pub use credit::{Credit, Receipts};
 pub use error::{Deadlines, SessionError};
 pub use fit::{Fit, StepTimes};
-pub use journal::{JOURNAL_BYTES_MAX, Journal, Outgoing};
+pub use journal::{JOURNAL_BYTES_MAX, Journal, Outgoing, REPLAYED_SINGLY_MAX};

@@ -50,6 +50,7 @@ fn config(route: Vec<Hop>) -> SessionConfig {
         route,
         prefix: None,
         pad: false,
+        exact: false,
         deadlines: Deadlines {
             open: Duration::from_secs(5),
             step: Duration::from_secs(10),
@@ -551,4 +552,118 @@ fn what_takes_too_long_to_do_again_may_be_sent_anew_elsewhere() {
         test.now += Duration::from_secs(10);
         assert_eq!(test.error(Event::Timeout).is_loss(), !answered);
     }
+}
+
+/// Peer `n` stands by for the one at `hop`; the epoch in which it was opened.
+fn stands_by(test: &mut Test, hop: usize, n: u8) -> u32 {
+    let layers = test.session.route()[hop].layers();
+    let Hop::Remote(other) = remote(n, layers.start(), layers.end()) else { unreachable!() };
+    test.session.stand_by(hop, other).unwrap();
+    let at = test.session.route().len() + hop;
+    let opened = test.drain().into_iter().find_map(|effect| match effect {
+        Effect::Send { hop, frame: Frame::Open(open) } if hop == at => Some(open.epoch),
+        _ => None,
+    });
+    let effects = test.tell(Event::Frame { hop: at, frame: Frame::Ready });
+    assert!(matches!(effects[0], Effect::StandsBy { hop: ready } if ready == hop), "{effects:?}");
+    opened.unwrap()
+}
+
+/// What is sent to whom, by its name.
+fn told(effects: &[Effect]) -> Vec<(usize, &'static str)> {
+    let of = |effect: &Effect| match effect {
+        Effect::Send { hop, frame } => Some((*hop, frame.kind())),
+        _ => None,
+    };
+    effects.iter().filter_map(of).collect()
+}
+
+#[test]
+fn who_stands_by_takes_a_lost_peers_place_unasked() {
+    let mut test = kept(vec![remote(1, 0, 3), remote(2, 3, 6), remote(3, 6, 9)], &[]);
+    assert_eq!(stands_by(&mut test, 1, 5), 4);
+    let effects = test.tell(lost(1));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Promoted { hop: 1 })), "{effects:?}");
+    assert_eq!(told(&effects), [(1, "reroute"), (0, "reroute"), (2, "reroute")]);
+    for hop in 0..3 {
+        let effects = test.tell(Event::Frame { hop, frame: Frame::Ready });
+        assert_eq!(effects.iter().any(|effect| matches!(effect, Effect::Repaired)), hop == 2, "{effects:?}");
+    }
+    assert_eq!(test.session.route()[1].peer(), Some(peer(5)));
+    // Its stream from the first peer has the epoch of its own opening, the one to the last peer that of the change.
+    assert!(test.tell(Event::Frame { hop: 0, frame: missed(3, 5) }).is_empty());
+    assert!(test.tell(Event::Frame { hop: 2, frame: missed(4, 5) }).is_empty());
+    assert!(matches!(&test.tell(Event::Frame { hop: 0, frame: missed(4, 5) })[..], [Effect::Lost { hop: 1, .. }]));
+}
+
+#[test]
+fn the_first_peers_standby_is_sent_everything_by_the_client() {
+    let mut test = kept(vec![remote(1, 0, 3), remote(2, 3, 6), remote(3, 6, 9)], &[]);
+    test.submit(0, 2).unwrap();
+    test.drain();
+    stands_by(&mut test, 1, 5);
+    stands_by(&mut test, 0, 4);
+    test.submit(2, 1).unwrap();
+    let sent = |effects: &[Effect]| -> Vec<(usize, u32, u32)> {
+        let of = |effect: &Effect| match effect {
+            Effect::Send { hop, frame: Frame::Step(step) | Frame::Replay(step) } => {
+                Some((*hop, step.sequence, step.epoch))
+            }
+            _ => None,
+        };
+        effects.iter().filter_map(of).collect()
+    };
+    assert_eq!(sent(&test.drain()), [(0, 1, 3), (3, 1, 5)], "the first step came with its word that it is ready");
+    let effects = test.tell(lost(0));
+    // Who stood by for the second was fed by the first.
+    assert_eq!(told(&effects), [(0, "reroute"), (1, "reroute")]);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::StandbyLost { hop: 1, .. })), "{effects:?}");
+    test.submit(3, 1).unwrap();
+    assert!(sent(&test.drain()).is_empty());
+    test.tell(Event::Frame { hop: 1, frame: Frame::Ready });
+    assert_eq!(sent(&test.tell(Event::Frame { hop: 0, frame: Frame::Ready })), [(0, 2, 5)]);
+}
+
+/// How a standby ends.
+type End<'a> = &'a dyn Fn(&mut Test) -> Vec<Effect>;
+
+#[test]
+fn what_a_standby_does_is_its_own_business() {
+    let failure = || Failure::new(FailureCode::PeerLost, "gone");
+    let ends: [End; 5] = [
+        &|test| test.tell(Event::Closed { hop: 4, failure: failure() }),
+        &|test| test.tell(Event::Frame { hop: 4, frame: Frame::Failed(failure()) }),
+        &|test| test.tell(Event::Frame { hop: 4, frame: Frame::Answer(good()) }),
+        &|test| test.tell(Event::Frame { hop: 4, frame: Frame::Credit { frames: 1 } }),
+        &|test| test.tell(Event::Frame { hop: 0, frame: missed(4, 5) }),
+    ];
+    for end in ends {
+        let mut test = kept(vec![remote(1, 0, 3), remote(2, 3, 6), remote(3, 6, 9)], &[]);
+        stands_by(&mut test, 1, 5);
+        let effects = end(&mut test);
+        assert!(effects.iter().any(|effect| matches!(effect, Effect::StandbyLost { hop: 1, .. })), "{effects:?}");
+        assert!(effects.iter().any(|effect| matches!(effect, Effect::Close { hop: 4, .. })), "{effects:?}");
+        // The next one may stand by; and without any, a loss is the caller's business.
+        assert!(matches!(&test.tell(lost(1))[..], [Effect::Lost { hop: 1, .. }]));
+    }
+}
+
+#[test]
+fn who_cannot_stand_by_is_refused() {
+    let stage = |n, start, end| match remote(n, start, end) {
+        Hop::Remote(stage) => stage,
+        Hop::Own(_) => unreachable!(),
+    };
+    let refused =
+        |test: &mut Test, hop, stage| matches!(test.session.stand_by(hop, stage), Err(SessionError::BadStep(_)));
+    let mut test = kept(vec![own(0, 3), remote(2, 3, 6), own(6, 9)], &[0, 2]);
+    assert!(refused(&mut test, 0, stage(5, 0, 3)), "an own stage");
+    assert!(refused(&mut test, 1, stage(5, 3, 7)), "another stage");
+    assert!(refused(&mut test, 1, stage(2, 3, 6)), "the peer itself");
+    stands_by(&mut test, 1, 5);
+    assert!(refused(&mut test, 1, stage(6, 3, 6)), "a second one");
+    let mut test = kept(vec![own(0, 3), remote(2, 3, 6), own(6, 9)], &[0, 2]);
+    test.tell(lost(1));
+    assert!(refused(&mut test, 1, stage(5, 3, 6)), "a lost peer's");
+    assert!(refused(&mut Test::remote(), 1, stage(5, 3, 6)), "of a session that ends with its peers");
 }

@@ -6,7 +6,7 @@ use potluck_chain::{Answer, SessionError, Submission, chunks::Place};
 use potluck_core::{Account, Hidden};
 use tokio::sync::watch;
 
-use crate::StageAccount;
+use crate::{RepairTimes, StageAccount};
 
 /// What a chain can take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,9 +81,9 @@ pub trait Chain {
         Ok(None)
     }
 
-    /// How often other peers took the places of those that it had lost, since this was asked last.
-    fn take_repairs(&mut self) -> usize {
-        0
+    /// How other peers took the places of those that it had lost, since this was asked last.
+    fn take_repairs(&mut self) -> Vec<RepairTimes> {
+        Vec::new()
     }
 
     /// Bytes written on all hops of the route so far, headers included: for `bytes_per_position`.

@@ -291,7 +291,7 @@ impl<C: Chain> Session<C> {
                 reopened = other => reopened,
             };
             let Some(chain) = reopened else { break };
-            run.repaired += self.chain.take_repairs();
+            run.repairs.extend(self.chain.take_repairs());
             std::mem::replace(&mut self.chain, chain).close().await;
             // What was held of another conversation says nothing about this one's steps.
             let own = self.common(&[&request.prompt[..], run.tokens()].concat());
@@ -306,7 +306,7 @@ impl<C: Chain> Session<C> {
             // A child that is gone has closed it already.
             let _ = self.vocabulary.close_grammar(grammar).await;
         }
-        run.repaired += self.chain.take_repairs();
+        run.repairs.extend(self.chain.take_repairs());
         let finish = result?;
         let ended = Instant::now();
         let traced = run.tracing.is_some() && finish != FinishReason::Cancel;

@@ -37,7 +37,7 @@ pub use draft_model::DraftModel;
 pub use error::GenerateError;
 pub use generate::{LOSSES_MAX, RESUMES_MAX, Request, Session, prompt_tokens};
 pub use local::LocalChain;
-pub use outcome::{Outcome, TokenEvent};
+pub use outcome::{Outcome, RepairTimes, TokenEvent};
 pub use speculate::{DraftCounts, Drafting, Drafts};
 pub use template::{
     ChatTemplate, Message, PROMPT_BYTES_MAX, RenderOptions, Role, SpecialTokens, TEMPLATE_BYTES_MAX, TEMPLATE_FUEL,

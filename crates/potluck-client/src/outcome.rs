@@ -48,11 +48,28 @@ pub struct Outcome {
     /// How often a peer was lost and the answer went on over another route.
     #[serde(skip_serializing_if = "is_none")]
     pub resumed: usize,
-    /// How often other peers took the places of lost ones while the rest of the route kept what it held.
-    #[serde(skip_serializing_if = "is_none")]
-    pub repaired: usize,
+    /// Other peers took the places of lost ones while the rest of the route kept what it held: each time.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub repairs: Vec<RepairTimes>,
+    /// Seconds that a token was waited for, at most: the first one included.
+    pub longest_pause_s: f64,
     /// What drafting came to.
     pub drafts: DraftCounts,
+}
+
+/// Other peers took the places of lost ones. The times count from when the loss was noticed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RepairTimes {
+    /// Layers whose peers were lost, the first and one past the last of each.
+    pub layers: Vec<[u32; 2]>,
+    /// Peers that stood by took all these places.
+    pub stood_by: bool,
+    /// Until others were found, and asked.
+    pub found_s: f64,
+    /// Until all were ready.
+    pub ready_s: f64,
+    /// Until the next step was answered: what was under way has been computed again.
+    pub answered_s: f64,
 }
 
 fn is_none(count: &usize) -> bool {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use potluck_chain::sample::{FinishReason, Sampler, Stopper, TokenLogprobs};
 use potluck_engine::GrammarId;
 
-use crate::{DraftCounts, LOSSES_MAX, Outcome, RESUMES_MAX, StageAccount, TokenEvent, trace::Tracing};
+use crate::{DraftCounts, LOSSES_MAX, Outcome, RESUMES_MAX, RepairTimes, StageAccount, TokenEvent, trace::Tracing};
 
 /// One answer under way.
 pub(crate) struct Run {
@@ -27,8 +27,8 @@ pub(crate) struct Run {
     /// Where the request asked for it.
     pub(crate) tracing: Option<Tracing>,
     resumed: usize,
-    /// How often chains that were lost since had other peers in the places of lost ones.
-    pub(crate) repaired: usize,
+    /// How chains had other peers in the places of lost ones, those included that are lost themselves since.
+    pub(crate) repairs: Vec<RepairTimes>,
     /// Where the steps began that a lost chain had evaluated, the longest there was, and where the last ended.
     cuts: (Vec<usize>, usize),
     /// Tokens when a chain was lost last, and how many were lost with so many.
@@ -43,6 +43,8 @@ pub(crate) struct Clock {
     prefilled: Option<Instant>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
+    /// Seconds that a token was waited for, at most.
+    longest_pause: f64,
     /// Written by the chain so far, and in decode by all chains.
     bytes: u64,
     decode_bytes: u64,
@@ -65,6 +67,7 @@ impl Run {
             prefilled: None,
             first_token: None,
             last_token: None,
+            longest_pause: 0.0,
             bytes: 0,
             decode_bytes: 0,
             decoded: 0,
@@ -84,7 +87,7 @@ impl Run {
             waited: 0.0,
             tracing: None,
             resumed: 0,
-            repaired: 0,
+            repairs: Vec::new(),
             cuts: (Vec::new(), 0),
             lost: (0, 0),
         }
@@ -153,7 +156,8 @@ impl Run {
             tracing.chose(now - answered);
         }
         self.clock.first_token.get_or_insert(now);
-        self.clock.last_token = Some(now);
+        let pause = seconds(self.clock.last_token.replace(now).unwrap_or(self.clock.started), now);
+        self.clock.longest_pause = self.clock.longest_pause.max(pause);
         self.tokens.push(token);
     }
 
@@ -190,7 +194,7 @@ impl Run {
 
     /// `accounts`: those of the stages at the end, and when that was, where a trace was asked for.
     pub(crate) fn finish(self, finish_reason: FinishReason, accounts: Option<(Vec<StageAccount>, Instant)>) -> Outcome {
-        let Self { text, tokens, logprobs, clock, sampler, tracing, resumed, repaired, counts, .. } = self;
+        let Self { text, tokens, logprobs, clock, sampler, tracing, resumed, repairs, counts, .. } = self;
         let trace = accounts.zip(tracing).and_then(|((accounts, ended), tracing)| {
             let seconds = tracing.decoding_since().map_or(0.0, |since| seconds(since, ended));
             tracing.finish(seconds, &accounts)
@@ -209,7 +213,8 @@ impl Run {
             tokens,
             trace,
             resumed,
-            repaired,
+            repairs,
+            longest_pause_s: clock.longest_pause,
             drafts: counts,
         }
     }

@@ -182,7 +182,7 @@ impl Metrics {
         self.reused_tokens.inc_by(outcome.reused_tokens as u64);
         self.generated_tokens.inc_by(outcome.completion_tokens as u64);
         self.resumed.inc_by(outcome.resumed as u64);
-        self.repaired.inc_by(outcome.repaired as u64);
+        self.repaired.inc_by(outcome.repairs.len() as u64);
         if outcome.completion_tokens > 0 {
             self.first_token.observe(outcome.ttft_s);
         }

@@ -7,7 +7,8 @@ use potluck_chain::{
 };
 use potluck_core::{Account, Hidden, StageCommand, StageReply};
 use potluck_wire::{
-    Codec, FEATURE_ACCOUNTS, FEATURE_DRAFTS, FEATURE_PADDING, FEATURE_RECOVERY, Failure, FailureCode, Frame, Welcome,
+    Codec, FEATURE_ACCOUNTS, FEATURE_DRAFTS, FEATURE_PADDING, FEATURE_RECOVERY, FEATURE_STANDBY, Failure, FailureCode,
+    Frame, Welcome,
 };
 use tokio::{sync::mpsc, task::JoinSet, time::sleep_until};
 use tracing::{Span, info_span};
@@ -58,6 +59,23 @@ pub enum SessionEvent {
     },
     /// Every stage of the route is there again.
     Repaired,
+    /// A peer is lost, and who stood by for it has its place: [`Repaired`](Self::Repaired) follows.
+    Promoted {
+        /// Which stage of the route.
+        hop: usize,
+    },
+    /// A peer stands by for that stage: [`Session::stand_by`].
+    StandsBy {
+        /// Which stage of the route.
+        hop: usize,
+    },
+    /// Nobody stands by for that stage any more. The session goes on as before.
+    StandbyLost {
+        /// Which stage of the route.
+        hop: usize,
+        /// Why.
+        error: SessionError,
+    },
 }
 
 #[derive(Debug)]
@@ -89,6 +107,7 @@ pub struct Session {
     /// None once it is closed: whoever lets go of a node lets go of its key, and another may take it.
     node: Option<Node>,
     codec: Codec,
+    /// To each stage, and behind those to who stands by for it; as the streams.
     links: Vec<Option<Link>>,
     streams: HashMap<usize, Stream>,
     /// Streams to peers that take others' places: they carry nothing yet.
@@ -96,6 +115,8 @@ pub struct Session {
     last_life: u64,
     /// Which of the streams to each stage is the present one.
     lives: Vec<u64>,
+    /// Streams that were a standby's, and are a stage's.
+    promoted: HashMap<u64, usize>,
     events: mpsc::Sender<Happened>,
     own: HashMap<usize, mpsc::UnboundedSender<StageCommand>>,
     inbox: mpsc::Receiver<Happened>,
@@ -113,7 +134,7 @@ impl Node {
     /// # Errors
     /// `PeerLost` where a peer is not reached or does not let us in, else as [`ClientSession::new`].
     pub async fn open(&self, mut config: SessionConfig, own: Vec<OwnPort>) -> Result<Session, SessionError> {
-        let links = self.connect_route(&config.route).await?;
+        let mut links = self.connect_route(&config.route).await?;
         // What a peer showed as its grant is what its previous peer will check.
         for (hop, link) in config.route.iter_mut().zip(&links) {
             if let (Hop::Remote(remote), Some(link)) = (hop, link) {
@@ -166,6 +187,8 @@ impl Node {
             stages = config.route.len()
         );
         let machine = ClientSession::new(Instant::now(), config)?;
+        // Nobody stands by yet.
+        links.resize(2 * links.len(), None);
         let mut session = Session {
             machine,
             node: Some(self.clone()),
@@ -175,6 +198,7 @@ impl Node {
             streams,
             next_streams: HashMap::new(),
             last_life: 0,
+            promoted: HashMap::new(),
             events,
             own,
             inbox,
@@ -312,6 +336,47 @@ impl Session {
         replaced
     }
 
+    /// A peer is to stand by for that stage: connects to it. [`SessionEvent::StandsBy`] follows once it is ready. Safe to cancel: then nobody
+    /// was told.
+    ///
+    /// # Errors
+    /// Where it is not reached, does not let us in, or does not know how, or the peer before it does not. See
+    /// [`ClientSession::stand_by`].
+    pub async fn stand_by(&mut self, hop: usize, mut stage: RemoteStage) -> Result<(), SessionError> {
+        let node = self.node.clone().ok_or(SessionError::Closed)?;
+        let place = Hop::Remote(stage.clone());
+        let link = node.connect(&stage.address).await.map_err(|error| unreached(&place, &error))?;
+        let halves = link.open_stream(&node).await.map_err(|error| unreached(&place, &error))?;
+        let knows = |link: &Link| link.welcome.features & FEATURE_STANDBY != 0;
+        let previous = hop.checked_sub(1).and_then(|previous| self.links.get(previous)?.as_ref());
+        if !self.fits(&link.welcome) || !knows(&link) || previous.is_some_and(|link| !knows(link)) {
+            let detail = "its Potluck, or that of the peer before it, does not know how to stand by";
+            return Err(failed(&place, Failure::new(FailureCode::Version, detail)));
+        }
+        // What a peer showed as its grant is what its previous peer will check.
+        stage.grant.clone_from(&link.welcome.grant);
+        self.last_life += 1;
+        let (at, life) = (self.machine.route().len() + hop, self.last_life);
+        let label = move |what| Happened::Came { hop: at, life, what };
+        let stream = Stream::start(&mut self.tasks, halves, self.events.clone(), label);
+        self.next_streams.insert(at, NextStream { life, link, stream });
+        let stands_by = self.machine.stand_by(hop, stage);
+        self.perform_all();
+        self.next_streams.clear();
+        stands_by
+    }
+
+    /// Who stands by for a stage, and is ready.
+    pub fn standby(&self, hop: usize) -> Option<potluck_core::PeerId> {
+        let at = self.machine.route().len() + hop;
+        self.machine.peer_at(at).filter(|_| self.machine.has_standby(hop)).map(|stage| stage.address.peer)
+    }
+
+    /// Whether somebody stands by for a stage, or is about to.
+    pub fn has_standby(&self, hop: usize) -> bool {
+        self.machine.peer_at(self.machine.route().len() + hop).is_some()
+    }
+
     /// Whether a peer knows what the peers of this session agreed on.
     fn fits(&self, welcome: &Welcome) -> bool {
         let agreed = self.links.iter().flatten().fold(u64::MAX, |agreed, link| agreed & link.welcome.features);
@@ -431,6 +496,13 @@ impl Session {
     }
 
     fn happen(&mut self, happened: Happened) {
+        let happened = match happened {
+            Happened::Came { hop, life, what } => {
+                let hop = self.promoted.get(&life).copied().unwrap_or(hop);
+                Happened::Came { hop, life, what }
+            }
+            own => own,
+        };
         match happened {
             // What a stream still brings whose peer was replaced.
             Happened::Came { hop, life, .. } if life != self.lives[hop] => {}
@@ -452,12 +524,17 @@ impl Session {
         while let Some(effect) = self.machine.poll() {
             self.perform(effect);
         }
+        let lives = &self.lives;
         let failed: Vec<_> = self
             .streams
             .iter_mut()
-            .filter_map(|(hop, stream)| stream.flush().err().map(|failure| (*hop, failure)))
+            .filter_map(|(hop, stream)| stream.flush().err().map(|failure| (*hop, lives[*hop], failure)))
             .collect();
-        for (hop, failure) in failed {
+        for (hop, life, failure) in failed {
+            // The first of them may have brought another to the second one's place.
+            if self.lives[hop] != life {
+                continue;
+            }
             self.end_stream(hop, Failure::new(FailureCode::Done, ""));
             self.tell(Event::Closed { hop, failure });
         }
@@ -484,6 +561,18 @@ impl Session {
                     self.streams.insert(hop, stream);
                 }
             }
+            Effect::Promoted { hop } => {
+                let at = self.machine.route().len() + hop;
+                self.end_stream(hop, Failure::new(FailureCode::Done, ""));
+                if let Some(stream) = self.streams.remove(&at) {
+                    self.streams.insert(hop, stream);
+                }
+                (self.lives[hop], self.links[hop]) = (self.lives[at], self.links[at].take());
+                self.promoted.insert(self.lives[hop], hop);
+                self.told.push_back(Ok(SessionEvent::Promoted { hop }));
+            }
+            Effect::StandsBy { hop } => self.told.push_back(Ok(SessionEvent::StandsBy { hop })),
+            Effect::StandbyLost { hop, error } => self.told.push_back(Ok(SessionEvent::StandbyLost { hop, error })),
             Effect::Own { hop, command } => {
                 let sent = self.own.get(&hop).map(|commands| commands.send(command));
                 if !matches!(sent, Some(Ok(()))) && !self.machine.is_over() {

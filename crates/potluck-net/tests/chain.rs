@@ -97,6 +97,7 @@ fn config(client: &Node, route: Vec<Hop>, session: u8, codec: Codec) -> SessionC
         route,
         prefix: None,
         pad: false,
+        exact: false,
         deadlines: Deadlines::default(),
     }
 }

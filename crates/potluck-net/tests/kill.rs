@@ -94,20 +94,22 @@ fn config(client: &Node, [first, middle, last]: [&PeerAddress; 3], deadlines: De
         route: stages.map(|(spec, address)| Hop::Remote(remote(spec, address))).into(),
         prefix: None,
         pad: false,
+        exact: false,
         deadlines,
     }
 }
 
 /// The token that follows: the whole model's, whatever happened on the way.
-async fn next_token(session: &mut Session, tokens: &mut Vec<u32>, other: &RemoteStage) -> bool {
+async fn next_token(session: &mut Session, tokens: &mut Vec<u32>, other: &RemoteStage, stands_by: bool) -> bool {
     let mut repaired = false;
     loop {
         match session.next().await.unwrap() {
             SessionEvent::Lost { hop, error } => {
-                assert_eq!(hop, 1, "{error}");
+                assert!(hop == 1 && session.standby(1).is_none() && !stands_by, "{error}");
                 session.replace(vec![(1, other.clone())]).await.unwrap();
             }
             SessionEvent::Repaired => repaired = true,
+            SessionEvent::Promoted { hop } => assert!(hop == 1 && stands_by),
             SessionEvent::Answer(answer) => {
                 let [Logits::Top { largest, .. }] = &answer.rows[..] else { panic!("{answer:?}") };
                 assert_eq!(largest[0].0, toy::greedy(tokens, 6));
@@ -121,6 +123,15 @@ async fn next_token(session: &mut Session, tokens: &mut Vec<u32>, other: &Remote
 
 #[tokio::test]
 async fn another_takes_a_killed_peers_place_and_the_others_keep_what_they_hold() {
+    a_peer_is_killed(false).await;
+}
+
+#[tokio::test]
+async fn who_stands_by_takes_a_killed_peers_place_with_nothing_to_compute_again() {
+    a_peer_is_killed(true).await;
+}
+
+async fn a_peer_is_killed(stands_by: bool) {
     let mut killed = Process::start();
     let [first, other, last] = [10, 13, 12].map(|key| node(key, NetDeadlines::default()));
     let (first, other, last) = (first.await, other.await, last.await);
@@ -134,7 +145,15 @@ async fn another_takes_a_killed_peers_place_and_the_others_keep_what_they_hold()
     let other = remote(spec(2, 4, 6), &other.address());
     let mut tokens = vec![1, 2, 3];
     session.submit(Submission::chain(0, tokens.clone(), Rows::Last, 4)).unwrap();
-    assert!(!next_token(&mut session, &mut tokens, &other).await);
+    assert!(!next_token(&mut session, &mut tokens, &other, stands_by).await);
+    if stands_by {
+        session.stand_by(1, other.clone()).await.unwrap();
+        let event = session.next().await.unwrap();
+        assert!(matches!(event, SessionEvent::StandsBy { hop: 1 }), "{event:?}");
+        assert_eq!(session.standby(1), Some(other.address.peer));
+        let twice = session.stand_by(1, other.clone()).await;
+        assert!(matches!(twice, Err(SessionError::BadStep(_))), "{twice:?}");
+    }
     let mut repaired = 0;
     for step in 0..12 {
         if step == 4 {
@@ -142,9 +161,10 @@ async fn another_takes_a_killed_peers_place_and_the_others_keep_what_they_hold()
         }
         let start = tokens.len() as u32 - 1;
         session.submit(Submission::chain(start, vec![tokens[start as usize]], Rows::Last, 4)).unwrap();
-        repaired += usize::from(next_token(&mut session, &mut tokens, &other).await);
+        repaired += usize::from(next_token(&mut session, &mut tokens, &other, stands_by).await);
     }
     assert_eq!(repaired, 1);
+    assert_eq!(session.route()[1].peer(), Some(other.address.peer));
     session.ask_accounts().unwrap();
     let SessionEvent::Accounts(accounts) = session.next().await.unwrap() else { panic!("the accounts were asked for") };
     let counted: Vec<_> = accounts.iter().map(|account| (account.steps, account.positions)).collect();

@@ -76,6 +76,20 @@ impl Star {
         Ipv4Addr::new(10, 99, machine as u8 + 1, 2)
     }
 
+    /// From now on nothing that a machine sends leaves it, nothing that it is sent reaches it, or both; or all passes again.
+    ///
+    /// # Errors
+    /// `Refused` by `nft`, `Unavailable` where there is none.
+    pub fn cut(&self, machine: usize, [up, down]: [bool; 2]) -> Result<(), NetemError> {
+        let chains = [("output", up), ("input", down)].into_iter().filter(|(_, cut)| *cut);
+        let chains = chains.map(|(hook, _)| {
+            format!("add chain inet cut {hook} {{ type filter hook {hook} priority 0; policy drop; }}\n")
+        });
+        // Whether there were rules before or not, there are none of them afterwards.
+        let anew = "add table inet cut\ndelete table inet cut\nadd table inet cut\n";
+        self.machines[machine].nft(&chains.fold(anew.to_owned(), |rules, chain| rules + &chain))
+    }
+
     /// Time that a packet takes from one machine to another, without jitter, waits and its own length.
     pub fn one_way(&self, from: usize, to: usize) -> Duration {
         if from == to { Duration::ZERO } else { self.lines[from][0].delay + self.lines[to][1].delay }

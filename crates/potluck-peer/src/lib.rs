@@ -21,6 +21,7 @@ mod peer;
 mod queue;
 mod repair;
 mod session;
+mod standby;
 mod steps;
 
 pub use event::{DialId, Effect, Event, Now, PeerConfig, StageSlot, StreamId};

@@ -48,8 +48,8 @@ impl Peer {
         // The client's own stream carries steps only where the session's steps start.
         let limit = if open.previous == PreviousHop::Client { step_frame_bytes_max(width) } else { CONTROL_BYTES_MAX };
         self.effects.push_back(Effect::Limit { stream, frame_bytes_max: limit.max(CONTROL_BYTES_MAX) });
-        self.dial(key, &open.next);
-        let next_confirmed = open.next == NextHop::Client;
+        self.dial(key, &open.next, None);
+        let next_confirmed = matches!(open.next, NextHop::Client | NextHop::Nobody);
         let session = Session {
             key,
             serial,
@@ -66,6 +66,7 @@ impl Peer {
             ready_sent: false,
             expected: 0,
             held: prefix.map_or(0, |(_, positions)| positions),
+            solid: prefix.map_or(0, |(_, positions)| positions),
             receipts: Default::default(),
             credit: Default::default(),
             epochs: Epochs { previous: open.epoch, next: open.epoch },
@@ -73,8 +74,11 @@ impl Peer {
             missing_since: None,
             next_expects: 0,
             replays: false,
+            settled: 0,
+            standby: None,
             journal: Default::default(),
             answers: Default::default(),
+            answers_lost: 0,
             told: 0,
             answered: None,
             row_wanted: None,
@@ -116,7 +120,7 @@ impl Peer {
         if open.stage.head && open.previous != PreviousHop::Client {
             return refuse(FailureCode::Protocol, "the head of the chain takes its steps from the client");
         }
-        if open.stage.tail && open.next != NextHop::Client {
+        if open.stage.tail && !matches!(open.next, NextHop::Client | NextHop::Nobody) {
             return refuse(FailureCode::Protocol, "the tail of the chain answers the client");
         }
         if open.positions == 0 {
@@ -237,15 +241,18 @@ impl Peer {
     }
 
     pub(crate) fn dialed(&mut self, now: Now, dial: DialId, result: Result<StreamId, Failure>) {
-        let key = self.dials.remove(&dial).and_then(|dialling| dialling.session);
+        let dialling = self.dials.remove(&dial);
+        let (key, standby) = dialling.map_or((None, None), |dialling| (dialling.session, dialling.standby));
+        if let (Some(key), Some(epoch)) = (key, standby) {
+            return self.standby_dialed(key, epoch, result);
+        }
         let session = key.and_then(|key| self.sessions.get_mut(&key));
         match (session, result) {
             (Some(session), Ok(stream)) => {
                 session.hop_out = Some(stream);
                 let hop = HopOpen { session: session.key, epoch: session.epochs.next };
                 let from = next_peer(&session.open).unwrap_or(self.config.id);
-                self.streams.insert(stream, Stream { from, role: Role::HopOut(hop.session) });
-                self.send(stream, Frame::HopOpen(hop));
+                self.hop_dialled(stream, from, hop);
             }
             (Some(session), Err(failure)) => {
                 let (key, peer) = (session.key, next_peer(&session.open));
@@ -253,24 +260,36 @@ impl Peer {
                 self.neighbour_lost(now, key, Side::Next, (peer, failure));
             }
             // The session ended while its next peer was being dialled.
-            (None, Ok(stream)) => {
-                self.streams.insert(stream, Stream { from: self.config.id, role: Role::Fresh { since: now.instant } });
-                self.close_stream(stream, Failure::new(FailureCode::Done, ""));
-            }
+            (None, Ok(stream)) => self.turn_away(stream),
             (None, Err(_)) => {}
         }
     }
 
-    /// The next peer takes the session's steps from this one on.
-    pub(crate) fn next_confirmed(&mut self, key: SessionKey, expected: u32) {
+    /// A stream to the next peer, or to a standby, begins.
+    pub(crate) fn hop_dialled(&mut self, stream: StreamId, to: PeerId, hop: HopOpen) {
+        self.streams.insert(stream, Stream { from: to, role: Role::HopOut(hop.session) });
+        self.send(stream, Frame::HopOpen(hop));
+    }
+
+    /// Nobody waits for it any more.
+    pub(crate) fn turn_away(&mut self, stream: StreamId) {
+        self.effects.push_back(Effect::Close { stream, failure: Failure::new(FailureCode::Done, "") });
+    }
+
+    /// The next peer, or the standby, takes the session's steps from this one on.
+    pub(crate) fn next_confirmed(&mut self, stream: StreamId, key: SessionKey, expected: u32) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
+        if let Some(standby) = session.standby.as_mut().filter(|standby| standby.stream == Some(stream)) {
+            standby.is_confirmed = true;
+            return self.flush_standby(key);
+        }
         if std::mem::replace(&mut session.next_confirmed, true) {
             return;
         }
         session.next_expects = expected;
         // Next peers of the same opening began where this one did, which may be another session's positions.
         let is_another = expected > 0 || session.epochs.next > session.open.epoch;
-        if session.grace.is_some() && is_another && !session.journal.resume(expected) {
+        if session.grace.is_some() && is_another && !session.journal.resume(expected, session.settled) {
             let detail = "the steps that another peer would have to be sent were let go of here";
             return self.end_session(key, Failure::new(FailureCode::Forgotten, detail));
         }
@@ -318,7 +337,7 @@ impl Peer {
 /// The peer that a session's steps are passed to, if it is not the client.
 pub(crate) fn next_peer(open: &OpenSession) -> Option<PeerId> {
     match &open.next {
-        NextHop::Client => None,
+        NextHop::Client | NextHop::Nobody => None,
         NextHop::Peer { address, .. } => Some(address.peer),
     }
 }

@@ -62,6 +62,8 @@ pub(crate) struct Dialling {
     pub(crate) client: PeerId,
     /// None where the session has ended since.
     pub(crate) session: Option<SessionKey>,
+    /// The epoch of the stream to a standby; none: it is to the next peer.
+    pub(crate) standby: Option<u32>,
 }
 
 /// A whole peer. See the crate's documentation.
@@ -220,8 +222,9 @@ impl Peer {
             (Role::Client(key), Frame::AskAccount) => self.account_asked(stream, key),
             (Role::Client(key), Frame::Keep(keep)) => self.keep(key, keep),
             (Role::Client(key), Frame::Reroute(reroute)) => self.reroute(now, key, *reroute),
-            (Role::HopOut(key), Frame::HopReady) => self.next_confirmed(key, 0),
-            (Role::HopOut(key), Frame::HopResumed { expected }) => self.next_confirmed(key, expected),
+            (Role::Client(key), Frame::Mirror(mirror)) => self.mirror(now, key, *mirror),
+            (Role::HopOut(key), Frame::HopReady) => self.next_confirmed(stream, key, 0),
+            (Role::HopOut(key), Frame::HopResumed { expected }) => self.next_confirmed(stream, key, expected),
             (_, Frame::Failed(failure)) => {
                 self.effects.push_back(Effect::Close { stream, failure: Failure::new(FailureCode::Done, "") });
                 self.closed(now, stream, failure);
@@ -246,6 +249,8 @@ impl Peer {
         let Some(Stream { from, role }) = self.streams.get(&stream).copied() else { return };
         match role {
             Role::Client(key) => self.end_session(key, failure),
+            // Whoever stands by is not needed.
+            Role::HopOut(key) if self.is_standby(key, stream) => self.standby_lost(key, failure),
             Role::HopIn(key) | Role::HopOut(key) => self.end_session(key, failure.of(from)),
             Role::Fresh { .. } | Role::Parked { .. } => self.close_stream(stream, failure),
         }
@@ -261,6 +266,7 @@ impl Peer {
                 let failure = Failure::new(FailureCode::Cancelled, "the previous peer finished").of(from);
                 self.neighbour_lost(now, key, Side::Previous, (Some(from), failure));
             }
+            Role::HopOut(key) if self.is_standby(key, stream) => self.standby_lost(key, failure),
             Role::HopIn(key) | Role::HopOut(key) => {
                 // What a neighbour says of itself is passed on; what it says of another keeps that other's name.
                 let peer = failure.peer.or(Some(from));
@@ -280,7 +286,8 @@ impl Peer {
         for dialling in self.dials.values_mut().filter(|dialling| dialling.session == Some(key)) {
             dialling.session = None;
         }
-        for stream in [Some(session.client), session.hop_in, session.hop_out].into_iter().flatten() {
+        let standby = session.standby.as_ref().and_then(|standby| standby.stream);
+        for stream in [Some(session.client), session.hop_in, session.hop_out, standby].into_iter().flatten() {
             self.close_stream(stream, failure.clone());
         }
         if let Some(stage) = self.stages.get_mut(usize::from(session.slot.0)) {
@@ -301,11 +308,16 @@ impl Peer {
         self.effects.push_back(Effect::Send { stream, frame });
     }
 
-    pub(crate) fn dial(&mut self, key: SessionKey, next: &NextHop) {
+    fn is_standby(&self, key: SessionKey, stream: StreamId) -> bool {
+        self.sessions.get(&key).is_some_and(|session| session.is_standby(stream))
+    }
+
+    /// `standby`: the epoch of the stream to one; none: it is to the next peer.
+    pub(crate) fn dial(&mut self, key: SessionKey, next: &NextHop, standby: Option<u32>) {
         let NextHop::Peer { address, .. } = next else { return };
         let dial = DialId(self.next_dial);
         self.next_dial += 1;
-        self.dials.insert(dial, Dialling { client: key.client, session: Some(key) });
+        self.dials.insert(dial, Dialling { client: key.client, session: Some(key), standby });
         self.effects.push_back(Effect::Dial { dial, to: address.clone() });
     }
 

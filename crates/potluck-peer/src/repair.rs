@@ -35,8 +35,11 @@ impl Peer {
         session.told = keep.answered;
         session.journal.keep(session.held > 0);
         // The next peer's word may have come first.
+        if session.open.next == NextHop::Nobody {
+            session.journal.rest();
+        }
         let expects = if session.open.next == NextHop::Client { keep.answered } else { session.next_expects };
-        if expects > 0 && !session.journal.resume(expects) {
+        if expects > 0 && !session.journal.resume(expects, 0) {
             let detail = "a session that begins with another's positions cannot take a lost peer's place";
             self.end_session(key, Failure::new(FailureCode::Forgotten, detail));
         }
@@ -82,12 +85,12 @@ impl Peer {
 
     fn try_reroute(&mut self, now: Now, key: SessionKey, reroute: Reroute) -> Result<(), Failure> {
         let protocol = |detail: &str| Err(Failure::new(FailureCode::Protocol, detail));
-        let Reroute { epoch, previous, next } = reroute;
+        let Reroute { epoch, previous, next, answered, merges } = reroute;
         let Some(session) = self.sessions.get(&key) else { return Ok(()) };
         if session.grace.is_none() {
             return protocol("this session was not opened to outlive its neighbours");
         }
-        if epoch <= session.epochs.previous.max(session.epochs.next) {
+        if epoch <= session.newest_epoch() {
             return protocol("another neighbour comes with a newer epoch");
         }
         let mut open = session.open.clone();
@@ -98,7 +101,13 @@ impl Peer {
             open.previous = previous;
         }
         if let Some(next) = &next {
-            if open.next == NextHop::Client || *next == NextHop::Client {
+            let may = match open.next {
+                NextHop::Client => false,
+                NextHop::Peer { .. } => matches!(next, NextHop::Peer { .. }),
+                // A standby, whose time has come.
+                NextHop::Nobody => *next != NextHop::Nobody && (!open.stage.tail || *next == NextHop::Client),
+            };
+            if !may {
                 return protocol("a peer takes the place of a peer");
             }
             open.next = next.clone();
@@ -106,7 +115,10 @@ impl Peer {
         let here = Place { peer: self.config.id, now: now.utc };
         let authorized = self.gate.authorize(&session.member, open, here);
         let (open, _) = authorized.map_err(|error| Failure::new(FailureCode::NotAllowed, error))?.into_parts();
-        self.check_neighbours(now, key.client, &open)?;
+        // Who stands by was looked at when it began to, and is not dialled.
+        if !next.as_ref().is_some_and(|next| session.is_stood_by_by(next)) {
+            self.check_neighbours(now, key.client, &open)?;
+        }
         let Some(session) = self.sessions.get_mut(&key) else { return Ok(()) };
         (session.open, session.ready_sent, session.opened) = (open, false, now.instant);
         session.missing_since.get_or_insert(now.instant);
@@ -120,22 +132,37 @@ impl Peer {
             session.answers.iter_mut().for_each(|answering| answering.owed = false);
             old.extend(session.hop_in.take());
         }
-        if next.is_some() {
+        if let Some(next) = &next {
+            session.settled = if merges { answered } else { 0 };
             session.epochs.next = epoch;
-            session.next_confirmed = false;
+            // Whoever stood by is asked now to answer the client.
+            session.next_confirmed = *next == NextHop::Client;
+            let is_whole = !session.next_confirmed
+                || session.answers_from(answered, epoch)
+                    && (session.open.stage.tail || session.journal.resume(answered, 0));
+            if !is_whole {
+                let detail = "what the client has to be sent was let go of here";
+                return Err(Failure::new(FailureCode::Forgotten, detail));
+            }
             old.extend(session.hop_out.take());
             for dialling in self.dials.values_mut().filter(|dialling| dialling.session == Some(key)) {
-                dialling.session = None;
+                if dialling.standby.is_none() {
+                    dialling.session = None;
+                }
             }
         }
         for stream in old {
             self.close_stream(stream, Failure::new(FailureCode::Done, ""));
         }
-        if let Some(next) = &next {
-            self.dial(key, next);
+        if let Some(next) = &next
+            && !self.promote_standby(key, next)
+        {
+            self.end_standby(key);
+            self.dial(key, next, None);
         }
         self.unpark(key);
         self.report_ready(key);
+        self.flush(key);
         Ok(())
     }
 }

@@ -13,7 +13,7 @@ use potluck_wire::{
     answer_rows_max,
 };
 
-use crate::{StageSlot, StreamId, account::Tally};
+use crate::{StageSlot, StreamId, account::Tally, standby::Standby};
 
 /// Frames of one session that may come twice or late. Streams are reliable and in order: more is malice, and ends it.
 const STALE_FRAMES_MAX: u32 = 1_024;
@@ -53,6 +53,8 @@ pub(crate) struct Session {
     pub(crate) expected: u32,
     /// Positions that the cache will hold once every step that has arrived has run.
     pub(crate) held: u32,
+    /// Positions of those that nothing skipped is among: what starts beyond them rests on nothing.
+    pub(crate) solid: u32,
     pub(crate) receipts: Receipts,
     pub(crate) credit: Credit,
     /// Epochs of the streams that steps arrive on and leave on.
@@ -65,10 +67,16 @@ pub(crate) struct Session {
     pub(crate) next_expects: u32,
     /// The last step that arrived was sent again: a later one may still write over what it wrote.
     pub(crate) replays: bool,
+    /// Steps before this one may be merged where the next peer has to be sent them again.
+    pub(crate) settled: u32,
+    /// Who stands by for the next peer.
+    pub(crate) standby: Option<Standby>,
     /// What goes to the next hop, and what has gone.
     pub(crate) journal: Journal,
     /// At the tail: what goes to the client.
     pub(crate) answers: VecDeque<Answering>,
+    /// Of a last peer that stands by: answers to steps before this one may have been let go of.
+    pub(crate) answers_lost: u32,
     /// At the tail: the client has the answers to the steps before this one.
     pub(crate) told: u32,
     /// At the tail: the step whose rows the stage still holds.
@@ -180,11 +188,18 @@ impl Session {
         }
     }
 
+    /// The newest epoch that its client has named.
+    pub(crate) fn newest_epoch(&self) -> u32 {
+        let standby = self.standby.as_ref().map_or(0, |standby| standby.epoch);
+        self.epochs.previous.max(self.epochs.next).max(standby)
+    }
+
     /// The stream that hidden states leave on.
     pub(crate) fn output_stream(&self) -> Option<StreamId> {
         match self.open.next {
             NextHop::Client => Some(self.client),
             NextHop::Peer { .. } => self.hop_out,
+            NextHop::Nobody => None,
         }
     }
 
@@ -242,7 +257,8 @@ impl Session {
             let detail = format!("position {end}; the session was opened for {}", self.open.positions);
             return fail(FailureCode::ContextFull, detail);
         }
-        let arrival = match frame.skipped {
+        // Behind what a lost peer had skipped, whoever took its place may have computed more.
+        let arrival = match frame.skipped || frame.start > self.solid {
             true => Arrival::Skip,
             false => {
                 self.check_rows(frame)?;
@@ -253,6 +269,7 @@ impl Session {
         self.replays = again;
         // A later step that starts here or before follows one that was skipped: what is held counts up to it at least.
         self.held = (frame.start + frame.tree.trunk(frame.count.into()) as u32).min(self.open.positions);
+        self.solid = if matches!(arrival, Arrival::Run(_)) { self.held } else { self.solid.min(frame.start) };
         self.last_step = now;
         self.answered = None;
         let StepFrame { sequence, start, count, rows, top, pad, fence, .. } = *frame;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use potluck_chain::Outgoing;
 use potluck_core::{CacheId, Defence, Hidden, Output, SessionKey, StageCommand, StageError, Step};
-use potluck_wire::{Failure, FailureCode, Frame, StepFrame};
+use potluck_wire::{Failure, FailureCode, Frame, NextHop, StepFrame};
 
 use crate::{
     Effect, Now, Peer, StageSlot, StreamId,
@@ -25,7 +25,7 @@ impl Peer {
             Ok(Arrival::Stale) => self.count_stale(),
             Ok(arrival) => {
                 // What was skipped is not computed here, nor paid for.
-                let count = if frame.skipped { 0 } else { frame.count };
+                let count = if matches!(arrival, Arrival::Run(_)) { frame.count } else { 0 };
                 if let Err(error) = self.meter.charge(session.member.chain().scope(), count.into(), now.utc) {
                     return self.end_session(key, Failure::new(FailureCode::Spent, error));
                 }
@@ -94,9 +94,18 @@ impl Peer {
         }
     }
 
-    /// Sends what the next hop has credit for, and grants the previous one as much again.
+    /// Sends what the next hop and its standby have credit for, and grants the previous one as much again.
     pub(crate) fn flush(&mut self, key: SessionKey) {
+        self.flush_next(key);
+        self.flush_standby(key);
+    }
+
+    fn flush_next(&mut self, key: SessionKey) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
+        if session.open.next == NextHop::Nobody {
+            let done = session.keep_for_whoever_comes();
+            return self.grant(key, done);
+        }
         let Some(out) = session.output_stream().filter(|_| session.next_confirmed) else { return };
         let mut done = session.journal.pass_over();
         // Answers need no credit: there is one for each step that the client itself sent.
@@ -111,6 +120,12 @@ impl Peer {
             let frame = if again { Frame::Replay(step) } else { Frame::Step(step) };
             self.effects.push_back(Effect::Send { stream: out, frame });
         }
+        self.grant(key, done);
+    }
+
+    /// So many steps of the previous hop's are done with.
+    pub(crate) fn grant(&mut self, key: SessionKey, done: usize) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
         let back = session.step_stream();
         for frames in (0..done).filter_map(|_| session.receipts.finished()) {
             let credit = back.map(|stream| Effect::Send { stream, frame: Frame::Credit { frames } });
@@ -120,6 +135,13 @@ impl Peer {
 
     pub(crate) fn credited(&mut self, stream: StreamId, key: SessionKey, frames: u32) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
+        if let Some(standby) = session.standby.as_mut().filter(|standby| standby.stream == Some(stream)) {
+            if frames > 0 && standby.credit.grant(frames) {
+                return self.flush_standby(key);
+            }
+            let failure = Failure::new(FailureCode::Protocol, format!("{frames} frames of credit that were not due"));
+            return self.misbehaved(stream, failure);
+        }
         let takes_steps = session.output_stream() == Some(stream) && !session.open.stage.tail;
         if takes_steps && (frames > 0 && session.credit.grant(frames) || !Defence::CreditDue.stands()) {
             return self.flush(key);

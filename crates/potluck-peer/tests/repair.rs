@@ -6,11 +6,11 @@
 mod harness;
 
 use harness::{Test, closes, grant, hop, id, open, ready, sends, step};
-use potluck_core::{CacheId, Hidden, Output, SessionId, SessionKey, StageReply};
+use potluck_core::{CacheId, Hidden, Output, PeerId, SessionId, SessionKey, StageReply};
 use potluck_peer::{DialId, Effect, Event, StageSlot, StreamId};
 use potluck_wire::{
-    Failure, FailureCode, Frame, HopOpen, Keep, NextHop, OpenSession, PeerAddress, Prefix, PreviousHop, Reroute,
-    StepFrame,
+    Failure, FailureCode, Frame, HopOpen, Keep, Mirror, NextHop, OpenSession, PeerAddress, Prefix, PreviousHop,
+    Reroute, StepFrame,
 };
 
 const WIDTH: usize = harness::WIDTH as usize;
@@ -29,7 +29,13 @@ fn keep(answered: u32) -> Frame {
 fn reroute(epoch: u32, previous: Option<u8>, next: Option<u8>) -> Frame {
     let address = |n| PeerAddress { peer: id(n), addresses: vec![], relay: None };
     let next = next.map(|n| NextHop::Peer { address: address(n), grant: grant(n) });
-    Frame::Reroute(Box::new(Reroute { epoch, previous: previous.map(|n| PreviousHop::Peer(id(n))), next }))
+    Frame::Reroute(Box::new(Reroute {
+        epoch,
+        previous: previous.map(|n| PreviousHop::Peer(id(n))),
+        next,
+        answered: 0,
+        merges: false,
+    }))
 }
 
 fn lost(stream: u64) -> Event {
@@ -168,9 +174,12 @@ fn what_a_client_may_not_say_of_neighbours_ends_its_session() {
             address: PeerAddress { peer: id(4), addresses: vec![], relay: None },
             grant: vec![1, 2, 3],
         }),
+        answered: 0,
+        merges: false,
     };
     assert_eq!(code(kept(), Frame::Reroute(Box::new(stranger))), Some(FailureCode::NotAdmitted));
-    let client = Reroute { epoch: 1, previous: Some(PreviousHop::Client), next: None };
+    let (answered, merges) = (0, false);
+    let client = Reroute { epoch: 1, previous: Some(PreviousHop::Client), next: None, answered, merges };
     assert_eq!(code(kept(), Frame::Reroute(Box::new(client))), protocol);
 }
 
@@ -230,4 +239,127 @@ fn what_waits_for_a_next_peer_is_bounded_however_often_the_previous_one_changes(
     }
     assert_eq!(ended.map(|failure| failure.code), Some(FailureCode::OverBudget));
     test.assert_empty();
+}
+
+fn mirror(epoch: u32, standby: Option<u8>) -> Frame {
+    let address = |n| PeerAddress { peer: id(n), addresses: vec![], relay: None };
+    let standby = standby.map(|n| NextHop::Peer { address: address(n), grant: grant(n) });
+    Frame::Mirror(Box::new(Mirror { epoch, standby, answered: 0, merges: false }))
+}
+
+/// What the client is told of a lost neighbour: the epoch and who it was.
+fn told_lost(effects: &[Effect]) -> Vec<(u32, Option<PeerId>)> {
+    let told = |effect: &Effect| match effect {
+        Effect::Send { stream: StreamId(1), frame: Frame::NeighbourLost(lost) } => {
+            Some((lost.epoch, lost.failure.peer))
+        }
+        _ => None,
+    };
+    effects.iter().filter_map(told).collect()
+}
+
+/// A session of which one step has passed, and peer 4 stands by for peer 3, over stream 7.
+fn stood_by() -> Test {
+    let mut test = kept();
+    test.frame(2, Frame::Step(step(0, 0, 0, 2)));
+    assert_eq!(sent(&test.tell(ran(1, 2)), 3), [(0, 0, false)]);
+    let effects = test.frame(1, mirror(1, Some(4)));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Dial { to, .. } if to.peer == id(4))), "{effects:?}");
+    let effects = test.tell(Event::Dialed { dial: DialId(1), result: Ok(StreamId(7)) });
+    assert!(sends(&effects, 7, &Frame::HopOpen(hop(1))), "{effects:?}");
+    assert_eq!(sent(&test.frame(7, Frame::HopReady), 7), [(0, 1, true)]);
+    test
+}
+
+#[test]
+fn a_standby_is_sent_all_steps_and_takes_the_place_of_a_lost_peer() {
+    let mut test = stood_by();
+    test.frame(2, Frame::Step(step(1, 0, 2, 1)));
+    let effects = test.tell(ran(2, 1));
+    assert_eq!((sent(&effects, 3), sent(&effects, 7)), (vec![(1, 0, false)], vec![(1, 1, true)]));
+    assert_eq!(told_lost(&test.tell(lost(3))), [(0, Some(id(3)))]);
+    test.frame(2, Frame::Step(step(2, 0, 3, 1)));
+    assert_eq!(sent(&test.tell(ran(3, 1)), 7), [(2, 1, true)], "it goes on meanwhile");
+    let effects = test.frame(1, reroute(2, None, Some(4)));
+    assert!(sends(&effects, 1, &Frame::Ready) && sent(&effects, 7).is_empty(), "{effects:?}");
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Dial { .. })), "it is there: {effects:?}");
+    test.frame(2, Frame::Step(step(3, 0, 4, 1)));
+    assert_eq!(sent(&test.tell(ran(4, 1)), 7), [(3, 1, false)]);
+    // It is a next peer like any other now.
+    assert_eq!(told_lost(&test.tell(lost(7))), [(1, Some(id(4)))]);
+}
+
+/// How a standby ends.
+type End<'a> = &'a dyn Fn(&mut Test) -> Vec<Effect>;
+
+#[test]
+fn what_becomes_of_a_standby_changes_nothing_else() {
+    let failure = || Failure::new(FailureCode::PeerLost, "no answer");
+    let ends: [End; 4] = [
+        &|test| test.tell(lost(7)),
+        &|test| test.frame(7, Frame::Credit { frames: 100 }),
+        &|test| test.frame(7, Frame::Failed(failure())),
+        &|test| test.frame(7, Frame::Step(step(0, 1, 0, 1))),
+    ];
+    for end in ends {
+        let mut test = stood_by();
+        assert_eq!(told_lost(&end(&mut test)), [(1, Some(id(4)))]);
+        test.frame(2, Frame::Step(step(1, 0, 2, 1)));
+        assert_eq!(sent(&test.tell(ran(2, 1)), 3), [(1, 0, false)]);
+        // Another may stand by; and one that is not reached is told as well.
+        test.frame(1, mirror(2, Some(5)));
+        let dial = DialId(2);
+        assert_eq!(told_lost(&test.tell(Event::Dialed { dial, result: Err(failure()) })), [(2, Some(id(5)))]);
+        test.frame(1, Frame::Failed(Failure::new(FailureCode::Done, "")));
+        test.assert_empty();
+    }
+    let mut test = stood_by();
+    let effects = test.frame(1, mirror(2, None));
+    assert!(closes(&effects, 7).is_some() && told_lost(&effects).is_empty(), "{effects:?}");
+}
+
+#[test]
+fn a_standby_that_nobody_may_be_ends_no_session_and_one_that_makes_no_sense_does() {
+    let mut test = stood_by();
+    let stranger = NextHop::Peer {
+        address: PeerAddress { peer: id(5), addresses: vec![], relay: None },
+        grant: b"no grant".to_vec(),
+    };
+    let (standby, answered, merges) = (Some(stranger), 0, false);
+    let effects = test.frame(1, Frame::Mirror(Box::new(Mirror { epoch: 2, standby, answered, merges })));
+    assert_eq!(told_lost(&effects), [(2, Some(id(5)))]);
+    // An epoch that has been, and the peer that it would stand by for.
+    for frame in [mirror(2, Some(5)), mirror(9, Some(3))] {
+        let mut test = stood_by();
+        test.frame(1, mirror(2, Some(4)));
+        let effects = test.frame(1, frame.clone());
+        let code = closes(&effects, 1).map(|failure| failure.code);
+        assert_eq!(code, Some(FailureCode::Protocol), "{frame:?}: {effects:?}");
+    }
+}
+
+#[test]
+fn a_peer_that_stands_by_keeps_what_it_computes_until_it_is_told_for_whom() {
+    let mut test = Test::new();
+    let nobody = OpenSession { next: NextHop::Nobody, ..open() };
+    assert!(!test.stream(1, 9, Frame::Open(Box::new(nobody))).iter().any(|e| matches!(e, Effect::Dial { .. })));
+    test.frame(1, keep(0));
+    test.stream(2, 1, Frame::HopOpen(hop(0)));
+    let opened = StageReply::Opened { cache: CacheId(0), result: Ok(()) };
+    let effects = test.tell(Event::Stage { stage: StageSlot(0), reply: opened });
+    assert!(sends(&effects, 1, &Frame::Ready), "{effects:?}");
+    let mut credit = 0;
+    for n in 0..100 {
+        test.frame(2, Frame::Replay(step(n, 0, n.min(20), 1)));
+        let effects = test.tell(ran(u64::from(n) + 1, 1));
+        assert!(effects.iter().all(|effect| matches!(effect, Effect::Send { stream: StreamId(2), .. })), "{effects:?}");
+        credit += effects.len();
+    }
+    assert!(credit >= 20, "whoever sends is not held up by nobody's being there: {credit}");
+    let effects = test.frame(1, reroute(1, None, Some(3)));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Dial { to, .. } if to.peer == id(3))), "{effects:?}");
+    test.tell(Event::Dialed { dial: DialId(0), result: Ok(StreamId(3)) });
+    let effects = test.frame(3, Frame::HopResumed { expected: 97 });
+    assert_eq!(sent(&effects, 3), [(97, 1, true), (98, 1, true), (99, 1, true)]);
+    assert!(sends(&effects, 1, &Frame::Ready), "{effects:?}");
 }

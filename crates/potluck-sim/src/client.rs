@@ -3,21 +3,24 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use potluck_chain::{ClientSession, Deadlines, Effect, Event, Hop, OwnStage, RemoteStage, SessionConfig};
-use potluck_core::{CacheId, LayerRange, PeerId, SecretKey, SessionId, SessionKey, Stage as _, StageCommand};
+use potluck_core::{CacheId, LayerRange, PeerId, SessionId, SessionKey, Stage as _, StageCommand};
 use potluck_grant::Root;
 use potluck_wire::{Codec, Failure, FailureCode, Frame};
 
 use crate::{
     Scenario,
-    peer::{CONTEXT, SimPeer, grant},
+    peer::{CONTEXT, SimPeer, grant, key},
     toy::{self, ToyStage},
     user::{User, random_tokens},
-    wire::End,
+    wire::{End, Node},
     world::{Due, World},
 };
 
 /// Attempts of a client to replace peers. A storm may outlast them.
-const MENDS_MAX: u32 = 20;
+const MENDS_MAX: u32 = 40;
+
+/// Attempts of a client to find standbys.
+const STANDBYS_MAX: u32 = 20;
 
 #[derive(Debug)]
 pub(crate) struct SimClient {
@@ -34,7 +37,11 @@ pub(crate) struct SimClient {
     pub(crate) replaced: BTreeSet<usize>,
     /// Attempts to replace peers, so far.
     mends: u32,
+    /// Attempts to find standbys, so far.
+    sought: u32,
     wake_at: Option<Duration>,
+    /// It is gone, without a word.
+    pub(crate) has_left: bool,
     pub(crate) user: User,
     /// How often the user will still open a session of the same name, at the same epoch, after one has ended.
     returns: u32,
@@ -50,7 +57,7 @@ impl SimClient {
         root: &Root,
         rng: &mut fastrand::Rng,
     ) -> Self {
-        let id = SecretKey::from_bytes(&[index as u8 + 101; 32]).peer_id();
+        let id = key('c', index).peer_id();
         let own_ends = ranges.len() > 1 && rng.bool();
         let mut own = Vec::new();
         let hop = |(place, range): (usize, &LayerRange)| {
@@ -65,7 +72,7 @@ impl SimClient {
         };
         let route: Vec<_> = ranges.iter().enumerate().map(hop).collect();
         let config = SessionConfig {
-            key: SessionKey { client: id, id: SessionId::from_bytes([index as u8; 16]) },
+            key: SessionKey { client: id, id: SessionId::from_bytes((index as u128).to_le_bytes()) },
             epoch: 0,
             positions: CONTEXT,
             width: toy::WIDTH,
@@ -75,16 +82,20 @@ impl SimClient {
             route,
             prefix: None,
             pad: false,
+            exact: scenario.exact.unwrap_or_else(|| rng.bool()),
             deadlines: Deadlines {
                 step: Duration::from_secs(30),
                 grace: scenario.recovers.then_some(Duration::from_secs(20)),
                 ..Deadlines::default()
             },
         };
-        let prompt = (0..rng.usize(1..=4)).map(|_| random_tokens(rng, 24)).collect();
-        let user = User::new(rng.usize(1..=24));
+        // Now and then more steps than a hop has credit for.
+        let chunks = if rng.u8(..4) == 0 { 24 } else { 4 };
+        let prompt = (0..rng.usize(1..=chunks)).map(|_| random_tokens(rng, 24)).collect();
+        let user = User::new(rng.usize(1..=scenario.longest));
         let returns = rng.u32(..=scenario.returns);
-        let streams = vec![None; ranges.len()];
+        // Those to standbys come behind.
+        let streams = vec![None; 2 * ranges.len()];
         let (lost, replaced) = Default::default();
         Self {
             id,
@@ -96,7 +107,9 @@ impl SimClient {
             lost,
             replaced,
             mends: 0,
+            sought: 0,
             wake_at: None,
+            has_left: false,
             user,
             returns,
             prompt,
@@ -109,20 +122,28 @@ impl SimClient {
 }
 
 impl World {
-    pub(crate) fn client_frame(&mut self, client: usize, hop: usize, stream: usize, frame: Frame) {
-        if self.clients[client].streams[hop] == Some(stream) {
+    pub(crate) fn client_frame(&mut self, client: usize, stream: usize, frame: Frame) {
+        if let Some(hop) = self.hop_of(client, stream) {
             self.inform(client, Event::Frame { hop, frame });
         }
     }
 
-    pub(crate) fn client_stream_closed(&mut self, client: usize, hop: usize, stream: usize, failure: Failure) {
-        if self.clients[client].streams[hop] == Some(stream) {
+    pub(crate) fn client_stream_closed(&mut self, client: usize, stream: usize, failure: Failure) {
+        if let Some(hop) = self.hop_of(client, stream) {
             self.inform(client, Event::Closed { hop, failure });
         }
     }
 
+    /// A standby's stream may be a stage's by now, and one that was ended is nobody's.
+    fn hop_of(&self, client: usize, stream: usize) -> Option<usize> {
+        self.clients[client].streams.iter().position(|held| *held == Some(stream))
+    }
+
     pub(crate) fn wake_client(&mut self, client: usize) {
         self.clients[client].wake_at = None;
+        if self.clients[client].has_left {
+            return;
+        }
         match &self.clients[client].session {
             Some(session) if session.is_over() && self.clients[client].returns > 0 => self.come_back(client),
             Some(_) => return self.inform(client, Event::Timeout),
@@ -143,7 +164,7 @@ impl World {
         client.streams.fill(None);
         client.lost.clear();
         client.replaced.clear();
-        client.mends = 0;
+        (client.mends, client.sought) = (0, 0);
         client.user = User::new(client.user.wanted);
         for chunk in client.prompt.iter_mut().flatten() {
             *chunk = (*chunk + 1) % toy::VOCABULARY;
@@ -166,17 +187,21 @@ impl World {
         if self.clients[client].session.as_ref().is_some_and(ClientSession::is_over) && self.clients[client].returns > 0
         {
             let soon = Duration::from_micros(self.rng.u64(..20_000));
-            return self.after(soon, Due::Wake(End::Client(client, 0)));
+            return self.after(soon, Due::Wake(End::Client(client)));
         }
         let at = self.clients[client].session.as_ref().and_then(ClientSession::poll_timeout);
         let Some(at) = at.map(|at| self.since_start(at)) else { return };
         if self.clients[client].wake_at.is_none_or(|set| at < set) {
             self.clients[client].wake_at = Some(at);
-            self.at(at, Due::Wake(End::Client(client, 0)));
+            self.at(at, Due::Wake(End::Client(client)));
         }
     }
 
     fn carry_out(&mut self, client: usize, effect: Effect) {
+        let tells = matches!(effect, Effect::Ready | Effect::Lost { .. } | Effect::Repaired | Effect::Failed(_));
+        if tells || matches!(effect, Effect::Promoted { .. } | Effect::StandsBy { .. } | Effect::StandbyLost { .. }) {
+            self.note(|| format!("client {client}: {effect:?}"));
+        }
         match effect {
             Effect::Send { hop, frame } => {
                 let stream = self.client_stream(client, hop);
@@ -194,9 +219,18 @@ impl World {
             }
             Effect::Own { hop, command } => self.own_compute(client, hop, command),
             Effect::Reopen { hop } => self.reopen(client, hop),
-            Effect::Ready => self.send_prompt(client),
+            Effect::Ready => {
+                self.send_prompt(client);
+                self.seek_standbys(client);
+            }
             Effect::Lost { hop, .. } => self.lost(client, hop),
-            Effect::Repaired => self.report.repairs += 1,
+            Effect::Repaired => {
+                self.report.repairs += 1;
+                self.seek_standbys(client);
+            }
+            Effect::Promoted { hop } => self.promoted(client, hop),
+            Effect::StandsBy { .. } => self.report.standbys += 1,
+            Effect::StandbyLost { .. } => self.seek_standbys(client),
             Effect::Answer(answer) => self.answered(client, &answer),
             Effect::Row { logits, .. } => self.row_came(client, &logits),
             Effect::Accounts(accounts) => self.accounts_came(client, &accounts),
@@ -209,15 +243,77 @@ impl World {
             return stream;
         }
         let SimClient { session, config, .. } = &self.clients[client];
-        let route = session.as_ref().map_or(&config.route[..], ClientSession::route);
-        let peer = route[hop].peer().and_then(|id| self.by_id.get(&id)).copied();
-        let peer = peer.unwrap_or_default();
-        let stream = self.open_stream(End::Client(client, hop), End::Peer(peer));
+        let named = match session {
+            Some(session) => session.peer_at(hop).map(|remote| remote.address.peer),
+            None => config.route[hop].peer(),
+        };
+        let peer = named.and_then(|id| self.by_id.get(&id)).copied().unwrap_or_default();
+        let stream = self.open_stream(End::Client(client), End::Peer(peer));
         self.clients[client].streams[hop] = Some(stream);
-        if !self.peers[peer].alive {
-            self.break_stream(stream);
+        if self.reaches(Node::Client(client), Node::Peer(peer)).is_none() {
+            self.break_stream(stream, Duration::ZERO);
         }
         stream
+    }
+
+    /// The client is gone: its session is nobody's any more.
+    pub(crate) fn leave(&mut self, client: usize) {
+        let sim = &mut self.clients[client];
+        let was_over = sim.session.as_ref().is_some_and(ClientSession::is_over) && sim.returns == 0;
+        if std::mem::replace(&mut sim.has_left, true) || was_over {
+            return;
+        }
+        // One that has ended, and whose user is about to return, is counted already.
+        let is_counted = sim.session.take().is_some_and(|session| session.is_over());
+        self.report.left += usize::from(!is_counted);
+        for stream in 0..self.streams.len() {
+            if self.streams[stream].ends[0].node() == Node::Client(client) {
+                self.streams[stream].open[0] = false;
+                self.break_stream(stream, Duration::ZERO);
+            }
+        }
+    }
+
+    /// A standby has the place: its stream is the stage's.
+    fn promoted(&mut self, client: usize, hop: usize) {
+        self.reopen(client, hop);
+        let stages = self.clients[client].streams.len() / 2;
+        let streams = &mut self.clients[client].streams;
+        streams[hop] = streams[stages + hop].take();
+        self.clients[client].replaced.insert(hop);
+        self.report.promoted += 1;
+    }
+
+    /// Some time later the client looks for peers that stand by.
+    fn seek_standbys(&mut self, client: usize) {
+        if self.scenario.standbys && self.clients[client].sought < STANDBYS_MAX {
+            self.clients[client].sought += 1;
+            let soon = Duration::from_millis(self.rng.u64(1..=500));
+            self.after(soon, Due::StandBy(client));
+        }
+    }
+
+    /// A peer that serves the same layers stands by for each stage that has none.
+    pub(crate) fn stand_by(&mut self, client: usize) {
+        let Some(session) = self.clients[client].session.as_ref().filter(|session| !session.is_over()) else { return };
+        let stages = session.route().len();
+        let mut known: Vec<PeerId> =
+            (0..2 * stages).filter_map(|hop| session.peer_at(hop)).map(|remote| remote.address.peer).collect();
+        let mut found = Vec::new();
+        for hop in (0..stages).filter(|hop| session.peer_at(stages + hop).is_none()) {
+            let Some(spec) = session.peer_at(hop).map(|remote| remote.spec) else { continue };
+            let may = |peer: &&SimPeer| peer.range == spec.layers && peer.alive && !known.contains(&peer.id);
+            let Some(peer) = self.peers.iter().find(may) else { continue };
+            known.push(peer.id);
+            found.push((hop, RemoteStage { spec, address: peer.address(), grant: peer.grant.clone(), speed: None }));
+        }
+        for (hop, stage) in found {
+            if let Some(session) = &mut self.clients[client].session {
+                // While a place is empty nobody can.
+                let _ = session.stand_by(hop, stage);
+            }
+        }
+        self.drain(client);
     }
 
     /// The old stream is done with: what follows goes to whoever has the place now.
@@ -260,9 +356,22 @@ impl World {
         let others: Option<Vec<_>> = lost.iter().map(|hop| substitute(*hop)).collect();
         let SimClient { session, mends, .. } = &mut self.clients[client];
         *mends += 1;
-        match (others.filter(|_| *mends < MENDS_MAX), session) {
+        match (others, session) {
+            // Somebody may be back in a moment. The session waits for as long as it has grace.
+            (None, Some(_)) if *mends < MENDS_MAX => {
+                self.clients[client].lost = lost;
+                let moment = Duration::from_millis(self.rng.u64(500..=1_500));
+                return self.after(moment, Due::Mend(client));
+            }
+            (Some(_), Some(session)) if *mends >= MENDS_MAX => {
+                session.close();
+                self.failed(client, "peer_lost");
+            }
             (Some(others), Some(session)) => {
+                let names = others.iter().map(|(hop, other)| (*hop, other.address.peer));
+                let taken: Vec<_> = names.filter_map(|(hop, peer)| Some((hop, *self.by_id.get(&peer)?))).collect();
                 let replaced = session.replace(now, others);
+                self.note(|| format!("client {client}: stages and the peers that take them: {taken:?}"));
                 self.check(replaced.is_ok(), &format!("other peers are taken: {replaced:?}"));
                 self.clients[client].replaced.extend(lost);
             }

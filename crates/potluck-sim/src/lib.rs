@@ -9,9 +9,12 @@
 //! ```
 //! What it checks, after every event: a token that a session delivers is the one that the unbroken, uncut model gives;
 //! queues stay within their bounds. And at the end: every session has ended, well or with a typed error; no peer that
-//! is alive holds a stream, a session, a dial or a cache. A violation panics with the command that repeats it.
+//! is alive holds a stream, a session, a dial or a cache. A violation panics with what repeats it; [`minimised`] finds a smaller run
+//! that breaks a promise as well.
 
 mod client;
+mod faults;
+mod minimise;
 mod peer;
 mod scenario;
 pub mod toy;
@@ -19,5 +22,6 @@ mod user;
 mod wire;
 mod world;
 
-pub use scenario::{Faults, Report, Scenario};
+pub use minimise::{Failed, minimised, tried};
+pub use scenario::{Faults, Kind, Line, Report, Scenario};
 pub use world::World;

@@ -10,12 +10,12 @@ use potluck_wire::{Failure, FailureCode, Frame, HOP_FRAMES_MAX, PeerAddress};
 use crate::{
     Scenario,
     toy::{self, ToyStage},
-    wire::End,
+    wire::{End, Node},
     world::{Due, UTC_START, World},
 };
 
 /// Positions of a toy cache.
-pub(crate) const CONTEXT: u32 = 256;
+pub(crate) const CONTEXT: u32 = 1_024;
 
 #[derive(Debug)]
 pub(crate) struct SimPeer {
@@ -26,11 +26,26 @@ pub(crate) struct SimPeer {
     pub(crate) stage: ToyStage,
     pub(crate) range: LayerRange,
     /// Counts the engine's lives: what an earlier one still owed is never delivered.
-    generation: u64,
-    busy_until: Duration,
+    pub(crate) generation: u64,
+    /// Counts the peer's lives: whom an earlier one dialled is nothing to it.
+    pub(crate) life: u64,
+    pub(crate) busy_until: Duration,
+    /// How many times slower it computes, and until when.
+    pub(crate) slow: (u32, Duration),
+    /// Seconds that its clock is ahead.
+    pub(crate) skew_s: i64,
     wake_at: Option<Duration>,
     pub(crate) alive: bool,
+    /// It does not come back.
+    pub(crate) is_gone: bool,
     pub(crate) frozen_until: Duration,
+}
+
+/// A key that nobody else has.
+pub(crate) fn key(role: char, index: usize) -> SecretKey {
+    let mut bytes = [role as u8; 32];
+    bytes[..8].copy_from_slice(&(index as u64).to_le_bytes());
+    SecretKey::from_bytes(&bytes)
 }
 
 /// The grant of a simulated member.
@@ -41,7 +56,7 @@ pub(crate) fn grant(root: &Root, id: PeerId) -> Vec<u8> {
 
 impl SimPeer {
     pub(crate) fn new(index: usize, range: LayerRange, scenario: &Scenario, root: &Root) -> Self {
-        let id = SecretKey::from_bytes(&[index as u8 + 1; 32]).peer_id();
+        let id = key('p', index).peer_id();
         let config = PeerConfig {
             id,
             sessions_per_client: 4,
@@ -60,9 +75,13 @@ impl SimPeer {
             stage,
             range,
             generation: 0,
+            life: 0,
+            slow: (1, Duration::ZERO),
+            skew_s: 0,
             busy_until: Duration::ZERO,
             wake_at: None,
             alive: true,
+            is_gone: false,
             frozen_until: Duration::ZERO,
         }
     }
@@ -80,9 +99,9 @@ impl World {
         }
         let (holder, grant) = match from {
             End::Peer(peer) => (self.peers[peer].id, &self.peers[peer].grant),
-            End::Client(client, _) => (self.clients[client].id, &self.clients[client].grant),
+            End::Client(client) => (self.clients[client].id, &self.clients[client].grant),
         };
-        match self.peers[to].gate.check(grant, holder, self.time().utc) {
+        match self.peers[to].gate.check(grant, holder, self.time_of(to).utc) {
             Ok(member) => self.tell(to, Event::StreamOpened { stream: StreamId(stream as u64), from: member }),
             Err(_) => self.check(false, "every simulated member has a valid grant"),
         }
@@ -96,7 +115,10 @@ impl World {
         self.tell(peer, Event::Closed { stream: StreamId(stream as u64), failure });
     }
 
-    pub(crate) fn dialed(&mut self, peer: usize, dial: DialId, result: Result<usize, Failure>) {
+    pub(crate) fn dialed(&mut self, peer: usize, life: u64, dial: DialId, result: Result<usize, Failure>) {
+        if self.peers[peer].life != life {
+            return;
+        }
         let result = result.map(|to| StreamId(self.open_stream(End::Peer(peer), End::Peer(to)) as u64));
         self.tell(peer, Event::Dialed { dial, result });
     }
@@ -112,35 +134,12 @@ impl World {
         self.tell(peer, Event::Timeout);
     }
 
-    /// The peer is gone. Whoever was connected notices after a while.
-    pub(crate) fn kill(&mut self, peer: usize) {
-        self.peers[peer].alive = false;
-        let held = |stream: &usize| self.streams[*stream].ends.contains(&End::Peer(peer));
-        for stream in (0..self.streams.len()).filter(held).collect::<Vec<_>>() {
-            self.break_stream(stream);
-        }
-    }
-
-    /// The engine's process ends; another is ready a second later.
-    pub(crate) fn lose_engine(&mut self, peer: usize) {
-        let sim = &mut self.peers[peer];
-        sim.generation += 1;
-        sim.busy_until = Duration::ZERO;
-        let shape = sim.stage.shape().clone();
-        sim.stage = ToyStage::new(shape.spec, shape.caches, shape.context);
-        let (slot, generation) = (StageSlot(0), sim.generation);
-        let reply = StageReply::Lost { reason: "killed by signal 9".into() };
-        self.after(Duration::ZERO, Due::Replied { peer, slot, generation, reply });
-        let reply = StageReply::Ready(shape);
-        self.after(Duration::from_secs(1), Due::Replied { peer, slot, generation, reply });
-    }
-
     /// Hands an event to a peer's machine and does what it asks for.
     fn tell(&mut self, peer: usize, event: Event) {
         if !self.peers[peer].alive {
             return;
         }
-        let now = self.time();
+        let now = self.time_of(peer);
         self.peers[peer].machine.handle(now, event);
         while let Some(effect) = self.peers[peer].machine.poll() {
             self.perform(peer, effect);
@@ -148,7 +147,7 @@ impl World {
         self.set_alarm(peer);
         let status = self.peers[peer].machine.status();
         let names = self.scenario.sessions * (1 + self.scenario.returns as usize);
-        let streams_max = 3 * names + 2 * self.scenario.peers;
+        let streams_max = 4 * names + 2 * self.scenario.peers;
         self.check(status.sessions <= self.scenario.caches.into(), "no more sessions than caches");
         self.check(status.streams <= streams_max, "streams stay within what sessions need");
         self.check(
@@ -173,6 +172,10 @@ impl World {
         match effect {
             Effect::Dial { dial, to } => self.dial(peer, dial, to.peer),
             Effect::Send { stream: StreamId(stream), frame } => {
+                if let Frame::Replay(step) = &frame {
+                    self.report.replayed.0 += 1;
+                    self.report.replayed.1 += u64::from(step.count);
+                }
                 let (stream, side) = (stream as usize, self.side(peer, stream as usize));
                 self.check(self.streams[stream].open[side], "nothing is sent on a stream that is closed");
                 self.send(stream, side, &frame);
@@ -195,12 +198,14 @@ impl World {
     }
 
     fn dial(&mut self, peer: usize, dial: DialId, to: PeerId) {
-        let reached = self.by_id.get(&to).copied().filter(|to| self.peers[*to].alive);
+        let to = self.by_id.get(&to).copied();
+        let reached = to.and_then(|to| Some((to, self.reaches(Node::Peer(peer), Node::Peer(to))?)));
         let (wait, result) = match reached {
-            Some(to) => (self.delay() * 2, Ok(to)),
+            Some((to, wait)) => (wait + self.delay() * 2, Ok(to)),
             None => (self.detection(), Err(Failure::new(FailureCode::PeerLost, "no answer"))),
         };
-        self.after(wait, Due::Dialed { peer, dial, result });
+        let life = self.peers[peer].life;
+        self.after(wait, Due::Dialed { peer, life, dial, result });
     }
 
     fn compute(&mut self, peer: usize, slot: StageSlot, command: StageCommand) {
@@ -211,7 +216,9 @@ impl World {
         let sim = &mut self.peers[peer];
         let reply = command.apply(&mut sim.stage);
         let start = sim.busy_until.max(self.now);
-        sim.busy_until = start + Duration::from_micros(200 + 100 * rows as u64);
+        let (times, until) = sim.slow;
+        let times = if until > self.now { times } else { 1 };
+        sim.busy_until = start + times * Duration::from_micros(200 + 100 * rows as u64);
         let (at, generation) = (sim.busy_until, sim.generation);
         if let Some(reply) = reply {
             self.at(at, Due::Replied { peer, slot, generation, reply });

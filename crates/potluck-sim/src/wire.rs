@@ -1,17 +1,36 @@
 //! The simulated network: streams of bytes, in order, over links with delays, and faults.
 
-use potluck_netem::link::{FLIGHT_BYTES_MAX, Link, Profile};
+use potluck_netem::link::Link;
 use potluck_wire::{CONTROL_BYTES_MAX, Failure, Frame, FrameReader};
 
-use crate::scenario::Faults;
+use crate::scenario::{Faults, Line};
+
+/// All that other frames have for a header.
+const LENGTH_AND_KIND_BYTES: usize = 5;
 
 /// Who holds one end of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     /// A peer, by index.
     Peer(usize),
-    /// A client, by index, and the stage of its route.
-    Client(usize, usize),
+    /// A client, by index.
+    Client(usize),
+}
+
+/// Somebody on the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Node {
+    Peer(usize),
+    Client(usize),
+}
+
+impl End {
+    pub(crate) fn node(self) -> Node {
+        match self {
+            Self::Peer(peer) => Node::Peer(peer),
+            Self::Client(client) => Node::Client(client),
+        }
+    }
 }
 
 /// What is on its way to a side of a stream.
@@ -48,11 +67,9 @@ pub(crate) struct SimStream {
 }
 
 impl SimStream {
-    /// A stream has credit, and what gets lost under it is sent again: so its links have room for all, and lose nothing.
-    pub(crate) fn new(from: End, to: End, profile: Profile, rng: &mut fastrand::Rng) -> Self {
+    pub(crate) fn new(from: End, to: End, line: Line, rng: &mut fastrand::Rng) -> Self {
         let reader = || FrameReader::new(CONTROL_BYTES_MAX);
-        let profile = Profile { loss: 0.0, bursts: None, reorder: 0.0, queue_bytes: FLIGHT_BYTES_MAX, ..profile };
-        let mut link = || Link::new(profile, rng.u64(..));
+        let mut link = || Link::new(line.profile(), rng.u64(..));
         let links = [link(), link()];
         Self { ends: [from, to], readers: [reader(), reader()], open: [true; 2], links, held: [None, None] }
     }
@@ -61,19 +78,22 @@ impl SimStream {
     pub(crate) fn transmit(&mut self, side: usize, frame: &Frame, faults: &Faults, rng: &mut fastrand::Rng) -> Vec<u8> {
         let mut bytes = Vec::new();
         frame.encode(&mut bytes);
-        let payload = matches!(frame, Frame::Step(_) | Frame::Answer(_));
+        // In front of what is sent again numbers may be left out: there the order is the stream's alone to keep.
+        let counted = matches!(frame, Frame::Step(_) | Frame::Answer(_));
+        let payload = counted || matches!(frame, Frame::Replay(_));
         let mut out = Vec::new();
-        if payload && rng.f64() < faults.drops {
+        if counted && rng.f64() < faults.drops {
             return out;
         }
         if rng.f64() < faults.flips {
             // Lengths, kinds and headers: a flipped payload is a peer's lie, which receipts and audits are for.
-            let end = bytes.len().min(potluck_wire::HEADER_BYTES);
+            let head = if payload { potluck_wire::HEADER_BYTES } else { LENGTH_AND_KIND_BYTES };
+            let end = bytes.len().min(head);
             let bit = rng.usize(..end * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
         }
         let twin = payload && rng.f64() < faults.twins;
-        if payload && self.held[side].is_none() && rng.f64() < faults.swaps {
+        if counted && self.held[side].is_none() && rng.f64() < faults.swaps {
             self.held[side] = Some(bytes);
             return out;
         }

@@ -14,8 +14,9 @@ use potluck_wire::{Failure, FailureCode, Frame};
 
 use crate::{
     client::SimClient,
+    faults::{Fault, Part},
     peer::SimPeer,
-    scenario::{Report, Scenario},
+    scenario::{Line, Report, Scenario},
     wire::{End, Parcel, SimStream},
 };
 
@@ -27,6 +28,9 @@ const HORIZON: Duration = Duration::from_secs(3_600);
 
 /// Events of one run: more means that something goes round in circles.
 const EVENTS_MAX: usize = 2_000_000;
+
+/// Of many sessions, for each.
+const EVENTS_OF_A_SESSION: usize = 20_000;
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -44,6 +48,7 @@ pub(crate) enum Due {
     },
     Dialed {
         peer: usize,
+        life: u64,
         dial: DialId,
         result: Result<usize, Failure>,
     },
@@ -56,10 +61,11 @@ pub(crate) enum Due {
     Wake(End),
     /// That client looks for other peers.
     Mend(usize),
-    Kill(usize),
-    LoseEngine(usize),
-    Freeze(usize, Duration),
-    Cut(u64),
+    /// That client looks for peers that stand by.
+    StandBy(usize),
+    Fault(Fault),
+    /// That peer, which was killed, starts again.
+    Restart(usize),
 }
 
 /// A run in progress.
@@ -76,6 +82,11 @@ pub struct World {
     pub(crate) clients: Vec<SimClient>,
     pub(crate) streams: Vec<SimStream>,
     pub(crate) by_id: BTreeMap<PeerId, usize>,
+    /// Who does not reach whom, and until when.
+    pub(crate) parts: Vec<(Part, Duration)>,
+    pub(crate) root: Root,
+    /// What is told of what happens.
+    tell: Option<fn(&str)>,
     pub(crate) report: Report,
 }
 
@@ -89,7 +100,9 @@ impl World {
             .and_then(|all| all.split(scenario.stages))
             .expect("a scenario has as many layers as stages");
         let peer = |index: usize| SimPeer::new(index, ranges[index % ranges.len()], &scenario, &root);
-        let peers: Vec<_> = (0..scenario.peers).map(peer).collect();
+        let mut peers: Vec<_> = (0..scenario.peers).map(peer).collect();
+        let skew = i64::from(scenario.faults.skew_s);
+        peers.iter_mut().for_each(|peer| peer.skew_s = rng.i64(-skew..=skew));
         let by_id = peers.iter().enumerate().map(|(index, peer)| (peer.id, index)).collect();
         let client = |index| SimClient::new(index, &ranges, &peers, &scenario, &root, &mut rng);
         let clients: Vec<_> = (0..scenario.sessions).map(client).collect();
@@ -104,12 +117,28 @@ impl World {
             clients,
             streams: Vec::new(),
             by_id,
+            parts: Vec::new(),
+            root,
+            tell: None,
             report: Report::default(),
             scenario,
         };
         world.schedule_start();
         world.schedule_faults();
         world
+    }
+
+    /// The same run, which tells of every fault, loss, repair and end.
+    #[must_use]
+    pub fn telling(self, tell: fn(&str)) -> Self {
+        Self { tell: Some(tell), ..self }
+    }
+
+    /// Tells what happens now, if anybody listens.
+    pub(crate) fn note(&self, what: impl FnOnce() -> String) {
+        if let Some(tell) = self.tell {
+            tell(&format!("{:>9.3} s  {}", self.now.as_secs_f64(), what()));
+        }
     }
 
     /// Runs until nothing is left to happen.
@@ -121,8 +150,9 @@ impl World {
             self.now = at;
             self.report.events += 1;
             let Some(due) = self.due.remove(&order) else { continue };
-            self.happen(due);
-            self.check(self.report.events < EVENTS_MAX && self.now < HORIZON, "the run ends");
+            self.happen(order, due);
+            let events_max = EVENTS_MAX.max(EVENTS_OF_A_SESSION * self.clients.len());
+            self.check(self.report.events < events_max && self.now < HORIZON, "the run ends");
         }
         self.check_end();
         self.report.elapsed = self.now;
@@ -133,8 +163,10 @@ impl World {
         self.start + self.now
     }
 
-    pub(crate) fn time(&self) -> Now {
-        Now { instant: self.instant(), utc: UTC_START + self.now.as_secs() }
+    /// What a peer's clock says.
+    pub(crate) fn time_of(&self, peer: usize) -> Now {
+        let utc = UTC_START + self.now.as_secs();
+        Now { instant: self.instant(), utc: utc.saturating_add_signed(self.peers[peer].skew_s) }
     }
 
     pub(crate) fn since_start(&self, instant: Instant) -> Duration {
@@ -153,9 +185,8 @@ impl World {
 
     /// How long something small is on its way.
     pub(crate) fn delay(&mut self) -> Duration {
-        let link = self.scenario.link;
-        let [least, most] = [link.delay.saturating_sub(link.jitter), link.delay + link.jitter];
-        Duration::from_micros(self.rng.u64(least.as_micros() as u64..=most.as_micros() as u64))
+        let Line { delay_ms, jitter_ms, .. } = self.scenario.line;
+        Duration::from_micros(self.rng.u64(1_000 * delay_ms.saturating_sub(jitter_ms)..=1_000 * (delay_ms + jitter_ms)))
     }
 
     /// How long it takes to notice that a peer is gone.
@@ -164,17 +195,19 @@ impl World {
     }
 
     pub(crate) fn check(&self, holds: bool, promise: &str) {
-        assert!(
-            holds,
-            "broken promise: {promise}, at {:?}\nrepeat: make sim SEED={:#x}\n{:#?}",
-            self.now, self.scenario.seed, self.scenario
-        );
+        if !holds {
+            let scenario = serde_json::to_string(&self.scenario).unwrap_or_default();
+            panic!(
+                "broken promise: {promise}, at {:?}\nto repeat it, keep this and run make sim SCENARIO=FILE\n{scenario}",
+                self.now
+            );
+        }
     }
 
     /// Opens a stream between two ends; the other side learns of it after a delay.
     pub(crate) fn open_stream(&mut self, from: End, to: End) -> usize {
         let index = self.streams.len();
-        self.streams.push(SimStream::new(from, to, self.scenario.link, &mut self.rng));
+        self.streams.push(SimStream::new(from, to, self.scenario.line, &mut self.rng));
         self.put(index, 1, Parcel::Opened);
         index
     }
@@ -225,44 +258,54 @@ impl World {
         }
     }
 
-    fn happen(&mut self, due: Due) {
-        if let Some((peer, until)) = self.frozen(&due) {
-            self.check(self.peers[peer].alive, "only the living freeze");
-            return self.at(until, due);
+    fn happen(&mut self, order: u64, due: Due) {
+        if let Some(until) = self.frozen(&due).or_else(|| self.held_back(&due)) {
+            // What waited longer happens first, however often it has to wait.
+            self.queue.push(Reverse((until, order)));
+            self.due.insert(order, due);
+            return;
         }
         match due {
             Due::Arrive { stream, side } => self.arrived(stream, side),
             Due::Broken { stream, side, failure } => self.stream_closed(stream, side, failure),
-            Due::Dialed { peer, dial, result } => self.dialed(peer, dial, result),
+            Due::Dialed { peer, life, dial, result } => self.dialed(peer, life, dial, result),
             Due::Replied { peer, slot, generation, reply } => self.replied(peer, slot, generation, reply),
             Due::Wake(End::Peer(peer)) => self.wake_peer(peer),
-            Due::Wake(End::Client(client, _)) => self.wake_client(client),
+            Due::Wake(End::Client(client)) => self.wake_client(client),
             Due::Mend(client) => self.mend(client),
-            Due::Kill(peer) => self.kill(peer),
-            Due::LoseEngine(peer) => self.lose_engine(peer),
-            Due::Freeze(peer, time) => {
-                // Never shortened: what waits for the thaw keeps its order.
-                let until = self.peers[peer].frozen_until.max(self.now + time);
-                self.peers[peer].frozen_until = until;
+            Due::StandBy(client) => self.stand_by(client),
+            Due::Fault(fault) => {
+                self.note(|| format!("{fault:?}"));
+                self.strike(fault);
             }
-            Due::Cut(draw) => self.cut(draw),
+            Due::Restart(peer) => {
+                self.note(|| format!("peer {peer} is back"));
+                self.restart(peer);
+            }
         }
     }
 
+    /// What is said to somebody who cannot be reached arrives when that is over.
+    fn held_back(&self, due: &Due) -> Option<Duration> {
+        let Due::Arrive { stream, side } = due else { return None };
+        let ends = self.streams[*stream].ends;
+        self.parted(ends[1 - *side].node(), ends[*side].node())
+    }
+
     /// What happens to a frozen peer happens when it thaws.
-    fn frozen(&self, due: &Due) -> Option<(usize, Duration)> {
+    fn frozen(&self, due: &Due) -> Option<Duration> {
         let peer = match due {
             Due::Arrive { stream, side } | Due::Broken { stream, side, .. } => {
                 match self.streams[*stream].ends[*side] {
                     End::Peer(peer) => peer,
-                    End::Client(..) => return None,
+                    End::Client(_) => return None,
                 }
             }
             Due::Dialed { peer, .. } | Due::Replied { peer, .. } | Due::Wake(End::Peer(peer)) => *peer,
             _ => return None,
         };
         let until = self.peers[peer].frozen_until;
-        (self.peers[peer].alive && until > self.now).then_some((peer, until))
+        (self.peers[peer].alive && until > self.now).then_some(until)
     }
 
     fn bytes_arrived(&mut self, stream: usize, side: usize, bytes: &[u8]) {
@@ -275,7 +318,7 @@ impl World {
                 Ok(None) => break,
                 Ok(Some(frame)) => match self.streams[stream].ends[side] {
                     End::Peer(peer) => self.peer_frame(peer, stream, frame),
-                    End::Client(client, hop) => self.client_frame(client, hop, stream, frame),
+                    End::Client(client) => self.client_frame(client, stream, frame),
                 },
                 Err(error) => {
                     let failure = Failure::new(FailureCode::Protocol, error);
@@ -295,54 +338,14 @@ impl World {
     fn deliver_closed(&mut self, stream: usize, side: usize, failure: Failure) {
         match self.streams[stream].ends[side] {
             End::Peer(peer) => self.peer_stream_closed(peer, stream, failure),
-            End::Client(client, hop) => self.client_stream_closed(client, hop, stream, failure),
-        }
-    }
-
-    /// Both sides learn, each in its time, that a stream or its connection broke.
-    pub(crate) fn break_stream(&mut self, stream: usize) {
-        for side in 0..2 {
-            if self.streams[stream].open[side] {
-                let detection = self.detection();
-                let failure = Failure::new(FailureCode::PeerLost, "the connection broke");
-                self.after(detection, Due::Broken { stream, side, failure });
-            }
-        }
-    }
-
-    fn cut(&mut self, draw: u64) {
-        let open: Vec<_> = (0..self.streams.len()).filter(|&s| self.streams[s].open == [true, true]).collect();
-        if !open.is_empty() {
-            self.break_stream(open[draw as usize % open.len()]);
+            End::Client(client) => self.client_stream_closed(client, stream, failure),
         }
     }
 
     fn schedule_start(&mut self) {
         for client in 0..self.clients.len() {
-            let at = self.scenario.start + Duration::from_millis(self.rng.u64(0..1_000));
-            self.at(at, Due::Wake(End::Client(client, 0)));
-        }
-    }
-
-    fn schedule_faults(&mut self) {
-        let faults = self.scenario.faults;
-        let when = |rng: &mut fastrand::Rng| Duration::from_millis(rng.u64(0..8_000));
-        for _ in 0..faults.kills {
-            let (at, peer) = (when(&mut self.rng), self.rng.usize(..self.peers.len()));
-            self.at(at, Due::Kill(peer));
-        }
-        for _ in 0..faults.engine_losses {
-            let (at, peer) = (when(&mut self.rng), self.rng.usize(..self.peers.len()));
-            self.at(at, Due::LoseEngine(peer));
-        }
-        for _ in 0..faults.freezes {
-            let (at, peer) = (when(&mut self.rng), self.rng.usize(..self.peers.len()));
-            let time = Duration::from_millis(self.rng.u64(100..5_000));
-            self.at(at, Due::Freeze(peer, time));
-        }
-        for _ in 0..faults.cuts {
-            let (at, draw) = (when(&mut self.rng), self.rng.u64(..));
-            self.at(at, Due::Cut(draw));
+            let at = Duration::from_millis(self.scenario.start_ms + self.rng.u64(0..1_000));
+            self.at(at, Due::Wake(End::Client(client)));
         }
     }
 
@@ -350,6 +353,9 @@ impl World {
         for client in 0..self.clients.len() {
             self.check(self.clients[client].is_over(), "every session ends, well or with an error");
         }
+        let lost = self.report.failed_under_way;
+        let all_survive = lost == 0 || !self.scenario.survives;
+        self.check(all_survive, &format!("no session that is under way is lost: {:?}", self.report.failed));
         for peer in 0..self.peers.len() {
             let sim = &self.peers[peer];
             let status = sim.machine.status();

@@ -1,36 +1,29 @@
 //! Sessions that outlive their peers: no token is lost, changed or given twice (the toy stages would tell), and only who took a lost
 //! peer's place computes anything again.
 
-use std::time::Duration;
-
-use potluck_netem::link::Profile;
-use potluck_sim::{Faults, Report, Scenario, World};
+use potluck_sim::{Faults, Kind, Line, Report, Scenario, World};
 
 /// Seeds of a run.
 const SEEDS: u64 = 200;
 
 /// Three stages, two peers for each, and links slow enough that sessions are under way when something happens.
 fn scenario(seed: u64, faults: Faults) -> Scenario {
-    let delay = Duration::from_millis(60);
-    let link = Profile { delay, jitter: delay / 2, ..Profile::default() };
-    Scenario { peers: 6, recovers: true, link, faults, ..Scenario::calm(seed) }
+    let line = Line { delay_ms: 60, jitter_ms: 30, ..Line::default() };
+    Scenario { peers: 6, recovers: true, line, faults, ..Scenario::calm(seed) }
 }
 
 /// Over all seeds, with guesses in flight or without.
 fn total(faults: Faults, drafts: bool) -> Report {
     let mut total = Report::default();
     for seed in 0..SEEDS {
-        let report = World::new(Scenario { drafts, ..scenario(seed, faults) }).run();
-        total.finished += report.finished;
-        total.tokens += report.tokens;
-        total.repairs += report.repairs;
-        total.computed_again += report.computed_again;
-        total.failed_under_way += report.failed_under_way;
-        report.failed.into_iter().for_each(|(code, count)| *total.failed.entry(code).or_default() += count);
+        total.add(World::new(Scenario { drafts, ..scenario(seed, faults) }).run());
     }
     println!("{total:?}");
-    let ended = total.finished + total.failed.values().sum::<usize>();
-    assert_eq!((ended, total.failed_under_way), (4 * SEEDS as usize, 0), "who was under way goes on: {total:?}");
+    assert_eq!(
+        (total.ended(), total.failed_under_way),
+        (4 * SEEDS as usize, 0),
+        "who was under way goes on: {total:?}"
+    );
     total
 }
 
@@ -64,12 +57,49 @@ fn guesses_in_flight_are_lost_and_made_again_like_anything_else() {
 #[test]
 fn storms_break_no_promise_while_sessions_recover() {
     let mut total = Report::default();
-    for seed in 0..SEEDS {
-        let report = World::new(Scenario { recovers: true, drafts: seed % 2 == 0, ..Scenario::stormy(seed) }).run();
-        total.finished += report.finished;
-        total.repairs += report.repairs;
-        report.failed.into_iter().for_each(|(code, count)| *total.failed.entry(code).or_default() += count);
-    }
+    (0..SEEDS).for_each(|seed| total.add(World::new(Kind::Recovery.scenario(seed)).run()));
     println!("{total:?}");
     assert!(total.repairs > 50, "{total:?}");
+}
+
+#[test]
+fn what_need_not_be_exact_is_merged_when_it_is_sent_again() {
+    let total = |exact: bool| {
+        let faults = Faults { kills: 1, ..Faults::default() };
+        let mut total = Report::default();
+        for seed in 0..SEEDS {
+            let kept = Scenario { exact: Some(exact), longest: 120, ..scenario(seed, faults) };
+            total.add(World::new(Scenario { line: Line::up_to(30), ..kept }).run());
+        }
+        println!("{total:?}");
+        assert_eq!(total.failed_under_way, 0, "{total:?}");
+        total.replayed
+    };
+    let (steps, positions) = total(true);
+    let (merged, same) = total(false);
+    assert!(merged * 3 < steps * 2, "{merged} steps instead of {steps}");
+    // Of what users took back nothing is sent.
+    assert!(same > 0 && same <= positions, "{same} positions instead of {positions}");
+}
+
+#[test]
+fn whoever_stands_by_takes_a_lost_peers_place() {
+    let mut total = Report::default();
+    for seed in 0..SEEDS {
+        let faults = Faults { kills: 1, cuts: 1, ..Faults::default() };
+        let longest = if seed % 2 == 0 { 24 } else { 120 };
+        let scenario = Scenario { peers: 9, caches: 8, standbys: true, longest, ..scenario(seed, faults) };
+        total.add(World::new(Scenario { drafts: seed % 3 == 0, ..scenario }).run());
+    }
+    println!("{total:?}");
+    assert_eq!((total.ended(), total.failed_under_way), (4 * SEEDS as usize, 0), "{total:?}");
+    assert!(total.standbys > 800 && total.promoted > 80, "{total:?}");
+}
+
+#[test]
+fn weather_costs_no_session_that_is_under_way() {
+    let mut total = Report::default();
+    (0..SEEDS).for_each(|seed| total.add(World::new(Kind::Weather.scenario(seed)).run()));
+    println!("{total:?}");
+    assert!(total.repairs > 150 && total.failed_under_way == 0, "{total:?}");
 }

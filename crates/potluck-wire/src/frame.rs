@@ -5,8 +5,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     Ask, Codec, CodecError, Failure, Fetch, HEADER_BYTES, Head, Held, Hello, HopOpen, Join, Joined, Keep, Lender,
-    NeighbourLost, OpenSession, PART_BYTES_MAX, Refusal, Reroute, SharedModel, Upstreams, Welcome, message::Bounded,
-    padded_bytes, padded_positions, spare,
+    Mirror, NeighbourLost, OpenSession, PART_BYTES_MAX, Refusal, Reroute, SharedModel, Upstreams, Welcome,
+    message::Bounded, padded_bytes, padded_positions, spare,
 };
 
 /// Whoever sent the bytes: they are no frame, or one that exceeds a bound.
@@ -129,6 +129,8 @@ pub enum Frame {
     Keep(Keep),
     /// Client to a peer of the route. Answered with [`Ready`](Self::Ready) once the new neighbours are there.
     Reroute(Box<Reroute>),
+    /// What a peer passes on goes to a standby as well.
+    Mirror(Box<Mirror>),
     /// Peer to client.
     NeighbourLost(NeighbourLost),
     /// Down the route.
@@ -253,6 +255,7 @@ const REROUTE: u8 = 36;
 const NEIGHBOUR_LOST: u8 = 37;
 const HOP_RESUMED: u8 = 38;
 const REPLAY: u8 = 39;
+const MIRROR: u8 = 40;
 
 impl Frame {
     /// Its kind in words, for errors and logs.
@@ -272,6 +275,7 @@ impl Frame {
             Self::HopResumed { .. } => HOP_RESUMED,
             Self::Keep(_) => KEEP,
             Self::Reroute(_) => REROUTE,
+            Self::Mirror(_) => MIRROR,
             Self::NeighbourLost(_) => NEIGHBOUR_LOST,
             Self::Step(_) => STEP,
             Self::Replay(_) => REPLAY,
@@ -341,6 +345,7 @@ impl Frame {
             Self::Revocations(body) => encode_body(body, out),
             Self::Keep(body) => encode_body(body, out),
             Self::Reroute(body) => encode_body(body, out),
+            Self::Mirror(body) => encode_body(body, out),
             Self::NeighbourLost(body) => encode_body(body, out),
             Self::HopResumed { expected } => encode_body(expected, out),
             Self::Credit { frames } => encode_body(frames, out),
@@ -402,6 +407,7 @@ impl Frame {
             HOP_RESUMED => Self::HopResumed { expected: decode_body(kind, body)? },
             KEEP => Self::Keep(decode_bounded(kind, body)?),
             REROUTE => Self::Reroute(Box::new(decode_bounded(kind, body)?)),
+            MIRROR => Self::Mirror(Box::new(decode_bounded(kind, body)?)),
             NEIGHBOUR_LOST => Self::NeighbourLost(decode_bounded(kind, body)?),
             ANSWER => Self::Answer(AnswerFrame::decode(body)?),
             CREDIT => Self::Credit { frames: decode_body(kind, body)? },
@@ -508,6 +514,7 @@ fn kind_name(kind: u8) -> &'static str {
         NEIGHBOUR_LOST => "neighbour-lost",
         HOP_RESUMED => "hop-resumed",
         REPLAY => "replay",
+        MIRROR => "mirror",
         _ => "unknown",
     }
 }

@@ -28,8 +28,8 @@ pub use bounds::*;
 pub use codec::{Codec, CodecError, CodecSet};
 pub use frame::{AnswerFrame, Frame, StepFrame, WireError};
 pub use message::{
-    Bounds, Failure, FailureCode, Fetch, Held, Hello, HopOpen, Join, Joined, Keep, NeighbourLost, NextHop, OpenSession,
-    Part, PeerAddress, Prefix, PreviousHop, Refusal, Reroute, SharedModel, Welcome,
+    Bounds, Failure, FailureCode, Fetch, Held, Hello, HopOpen, Join, Joined, Keep, Mirror, NeighbourLost, NextHop,
+    OpenSession, Part, PeerAddress, Prefix, PreviousHop, Refusal, Reroute, SharedModel, Welcome,
 };
 pub use reader::FrameReader;
 pub use tunnel::{

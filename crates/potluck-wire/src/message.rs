@@ -169,6 +169,9 @@ pub enum NextHop {
         /// Its grant, as it showed it to the client.
         grant: Vec<u8>,
     },
+    /// Nobody yet: a standby. It computes what the peer beside it computes, and keeps what it would pass on, until it is told to
+    /// whom ([`Reroute`]).
+    Nobody,
 }
 
 /// The client opens its session at one peer of the route.
@@ -223,6 +226,24 @@ pub struct Reroute {
     pub previous: Option<PreviousHop>,
     /// To whom they are passed from now on; none: to whom they are passed.
     pub next: Option<NextHop>,
+    /// The client has what comes back from the last peer for the steps before this one: nobody needs to be sent that again.
+    pub answered: u32,
+    /// Those of the steps before it that the next peer has to be sent again may be merged.
+    pub merges: bool,
+}
+
+/// The client, to a peer: what it passes on to the next peer it also sends to another, a standby, from the session's first step on.
+/// One at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mirror {
+    /// The epoch of the stream to the standby.
+    pub epoch: u32,
+    /// Where it is; none: to no other any more.
+    pub standby: Option<NextHop>,
+    /// As in [`Reroute`].
+    pub answered: u32,
+    /// As in [`Reroute`].
+    pub merges: bool,
 }
 
 /// A peer, to the client: the session's stream from or to a neighbour ended.
@@ -429,6 +450,12 @@ impl Bounded for OpenSession {
 impl Bounded for Reroute {
     fn check(&self) -> Result<(), WireError> {
         self.next.as_ref().map_or(Ok(()), Bounded::check)
+    }
+}
+
+impl Bounded for Mirror {
+    fn check(&self) -> Result<(), WireError> {
+        self.standby.as_ref().map_or(Ok(()), Bounded::check)
     }
 }
 

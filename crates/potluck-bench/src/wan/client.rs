@@ -199,6 +199,7 @@ impl Client {
                 route: route.clone(),
                 prefix: None,
                 pad: false,
+                exact: false,
                 deadlines: Deadlines { idle: Duration::from_secs(24 * 3_600), ..Deadlines::default() },
             };
             let chain = WanChain::open(&self.node, config, ports).await?;

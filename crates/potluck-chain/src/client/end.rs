@@ -94,5 +94,9 @@ impl ClientSession {
             };
             self.effects.push_back(effect);
         }
+        for hop in (0..self.standbys.len()).filter(|hop| self.standbys[*hop].is_some()) {
+            let hop = self.config.route.len() + hop;
+            self.effects.push_back(Effect::Close { hop, failure: failure.clone() });
+        }
     }
 }

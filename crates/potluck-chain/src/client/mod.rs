@@ -6,6 +6,7 @@ mod open;
 mod own;
 mod repair;
 mod returns;
+mod standby;
 mod types;
 
 use std::{collections::VecDeque, time::Instant};
@@ -16,7 +17,7 @@ use potluck_wire::{Codec, Failure, FailureCode, Frame, StepFrame};
 pub use self::types::{
     Answer, Effect, Event, Hop, OwnStage, RemoteStage, STEPS_IN_FLIGHT_MAX, SessionConfig, SharedPrefix, Submission,
 };
-use self::{accounts::Accounts, repair::Repair};
+use self::{accounts::Accounts, repair::Repair, standby::Standby};
 use crate::{Credit, Journal, Outgoing, Receipts, SessionError};
 
 /// Frames of one session that may come twice or late. More are malice, and end it.
@@ -55,6 +56,8 @@ pub struct ClientSession {
     /// What goes to the first peer, and what has gone.
     journal: Journal,
     repair: Repair,
+    /// Who stands by for each stage.
+    standbys: Vec<Option<Standby>>,
     credit: Credit,
     receipts: Receipts,
     /// Credit for what came back before this step is owed to a peer that is gone.
@@ -88,6 +91,7 @@ impl ClientSession {
             returned: 0,
             journal: Journal::default(),
             repair: Repair::new(config.epoch, config.route.len()),
+            standbys: config.route.iter().map(|_| None).collect(),
             credit: Credit::default(),
             receipts: Receipts::default(),
             credited_from: 0,
@@ -111,7 +115,16 @@ impl ClientSession {
         if self.over {
             return;
         }
+        let stages = self.config.route.len();
         let result = match event {
+            Event::Frame { hop, frame } if hop >= stages => {
+                self.standby_said(hop - stages, frame);
+                Ok(())
+            }
+            Event::Closed { hop, failure } if hop >= stages => {
+                self.drop_standby(hop - stages, failure, true);
+                Ok(())
+            }
             Event::Frame { hop, frame } => self.frame(now, hop, frame),
             Event::Closed { hop, failure } => self.peer_gone(now, hop, failure),
             Event::Own { hop, reply } => self.own(now, hop, reply),
@@ -251,17 +264,19 @@ impl ClientSession {
         let Some(first) = self.config.route.iter().position(|hop| matches!(hop, Hop::Remote(_))) else { return };
         let Some(due) = self.pending.iter().find(|due| due.sequence == sequence).cloned() else { return };
         let Pending { start, count, rows, top, tree, fence, .. } = due;
-        let (epoch, pad, skipped) = (self.repair.epoch_of(first), self.config.pad, false);
+        let (epoch, pad, skipped) = (self.repair.epoch_into(first), self.config.pad, false);
         let step = StepFrame { sequence, epoch, start, count, rows, top, codec, payload, pad, tree, fence, skipped };
         self.journal.push(step, false, false);
         self.flush(first);
     }
 
+    /// Sends the first peer, and who stands by for it, what they have credit for.
     fn flush(&mut self, hop: usize) {
         while !self.repair.is_away(hop) && self.journal.waits() && self.credit.take() {
-            let Some(Outgoing { step, again, .. }) = self.journal.send(self.repair.epoch_of(hop)) else { return };
+            let Some(Outgoing { step, again, .. }) = self.journal.send(self.repair.epoch_into(hop)) else { break };
             self.send(hop, if again { Frame::Replay(step) } else { Frame::Step(step) });
         }
+        self.flush_standby(hop);
     }
 
     /// Sends a frame to a peer, unless it is lost.

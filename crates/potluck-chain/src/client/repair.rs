@@ -16,6 +16,8 @@ pub(super) struct Repair {
     /// The newest epoch.
     epoch: u32,
     stages: Vec<Stage>,
+    /// The epochs of the streams into each stage, and out of the last one.
+    streams: Vec<u32>,
     /// When the first peer was lost of those in whose places nobody is ready yet.
     since: Option<Instant>,
     /// How the session would have ended before the last repair, as long as nothing was answered since: to send everything anew may be
@@ -31,17 +33,56 @@ struct Stage {
     away: Option<SessionError>,
     /// Another peer was asked to take the place.
     is_opening: bool,
+    /// It stood by: what it has had already it is not sent again.
+    stood_by: bool,
 }
 
 impl Repair {
     pub(super) fn new(epoch: u32, stages: usize) -> Self {
         let stage = || Stage { epoch, ..Stage::default() };
-        Self { epoch, stages: (0..stages).map(|_| stage()).collect(), since: None, last: None }
+        let streams = vec![epoch; stages + 1];
+        Self { epoch, stages: (0..stages).map(|_| stage()).collect(), streams, since: None, last: None }
     }
 
-    /// The epoch of what is said to that peer, and of what it says.
+    /// The epoch at which a peer was opened.
     pub(super) fn epoch_of(&self, hop: usize) -> u32 {
         self.stages.get(hop).map_or(self.epoch, |stage| stage.epoch)
+    }
+
+    /// The epoch of the steps that a stage is sent.
+    pub(super) fn epoch_into(&self, hop: usize) -> u32 {
+        self.streams.get(hop).copied().unwrap_or(self.epoch)
+    }
+
+    /// The epoch of what a stage passes on.
+    pub(super) fn epoch_out_of(&self, hop: usize) -> u32 {
+        self.epoch_into(hop + 1)
+    }
+
+    /// An epoch that has not been.
+    pub(super) fn next_epoch(&mut self) -> u32 {
+        self.epoch += 1;
+        self.epoch
+    }
+
+    /// Another peer is asked to take a place, in the newest epoch.
+    fn opens(&mut self, now: Instant, hop: usize) {
+        self.since.get_or_insert(now);
+        let epoch = self.epoch;
+        let stage = &mut self.stages[hop];
+        (stage.epoch, stage.is_opening, stage.stood_by) = (epoch, true, false);
+        (self.streams[hop], self.streams[hop + 1]) = (epoch, epoch);
+    }
+
+    /// Whoever stood by takes a lost peer's place. `fed`: the epoch of the steps that it is sent. Returns that of what it passes on.
+    pub(super) fn promoted(&mut self, now: Instant, hop: usize, fed: u32, error: SessionError) -> u32 {
+        self.epoch += 1;
+        self.opens(now, hop);
+        self.streams[hop] = fed;
+        let stage = &mut self.stages[hop];
+        stage.stood_by = true;
+        stage.away.get_or_insert(error);
+        self.epoch
     }
 
     /// Whether the peer is lost, and no other was asked to take its place.
@@ -88,6 +129,14 @@ impl ClientSession {
         }
     }
 
+    /// The step before which all were answered by the last stage, and may be merged when they are sent again; 0 where they may not.
+    pub(super) fn settled(&self) -> u32 {
+        match self.config.exact {
+            true => 0,
+            false => self.last_remote().map_or(0, |last| self.answered(last)),
+        }
+    }
+
     /// A peer's stream ended: the session ends with it, or waits for another peer.
     pub(super) fn peer_gone(&mut self, now: Instant, hop: usize, failure: Failure) -> Result<(), SessionError> {
         let was_forgotten = failure.code == FailureCode::Forgotten;
@@ -107,6 +156,9 @@ impl ClientSession {
         if epoch > self.repair.epoch {
             return Err(self.protocol(hop, format!("it told of a neighbour of epoch {epoch}, which has not been")));
         }
+        if self.lost_standby(hop, epoch, &failure) {
+            return Ok(());
+        }
         // Whoever is lost itself misses everybody.
         if self.repair.is_lost(hop) {
             return Ok(());
@@ -115,10 +167,7 @@ impl ClientSession {
         let beside = [hop.checked_sub(1), Some(hop + 1)].into_iter().flatten();
         let place = beside.into_iter().find(|beside| named.is_some() && self.peer(*beside) == named);
         // What it says of a peer that is on the route no more, or was opened anew since, is old.
-        let Some(place) = place.filter(|place| epoch >= self.repair.epoch_of(*place).max(self.repair.epoch_of(hop)))
-        else {
-            return Ok(());
-        };
+        let Some(place) = place.filter(|place| epoch >= self.repair.epoch_into(hop.max(*place))) else { return Ok(()) };
         self.peer_gone(now, place, failure)
     }
 
@@ -127,9 +176,10 @@ impl ClientSession {
     }
 
     fn lose(&mut self, now: Instant, hop: usize, error: SessionError) {
-        if self.repair.is_lost(hop) {
+        if self.repair.is_lost(hop) || self.promote(now, hop, &error) {
             return;
         }
+        self.drop_standbys_at(hop);
         let stage = &mut self.repair.stages[hop];
         stage.away.get_or_insert_with(|| error.clone());
         stage.is_opening = false;
@@ -163,13 +213,12 @@ impl ClientSession {
         }
         open::check_route(&route)?;
         let replaced: Vec<usize> = (0..route.len()).filter(|hop| is_given(*hop)).collect();
+        self.drop_standbys_of(&others.iter().map(|(_, other)| other.address.peer).collect::<Vec<_>>());
         self.config.route = route;
         self.repair.epoch += 1;
-        self.repair.since.get_or_insert(now);
         for &hop in &replaced {
-            let epoch = self.repair.epoch;
-            let stage = &mut self.repair.stages[hop];
-            (stage.epoch, stage.is_opening) = (epoch, true);
+            self.drop_standbys_at(hop);
+            self.repair.opens(now, hop);
             self.waiting_for[hop] = true;
             self.effects.push_back(Effect::Reopen { hop });
         }
@@ -190,11 +239,13 @@ impl ClientSession {
     }
 
     /// Tells a peer that is still there of its new neighbours, if it has any.
-    fn reroute(&mut self, hop: usize, previous: Option<PreviousHop>, next: Option<NextHop>) {
+    pub(super) fn reroute(&mut self, hop: usize, previous: Option<PreviousHop>, next: Option<NextHop>) {
         if previous.is_some() || next.is_some() {
             let epoch = self.repair.epoch;
+            let answered = self.last_remote().map_or(0, |last| self.answered(last));
+            let merges = !self.config.exact;
             self.waiting_for[hop] = true;
-            self.send(hop, Frame::Reroute(Box::new(Reroute { epoch, previous, next })));
+            self.send(hop, Frame::Reroute(Box::new(Reroute { epoch, previous, next, answered, merges })));
         }
     }
 
@@ -204,11 +255,13 @@ impl ClientSession {
         if !std::mem::take(&mut stage.is_opening) {
             return Ok(());
         }
-        let lost = stage.away.take();
+        let (lost, stood_by) = (stage.away.take(), std::mem::take(&mut stage.stood_by));
         self.repair.last = lost.or(self.repair.last.take());
         if self.config.route.iter().position(|hop| hop.peer().is_some()) == Some(hop) {
-            self.credit = Default::default();
-            if !self.journal.resume(0) {
+            if !stood_by {
+                self.credit = Default::default();
+            }
+            if !stood_by && !self.journal.resume(0, self.settled()) {
                 let detail = "what another peer would have to be sent was let go of";
                 return Err(self.peer_failed(hop, Failure::new(FailureCode::Forgotten, detail)));
             }

@@ -52,7 +52,7 @@ impl ClientSession {
 
     pub(super) fn answer_came(&mut self, now: Instant, hop: usize, answer: AnswerFrame) -> Result<(), SessionError> {
         let next = self.pending.front().map_or(self.sequence, |due| due.sequence);
-        let epoch = self.repair.epoch_of(hop);
+        let epoch = self.repair.epoch_out_of(hop);
         if answer.epoch < epoch || answer.epoch == epoch && answer.sequence < next {
             return self.stale_came(hop);
         }
@@ -97,7 +97,7 @@ impl ClientSession {
 
     /// The last peer's hidden states, for the own tail.
     pub(super) fn step_returned(&mut self, now: Instant, hop: usize, step: &StepFrame) -> Result<(), SessionError> {
-        let epoch = self.repair.epoch_of(hop);
+        let epoch = self.repair.epoch_out_of(hop);
         if step.epoch < epoch || step.epoch == epoch && step.sequence < self.returned {
             return self.stale_came(hop);
         }

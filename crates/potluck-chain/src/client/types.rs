@@ -66,6 +66,9 @@ pub struct SessionConfig {
     pub prefix: Option<SharedPrefix>,
     /// Steps and answers come in a few sizes. Every peer of the route must know how ([`potluck_wire::FEATURE_PADDING`]).
     pub pad: bool,
+    /// What another peer has to be sent in a lost one's place goes as it went before, step by step. Otherwise many steps may be merged,
+    /// which rounds otherwise: what follows may differ at near-ties.
+    pub exact: bool,
     /// How long each wait may last.
     pub deadlines: Deadlines,
 }
@@ -196,6 +199,24 @@ pub enum Effect {
     },
     /// Tell the caller: every stage of the route is there again.
     Repaired,
+    /// The standby of that stage is its peer now: its stream, which was that of `hop` and the route's length more, is the stage's. The old
+    /// one ends; no `Closed` follows for it, nor any frame.
+    Promoted {
+        /// Which stage of the route.
+        hop: usize,
+    },
+    /// Tell the caller: a peer stands by for that stage, and is ready.
+    StandsBy {
+        /// Which stage of the route.
+        hop: usize,
+    },
+    /// Tell the caller: nobody stands by for that stage any more. The session goes on as before.
+    StandbyLost {
+        /// Which stage of the route.
+        hop: usize,
+        /// Why.
+        error: SessionError,
+    },
     /// Tell the caller: a step's answer, in order.
     Answer(Answer),
     /// Tell the caller: the whole row that it asked for.

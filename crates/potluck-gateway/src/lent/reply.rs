@@ -1,6 +1,6 @@
 //! A lender's answer, read: its chunks become what happens to an answer, whatever API asked. It comes from a stranger's server.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use n0_future::{StreamExt as _, boxed::BoxStream};
@@ -77,6 +77,8 @@ struct Reading {
     begun: Instant,
     first: Option<Instant>,
     last: Instant,
+    /// The longest that a piece was waited for.
+    longest_pause: Duration,
 }
 
 impl Reading {
@@ -95,6 +97,7 @@ impl Reading {
             begun: now,
             first: None,
             last: now,
+            longest_pause: Duration::ZERO,
         }
     }
 
@@ -178,8 +181,11 @@ impl Reading {
             return Err(nonsense(format!("its answer is longer than {ANSWER_BYTES_MAX} bytes")));
         }
         if !text.is_empty() || !said["tool_calls"].is_null() {
-            self.last = Instant::now();
-            self.first.get_or_insert(self.last);
+            let now = Instant::now();
+            let before = if self.first.is_some() { self.last } else { self.begun };
+            self.longest_pause = self.longest_pause.max(now - before);
+            self.last = now;
+            self.first.get_or_insert(now);
         }
         self.text += text;
         Ok(text.to_owned())
@@ -256,7 +262,8 @@ impl Reading {
             logprobs: None,
             trace: None,
             resumed: 0,
-            repaired: 0,
+            repairs: Vec::new(),
+            longest_pause_s: self.longest_pause.as_secs_f64(),
             drafts: DraftCounts::default(),
         };
         Ok(Event::Done(Box::new(Ended { outcome, told: Some(Told { calls, stop: self.stop }) })))

@@ -180,6 +180,7 @@ pub(crate) fn session_over(client: &Node, address: PeerAddress) -> SessionConfig
         route: vec![Hop::Remote(RemoteStage { spec: whole(), address, grant: Vec::new(), speed: None })],
         prefix: None,
         pad: false,
+        exact: false,
         deadlines: Deadlines { step: Duration::from_secs(10), ..Deadlines::default() },
     }
 }

@@ -7,7 +7,7 @@ use potluck_core::{
 };
 use potluck_wire::{
     AnswerFrame, Ask, Bounds, Codec, CodecSet, Failure, FailureCode, Fetch, Frame, Head, Held, Hello, HopOpen, Join,
-    Joined, Keep, Lender, NeighbourLost, NextHop, OpenSession, Part, PeerAddress, Prefix, PreviousHop, Refusal,
+    Joined, Keep, Lender, Mirror, NeighbourLost, NextHop, OpenSession, Part, PeerAddress, Prefix, PreviousHop, Refusal,
     Reroute, SharedModel, StepFrame, Upstream, UpstreamModel, Upstreams, Welcome,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
@@ -102,7 +102,17 @@ pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
         ("keep", Frame::Keep(Keep { grace_ms: 20_000, answered: 7 })),
         (
             "reroute",
-            Frame::Reroute(Box::new(Reroute { epoch: 3, previous: Some(PreviousHop::Peer(peer(2))), next: None })),
+            Frame::Reroute(Box::new(Reroute {
+                epoch: 3,
+                previous: Some(PreviousHop::Peer(peer(2))),
+                next: None,
+                answered: 300,
+                merges: true,
+            })),
+        ),
+        (
+            "mirror",
+            Frame::Mirror(Box::new(Mirror { epoch: 4, standby: Some(NextHop::Nobody), answered: 300, merges: false })),
         ),
         (
             "neighbour-lost",
@@ -275,13 +285,19 @@ pub(crate) fn any_frame() -> impl Strategy<Value = Frame> {
 }
 
 fn any_repair() -> impl Strategy<Value = Frame> {
-    let next = any_open().prop_map(|open| open.next);
+    let next = any_open().prop_map(|open| open.next).boxed();
     let previous = any_open().prop_map(|open| open.previous);
     prop_oneof![
         any::<u32>().prop_map(|expected| Frame::HopResumed { expected }),
         any::<(u32, u32)>().prop_map(|(grace_ms, answered)| Frame::Keep(Keep { grace_ms, answered })),
-        (any::<u32>(), option::of(previous), option::of(next))
-            .prop_map(|(epoch, previous, next)| Frame::Reroute(Box::new(Reroute { epoch, previous, next }))),
+        (any::<u32>(), option::of(previous), option::of(next.clone()), any::<(u32, bool)>()).prop_map(
+            |(epoch, previous, next, (answered, merges))| {
+                Frame::Reroute(Box::new(Reroute { epoch, previous, next, answered, merges }))
+            }
+        ),
+        (any::<u32>(), option::of(next), any::<(u32, bool)>()).prop_map(|(epoch, standby, (answered, merges))| {
+            Frame::Mirror(Box::new(Mirror { epoch, standby, answered, merges }))
+        }),
         (any::<u32>(), any_code(), option::of(any_peer()), ".{0,40}").prop_map(|(epoch, code, peer, detail)| {
             Frame::NeighbourLost(NeighbourLost { epoch, failure: Failure { code, peer, detail } })
         }),

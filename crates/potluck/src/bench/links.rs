@@ -89,7 +89,14 @@ mod tests {
     use super::*;
 
     fn place(peer: &str, rtt_ms: f64) -> RouteStage {
-        RouteStage { peer: peer.into(), layers: [0, 1], path: "direct", sees: Sees::HiddenStates, rtt_ms }
+        RouteStage {
+            peer: peer.into(),
+            layers: [0, 1],
+            path: "direct",
+            sees: Sees::HiddenStates,
+            rtt_ms,
+            standby: None,
+        }
     }
 
     fn time(peer: &str, bytes: f64, next_rtt_ms: Option<f64>) -> StageTime {

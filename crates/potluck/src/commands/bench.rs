@@ -174,7 +174,7 @@ impl Bench {
         if outcome.finish_reason == FinishReason::Cancel {
             return Err(Failure::new("cancelled", "interrupted", ""));
         }
-        if outcome.resumed + outcome.repaired > 0 {
+        if outcome.resumed + outcome.repairs.len() > 0 {
             return Err(Failure::new("route_lost", "the route was lost while it was measured", "run it again"));
         }
         Ok(outcome)

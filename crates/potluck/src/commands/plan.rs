@@ -44,7 +44,15 @@ impl Plan {
             self.privacy.check(self.prefer)?;
         }
         let (privacy, codec) = (self.privacy.read(), CodecChoice::of(home, screen, &entry, &self.engine));
-        let wanted = Wanted { home, entry: &entry, settings: &settings, codec, memory: self.memory, privacy: &privacy };
+        let wanted = Wanted {
+            home,
+            entry: &entry,
+            settings: &settings,
+            codec,
+            memory: self.memory,
+            privacy: &privacy,
+            standby: 0,
+        };
         let ends = self.privacy.ends(self.own_ends);
         let (preview, silent) = match self.peers {
             Some(peers) => (Ok(own_peers_plan(&wanted, peers.into(), ends)?), Vec::new()),

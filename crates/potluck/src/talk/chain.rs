@@ -1,7 +1,7 @@
 //! Whatever runs the model, as one type: an engine here, or a route.
 
 use potluck_chain::{Answer, SessionError, Submission, chunks::Place};
-use potluck_client::{Chain, ChainShape, LocalChain, StageAccount};
+use potluck_client::{Chain, ChainShape, LocalChain, RepairTimes, StageAccount};
 use potluck_core::{Account, Hidden, LayerRange};
 use potluck_wire::Codec;
 
@@ -105,7 +105,7 @@ impl Chain for AnyChain {
         }
     }
 
-    fn take_repairs(&mut self) -> usize {
+    fn take_repairs(&mut self) -> Vec<RepairTimes> {
         match self {
             Self::Local(chain, _) => chain.take_repairs(),
             Self::Route(chain) => chain.take_repairs(),

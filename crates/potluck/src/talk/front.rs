@@ -110,6 +110,8 @@ struct Swarm {
     privacy: Privacy,
     prefer: Prefer,
     memory: u64,
+    /// How many peers are to stand by for each session.
+    standby: u16,
 }
 
 impl Front {
@@ -182,8 +184,16 @@ impl Front {
         let mut privacy = route.privacy.read();
         // Its own engines will have taken of what is free when it plans again.
         let memory = route.memory.unwrap_or_else(free_memory);
-        let wanted =
-            Wanted { home, entry: &entry, settings: &settings, codec, memory: Some(memory), privacy: &privacy };
+        let standby = route.standby;
+        let wanted = Wanted {
+            home,
+            entry: &entry,
+            settings: &settings,
+            codec,
+            memory: Some(memory),
+            privacy: &privacy,
+            standby,
+        };
         let bar = screen.wait(format!("loading {}", entry.name));
         let vocabulary = start_vocabulary(load_vocabulary(&entry, &settings)?);
         let drafter = Drafter::start(home, screen, route, &entry.manifest, &settings);
@@ -198,7 +208,7 @@ impl Front {
         }
         let replan = || {
             let (home, entry, settings) = (home.clone(), entry.clone(), settings.clone());
-            Rc::new(Swarm { home, entry, settings, codec, privacy, prefer: route.prefer, memory })
+            Rc::new(Swarm { home, entry, settings, codec, privacy, prefer: route.prefer, memory, standby })
         };
         let replan = embedded.is_none().then(replan);
         let drafts = (route.drafts(), drafter);
@@ -215,7 +225,7 @@ impl Front {
     pub(crate) async fn over(talk: &Talk, screen: Screen) -> Result<Option<Self>, Failure> {
         let Some(embedded) = talk.embedded.as_ref() else { return Ok(None) };
         let Talk { home, entry, settings, codec, privacy, .. } = talk;
-        let wanted = Wanted { home, entry, settings, codec: *codec, memory: None, privacy };
+        let wanted = Wanted { home, entry, settings, codec: *codec, memory: None, privacy, standby: 0 };
         let node = own_peers::client_node(embedded).await?;
         let stages = own_peers::split(entry, embedded.peers.len(), talk.route.ends())?;
         let route = hops(embedded, &stages)?;
@@ -377,9 +387,9 @@ impl Sessions {
         self.planned.set(Instant::now());
         // One that has ended serves nobody again: another takes its place.
         self.engines.borrow_mut().retain(|(_, engine)| !engine.is_over());
-        let Swarm { home, entry, settings, codec, privacy, prefer, memory } = swarm;
-        let memory = Some(*memory);
-        let wanted = Wanted { home, entry, settings, codec: *codec, memory, privacy };
+        let Swarm { home, entry, settings, codec, privacy, prefer, memory, standby } = swarm;
+        let (memory, standby) = (Some(*memory), *standby);
+        let wanted = Wanted { home, entry, settings, codec: *codec, memory, privacy, standby };
         let membership = Membership::open(home)?;
         // This machine alone was not the better choice when it began: now the last plan stands.
         let Some(route) = shared_route(&wanted, *prefer, &(self.node.clone(), membership)).await? else {
@@ -466,6 +476,7 @@ impl Sessions {
         let substitutes = self.swarm.as_ref().map_or(Substitutes::Same, |swarm| Substitutes::Swarm {
             home: Box::new(swarm.home.clone()),
             trusted_layers: swarm.privacy.trusted_layers,
+            standby: swarm.standby.into(),
         });
         Ok(RouteChain::open_on(&self.node, config, ports, number, substitutes).await?)
     }

@@ -196,7 +196,8 @@ impl Talk {
         on_token: impl FnMut(&TokenEvent),
     ) -> Result<Outcome, Failure> {
         let Self { session, home, entry, settings, codec, memory, privacy, embedded, route, verdict, .. } = self;
-        let wanted = Wanted { home, entry, settings, codec: *codec, memory: Some(*memory), privacy };
+        let wanted =
+            Wanted { home, entry, settings, codec: *codec, memory: Some(*memory), privacy, standby: route.standby };
         let reopen = async |lost: &SessionError| match open_again(&wanted, route, embedded.as_ref(), lost).await {
             Ok((chain, why)) => {
                 tracing::info!(%lost, "the answer goes on over another route");
@@ -237,7 +238,8 @@ impl Talk {
     /// What the planner expects of the route, of what it knows now.
     pub(crate) fn expected(&self) -> Result<Preview, Failure> {
         let Self { home, entry, settings, codec, memory, privacy, .. } = self;
-        let wanted = Wanted { home, entry, settings, codec: *codec, memory: Some(*memory), privacy };
+        let standby = self.route.standby;
+        let wanted = Wanted { home, entry, settings, codec: *codec, memory: Some(*memory), privacy, standby };
         match (&self.plan, self.route.peers) {
             (Some(plan), _) => Ok(plan.clone()),
             (None, Some(peers)) => own_peers_plan(&wanted, peers.into(), self.route.ends()),

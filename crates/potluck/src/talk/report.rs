@@ -23,12 +23,16 @@ pub(crate) struct RouteStage {
     pub(crate) sees: Sees,
     /// Milliseconds there and back, from the client.
     pub(crate) rtt_ms: f64,
+    /// The id of the peer that stands by for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) standby: Option<String>,
 }
 
 impl RouteStage {
     /// A stage on this machine itself.
     pub(crate) fn own(layers: LayerRange) -> Self {
-        Self { peer: "self".into(), layers: [layers.start(), layers.end()], path: "self", sees: Sees::Own, rtt_ms: 0.0 }
+        let layers = [layers.start(), layers.end()];
+        Self { peer: "self".into(), layers, path: "self", sees: Sees::Own, rtt_ms: 0.0, standby: None }
     }
 }
 
@@ -73,7 +77,12 @@ impl Talk {
             let peer: String = stage.peer.chars().take(10).collect();
             match stage.path {
                 "self" => format!("  {from}..{to}  this machine"),
-                path => format!("  {from}..{to}  {peer}  {path} {:.2} ms  {}", stage.rtt_ms, stage.sees.words()),
+                path => {
+                    let by =
+                        stage.standby.map(|peer| format!("  {} stands by", peer.chars().take(10).collect::<String>()));
+                    let by = by.unwrap_or_default();
+                    format!("  {from}..{to}  {peer}  {path} {:.2} ms  {}{by}", stage.rtt_ms, stage.sees.words())
+                }
             }
         };
         let stages: Vec<_> = self.route().into_iter().map(stage).collect();
@@ -99,9 +108,13 @@ pub(crate) fn rates(outcome: &Outcome) -> String {
         0 => String::new(),
         times => format!("\na route was lost, and the answer went on over another: {times} times"),
     };
-    let repaired = match outcome.repaired {
-        0 => String::new(),
-        times => format!("\nother peers took the places of lost ones, and the answer went on: {times} times"),
+    let repaired = match &outcome.repairs[..] {
+        [] => String::new(),
+        repairs => format!(
+            "\nother peers took the places of lost ones, and the answer went on: {} times, the longest pause {:.1} s",
+            repairs.len(),
+            outcome.longest_pause_s
+        ),
     };
     format!(
         "{} tokens at {:.1} tokens/s, the first after {:.2} s ({} prompt tokens at {:.0} tokens/s){hop}{drafts}{resumed}{repaired}",

@@ -1,14 +1,20 @@
 //! A session over a route of peers, as the generation loop wants it.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::{Duration, Instant},
+};
 
 use potluck_chain::{Answer, Hop, SessionConfig, SessionError, Submission, chunks::Place, plan::Sees};
-use potluck_client::{Chain, ChainShape, StageAccount};
+use potluck_client::{Chain, ChainShape, RepairTimes, StageAccount};
 use potluck_core::{Account, Hidden, LayerRange, PeerId, SessionId};
 use potluck_net::{Node, OwnPort, PathKind, Session, SessionEvent};
 use potluck_wire::{Codec, HEADER_BYTES, answer_rows_max, padded_positions};
 
-use tokio::{task::JoinHandle, time::sleep_until};
+use tokio::{
+    task::JoinHandle,
+    time::{sleep_until, timeout},
+};
 
 use super::{
     RouteStage,
@@ -17,12 +23,17 @@ use super::{
 };
 use crate::{engines::RunningEngine, failure::Failure};
 
+/// How often it is seen whether a standby is missing, and how often one is looked for that was not found.
+const STANDBY_LOOK: Duration = Duration::from_secs(1);
+const STANDBY_EVERY: Duration = Duration::from_secs(10);
+
 /// A session that is ready on every peer of its route.
 #[derive(Debug)]
 pub(crate) struct RouteChain {
     /// Closed with the session; none where other sessions use it, too.
     node: Option<Node>,
     repair: Repair,
+    standbys: Standbys,
     session: Session,
     /// What its peers know it by.
     id: SessionId,
@@ -59,8 +70,15 @@ struct Repair {
     trying: bool,
     /// A search that is under way.
     search: Option<JoinHandle<Result<Places, Failure>>>,
-    /// How often others took the places of lost peers, so far.
-    count: usize,
+    /// Stages that others were asked to take, of the repair that is under way; how long it took to find these others, and what is known
+    /// of it once they were ready.
+    layers: Vec<usize>,
+    /// None of them was looked for: peers stood by.
+    stood_by: bool,
+    found_s: Option<f64>,
+    ready: Option<RepairTimes>,
+    /// Those that are complete.
+    done: Vec<RepairTimes>,
 }
 
 /// A stage of a route that runs on this machine.
@@ -121,16 +139,20 @@ impl RouteChain {
         let shape = ChainShape { vocabulary: config.vocabulary, positions: config.positions };
         let stages = config.route.iter().map(stage_of).collect();
         let (pad, width, id) = (config.pad, config.width as usize, config.key.id);
+        let is_whole = config.prefix.is_none();
         let mut session = node.open(config, own).await?;
         let codec = session.codec();
         while !matches!(session.next().await?, SessionEvent::Ready) {}
         let (answers, engines) = (VecDeque::new(), Vec::new());
         let (between, asked, told) = (0, false, None);
+        // Whoever begins with another's positions has nothing to send a standby.
+        let standbys = Standbys::new(is_whole.then(|| node.clone()), substitutes.clone());
         let repair = Repair::new(node.clone(), substitutes);
         let (node, number) = (None, 0);
         Ok(Self {
             node,
             repair,
+            standbys,
             session,
             id,
             number,
@@ -150,8 +172,9 @@ impl RouteChain {
     /// The stages, as they are reached now.
     pub(crate) fn route(&self) -> Vec<RouteStage> {
         let whole = self.stages.last().map_or(0, |(_, layers)| layers.end());
-        let stages = self.stages.iter().zip(self.session.paths());
-        let describe = |(&(peer, layers), path): (&(Option<PeerId>, LayerRange), Option<potluck_net::PathInfo>)| {
+        let paths = self.session.paths();
+        let describe = |hop: usize| {
+            let ((peer, layers), path) = (self.stages[hop], paths.get(hop).copied().flatten());
             let Some(peer) = peer else { return RouteStage::own(layers) };
             RouteStage {
                 peer: peer.to_string(),
@@ -163,9 +186,10 @@ impl RouteChain {
                 },
                 sees: Sees::of(false, layers.start() == 0, layers.end() == whole),
                 rtt_ms: path.map_or(0.0, |path| path.rtt.as_secs_f64() * 1e3),
+                standby: self.session.standby(hop).map(|peer| peer.to_string()),
             }
         };
-        stages.map(describe).collect()
+        (0..self.stages.len()).map(describe).collect()
     }
 
     /// How hidden states travel.
@@ -191,6 +215,7 @@ impl RouteChain {
     /// What the session tells next, but for the peers that it loses: others are looked for meanwhile. Dropping the future loses nothing.
     async fn event(&mut self) -> Result<SessionEvent, SessionError> {
         loop {
+            self.standbys.look(&self.session, self.shape.positions);
             let event = tokio::select! {
                 biased;
                 event = self.session.next() => event?,
@@ -201,6 +226,10 @@ impl RouteChain {
                         continue;
                     }
                 },
+                found = self.standbys.found() => {
+                    self.stand_by(found).await;
+                    continue;
+                }
             };
             match event {
                 SessionEvent::Lost { hop, error } => {
@@ -212,13 +241,26 @@ impl RouteChain {
                         false => self.repair.look(self.session.route(), self.shape.positions),
                     }
                 }
+                SessionEvent::Promoted { hop } => {
+                    tracing::info!(hop, "a peer is lost, and who stood by for it takes its place");
+                    self.repair.promoted(hop);
+                }
+                SessionEvent::StandsBy { hop } => tracing::info!(hop, "a peer stands by"),
+                SessionEvent::StandbyLost { hop, error } => {
+                    tracing::info!(hop, %error, "nobody stands by any more");
+                    self.standbys.failed(hop, &error);
+                }
                 SessionEvent::Repaired => {
                     self.stages = self.session.route().iter().map(stage_of).collect();
-                    self.repair.count += 1;
-                    self.repair.trying = false;
+                    self.repair.ready(self.session.route());
                     tracing::info!(seconds = self.repair.since.elapsed().as_secs_f32(), "the session goes on");
                 }
-                event => return Ok(event),
+                event => {
+                    if matches!(event, SessionEvent::Answer(_)) {
+                        self.repair.answered();
+                    }
+                    return Ok(event);
+                }
             }
         }
     }
@@ -232,10 +274,24 @@ impl RouteChain {
         self.repair.look_again();
         match self.session.replace(others).await {
             Ok(()) => {
-                (self.repair.lost, self.repair.again) = (Vec::new(), None);
-                self.repair.trying = true;
+                self.repair.tries();
             }
             Err((_, error)) => tracing::info!(%error, "nobody took a lost peer's place yet"),
+        }
+    }
+
+    /// A peer was found that can stand by.
+    async fn stand_by(&mut self, found: Places) {
+        for (hop, stage) in found {
+            // There is a connection to it; where that is gone since, the session's own events do not wait for another.
+            match timeout(STANDBY_LOOK, self.session.stand_by(hop, stage)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::info!(hop, %error, "a peer does not stand by");
+                    self.standbys.failed(hop, &error);
+                }
+                Err(_) => tracing::info!(hop, "a peer that was to stand by is not there any more"),
+            }
         }
     }
 
@@ -265,16 +321,72 @@ impl Repair {
     fn new(node: Node, substitutes: Substitutes) -> Self {
         let (lost, since) = (Vec::new(), Instant::now());
         let node = Some(node);
-        Self { node, substitutes, lost, since, again: None, trying: false, search: None, count: 0 }
+        let (layers, done) = (Vec::new(), Vec::new());
+        let (again, search, found_s, ready) = (None, None, None, None);
+        let (trying, stood_by) = (false, true);
+        Self { node, substitutes, lost, since, again, trying, search, layers, stood_by, found_s, ready, done }
     }
 
     fn lose(&mut self, hop: usize, error: SessionError) {
-        if self.lost.is_empty() && !self.trying {
+        // Until a step is answered it is all one pause.
+        if self.lost.is_empty() && !self.trying && self.ready.is_none() {
             self.since = Instant::now();
+            self.layers.clear();
         }
         if !self.lost.iter().any(|(lost, _)| *lost == hop) {
             self.lost.push((hop, error));
         }
+    }
+
+    /// Whoever stood by for a peer that is lost has its place.
+    fn promoted(&mut self, hop: usize) {
+        if self.lost.is_empty() && !self.trying && self.ready.is_none() {
+            self.since = Instant::now();
+            self.layers.clear();
+        }
+        self.layers.push(hop);
+        self.trying = true;
+        self.found_s.get_or_insert(self.since.elapsed().as_secs_f64());
+    }
+
+    /// Others were asked to take the places.
+    fn tries(&mut self) {
+        let lost = std::mem::take(&mut self.lost);
+        self.stood_by = false;
+        self.layers.extend(lost.into_iter().map(|(hop, _)| hop));
+        (self.again, self.trying) = (None, true);
+        self.found_s = Some(self.since.elapsed().as_secs_f64());
+    }
+
+    /// They are ready.
+    fn ready(&mut self, route: &[Hop]) {
+        self.trying = false;
+        self.layers.sort_unstable();
+        self.layers.dedup();
+        let range = |hop: &usize| route.get(*hop).map(|hop| [hop.layers().start(), hop.layers().end()]);
+        let layers = self.layers.iter().filter_map(range).collect();
+        let ready_s = self.since.elapsed().as_secs_f64();
+        let found_s = self.found_s.take().unwrap_or(ready_s);
+        let stood_by = std::mem::replace(&mut self.stood_by, true);
+        self.ready = Some(RepairTimes { layers, stood_by, found_s, ready_s, answered_s: ready_s });
+    }
+
+    /// A step was answered.
+    fn answered(&mut self) {
+        let answered_s = self.since.elapsed().as_secs_f64();
+        let Some(times) = self.ready.take() else { return };
+        self.done.push(RepairTimes { answered_s, ..times });
+        // What is lost meanwhile is another pause.
+        self.since = Instant::now();
+        if !self.trying {
+            self.layers.clear();
+        }
+    }
+
+    /// All repairs so far, one that no answer has followed included.
+    fn take(&mut self) -> Vec<RepairTimes> {
+        self.done.extend(self.ready.take());
+        std::mem::take(&mut self.done)
     }
 
     /// Begins to look for peers in the places of all that are lost.
@@ -320,6 +432,98 @@ impl Repair {
             None => std::future::pending().await,
         }
         Found::Nothing
+    }
+}
+
+/// Peers that stand by, or are looked for.
+#[derive(Debug)]
+struct Standbys {
+    node: Option<Node>,
+    substitutes: Substitutes,
+    search: Option<JoinHandle<Result<Places, Failure>>>,
+    /// When one is looked for next.
+    again: Instant,
+    /// The stage for which one was looked for last, and those for which none was found since all were tried.
+    hop: usize,
+    in_vain: BTreeSet<usize>,
+    /// Peers that could not, or did not go on.
+    unfit: BTreeSet<PeerId>,
+}
+
+impl Standbys {
+    fn new(node: Option<Node>, substitutes: Substitutes) -> Self {
+        let node = node.filter(|_| substitutes.standbys() > 0);
+        let (in_vain, unfit) = Default::default();
+        Self { node, substitutes, search: None, again: Instant::now(), hop: 0, in_vain, unfit }
+    }
+
+    /// Looks for somebody, where it is time for that, for the stage with the most layers of those for which nobody stands by.
+    fn look(&mut self, session: &Session, positions: u32) {
+        let Some(node) = self.node.clone().filter(|_| self.search.is_none() && self.again <= Instant::now()) else {
+            return;
+        };
+        self.again = Instant::now() + STANDBY_LOOK;
+        let route = session.route();
+        let (have, without): (Vec<usize>, Vec<usize>) = (0..route.len()).partition(|hop| session.has_standby(*hop));
+        if have.len() >= self.substitutes.standbys() {
+            return;
+        }
+        let without = without.into_iter().filter(|hop| route[*hop].peer().is_some() && !self.in_vain.contains(hop));
+        let Some(hop) = without.max_by_key(|hop| route[*hop].layers().count()) else {
+            // All once more, whoever did not fit included: much may have changed.
+            (self.in_vain, self.unfit) = Default::default();
+            self.again = Instant::now() + STANDBY_EVERY;
+            return;
+        };
+        self.hop = hop;
+        let others = route.iter().filter_map(Hop::peer).chain(self.unfit.iter().copied());
+        let others = others.chain(have.into_iter().filter_map(|hop| session.standby(hop))).collect();
+        if let Some(vacancy) = Vacancy::beside(route, hop, others, positions) {
+            self.search = Some(tokio::spawn(self.substitutes.clone().find_standby(node, vacancy)));
+        }
+    }
+
+    /// Who was found; nobody, where it is time to look. Never, where nobody is to stand by.
+    async fn found(&mut self) -> Places {
+        let Some(search) = &mut self.search else {
+            match self.node {
+                Some(_) => sleep_until(self.again.into()).await,
+                None => std::future::pending().await,
+            }
+            return Places::new();
+        };
+        let found = search.await;
+        self.search = None;
+        match found {
+            Ok(Ok(found)) => return found,
+            Ok(Err(failure)) => tracing::info!(code = %failure.code, "{}", failure.message),
+            Err(_) => {}
+        }
+        self.in_vain.insert(self.hop);
+        Places::new()
+    }
+
+    /// A peer did not stand by for that stage, or does no more.
+    fn failed(&mut self, hop: usize, error: &SessionError) {
+        self.again = Instant::now() + STANDBY_EVERY;
+        if let SessionError::Peer { peer, .. } | SessionError::PeerLost { peer, .. } = error {
+            self.unfit.insert(*peer);
+        } else {
+            self.in_vain.insert(hop);
+        }
+    }
+
+    fn end(&mut self) {
+        self.node = None;
+        if let Some(search) = self.search.take() {
+            search.abort();
+        }
+    }
+}
+
+impl Drop for Standbys {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -448,8 +652,8 @@ impl Chain for RouteChain {
         Ok(self.told.take())
     }
 
-    fn take_repairs(&mut self) -> usize {
-        std::mem::take(&mut self.repair.count)
+    fn take_repairs(&mut self) -> Vec<RepairTimes> {
+        self.repair.take()
     }
 
     fn bytes_written(&self) -> u64 {
@@ -461,6 +665,7 @@ impl Chain for RouteChain {
         self.session.close();
         self.repair.end_search();
         self.repair.node = None;
+        self.standbys.end();
         end(self.node.take().as_ref(), std::mem::take(&mut self.engines)).await;
     }
 

@@ -56,6 +56,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) memory: Option<u64>,
     /// Who may hold what.
     pub(crate) privacy: &'a Privacy,
+    /// How many peers are to stand by.
+    pub(crate) standby: u16,
 }
 
 impl Wanted<'_> {
@@ -115,8 +117,16 @@ impl Talk {
         let mut privacy = route.privacy.read();
         // Its own engines will have taken of what is free when another session is opened.
         let memory = route.memory.unwrap_or_else(free_memory);
-        let wanted =
-            Wanted { home, entry: &entry, settings: &settings, codec, memory: Some(memory), privacy: &privacy };
+        let standby = route.standby;
+        let wanted = Wanted {
+            home,
+            entry: &entry,
+            settings: &settings,
+            codec,
+            memory: Some(memory),
+            privacy: &privacy,
+            standby,
+        };
         let bar = screen.wait(format!("loading {}", entry.name));
         let vocabulary = start_vocabulary(load_vocabulary(&entry, &settings)?);
         let drafter = Drafter::start(home, screen, route, &entry.manifest, &settings);
@@ -154,7 +164,8 @@ impl Talk {
     /// Opens another session after one was lost, over the same peers where this command started them.
     pub(crate) async fn reopen(&mut self) -> Result<(), Failure> {
         let Self { home, entry, settings, codec, memory, privacy, .. } = self;
-        let wanted = Wanted { home, entry, settings, codec: *codec, memory: Some(*memory), privacy };
+        let standby = self.route.standby;
+        let wanted = Wanted { home, entry, settings, codec: *codec, memory: Some(*memory), privacy, standby };
         let (chain, verdict) = open_within(&wanted, &self.route, self.embedded.as_ref(), REOPEN_WITHIN).await?;
         self.verdict = verdict.unwrap_or_else(|| std::mem::take(&mut self.verdict));
         let vocabulary = self.session.vocabulary().clone();
@@ -270,6 +281,7 @@ pub(super) fn session_config(wanted: &Wanted<'_>, client: PeerId, route: Vec<Hop
         route,
         prefix: None,
         pad: wanted.privacy.pad,
+        exact: wanted.settings.exact,
         deadlines: deadlines(),
     })
 }

@@ -30,6 +30,8 @@ pub(crate) enum Substitutes {
         home: Box<Home>,
         /// How many layers of each end are for trusted peers alone.
         trusted_layers: u32,
+        /// How many peers are to stand by.
+        standby: usize,
     },
 }
 
@@ -53,6 +55,13 @@ pub(super) struct Vacancy {
 }
 
 impl Vacancy {
+    /// A stage for which somebody is to stand by, beside the peers that the session has.
+    pub(super) fn beside(route: &[Hop], hop: usize, others: Vec<PeerId>, positions: u32) -> Option<Self> {
+        let Hop::Remote(last) = route.get(hop)? else { return None };
+        let layers = route.last()?.layers().end();
+        Some(Self { hop, last: last.clone(), restarts: false, others, positions, layers })
+    }
+
     /// The lost stages of a route.
     pub(super) fn of(route: &[Hop], lost: &[(usize, SessionError)], positions: u32) -> Vec<Self> {
         let vacant = |(hop, error): &(usize, SessionError)| {
@@ -84,13 +93,34 @@ impl Vacancy {
 }
 
 impl Substitutes {
+    /// How many peers are to stand by.
+    pub(super) fn standbys(&self) -> usize {
+        match self {
+            Self::Same => 0,
+            Self::Swarm { standby, .. } => *standby,
+        }
+    }
+
+    /// A peer that can stand by, to which there is a connection already.
+    ///
+    /// # Errors
+    /// `no_route` where there is none.
+    pub(super) async fn find_standby(self, node: Node, vacancy: Vacancy) -> Result<Places, Failure> {
+        let places = self.find(node.clone(), vec![vacancy]).await?;
+        for (_, stage) in &places {
+            // Kept by the node: whoever opens the session finds it.
+            node.connect(&stage.address).await?;
+        }
+        Ok(places)
+    }
+
     /// A peer for each of them, the nearest and fastest that answers; the same one again where its engine starts again and nobody else has
     /// the stage.
     ///
     /// # Errors
     /// `no_route` where there is nobody for one of them.
     pub(super) async fn find(self, node: Node, vacancies: Vec<Vacancy>) -> Result<Places, Failure> {
-        let Self::Swarm { home, trusted_layers } = self else {
+        let Self::Swarm { home, trusted_layers, .. } = self else {
             if let Some(gone) = vacancies.iter().find(|vacancy| !vacancy.restarts) {
                 return Err(gone.to_nobody());
             }

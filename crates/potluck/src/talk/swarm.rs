@@ -193,7 +193,8 @@ pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, 
 
 /// Where others are looked for in the places of lost peers.
 pub(super) fn substitutes(wanted: &Wanted<'_>) -> Substitutes {
-    Substitutes::Swarm { home: Box::new(wanted.home.clone()), trusted_layers: wanted.privacy.trusted_layers }
+    let (home, trusted_layers) = (Box::new(wanted.home.clone()), wanted.privacy.trusted_layers);
+    Substitutes::Swarm { home, trusted_layers, standby: wanted.standby.into() }
 }
 
 /// A route for sessions that share it, with stages of this machine at its ends where they fit and nothing else was asked for;

@@ -137,7 +137,11 @@ fn a_peer_outlives_its_engine_and_serves_the_next_request() {
     kill(children(peers[0])[0], "KILL");
     let second = ask(&mut chat, "Say it again.");
     assert!(second["answer"]["text"].is_string(), "{second}");
-    assert_eq!(second["answer"]["repaired"], 1, "the other peer kept what it held: {second}");
+    assert_eq!(
+        second["answer"]["repairs"].as_array().map(Vec::len),
+        Some(1),
+        "the other peer kept what it held: {second}"
+    );
     let third = ask(&mut chat, "And once more.");
     assert!(third["answer"]["text"].is_string(), "{third}");
     assert!(peers.iter().all(|&pid| is_alive(pid)), "the peers live");

@@ -13,6 +13,8 @@ mod drafts;
 mod examples;
 mod failures;
 mod gateway;
+#[cfg(target_os = "linux")]
+mod losses;
 mod machine;
 #[cfg(target_os = "linux")]
 mod namespaces;

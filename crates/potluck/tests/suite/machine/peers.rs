@@ -142,6 +142,7 @@ impl Peers {
             route: self.route.clone(),
             prefix: None,
             pad: false,
+            exact: false,
             deadlines: Deadlines::default(),
         };
         let mut session = node.open(config, Vec::new()).await.unwrap();
