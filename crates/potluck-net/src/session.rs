@@ -368,8 +368,7 @@ impl Session {
 
     /// Who stands by for a stage, and is ready.
     pub fn standby(&self, hop: usize) -> Option<potluck_core::PeerId> {
-        let at = self.machine.route().len() + hop;
-        self.machine.peer_at(at).filter(|_| self.machine.has_standby(hop)).map(|stage| stage.address.peer)
+        self.machine.standby(hop).map(|stage| stage.address.peer)
     }
 
     /// Whether somebody stands by for a stage, or is about to.

@@ -363,3 +363,41 @@ fn a_peer_that_stands_by_keeps_what_it_computes_until_it_is_told_for_whom() {
     assert_eq!(sent(&effects, 3), [(97, 1, true), (98, 1, true), (99, 1, true)]);
     assert!(sends(&effects, 1, &Frame::Ready), "{effects:?}");
 }
+
+#[test]
+fn what_a_standby_alone_was_sent_is_given_credit_for_once_it_takes_over() {
+    let mut test = stood_by();
+    test.tell(lost(3));
+    for n in 1..=8 {
+        test.frame(2, Frame::Step(step(n, 0, 1 + n, 1)));
+        let effects = test.tell(ran(u64::from(n) + 1, 1));
+        assert_eq!(sent(&effects, 7), [(n, 1, true)]);
+    }
+    let effects = test.frame(1, reroute(2, None, Some(4)));
+    let granted = |effect: &Effect| match effect {
+        Effect::Send { stream: StreamId(2), frame: Frame::Credit { frames } } => *frames,
+        _ => 0,
+    };
+    // One of the nine steps is left over: credit comes in fours.
+    assert_eq!(effects.iter().map(granted).sum::<u32>(), 8, "{effects:?}");
+}
+
+#[test]
+fn what_rests_on_a_step_that_was_skipped_is_skipped() {
+    let mut test = kept();
+    test.frame(2, Frame::Step(step(0, 0, 0, 2)));
+    test.tell(ran(1, 2));
+    let skipped = |effects: &[Effect]| -> Vec<u32> {
+        let of = |effect: &Effect| match effect {
+            Effect::Send { stream: StreamId(3), frame: Frame::Step(step) } if step.skipped => Some(step.sequence),
+            _ => None,
+        };
+        effects.iter().filter_map(of).collect()
+    };
+    assert_eq!(skipped(&test.frame(2, Frame::Step(StepFrame::skipped(1, 0, 2, 3)))), [1]);
+    // Whoever took a lost peer's place has computed it, which the lost one had not.
+    let effects = test.frame(2, Frame::Step(step(2, 0, 5, 1)));
+    assert_eq!((skipped(&effects), harness::runs(&effects)), (vec![2], 0));
+    // What follows starts at what is there.
+    assert_eq!(harness::runs(&test.frame(2, Frame::Step(step(3, 0, 2, 1)))), 1);
+}

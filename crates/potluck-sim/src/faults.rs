@@ -65,6 +65,8 @@ impl World {
         }
         plan.extend((0..faults.engine_losses).map(|_| Fault::LoseEngine(rng.usize(..peers))));
         plan.extend((0..faults.freezes).map(|_| Fault::Freeze(rng.usize(..peers), lasts(&mut rng))));
+        let short = |rng: &mut fastrand::Rng| Duration::from_millis(rng.u64(100..3_000));
+        plan.extend((0..faults.naps).map(|_| Fault::Freeze(rng.usize(..peers), short(&mut rng))));
         plan.extend((0..faults.slows).map(|_| Fault::Slow(rng.usize(..peers), rng.u32(2..=50), lasts(&mut rng))));
         plan.extend((0..faults.cuts).map(|_| Fault::Cut(rng.u64(..))));
         plan.extend((0..faults.leaves).map(|_| Fault::Leave(rng.usize(..clients))));

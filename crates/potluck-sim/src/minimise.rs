@@ -82,11 +82,12 @@ fn smaller(scenario: &Scenario) -> Vec<Scenario> {
     for sessions in [1, scenario.sessions / 2, scenario.sessions - 1] {
         less(&|s| s.sessions = sessions.max(1));
     }
-    let counts: [fn(&mut Faults) -> &mut usize; 9] = [
+    let counts: [fn(&mut Faults) -> &mut usize; 10] = [
         |f| &mut f.kills,
         |f| &mut f.restarts,
         |f| &mut f.engine_losses,
         |f| &mut f.freezes,
+        |f| &mut f.naps,
         |f| &mut f.slows,
         |f| &mut f.cuts,
         |f| &mut f.flaps,

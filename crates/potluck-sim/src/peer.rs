@@ -147,7 +147,8 @@ impl World {
         self.set_alarm(peer);
         let status = self.peers[peer].machine.status();
         let names = self.scenario.sessions * (1 + self.scenario.returns as usize);
-        let streams_max = 4 * names + 2 * self.scenario.peers;
+        let each = if self.scenario.standbys { 4 } else { 3 };
+        let streams_max = each * names + 2 * self.scenario.peers;
         self.check(status.sessions <= self.scenario.caches.into(), "no more sessions than caches");
         self.check(status.streams <= streams_max, "streams stay within what sessions need");
         self.check(

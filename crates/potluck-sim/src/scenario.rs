@@ -17,6 +17,8 @@ pub struct Faults {
     pub engine_losses: usize,
     /// Peers that stand still for up to eight seconds: after three, others take them for lost.
     pub freezes: usize,
+    /// Peers that stand still for less than three seconds, which nobody notices.
+    pub naps: usize,
     /// Peers that compute up to fifty times slower for up to eight seconds.
     pub slows: usize,
     /// Streams cut.
@@ -186,6 +188,7 @@ impl Scenario {
         let mut some = |max: usize| if rng.bool() { rng.usize(0..=max) } else { 0 };
         let (kills, restarts, engine_losses, freezes) = (some(2), some(2), some(2), some(3));
         let (slows, cuts, flaps, partitions, leaves) = (some(2), some(3), some(1), some(2), some(2));
+        let naps = some(2);
         let skew_s = some(40_000) as u32;
         let mut rare = || if rng.bool() { rng.f64() * 0.02 } else { 0.0 };
         let (twins, drops, swaps, flips) = (rare(), rare(), rare(), rare());
@@ -199,6 +202,7 @@ impl Scenario {
             restarts,
             engine_losses,
             freezes,
+            naps,
             slows,
             cuts,
             flaps,

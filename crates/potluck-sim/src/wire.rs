@@ -5,7 +5,7 @@ use potluck_wire::{CONTROL_BYTES_MAX, Failure, Frame, FrameReader};
 
 use crate::scenario::{Faults, Line};
 
-/// All that other frames have for a header.
+/// All that a row's frames have for a header.
 const LENGTH_AND_KIND_BYTES: usize = 5;
 
 /// Who holds one end of a stream.
@@ -87,7 +87,9 @@ impl SimStream {
         }
         if rng.f64() < faults.flips {
             // Lengths, kinds and headers: a flipped payload is a peer's lie, which receipts and audits are for.
-            let head = if payload { potluck_wire::HEADER_BYTES } else { LENGTH_AND_KIND_BYTES };
+            // What a whole row says, and which one is asked for, is content.
+            let is_row = matches!(frame, Frame::Row { .. } | Frame::RowRequest { .. });
+            let head = if is_row { LENGTH_AND_KIND_BYTES } else { potluck_wire::HEADER_BYTES };
             let end = bytes.len().min(head);
             let bit = rng.usize(..end * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);

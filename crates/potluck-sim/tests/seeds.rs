@@ -76,7 +76,7 @@ fn a_killed_peer_is_a_loss_that_is_noticed_in_time() {
 #[test]
 fn a_peer_whose_engine_came_back_serves_as_before() {
     for seed in 0..100 {
-        let faults = Faults { engine_losses: 3, ..Faults::default() };
+        let faults = Faults { engine_losses: 3, naps: 2, ..Faults::default() };
         let early = run(Scenario { faults, ..Scenario::calm(seed) });
         assert!(early.failed.keys().all(|code| *code == "engine_lost"), "seed {seed:#x}: {early:?}");
         let faults = Faults { restarts: 1, freezes: 2, partitions: 1, ..faults };

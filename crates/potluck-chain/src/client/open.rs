@@ -1,9 +1,9 @@
 //! How a session opens: each peer of the route is told its neighbours.
 
-use potluck_core::{StageCommand, bounds};
+use potluck_core::{StageCommand, StageSpec, bounds};
 use potluck_wire::{
-    CONTROL_BYTES_MAX, Codec, Frame, Keep, NextHop, OpenSession, PreviousHop, answer_frame_bytes_max, padded_bytes,
-    step_frame_bytes_max,
+    CONTROL_BYTES_MAX, Codec, Frame, Keep, NextHop, OpenSession, Prefix, PreviousHop, answer_frame_bytes_max,
+    padded_bytes, step_frame_bytes_max,
 };
 
 use super::{ClientSession, Effect, Hop, OwnStage};
@@ -23,28 +23,41 @@ impl ClientSession {
             }
             return;
         };
-        let stage = remote.spec;
-        let (previous, next) = (self.previous(hop), self.next(hop));
+        let (spec, next) = (remote.spec, self.next(hop));
+        // A substitute is sent all of the session's positions.
+        let prefix = self.config.prefix.as_ref().filter(|_| !self.ready).map(|shared| shared.prefix);
+        let answered = if self.last_remote() == Some(hop) { self.answered(hop) } else { 0 };
+        self.open_peer(hop, (hop, spec), self.repair.epoch_of(hop), next, (prefix, answered));
+    }
+
+    /// Opens the session at the peer at the end of the stream `at`, which has the stage of `hop`, or stands by for it.
+    pub(super) fn open_peer(
+        &mut self,
+        at: usize,
+        (hop, stage): (usize, StageSpec),
+        epoch: u32,
+        next: NextHop,
+        (prefix, answered): (Option<Prefix>, u32),
+    ) {
+        let previous = self.previous(hop);
         let codec_in = if stage.head { Codec::Tokens } else { self.config.codec };
         let idle_ms = u32::try_from(self.config.deadlines.idle.as_millis()).unwrap_or(u32::MAX);
         let open = OpenSession {
             session: self.config.key.id,
-            epoch: self.repair.epoch_of(hop),
+            epoch,
             stage,
-            positions,
+            positions: self.config.positions,
             previous,
             next,
             codec_in,
             codec_out: self.config.codec,
-            // A substitute is sent all of the session's positions.
-            prefix: self.config.prefix.as_ref().filter(|_| !self.ready).map(|shared| shared.prefix),
+            prefix,
             idle_ms,
         };
-        self.send(hop, Frame::Open(Box::new(open)));
+        self.send(at, Frame::Open(Box::new(open)));
         if let Some(grace) = self.config.deadlines.grace {
             let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
-            let answered = if self.last_remote() == Some(hop) { self.answered(hop) } else { 0 };
-            self.send(hop, Frame::Keep(Keep { grace_ms, answered }));
+            self.send(at, Frame::Keep(Keep { grace_ms, answered }));
         }
         let (width, vocabulary) = (self.config.width, self.config.vocabulary);
         let frame_bytes_max = match (stage.tail, self.remote(hop + 1)) {
@@ -53,7 +66,8 @@ impl ClientSession {
             (false, None) => step_frame_bytes_max(width),
             (false, Some(_)) => CONTROL_BYTES_MAX,
         };
-        self.effects.push_back(Effect::Limit { hop, frame_bytes_max: frame_bytes_max.max(CONTROL_BYTES_MAX) });
+        let frame_bytes_max = frame_bytes_max.max(CONTROL_BYTES_MAX);
+        self.effects.push_back(Effect::Limit { hop: at, frame_bytes_max });
     }
 }
 

@@ -129,12 +129,15 @@ impl ClientSession {
         }
     }
 
-    /// The step before which all were answered by the last stage, and may be merged when they are sent again; 0 where they may not.
+    /// The step before which all were answered by the last stage, and whether these may be merged when they are sent again.
+    pub(super) fn answered_so_far(&self) -> (u32, bool) {
+        (self.last_remote().map_or(0, |last| self.answered(last)), !self.config.exact)
+    }
+
+    /// The step before which all may be merged when they are sent again; 0: none.
     pub(super) fn settled(&self) -> u32 {
-        match self.config.exact {
-            true => 0,
-            false => self.last_remote().map_or(0, |last| self.answered(last)),
-        }
+        let (answered, merges) = self.answered_so_far();
+        if merges { answered } else { 0 }
     }
 
     /// A peer's stream ended: the session ends with it, or waits for another peer.
@@ -242,8 +245,7 @@ impl ClientSession {
     pub(super) fn reroute(&mut self, hop: usize, previous: Option<PreviousHop>, next: Option<NextHop>) {
         if previous.is_some() || next.is_some() {
             let epoch = self.repair.epoch;
-            let answered = self.last_remote().map_or(0, |last| self.answered(last));
-            let merges = !self.config.exact;
+            let (answered, merges) = self.answered_so_far();
             self.waiting_for[hop] = true;
             self.send(hop, Frame::Reroute(Box::new(Reroute { epoch, previous, next, answered, merges })));
         }

@@ -6,10 +6,7 @@
 use std::time::Instant;
 
 use potluck_core::PeerId;
-use potluck_wire::{
-    CONTROL_BYTES_MAX, Codec, Failure, FailureCode, Frame, Keep, Mirror, NextHop, OpenSession, Reroute,
-    answer_frame_bytes_max, padded_bytes, step_frame_bytes_max,
-};
+use potluck_wire::{Failure, FailureCode, Frame, Mirror, NextHop, Reroute};
 
 use super::{ClientSession, Effect, Hop, RemoteStage};
 use crate::{Credit, SessionError};
@@ -50,11 +47,11 @@ impl ClientSession {
         if self.config.route.iter().filter_map(Hop::peer).chain(others).any(|other| other == peer) {
             return bad("a peer of the route stands by for nobody");
         }
-        let epoch = self.repair.next_epoch();
+        let (spec, epoch) = (stage.spec, self.repair.next_epoch());
         self.standbys[hop] = Some(Standby { stage, epoch, is_ready: false, credit: Credit::default() });
         let at = self.config.route.len() + hop;
         self.effects.push_back(Effect::Reopen { hop: at });
-        self.open_standby(hop, epoch);
+        self.open_peer(at, (hop, spec), epoch, NextHop::Nobody, (None, 0));
         self.tell_previous(hop);
         Ok(())
     }
@@ -67,43 +64,16 @@ impl ClientSession {
         }
     }
 
-    /// Whether a peer stands by for that stage that is ready.
-    pub fn has_standby(&self, hop: usize) -> bool {
-        self.standbys.get(hop).and_then(Option::as_ref).is_some_and(|standby| standby.is_ready)
-    }
-
-    fn open_standby(&mut self, hop: usize, epoch: u32) {
-        let Some(stage) = self.remote(hop).map(|remote| remote.spec) else { return };
-        let at = self.config.route.len() + hop;
-        let idle_ms = u32::try_from(self.config.deadlines.idle.as_millis()).unwrap_or(u32::MAX);
-        let open = OpenSession {
-            session: self.config.key.id,
-            epoch,
-            stage,
-            positions: self.config.positions,
-            previous: self.previous(hop),
-            next: NextHop::Nobody,
-            codec_in: if stage.head { Codec::Tokens } else { self.config.codec },
-            codec_out: self.config.codec,
-            prefix: None,
-            idle_ms,
-        };
-        self.effects.push_back(Effect::Send { hop: at, frame: Frame::Open(Box::new(open)) });
-        let grace = self.config.deadlines.grace.unwrap_or_default();
-        let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
-        self.effects.push_back(Effect::Send { hop: at, frame: Frame::Keep(Keep { grace_ms, answered: 0 }) });
-        let (width, vocabulary) = (self.config.width, self.config.vocabulary);
-        // Its answers may come on this stream one day.
-        let answers = answer_frame_bytes_max(width, vocabulary).max(step_frame_bytes_max(width));
-        let frame_bytes_max = padded_bytes(answers).max(CONTROL_BYTES_MAX);
-        self.effects.push_back(Effect::Limit { hop: at, frame_bytes_max });
+    /// Who stands by for that stage, and is ready.
+    pub fn standby(&self, hop: usize) -> Option<&RemoteStage> {
+        let standby = self.standbys.get(hop)?.as_ref().filter(|standby| standby.is_ready)?;
+        Some(&standby.stage)
     }
 
     /// Tells whoever comes before that stage whom it is to send its steps to as well.
     fn tell_previous(&mut self, hop: usize) {
         let Some(previous) = hop.checked_sub(1).filter(|previous| self.remote(*previous).is_some()) else { return };
-        let answered = self.last_remote().map_or(0, |last| self.answered(last));
-        let merges = !self.config.exact;
+        let (answered, merges) = self.answered_so_far();
         let (epoch, standby) = match &self.standbys[hop] {
             Some(standby) => {
                 let RemoteStage { address, grant, .. } = &standby.stage;
@@ -207,8 +177,8 @@ impl ClientSession {
         if self.last_remote() == Some(hop) {
             (self.receipts, self.credited_from) = (Default::default(), self.returned);
         }
-        let answered = self.last_remote().map_or(0, |last| self.answered(last));
-        let (next, merges) = (Some(self.next(hop)), !self.config.exact);
+        let (answered, merges) = self.answered_so_far();
+        let next = Some(self.next(hop));
         let reroute = Reroute { epoch, previous: None, next, answered, merges };
         self.send(hop, Frame::Reroute(Box::new(reroute)));
         if let Some(previous) = hop.checked_sub(1).filter(|previous| self.remote(*previous).is_some()) {

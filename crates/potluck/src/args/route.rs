@@ -34,8 +34,8 @@ pub(crate) struct RouteArgs {
     /// Memory that this machine gives to a model, such as 4GB [default: most of what is free]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, conflicts_with_all = ["peers", "local"])]
     pub(crate) memory: Option<u64>,
-    /// Peers that stand by while an answer is under way, each with the layers of a peer of the route: where that one is lost, nothing is
-    /// computed again. They compute all of it, too
+    /// Peers that stand by while an answer is under way, each with the layers of a peer of the route: where that one is lost, only what
+    /// they have not caught up with is computed again. They compute all of it, too
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["peers", "local"])]
     pub(crate) standby: u16,
     #[command(flatten)]

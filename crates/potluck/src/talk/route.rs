@@ -290,7 +290,10 @@ impl RouteChain {
                     tracing::info!(hop, %error, "a peer does not stand by");
                     self.standbys.failed(hop, &error);
                 }
-                Err(_) => tracing::info!(hop, "a peer that was to stand by is not there any more"),
+                Err(_) => {
+                    tracing::info!(hop, "a peer that was to stand by is not there any more");
+                    self.standbys.in_vain.insert(hop);
+                }
             }
         }
     }
@@ -459,7 +462,7 @@ impl Standbys {
 
     /// Looks for somebody, where it is time for that, for the stage with the most layers of those for which nobody stands by.
     fn look(&mut self, session: &Session, positions: u32) {
-        let Some(node) = self.node.clone().filter(|_| self.search.is_none() && self.again <= Instant::now()) else {
+        let Some(node) = self.node.as_ref().filter(|_| self.search.is_none() && self.again <= Instant::now()) else {
             return;
         };
         self.again = Instant::now() + STANDBY_LOOK;
@@ -479,7 +482,7 @@ impl Standbys {
         let others = route.iter().filter_map(Hop::peer).chain(self.unfit.iter().copied());
         let others = others.chain(have.into_iter().filter_map(|hop| session.standby(hop))).collect();
         if let Some(vacancy) = Vacancy::beside(route, hop, others, positions) {
-            self.search = Some(tokio::spawn(self.substitutes.clone().find_standby(node, vacancy)));
+            self.search = Some(tokio::spawn(self.substitutes.clone().find_standby(node.clone(), vacancy)));
         }
     }
 
