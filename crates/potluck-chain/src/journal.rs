@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use potluck_core::{Rows, Tree};
-use potluck_wire::StepFrame;
+use potluck_wire::{Frame, StepFrame};
 
 use crate::STEPS_IN_FLIGHT_MAX;
 
@@ -56,6 +56,15 @@ struct Reader {
     wanted: u32,
     /// Steps before this one are merged, where they are sent again.
     merged: u32,
+    /// The number that the peer behind the stream expects, once it has all that was sent.
+    due: u32,
+}
+
+impl Reader {
+    /// Sends that step: the number that was expected instead, where some were left out.
+    fn passes(&mut self, step: &StepFrame) -> u32 {
+        std::mem::replace(&mut self.due, step.sequence.saturating_add(1))
+    }
 }
 
 #[derive(Debug)]
@@ -75,8 +84,18 @@ pub struct Outgoing {
     pub step: StepFrame,
     /// It was sent to somebody before: numbers before it may be left out.
     pub again: bool,
+    /// The number behind that of the step before it on the stream: no other was lost between them.
+    pub due: u32,
     /// Whoever sent us its input waits for credit for it.
     pub owed: bool,
+}
+
+impl Outgoing {
+    /// The frame that carries it.
+    pub fn frame(self) -> Frame {
+        let Self { step, again, due, .. } = self;
+        if again { Frame::Replay { due, step } } else { Frame::Step(step) }
+    }
 }
 
 impl Entry {
@@ -168,7 +187,7 @@ impl Journal {
     }
 
     /// The next step for the second stream, whose epoch it gets.
-    pub fn send_mirror(&mut self, epoch: u32) -> Option<StepFrame> {
+    pub fn send_mirror(&mut self, epoch: u32) -> Option<Outgoing> {
         let mut mirror = self.mirror?;
         let step = match self.merged(&mut mirror, epoch) {
             Some(step) => step,
@@ -178,8 +197,9 @@ impl Journal {
                 step
             }
         };
+        let due = mirror.passes(&step);
         self.mirror = Some(mirror);
-        Some(step)
+        Some(Outgoing { step, again: true, due, owed: false })
     }
 
     /// The second stream takes the place of the first: for how many steps, which it alone has sent so far, credit is owed. None where
@@ -206,19 +226,22 @@ impl Journal {
         if !self.keeps {
             let Entry { step, again, owed, .. } = self.entries.pop_front()?;
             self.bytes -= step.bytes();
-            return Some(Outgoing { step: StepFrame { epoch, ..step }, again, owed });
+            let due = self.main.passes(&step);
+            return Some(Outgoing { step: StepFrame { epoch, ..step }, again, due, owed });
         }
         let mut main = self.main;
         if let Some(step) = self.merged(&mut main, epoch) {
+            let due = main.passes(&step);
             self.main = main;
-            return Some(Outgoing { step, again: true, owed: false });
+            return Some(Outgoing { step, again: true, due, owed: false });
         }
         let entry = self.entries.get_mut(main.done)?;
         let again = std::mem::replace(&mut entry.again, true);
         let owed = std::mem::take(&mut entry.owed);
         self.counted = self.counted.max(entry.step.sequence.saturating_add(1));
         self.main.done += 1;
-        Some(Outgoing { step: entry.copy(epoch), again, owed })
+        let due = self.main.passes(&entry.step);
+        Some(Outgoing { step: entry.copy(epoch), again, due, owed })
     }
 
     /// As many of the next steps as one may hold, as one: what is left of each, for whoever has had none of them. None where the next
@@ -285,7 +308,8 @@ impl Journal {
         // A row of the last one may be asked for yet: it stays what it was.
         let settled = if expected == 0 { settled.saturating_sub(1) } else { 0 };
         let steps = self.entries.iter().filter(|entry| entry.step.sequence < settled).count();
-        Reader { done: 0, wanted: expected, merged: if steps > REPLAYED_SINGLY_MAX { settled } else { 0 } }
+        let merged = if steps > REPLAYED_SINGLY_MAX { settled } else { 0 };
+        Reader { done: 0, wanted: expected, merged, due: expected }
     }
 
     /// Whoever was owed credit is gone.
@@ -372,6 +396,9 @@ mod tests {
         let _ = journal.pass_over();
         let out: Vec<_> = std::iter::from_fn(|| journal.send(epoch)).collect();
         assert!(out.iter().all(|out| out.step.epoch == epoch && !out.owed));
+        for pair in out.windows(2) {
+            assert_eq!(pair[1].due, pair[0].step.sequence + 1, "each says which one it comes behind");
+        }
         out.iter().map(|out| (out.step.sequence, out.again)).collect()
     }
 
@@ -614,9 +641,9 @@ mod tests {
         let mut journal = after(&[(0, 8), (8, 1), (9, 1)]);
         assert!(!journal.mirror_waits() && journal.mirror(0) && journal.is_mirrored());
         let numbers = |journal: &mut Journal| -> Vec<u32> {
-            std::iter::from_fn(|| journal.send_mirror(7)).map(|step| step.sequence).collect()
+            std::iter::from_fn(|| journal.send_mirror(7)).map(|out| out.step.sequence).collect()
         };
-        assert_eq!(journal.send_mirror(7).map(|step| (step.sequence, step.epoch)), Some((0, 7)));
+        assert_eq!(journal.send_mirror(7).map(|out| (out.step.sequence, out.step.epoch)), Some((0, 7)));
         journal.push(step(3, 10, 1), false, true);
         assert_eq!(numbers(&mut journal), [1, 2, 3]);
         // What it is sent first is still to be sent to the other, and owed.

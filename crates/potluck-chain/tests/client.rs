@@ -606,7 +606,7 @@ fn the_first_peers_standby_is_sent_everything_by_the_client() {
     test.submit(2, 1).unwrap();
     let sent = |effects: &[Effect]| -> Vec<(usize, u32, u32)> {
         let of = |effect: &Effect| match effect {
-            Effect::Send { hop, frame: Frame::Step(step) | Frame::Replay(step) } => {
+            Effect::Send { hop, frame: Frame::Step(step) | Frame::Replay { step, .. } } => {
                 Some((*hop, step.sequence, step.epoch))
             }
             _ => None,

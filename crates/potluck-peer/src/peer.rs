@@ -213,9 +213,9 @@ impl Peer {
                     self.hop_opened(stream, since, &hop);
                 }
             }
-            (Role::Client(key) | Role::HopIn(key), Frame::Step(step)) => self.step_came(now, stream, key, &step, false),
-            (Role::Client(key) | Role::HopIn(key), Frame::Replay(step)) => {
-                self.step_came(now, stream, key, &step, true)
+            (Role::Client(key) | Role::HopIn(key), Frame::Step(step)) => self.step_came(now, stream, key, &step, None),
+            (Role::Client(key) | Role::HopIn(key), Frame::Replay { due, step }) => {
+                self.step_came(now, stream, key, &step, Some(due))
             }
             (Role::Client(key) | Role::HopOut(key), Frame::Credit { frames }) => self.credited(stream, key, frames),
             (Role::Client(key), Frame::RowRequest { sequence, row }) => self.row_requested(key, sequence, row),

@@ -203,12 +203,13 @@ impl Session {
         }
     }
 
-    /// Checks a step that arrived, and takes note of it. `again`: it was sent to somebody before, and numbers before it may be
-    /// left out.
+    /// Checks a step that arrived, and takes note of it. `due`: it was sent to somebody before, and numbers from this one on may be
+    /// left out before it.
     ///
     /// # Errors
     /// What the sender did wrong. The session ends with it.
-    pub(crate) fn arrive(&mut self, now: Instant, frame: &StepFrame, again: bool) -> Result<Arrival, Failure> {
+    pub(crate) fn arrive(&mut self, now: Instant, frame: &StepFrame, due: Option<u32>) -> Result<Arrival, Failure> {
+        let again = due.is_some();
         let fail = |code, detail: String| Err(Failure::new(code, detail));
         let epoch = self.epochs.previous;
         let twin = frame.epoch == epoch && frame.sequence < self.expected;
@@ -225,7 +226,8 @@ impl Session {
         if again && self.grace.is_none() {
             return fail(FailureCode::Protocol, "a step came again, and the session was not opened for that".into());
         }
-        if frame.sequence > self.expected && !again {
+        // Numbers that are left out before what is sent again are told from such as were lost.
+        if frame.sequence >= self.expected && due.unwrap_or(frame.sequence) != self.expected {
             return fail(FailureCode::Gap, format!("step {} came, {} was due", frame.sequence, self.expected));
         }
         let Some(next) = frame.sequence.checked_add(1) else {

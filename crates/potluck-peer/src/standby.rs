@@ -169,8 +169,8 @@ impl Peer {
         }
         let Some(stream) = standby.stream.filter(|_| standby.is_confirmed) else { return };
         while session.journal.mirror_waits() && standby.credit.take() {
-            let Some(step) = session.journal.send_mirror(standby.epoch) else { break };
-            self.effects.push_back(Effect::Send { stream, frame: Frame::Replay(step) });
+            let Some(outgoing) = session.journal.send_mirror(standby.epoch) else { break };
+            self.effects.push_back(Effect::Send { stream, frame: outgoing.frame() });
         }
     }
 

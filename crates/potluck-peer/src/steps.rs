@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use potluck_chain::Outgoing;
 use potluck_core::{CacheId, Defence, Hidden, Output, SessionKey, StageCommand, StageError, Step};
 use potluck_wire::{Failure, FailureCode, Frame, NextHop, StepFrame};
 
@@ -13,7 +12,15 @@ use crate::{
 };
 
 impl Peer {
-    pub(crate) fn step_came(&mut self, now: Now, stream: StreamId, key: SessionKey, frame: &StepFrame, again: bool) {
+    /// A step came. `due`: it was sent to somebody before, and this number would have been the next.
+    pub(crate) fn step_came(
+        &mut self,
+        now: Now,
+        stream: StreamId,
+        key: SessionKey,
+        frame: &StepFrame,
+        due: Option<u32>,
+    ) {
         let watch = self.watch(now.instant);
         let Some(session) = self.sessions.get_mut(&key) else { return };
         if session.step_stream() != Some(stream) {
@@ -21,7 +28,7 @@ impl Peer {
             return self.misbehaved(stream, failure);
         }
         let before = watch.now();
-        match session.arrive(now.instant, frame, again) {
+        match session.arrive(now.instant, frame, due) {
             Ok(Arrival::Stale) => self.count_stale(),
             Ok(arrival) => {
                 // What was skipped is not computed here, nor paid for.
@@ -115,10 +122,9 @@ impl Peer {
             self.effects.extend(frame.map(|frame| Effect::Send { stream: out, frame }));
         }
         while session.journal.waits() && session.credit.take() {
-            let Some(Outgoing { step, again, owed }) = session.journal.send(session.epochs.next) else { break };
-            done += usize::from(owed);
-            let frame = if again { Frame::Replay(step) } else { Frame::Step(step) };
-            self.effects.push_back(Effect::Send { stream: out, frame });
+            let Some(outgoing) = session.journal.send(session.epochs.next) else { break };
+            done += usize::from(outgoing.owed);
+            self.effects.push_back(Effect::Send { stream: out, frame: outgoing.frame() });
         }
         self.grant(key, done);
     }

@@ -49,12 +49,17 @@ fn ran(batch: u64, rows: usize) -> Event {
     Event::Stage { stage: StageSlot(0), reply: StageReply::Forwarded { batch, results, compute_us: 1 } }
 }
 
+/// A step that is sent again, behind those before number `due`.
+fn again(due: u32, step: StepFrame) -> Frame {
+    Frame::Replay { due, step }
+}
+
 /// Numbers and epochs of the steps that are sent on that stream, and whether they are sent again.
 fn sent(effects: &[Effect], on: u64) -> Vec<(u32, u32, bool)> {
     let of = |effect: &Effect| match effect {
         Effect::Send { stream: StreamId(stream), frame } if *stream == on => match frame {
             Frame::Step(StepFrame { sequence, epoch, .. }) => Some((*sequence, *epoch, false)),
-            Frame::Replay(StepFrame { sequence, epoch, .. }) => Some((*sequence, *epoch, true)),
+            Frame::Replay { step: StepFrame { sequence, epoch, .. }, .. } => Some((*sequence, *epoch, true)),
             _ => None,
         },
         _ => None,
@@ -102,7 +107,7 @@ fn a_new_previous_peer_is_told_what_was_had_and_the_old_one_finds_no_way_in() {
     let effects = test.stream(8, 1, Frame::HopOpen(hop(0)));
     assert_eq!(closes(&effects, 8).map(|failure| failure.code), Some(FailureCode::Epoch));
     // What the new one is sent again itself is a twin where it was had.
-    assert!(test.frame(5, Frame::Replay(step(0, 1, 0, 2))).is_empty());
+    assert!(test.frame(5, again(0, step(0, 1, 0, 2))).is_empty());
     assert_eq!(test.peer.status().stale_frames, 1);
     test.frame(5, Frame::Step(step(1, 1, 2, 1)));
     assert_eq!(sent(&test.tell(ran(2, 1)), 3), [(1, 0, false)]);
@@ -116,10 +121,9 @@ fn a_substitute_passes_on_what_its_next_peer_has_not_had() {
     test.stream(2, 1, Frame::HopOpen(hop(0)));
     test.tell(Event::Stage { stage: StageSlot(0), reply: StageReply::Opened { cache: CacheId(0), result: Ok(()) } });
     // Steps come while its next peer is still dialled; one in between was written again since.
-    for (sequence, start) in [(0, 0), (2, 2), (3, 3)] {
-        assert!(
-            closes(&test.frame(2, Frame::Replay(step(sequence, 0, start, 1 + u16::from(start == 0)))), 1).is_none()
-        );
+    for (due, sequence, start) in [(0, 0, 0), (1, 2, 2), (3, 3, 3)] {
+        let frame = again(due, step(sequence, 0, start, 1 + u16::from(start == 0)));
+        assert!(closes(&test.frame(2, frame), 1).is_none());
     }
     (1..=3).for_each(|batch| drop(test.tell(ran(batch, if batch == 1 { 2 } else { 1 }))));
     test.tell(Event::Dialed { dial: DialId(0), result: Ok(StreamId(3)) });
@@ -184,9 +188,21 @@ fn what_a_client_may_not_say_of_neighbours_ends_its_session() {
 }
 
 #[test]
+fn a_step_that_is_missing_among_those_sent_again_ends_the_session() {
+    for (due, sequence) in [(2, 3), (4, 4), (0, 3)] {
+        let mut test = kept();
+        test.frame(2, again(0, step(0, 0, 0, 2)));
+        // Of the steps 1 and 2 at least the last was sent, or this one's sender counts from elsewhere.
+        let effects = test.frame(2, again(due, step(sequence, 0, 2, 1)));
+        let code = closes(&effects, 1).map(|failure| failure.code);
+        assert_eq!(code, Some(FailureCode::Gap), "step {sequence} behind {due}: {effects:?}");
+    }
+}
+
+#[test]
 fn a_step_that_comes_again_where_none_may_ends_the_session() {
     let mut test = ready();
-    let effects = test.frame(2, Frame::Replay(step(3, 0, 0, 1)));
+    let effects = test.frame(2, again(0, step(3, 0, 0, 1)));
     assert_eq!(closes(&effects, 1).map(|failure| failure.code), Some(FailureCode::Protocol));
     test.assert_empty();
 }
@@ -216,7 +232,7 @@ fn a_session_that_began_with_anothers_positions_opens_and_cannot_be_sent_again()
 #[test]
 fn a_number_that_none_can_follow_ends_the_session() {
     let mut test = kept();
-    let effects = test.frame(2, Frame::Replay(step(u32::MAX, 0, 0, 1)));
+    let effects = test.frame(2, again(0, step(u32::MAX, 0, 0, 1)));
     assert_eq!(closes(&effects, 1).map(|failure| failure.code), Some(FailureCode::Protocol));
     test.assert_empty();
 }
@@ -350,7 +366,7 @@ fn a_peer_that_stands_by_keeps_what_it_computes_until_it_is_told_for_whom() {
     assert!(sends(&effects, 1, &Frame::Ready), "{effects:?}");
     let mut credit = 0;
     for n in 0..100 {
-        test.frame(2, Frame::Replay(step(n, 0, n.min(20), 1)));
+        test.frame(2, again(n, step(n, 0, n.min(20), 1)));
         let effects = test.tell(ran(u64::from(n) + 1, 1));
         assert!(effects.iter().all(|effect| matches!(effect, Effect::Send { stream: StreamId(2), .. })), "{effects:?}");
         credit += effects.len();

@@ -173,7 +173,7 @@ impl World {
         match effect {
             Effect::Dial { dial, to } => self.dial(peer, dial, to.peer),
             Effect::Send { stream: StreamId(stream), frame } => {
-                if let Frame::Replay(step) = &frame {
+                if let Frame::Replay { step, .. } = &frame {
                     self.report.replayed.0 += 1;
                     self.report.replayed.1 += u64::from(step.count);
                 }

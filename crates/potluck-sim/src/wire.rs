@@ -8,6 +8,9 @@ use crate::scenario::{Faults, Line};
 /// All that a row's frames have for a header.
 const LENGTH_AND_KIND_BYTES: usize = 5;
 
+/// What a replay has in front of a step's header.
+const DUE_BYTES: usize = 4;
+
 /// Who holds one end of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
@@ -80,7 +83,7 @@ impl SimStream {
         frame.encode(&mut bytes);
         // In front of what is sent again numbers may be left out: there the order is the stream's alone to keep.
         let counted = matches!(frame, Frame::Step(_) | Frame::Answer(_));
-        let payload = counted || matches!(frame, Frame::Replay(_));
+        let payload = counted || matches!(frame, Frame::Replay { .. });
         let mut out = Vec::new();
         if counted && rng.f64() < faults.drops {
             return out;
@@ -88,8 +91,11 @@ impl SimStream {
         if rng.f64() < faults.flips {
             // Lengths, kinds and headers: a flipped payload is a peer's lie, which receipts and audits are for.
             // What a whole row says, and which one is asked for, is content.
-            let is_row = matches!(frame, Frame::Row { .. } | Frame::RowRequest { .. });
-            let head = if is_row { LENGTH_AND_KIND_BYTES } else { potluck_wire::HEADER_BYTES };
+            let head = match frame {
+                Frame::Row { .. } | Frame::RowRequest { .. } => LENGTH_AND_KIND_BYTES,
+                Frame::Replay { .. } => DUE_BYTES + potluck_wire::HEADER_BYTES,
+                _ => potluck_wire::HEADER_BYTES,
+            };
             let end = bytes.len().min(head);
             let bit = rng.usize(..end * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);

@@ -137,7 +137,12 @@ pub enum Frame {
     Step(StepFrame),
     /// Down the route once more, to a substitute for a peer that had had it: steps that were overwritten since are left out, and
     /// so are their numbers.
-    Replay(StepFrame),
+    Replay {
+        /// The number behind that of the step before it on this stream, which says that none between them is missing.
+        due: u32,
+        /// The step.
+        step: StepFrame,
+    },
     /// Tail to client.
     Answer(AnswerFrame),
     /// Receiver to sender: so many more frames may come.
@@ -255,6 +260,9 @@ const REROUTE: u8 = 36;
 const NEIGHBOUR_LOST: u8 = 37;
 const HOP_RESUMED: u8 = 38;
 const REPLAY: u8 = 39;
+
+/// Bytes that a replay has in front of a step's header.
+const DUE_BYTES: usize = size_of::<u32>();
 const MIRROR: u8 = 40;
 
 impl Frame {
@@ -278,7 +286,7 @@ impl Frame {
             Self::Mirror(_) => MIRROR,
             Self::NeighbourLost(_) => NEIGHBOUR_LOST,
             Self::Step(_) => STEP,
-            Self::Replay(_) => REPLAY,
+            Self::Replay { .. } => REPLAY,
             Self::Answer(_) => ANSWER,
             Self::Credit { .. } => CREDIT,
             Self::RowRequest { .. } => ROW_REQUEST,
@@ -311,10 +319,13 @@ impl Frame {
     /// Appends the frame's bytes to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let at = out.len();
-        if let Self::Step(step) | Self::Replay(step) = self {
+        if let Self::Step(step) | Self::Replay { step, .. } = self {
             out.reserve(step.bytes());
         }
         out.extend_from_slice(&[0, 0, 0, 0, self.number()]);
+        if let Self::Replay { due, .. } = self {
+            out.extend_from_slice(&due.to_le_bytes());
+        }
         match self {
             Self::Hello(body) => encode_body(body, out),
             Self::Welcome(body) => encode_body(body, out),
@@ -351,7 +362,7 @@ impl Frame {
             Self::Credit { frames } => encode_body(frames, out),
             Self::RowRequest { sequence, row } => encode_body(&(sequence, row), out),
             Self::Row { sequence, row, logits } => encode_body(&(sequence, row, logits), out),
-            Self::Step(step) | Self::Replay(step) => {
+            Self::Step(step) | Self::Replay { step, .. } => {
                 step.encode_header(out);
                 out.extend_from_slice(step.tree.parents());
                 out.resize(out.len() + step.tree_padding(), 0);
@@ -380,7 +391,7 @@ impl Frame {
     /// one ([`StepFrame::buffer`]).
     pub fn encode_last(self, out: &mut Vec<u8>) {
         self.encode(out);
-        if let Self::Step(step) | Self::Replay(step) = self {
+        if let Self::Step(step) | Self::Replay { step, .. } = self {
             spare::give(step.payload);
         }
     }
@@ -401,7 +412,7 @@ impl Frame {
             HOP_OPEN => Self::HopOpen(decode_bounded(kind, body)?),
             HOP_READY => decode_empty(kind, body, Self::HopReady)?,
             STEP | REPLAY => {
-                let (lead, payload) = body.split_at(StepFrame::lead(body).min(body.len()));
+                let (lead, payload) = body.split_at(step_lead(kind, body).min(body.len()));
                 Self::step(kind, lead, payload.to_vec())?
             }
             HOP_RESUMED => Self::HopResumed { expected: decode_body(kind, body)? },
@@ -453,7 +464,7 @@ impl Frame {
     pub(crate) fn lead(begun: &[u8]) -> usize {
         match begun.split_first() {
             None => 1,
-            Some((&(STEP | REPLAY), body)) => 1 + StepFrame::lead(body),
+            Some((&kind @ (STEP | REPLAY), body)) => 1 + step_lead(kind, body),
             Some(_) => usize::MAX,
         }
     }
@@ -468,9 +479,18 @@ impl Frame {
 
     /// A step, for the first time or once more.
     fn step(kind: u8, lead: &[u8], payload: Vec<u8>) -> Result<Self, WireError> {
-        let step = StepFrame::decode(lead, payload)?;
-        Ok(if kind == REPLAY { Self::Replay(step) } else { Self::Step(step) })
+        if kind != REPLAY {
+            return Ok(Self::Step(StepFrame::decode(lead, payload)?));
+        }
+        let (due, lead) = lead.split_first_chunk().ok_or_else(|| malformed(kind, "shorter than its header"))?;
+        Ok(Self::Replay { due: u32::from_le_bytes(*due), step: StepFrame::decode(lead, payload)? })
     }
+}
+
+/// Bytes of the body of a step before its payload, as far as can be said of one that begins like this.
+fn step_lead(kind: u8, begun: &[u8]) -> usize {
+    let due = if kind == REPLAY { DUE_BYTES } else { 0 };
+    due + StepFrame::lead(begun.get(due..).unwrap_or_default())
 }
 
 fn kind_name(kind: u8) -> &'static str {

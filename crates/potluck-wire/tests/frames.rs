@@ -97,7 +97,7 @@ fn an_empty_frame_and_an_empty_body_where_one_belongs_are_malformed() {
         // A step's payload is its codec's business, which knows its length only with the model's width.
         assert_eq!(
             Frame::decode(&longer).is_ok(),
-            bare || matches!(&frame, Frame::Step(step) | Frame::Replay(step) if !step.pad && !step.skipped),
+            bare || matches!(&frame, Frame::Step(step) | Frame::Replay { step, .. } if !step.pad && !step.skipped),
             "{name} with a byte too many"
         );
     }

@@ -18,7 +18,7 @@ pub use self::types::{
     Answer, Effect, Event, Hop, OwnStage, RemoteStage, STEPS_IN_FLIGHT_MAX, SessionConfig, SharedPrefix, Submission,
 };
 use self::{accounts::Accounts, repair::Repair, standby::Standby};
-use crate::{Credit, Journal, Outgoing, Receipts, SessionError};
+use crate::{Credit, Journal, Receipts, SessionError};
 
 /// Frames of one session that may come twice or late. More are malice, and end it.
 const STALE_FRAMES_MAX: u32 = 1_024;
@@ -273,8 +273,8 @@ impl ClientSession {
     /// Sends the first peer, and who stands by for it, what they have credit for.
     fn flush(&mut self, hop: usize) {
         while !self.repair.is_away(hop) && self.journal.waits() && self.credit.take() {
-            let Some(Outgoing { step, again, .. }) = self.journal.send(self.repair.epoch_into(hop)) else { break };
-            self.send(hop, if again { Frame::Replay(step) } else { Frame::Step(step) });
+            let Some(outgoing) = self.journal.send(self.repair.epoch_into(hop)) else { break };
+            self.send(hop, outgoing.frame());
         }
         self.flush_standby(hop);
     }

@@ -25,7 +25,7 @@ impl ClientSession {
             }
             Frame::NeighbourLost(lost) => self.neighbour_lost(now, hop, lost),
             Frame::Answer(answer) if tail => self.answer_came(now, hop, answer),
-            Frame::Step(step) | Frame::Replay(step) if last && !tail => self.step_returned(now, hop, &step),
+            Frame::Step(step) | Frame::Replay { step, .. } if last && !tail => self.step_returned(now, hop, &step),
             Frame::Row { sequence, row, logits } if tail => self.row_came(hop, sequence, row, logits),
             Frame::Account(account) => self.account_came(now, hop, account),
             Frame::Failed(failure) => self.peer_gone(now, hop, failure),

@@ -124,8 +124,8 @@ impl ClientSession {
             return self.drop_standby(hop, Failure::new(FailureCode::Forgotten, "it was too far behind"), true);
         }
         while self.journal.mirror_waits() && standby.credit.take() {
-            let Some(step) = self.journal.send_mirror(standby.epoch) else { return };
-            self.effects.push_back(Effect::Send { hop: at, frame: Frame::Replay(step) });
+            let Some(outgoing) = self.journal.send_mirror(standby.epoch) else { return };
+            self.effects.push_back(Effect::Send { hop: at, frame: outgoing.frame() });
         }
     }
 

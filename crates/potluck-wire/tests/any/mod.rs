@@ -121,7 +121,7 @@ pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
                 failure: Failure::new(FailureCode::PeerLost, "gone").of(peer(3)),
             }),
         ),
-        ("replay", Frame::Replay(step.clone())),
+        ("replay", Frame::Replay { due: 6, step: step.clone() }),
         ("step", Frame::Step(step)),
         ("step-tokens", Frame::Step(tokens.clone())),
         (
@@ -301,8 +301,8 @@ fn any_repair() -> impl Strategy<Value = Frame> {
         (any::<u32>(), any_code(), option::of(any_peer()), ".{0,40}").prop_map(|(epoch, code, peer, detail)| {
             Frame::NeighbourLost(NeighbourLost { epoch, failure: Failure { code, peer, detail } })
         }),
-        any_step().prop_map(|step| match step {
-            Frame::Step(step) => Frame::Replay(step),
+        (any_step(), any::<u32>()).prop_map(|(step, due)| match step {
+            Frame::Step(step) => Frame::Replay { due, step },
             other => other,
         }),
     ]
