@@ -22,11 +22,12 @@ PREFIX ?= $(HOME)/.local
 ARGS ?=
 SEED ?=
 SEEDS ?= 10000
+OTHER ?=
 TEST ?=
 TARGET ?= frame
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup model clients demo install fmt lint test sim fuzz prove-streams prove-pull prove-nat prove-inversion prove-codecs prove-privacy prove-attacks prove-roaming prove-recovery prove-fuzz prove-sim bench-security bench bench-wan report-wan snapshots
+.PHONY: help setup model clients demo install fmt lint test sim fuzz prove-streams prove-pull prove-nat prove-inversion prove-codecs prove-privacy prove-attacks prove-roaming prove-recovery prove-owner prove-soak prove-upgrade prove-fuzz prove-sim bench-security bench bench-wan report-wan snapshots
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -96,6 +97,15 @@ prove-roaming: model ## Answers whose relay, path and network change under way (
 
 prove-recovery: model ## Two hundred answers whose peers are killed, frozen, cut off (root; some 50 minutes); writes bench/results/recovery.json
 	@bench/recovery
+
+prove-owner: model ## Twenty times an owner takes a machine on which a session is under way; writes bench/results/owner.json
+	@POTLUCK_PROVE_OWNER="$(CURDIR)/bench/results/owner.json" POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --test suite --no-capture --profile prove -E 'test(hands_its_sessions_over)'
+
+prove-soak: model ## An hour in which something happens to a peer every 20 seconds (root); writes bench/results/soak.json
+	@POTLUCK_PROVE_SOAK="$(CURDIR)/bench/results/soak.json" POTLUCK_COMMIT="$$(git rev-parse --short HEAD)" cargo nextest run --locked --workspace --test suite --no-capture --profile prove -E 'test(an_hour_of_failures)'
+
+prove-upgrade: model ## A swarm of this version and another: make prove-upgrade [OTHER=commit]
+	@OTHER="$(OTHER)" bench/upgrade
 
 prove-fuzz: ## Each decoder of what others send, ten million inputs (cargo-fuzz; some 45 minutes); writes bench/results/fuzz.json
 	@bench/fuzz

@@ -24,7 +24,7 @@ pub use client::{
     Answer, ClientSession, Effect, Event, Hop, OwnStage, RemoteStage, STEPS_IN_FLIGHT_MAX, SessionConfig, SharedPrefix,
     Submission,
 };
-pub use credit::{Credit, Receipts};
+pub use credit::{Credit, Level, Receipts};
 pub use error::{Deadlines, SessionError};
 pub use fit::{Fit, StepTimes};
 pub use journal::{JOURNAL_BYTES_MAX, Journal, Outgoing, REPLAYED_SINGLY_MAX};

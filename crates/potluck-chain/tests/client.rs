@@ -558,7 +558,7 @@ fn what_takes_too_long_to_do_again_may_be_sent_anew_elsewhere() {
 fn stands_by(test: &mut Test, hop: usize, n: u8) -> u32 {
     let layers = test.session.route()[hop].layers();
     let Hop::Remote(other) = remote(n, layers.start(), layers.end()) else { unreachable!() };
-    test.session.stand_by(hop, other).unwrap();
+    test.session.stand_by(test.now, hop, other).unwrap();
     let at = test.session.route().len() + hop;
     let opened = test.drain().into_iter().find_map(|effect| match effect {
         Effect::Send { hop, frame: Frame::Open(open) } if hop == at => Some(open.epoch),
@@ -624,6 +624,114 @@ fn the_first_peers_standby_is_sent_everything_by_the_client() {
     assert_eq!(sent(&test.tell(Event::Frame { hop: 0, frame: Frame::Ready })), [(0, 2, 5)]);
 }
 
+#[test]
+fn whoever_is_about_to_go_is_followed_by_a_standby_that_is_as_far() {
+    let promoted = |effects: &[Effect]| effects.iter().any(|effect| matches!(effect, Effect::Promoted { hop: 1 }));
+    let caught_up = |hop, epoch| Event::Frame { hop, frame: Frame::CaughtUp { epoch } };
+    for leaves_first in [true, false] {
+        let mut test = kept(vec![remote(1, 0, 3), remote(2, 3, 6), remote(3, 6, 9)], &[]);
+        let leaving = Event::Frame { hop: 1, frame: Frame::Leaving };
+        if leaves_first {
+            assert!(matches!(&test.tell(leaving)[..], [Effect::Leaving { hop: 1 }]));
+            assert!(test.session.is_leaving(1));
+            // It may say so again.
+            assert!(test.tell(Event::Frame { hop: 1, frame: Frame::Leaving }).is_empty());
+            let epoch = stands_by(&mut test, 1, 5);
+            assert!(!promoted(&test.tell(caught_up(0, epoch - 1))), "an older one had");
+            assert!(!promoted(&test.tell(caught_up(1, epoch))), "who stands by for another");
+            let effects = test.tell(caught_up(0, epoch));
+            assert!(promoted(&effects), "{effects:?}");
+            assert_eq!(told(&effects), [(1, "reroute"), (0, "reroute"), (2, "reroute")]);
+        } else {
+            let epoch = stands_by(&mut test, 1, 5);
+            assert!(test.tell(caught_up(0, epoch)).is_empty());
+            let effects = test.tell(leaving);
+            assert!(matches!(effects[0], Effect::Leaving { hop: 1 }) && promoted(&effects), "{effects:?}");
+        }
+        assert!(!test.session.is_leaving(1), "it is another's place now");
+        let effects: Vec<_> = (0..3).flat_map(|hop| test.tell(Event::Frame { hop, frame: Frame::Ready })).collect();
+        assert!(matches!(&effects[..], [Effect::Repaired]), "nothing was lost: {effects:?}");
+    }
+}
+
+#[test]
+fn the_client_sees_for_itself_when_the_first_peers_standby_is_as_far() {
+    let mut test = kept(vec![remote(1, 0, 3), remote(2, 3, 6), remote(3, 6, 9)], &[]);
+    for start in 0..8 {
+        test.submit(start, 1).unwrap();
+    }
+    test.drain();
+    test.tell(Event::Frame { hop: 0, frame: Frame::Leaving });
+    stands_by(&mut test, 0, 4);
+    let promoted = |effects: &[Effect]| effects.iter().any(|effect| matches!(effect, Effect::Promoted { hop: 0 }));
+    test.submit(8, 1).unwrap();
+    test.drain();
+    assert!(!promoted(&test.tell(Event::Frame { hop: 3, frame: Frame::Credit { frames: 7 } })), "one more was there");
+    assert!(promoted(&test.tell(Event::Frame { hop: 3, frame: Frame::Credit { frames: 1 } })), "not the one since");
+}
+
+#[test]
+fn whoever_stands_by_and_is_never_as_far_makes_room_for_another() {
+    let mut test = kept(vec![remote(1, 0, 3), remote(2, 3, 6), remote(3, 6, 9)], &[]);
+    stands_by(&mut test, 1, 5);
+    test.now += Duration::from_secs(60);
+    assert_eq!(test.session.poll_timeout(), None, "there is no haste");
+    test.tell(Event::Frame { hop: 1, frame: Frame::Leaving });
+    test.now = test.session.poll_timeout().unwrap();
+    let effects = test.tell(Event::Timeout);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::StandbyLost { hop: 1, .. })), "{effects:?}");
+    let epoch = stands_by(&mut test, 1, 6);
+    test.tell(Event::Frame { hop: 0, frame: Frame::CaughtUp { epoch } });
+    assert_eq!(test.session.route()[1].peer(), Some(peer(6)));
+}
+
+#[test]
+fn a_word_that_is_said_for_ever_ends_the_session() {
+    for frame in [Frame::Leaving, Frame::CaughtUp { epoch: 9 }] {
+        let mut test = kept(vec![remote(1, 0, 3), remote(2, 3, 6), remote(3, 6, 9)], &[]);
+        let mut times = 0;
+        while !test.session.is_over() {
+            test.tell(Event::Frame { hop: 1, frame: frame.clone() });
+            times += 1;
+            assert!(times < 5_000, "{frame:?}");
+        }
+    }
+}
+
+#[test]
+fn whoever_stands_by_and_is_about_to_go_itself_is_let_go_of() {
+    let mut test = kept(vec![remote(1, 0, 3), remote(2, 3, 6), remote(3, 6, 9)], &[]);
+    stands_by(&mut test, 1, 5);
+    let effects = test.tell(Event::Frame { hop: 4, frame: Frame::Leaving });
+    let leaves = |effect: &Effect| match effect {
+        Effect::StandbyLost { hop: 1, error: SessionError::Peer { failure, .. } } => {
+            failure.code == FailureCode::Leaving
+        }
+        _ => false,
+    };
+    assert!(effects.iter().any(leaves), "{effects:?}");
+}
+
+#[test]
+fn whoever_is_about_to_go_takes_a_session_with_it_that_was_not_to_outlive_it() {
+    let mut test = Test::remote();
+    assert!(test.tell(Event::Frame { hop: 1, frame: Frame::Leaving }).is_empty());
+    assert!(!test.session.is_leaving(1));
+}
+
+#[test]
+fn a_loss_comes_before_a_hand_over() {
+    let mut test = kept(vec![remote(1, 0, 3), remote(2, 3, 6), remote(3, 6, 9)], &[]);
+    let epoch = stands_by(&mut test, 1, 5);
+    test.tell(Event::Frame { hop: 0, frame: Frame::CaughtUp { epoch } });
+    test.tell(lost(2));
+    let effects = test.tell(Event::Frame { hop: 1, frame: Frame::Leaving });
+    assert!(matches!(&effects[..], [Effect::Leaving { hop: 1 }]), "{effects:?}");
+    replaced(&mut test, 2, 6);
+    let effects: Vec<_> = (0..3).flat_map(|hop| test.tell(Event::Frame { hop, frame: Frame::Ready })).collect();
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Promoted { hop: 1 })), "{effects:?}");
+}
+
 /// How a standby ends.
 type End<'a> = &'a dyn Fn(&mut Test) -> Vec<Effect>;
 
@@ -654,8 +762,9 @@ fn who_cannot_stand_by_is_refused() {
         Hop::Remote(stage) => stage,
         Hop::Own(_) => unreachable!(),
     };
-    let refused =
-        |test: &mut Test, hop, stage| matches!(test.session.stand_by(hop, stage), Err(SessionError::BadStep(_)));
+    let refused = |test: &mut Test, hop, stage| {
+        matches!(test.session.stand_by(test.now, hop, stage), Err(SessionError::BadStep(_)))
+    };
     let mut test = kept(vec![own(0, 3), remote(2, 3, 6), own(6, 9)], &[0, 2]);
     assert!(refused(&mut test, 0, stage(5, 0, 3)), "an own stage");
     assert!(refused(&mut test, 1, stage(5, 3, 7)), "another stage");

@@ -118,6 +118,44 @@ async fn a_killed_child_is_lost_then_ready_and_the_next_session_works() {
     assert!(replies.recv().await.is_none(), "the task ends with its commands");
 }
 
+/// Processes that this one has started, and that run.
+#[cfg(target_os = "linux")]
+fn running_children() -> usize {
+    let own = std::process::id().to_string();
+    let parent = |entry: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        let mut fields = stat.rsplit(") ").next()?.split(' ');
+        (!matches!(fields.next()?, "Z" | "X")).then(|| fields.next().map(str::to_owned))?
+    };
+    std::fs::read_dir("/proc").unwrap().flatten().filter_map(parent).filter(|parent| *parent == own).count()
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn whoever_does_not_wait_for_a_child_that_loads_has_its_memory_back() {
+    let model = small_model();
+    let mut starting = Box::pin(EngineProcess::start(program(), model.whole(&exact())));
+    // Until there is a child, and no longer.
+    tokio::select! {
+        loaded = &mut starting => panic!("it has loaded: {loaded:?}"),
+        () = async {
+            while running_children() == 0 {
+                tokio::task::yield_now().await;
+            }
+        } => {}
+    }
+    drop(starting);
+    let since = std::time::Instant::now();
+    while running_children() > 0 {
+        assert!(since.elapsed().as_secs() < 60, "it is still there");
+        tokio::task::yield_now().await;
+    }
+    // What is started then is not that one's to end.
+    let (_, commands, mut replies) = engine(first_layers(&model)).await;
+    assert!(matches!(replies.recv().await, Some(StageReply::Ready(_))));
+    drop(commands);
+}
+
 /// `kill -9`, through the system's own command: the tests have no foreign functions.
 fn unsafe_kill(pid: u32) -> i32 {
     std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().code().unwrap()

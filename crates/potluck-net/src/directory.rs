@@ -50,7 +50,8 @@ impl Directory {
         if self.offers.get(&key).is_some_and(|known| known.offer.sequence >= content.sequence) {
             return Ok(false);
         }
-        if !self.offers.contains_key(&key) && self.of(content.peer) >= PEER_OFFERS_MAX {
+        if !self.offers.contains_key(&key) && self.of(content.peer) >= PEER_OFFERS_MAX && !self.bury(content.peer, now)
+        {
             return Ok(false);
         }
         let (_, lender) = gate.check_lender(offer.grant(), content.peer, now)?.into_parts();
@@ -97,8 +98,16 @@ impl Directory {
         self.offers.keys().filter(|(from, _)| *from == peer).count()
     }
 
+    /// What has expired is remembered for as long as an earlier offer may hold: whoever has missed the last word passes that on.
     fn expire(&mut self, now: u64) {
-        self.offers.retain(|_, kept| kept.offer.expires >= now);
+        self.offers.retain(|_, kept| kept.offer.expires + Offer::LIFETIME_SECONDS_MAX >= now);
+    }
+
+    /// Forgets an offer of that peer that has expired, for another; whether there was one.
+    fn bury(&mut self, peer: PeerId, now: u64) -> bool {
+        let expired = self.offers.iter().filter(|((from, _), kept)| *from == peer && kept.offer.expires < now);
+        let first = expired.min_by_key(|(_, kept)| kept.offer.expires).map(|(key, _)| *key);
+        first.is_some_and(|key| self.offers.remove(&key).is_some())
     }
 }
 
@@ -150,6 +159,23 @@ mod tests {
         assert_eq!(directory.signed(1_021).len(), 1);
         directory.forget(SecretKey::from_bytes(&[1; 32]).peer_id());
         assert_eq!(directory.offers(1_000).count(), 1);
+    }
+
+    #[test]
+    fn what_was_withdrawn_does_not_come_back_with_an_older_word() {
+        let mut directory = Directory::default();
+        let older = offer(1, 1, 1_120);
+        assert_eq!(directory.announce(older.clone(), &gate(), 1_000), Ok(true));
+        assert_eq!(directory.announce(offer(1, 2, 1_002), &gate(), 1_000), Ok(true));
+        for now in [1_001, 1_003, 1_100] {
+            assert_eq!(directory.announce(older.clone(), &gate(), now), Ok(false), "at {now}");
+        }
+        assert_eq!((directory.offers(1_003).count(), directory.signed(1_003).len()), (0, 0));
+        // A stage that is lent no longer takes no other's place.
+        for start in 1..2 * PEER_OFFERS_MAX as u32 {
+            assert_eq!(directory.announce(stage_offer(1, start, 1, 1_010), &gate(), 1_009), Ok(start <= 16), "{start}");
+        }
+        assert_eq!(directory.announce(stage_offer(1, 99, 1, 1_060), &gate(), 1_011), Ok(true));
     }
 
     #[test]

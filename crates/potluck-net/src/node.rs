@@ -2,7 +2,10 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -106,6 +109,8 @@ pub struct Node {
     pub(crate) relays: Relays,
     pub(crate) door: Arc<OnceLock<Door>>,
     pub(crate) shelf: Arc<OnceLock<Shelf>>,
+    /// Nothing of the shelf is given away for now.
+    pub(crate) rests: Arc<AtomicBool>,
     pub(crate) orders: Arc<OnceLock<Orders>>,
     pub(crate) lending: Arc<OnceLock<Lending>>,
     pub(crate) tunnels: TunnelsCell,
@@ -164,11 +169,17 @@ impl Node {
             relays,
             door: Arc::default(),
             shelf: Arc::default(),
+            rests: Arc::default(),
             orders: Arc::default(),
             lending: Arc::default(),
             tunnels: TunnelsCell::default(),
             revoked: watch::Sender::new(0),
         })
+    }
+
+    /// Whether whoever wants parts of models is turned away for now: the machine's owner has it.
+    pub fn rest(&self, rests: bool) {
+        self.rests.store(rests, Ordering::Relaxed);
     }
 
     /// The same node, which looks peers up there as well, and is found there where it is published.

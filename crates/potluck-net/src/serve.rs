@@ -1,7 +1,7 @@
 //! The driver of a peer: one loop that moves frames between streams, the machine and the stages.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -54,6 +54,8 @@ pub type StatusWatch = watch::Receiver<PeerStatus>;
 pub struct Serving {
     /// How much of it is in use.
     pub status: StatusWatch,
+    /// Whose sessions are open, and how many each has.
+    pub clients: watch::Receiver<BTreeMap<PeerId, usize>>,
     offers: mpsc::Sender<SignedOffer>,
     known: watch::Receiver<Directory>,
     stop: mpsc::Sender<Stop>,
@@ -78,7 +80,8 @@ impl Serving {
         self.finished().await;
     }
 
-    /// Takes no new sessions from now on. [`finished`](Self::finished) returns once the last of those that are open has ended.
+    /// Takes no new sessions from now on, and asks for others in its place in those that are open. [`finished`](Self::finished) returns once
+    /// the last of them has ended, or gone on elsewhere.
     pub async fn drain(&self) {
         let _ = self.stop.send(Stop::Drained).await;
     }
@@ -99,6 +102,7 @@ pub fn serve(node: Node, mut machine: Peer, stages: Vec<StagePort>) -> Serving {
     machine.set_stopwatch(Instant::now);
     let (events, inbox) = mpsc::channel(EVENTS_MAX);
     let (status, status_watch) = watch::channel(machine.status());
+    let (say_clients, clients) = watch::channel(BTreeMap::new());
     let (directory, known) = watch::channel(Directory::default());
     let (offers, own_offers) = mpsc::channel(8);
     let (stop, stopped) = mpsc::channel(1);
@@ -119,11 +123,12 @@ pub fn serve(node: Node, mut machine: Peer, stages: Vec<StagePort>) -> Serving {
         lenders: Lenders::default(),
         streams,
         status,
+        clients: say_clients,
         directory,
         tasks,
     };
     let task = tokio::spawn(driver.run(inbox, own_offers, stopped));
-    Serving { status: status_watch, offers, known, stop, task: Some(task) }
+    Serving { status: status_watch, clients, offers, known, stop, task: Some(task) }
 }
 
 /// When the loop ends.
@@ -192,6 +197,7 @@ struct Driver {
     lenders: Lenders,
     streams: Arc<AtomicU64>,
     status: watch::Sender<PeerStatus>,
+    clients: watch::Sender<BTreeMap<PeerId, usize>>,
     directory: watch::Sender<Directory>,
     tasks: JoinSet<()>,
 }
@@ -204,6 +210,7 @@ impl Driver {
         mut stopped: mpsc::Receiver<Stop>,
     ) {
         let mut draining = false;
+        let mut told = (0, 0);
         let mut revoked = self.node.revocations_changed();
         loop {
             if draining && self.machine.status().sessions == 0 {
@@ -222,6 +229,7 @@ impl Driver {
                     Some(Stop::Drained) => {
                         draining = true;
                         self.machine.drain();
+                        self.perform_all();
                     }
                     Some(Stop::Now) | None => break,
                 },
@@ -244,10 +252,12 @@ impl Driver {
                 self.tell(Event::Timeout);
             }
             self.flush();
-            self.status.send_if_modified(|status| {
-                let now = self.machine.status();
-                std::mem::replace(status, now) != now
-            });
+            let now = self.machine.status();
+            self.status.send_if_modified(|status| std::mem::replace(status, now) != now);
+            let sessions = (self.machine.sessions_opened(), now.sessions);
+            if std::mem::replace(&mut told, sessions) != sessions {
+                self.clients.send_replace(self.machine.clients());
+            }
         }
         for (_, stream) in self.open.drain() {
             stream.end(Failure::new(FailureCode::Leaving, "the peer is shutting down"));
@@ -481,6 +491,9 @@ impl Driver {
         let Some(shelf) = self.node.shelf.get().cloned() else {
             return stream.end(Failure::new(FailureCode::NotServed, "this peer shares no models"));
         };
+        if self.node.rests.load(Ordering::Relaxed) {
+            return stream.end(Failure::new(FailureCode::NotServed, "this peer shares nothing for now"));
+        }
         self.asked.insert(id, stream);
         let (uploads, events) = (self.uploads.clone(), self.events.clone());
         self.tasks.spawn(async move {

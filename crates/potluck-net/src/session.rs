@@ -7,8 +7,7 @@ use potluck_chain::{
 };
 use potluck_core::{Account, Hidden, StageCommand, StageReply};
 use potluck_wire::{
-    Codec, FEATURE_ACCOUNTS, FEATURE_DRAFTS, FEATURE_PADDING, FEATURE_RECOVERY, FEATURE_STANDBY, Failure, FailureCode,
-    Frame, Welcome,
+    Codec, FEATURE_ACCOUNTS, FEATURE_DRAFTS, FEATURE_PADDING, FEATURE_RECOVERY, Failure, FailureCode, Frame, Welcome,
 };
 use tokio::{sync::mpsc, task::JoinSet, time::sleep_until};
 use tracing::{Span, info_span};
@@ -57,9 +56,14 @@ pub enum SessionEvent {
         /// How the session would have ended.
         error: SessionError,
     },
+    /// A peer is about to go. Where another stands by for it ([`Session::stand_by`]), that one has its place as soon as it is as far.
+    Leaving {
+        /// Which stage of the route.
+        hop: usize,
+    },
     /// Every stage of the route is there again.
     Repaired,
-    /// A peer is lost, and who stood by for it has its place: [`Repaired`](Self::Repaired) follows.
+    /// A peer is lost, or about to go, and who stood by for it has its place: [`Repaired`](Self::Repaired) follows.
     Promoted {
         /// Which stage of the route.
         hop: usize,
@@ -340,17 +344,14 @@ impl Session {
     /// was told.
     ///
     /// # Errors
-    /// Where it is not reached, does not let us in, or does not know how, or the peer before it does not. See
-    /// [`ClientSession::stand_by`].
+    /// Where it is not reached, does not let us in, or does not know how. See [`ClientSession::stand_by`].
     pub async fn stand_by(&mut self, hop: usize, mut stage: RemoteStage) -> Result<(), SessionError> {
         let node = self.node.clone().ok_or(SessionError::Closed)?;
         let place = Hop::Remote(stage.clone());
         let link = node.connect(&stage.address).await.map_err(|error| unreached(&place, &error))?;
         let halves = link.open_stream(&node).await.map_err(|error| unreached(&place, &error))?;
-        let knows = |link: &Link| link.welcome.features & FEATURE_STANDBY != 0;
-        let previous = hop.checked_sub(1).and_then(|previous| self.links.get(previous)?.as_ref());
-        if !self.fits(&link.welcome) || !knows(&link) || previous.is_some_and(|link| !knows(link)) {
-            let detail = "its Potluck, or that of the peer before it, does not know how to stand by";
+        if !self.fits(&link.welcome) {
+            let detail = "its Potluck does not know what this session agreed on";
             return Err(failed(&place, Failure::new(FailureCode::Version, detail)));
         }
         // What a peer showed as its grant is what its previous peer will check.
@@ -360,7 +361,7 @@ impl Session {
         let label = move |what| Happened::Came { hop: at, life, what };
         let stream = Stream::start(&mut self.tasks, halves, self.events.clone(), label);
         self.next_streams.insert(at, NextStream { life, link, stream });
-        let stands_by = self.machine.stand_by(hop, stage);
+        let stands_by = self.machine.stand_by(Instant::now(), hop, stage);
         self.perform_all();
         self.next_streams.clear();
         stands_by
@@ -374,6 +375,11 @@ impl Session {
     /// Whether somebody stands by for a stage, or is about to.
     pub fn has_standby(&self, hop: usize) -> bool {
         self.machine.peer_at(self.machine.route().len() + hop).is_some()
+    }
+
+    /// Whether the peer of a stage is about to go.
+    pub fn is_leaving(&self, hop: usize) -> bool {
+        self.machine.is_leaving(hop)
     }
 
     /// Whether a peer knows what the peers of this session agreed on.
@@ -581,6 +587,7 @@ impl Session {
             }
             Effect::Ready => self.told.push_back(Ok(SessionEvent::Ready)),
             Effect::Lost { hop, error } => self.told.push_back(Ok(SessionEvent::Lost { hop, error })),
+            Effect::Leaving { hop } => self.told.push_back(Ok(SessionEvent::Leaving { hop })),
             Effect::Repaired => self.told.push_back(Ok(SessionEvent::Repaired)),
             Effect::Answer(answer) => self.told.push_back(Ok(SessionEvent::Answer(answer))),
             Effect::Row { sequence, row, logits } => {

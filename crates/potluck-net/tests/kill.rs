@@ -173,6 +173,69 @@ async fn a_peer_is_killed(stands_by: bool) {
 }
 
 #[tokio::test]
+async fn whoever_says_that_it_goes_is_followed_and_holds_nothing_then() {
+    // Whichever place it has: what feeds the other is the client, or a peer; what follows is a peer, or the client.
+    for place in 0..3 {
+        let specs = [spec(0, 2, 6), spec(2, 4, 6), spec(4, 6, 6)];
+        let [first, middle, last, other] = [10, 11, 12, 13].map(|key| node(key, NetDeadlines::default()));
+        let nodes = [first.await, middle.await, last.await];
+        let other = other.await;
+        let mut lent: Vec<_> = nodes.iter().zip(specs).map(|(node, spec)| lend(node, spec, OPEN)).collect();
+        let _stands_by = lend(&other, specs[place], OPEN);
+        let client = node(99, NetDeadlines::default()).await;
+        let deadlines = Deadlines { grace: Some(OPEN), ..Deadlines::default() };
+        let addresses = nodes.each_ref().map(Node::address);
+        let route = [&addresses[0], &addresses[1], &addresses[2]];
+        let mut session = client.open(config(&client, route, deadlines), vec![]).await.unwrap();
+        assert!(matches!(session.next().await.unwrap(), SessionEvent::Ready));
+        let stage = remote(specs[place], &other.address());
+        let (mut tokens, mut promoted) = (vec![1, 2, 3], false);
+        session.submit(Submission::chain(0, tokens.clone(), Rows::Last, 4)).unwrap();
+        let mut left = lent.remove(place);
+        while tokens.len() < 24 {
+            if tokens.len() == 8 {
+                left.drain().await;
+            }
+            match session.next().await.unwrap() {
+                SessionEvent::Leaving { hop } => {
+                    assert_eq!(hop, place);
+                    session.stand_by(hop, stage.clone()).await.unwrap();
+                }
+                SessionEvent::StandsBy { hop } => assert_eq!(hop, place),
+                SessionEvent::Promoted { hop } => {
+                    assert_eq!(hop, place);
+                    promoted = true;
+                }
+                SessionEvent::Repaired => {}
+                SessionEvent::Answer(answer) => {
+                    let [Logits::Top { largest, .. }] = &answer.rows[..] else { panic!("{answer:?}") };
+                    assert_eq!(largest[0].0, toy::greedy(&tokens, 6));
+                    tokens.push(largest[0].0);
+                    let start = tokens.len() as u32 - 1;
+                    session.submit(Submission::chain(start, vec![tokens[start as usize]], Rows::Last, 4)).unwrap();
+                }
+                event => panic!("{event:?}"),
+            }
+            // It goes on until the other is there, however quick the answers are.
+            if tokens.len() == 24 && !promoted {
+                tokens.truncate(20);
+                while session.in_flight() > 0 {
+                    match session.next().await.unwrap() {
+                        SessionEvent::Promoted { .. } => promoted = true,
+                        SessionEvent::Lost { error, .. } => panic!("{error}"),
+                        _ => {}
+                    }
+                }
+                session.submit(Submission::chain(19, vec![tokens[19]], Rows::Last, 4)).unwrap();
+            }
+        }
+        assert!(promoted && session.route()[place].peer() == Some(other.address().peer));
+        // Nobody's session is there any more: it may go.
+        tokio::time::timeout(OPEN, left.finished()).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_killed_peer_is_named_in_time_and_its_neighbours_let_go() {
     let mut killed = Process::start();
     let (first, last) = (node(10, NetDeadlines::default()).await, node(12, NetDeadlines::default()).await);

@@ -140,9 +140,14 @@ impl Peer {
         self.stopwatch = Some(read);
     }
 
-    /// Takes no new sessions from now on; those that are open go on to their end.
+    /// Takes no new sessions from now on; those that are open go on to their end, or to other peers: their clients are told. Drain
+    /// [`poll`](Self::poll) afterwards.
     pub fn drain(&mut self) {
-        self.draining = true;
+        if !std::mem::replace(&mut self.draining, true) {
+            let kept = self.sessions.values().filter(|session| session.grace.is_some());
+            let told = kept.map(|session| Effect::Send { stream: session.client, frame: Frame::Leaving });
+            self.effects.extend(told);
+        }
     }
 
     /// Adds a stage that is loaded and ready. Its slot is where the driver sends [`Effect::Stage`].
@@ -163,6 +168,18 @@ impl Peer {
             stale_frames: self.stale_frames,
             failed_sessions: self.failed_sessions,
         }
+    }
+
+    /// Whose sessions are open, and how many each has.
+    pub fn clients(&self) -> BTreeMap<PeerId, usize> {
+        let mut clients = BTreeMap::new();
+        self.sessions.keys().for_each(|key| *clients.entry(key.client).or_default() += 1);
+        clients
+    }
+
+    /// Sessions that were opened here, so far.
+    pub fn sessions_opened(&self) -> u64 {
+        self.next_serial
     }
 
     /// Caches that no session holds in one stage, for its offer; zero while its engine is away.

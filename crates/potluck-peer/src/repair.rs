@@ -33,6 +33,10 @@ impl Peer {
         }
         session.grace = Some(Duration::from_millis(keep.grace_ms.into()).min(GRACE_MAX));
         session.told = keep.answered;
+        if self.draining {
+            let client = session.client;
+            self.effects.push_back(crate::Effect::Send { stream: client, frame: Frame::Leaving });
+        }
         session.journal.keep(session.held > 0);
         // The next peer's word may have come first.
         if session.open.next == NextHop::Nobody {

@@ -4,7 +4,7 @@
 //! [`Reroute`](potluck_wire::Reroute) names one. The stream to it has an epoch, credit and a place in the journal of its own, and what
 //! becomes of it changes nothing else.
 
-use potluck_chain::{Credit, STEPS_IN_FLIGHT_MAX};
+use potluck_chain::{Credit, Level, STEPS_IN_FLIGHT_MAX};
 use potluck_core::{PeerId, SessionKey};
 use potluck_grant::Place;
 use potluck_wire::{Failure, FailureCode, Frame, Mirror, NeighbourLost, NextHop, OpenSession};
@@ -27,6 +27,7 @@ pub(crate) struct Standby {
     pub(crate) stream: Option<StreamId>,
     pub(crate) is_confirmed: bool,
     pub(crate) credit: Credit,
+    pub(crate) level: Level,
 }
 
 impl Session {
@@ -107,7 +108,14 @@ impl Peer {
         };
         let Some(session) = self.sessions.get_mut(&key) else { return Ok(()) };
         let is_whole = session.journal.mirror(if merges { answered } else { 0 });
-        session.standby = Some(Standby { epoch, who, stream: None, is_confirmed: false, credit: Credit::default() });
+        session.standby = Some(Standby {
+            epoch,
+            who,
+            stream: None,
+            is_confirmed: false,
+            credit: Credit::default(),
+            level: Level::default(),
+        });
         match allowed {
             Err(failure) => self.standby_lost(key, failure),
             Ok(()) if !is_whole => {
@@ -171,6 +179,10 @@ impl Peer {
         while session.journal.mirror_waits() && standby.credit.take() {
             let Some(outgoing) = session.journal.send_mirror(standby.epoch) else { break };
             self.effects.push_back(Effect::Send { stream, frame: outgoing.frame() });
+        }
+        if standby.level.look(&standby.credit, session.journal.mirror_waits()) {
+            let (stream, epoch) = (session.client, standby.epoch);
+            self.effects.push_back(Effect::Send { stream, frame: Frame::CaughtUp { epoch } });
         }
     }
 

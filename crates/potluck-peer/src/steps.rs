@@ -133,7 +133,12 @@ impl Peer {
     pub(crate) fn grant(&mut self, key: SessionKey, done: usize) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         let back = session.step_stream();
-        for frames in (0..done).filter_map(|_| session.receipts.finished()) {
+        let mut granted: Vec<u32> = (0..done).filter_map(|_| session.receipts.finished()).collect();
+        // Whoever feeds a standby wants to know how far it has come.
+        if session.open.next == NextHop::Nobody {
+            granted.extend(session.receipts.take());
+        }
+        for frames in granted {
             let credit = back.map(|stream| Effect::Send { stream, frame: Frame::Credit { frames } });
             self.effects.extend(credit);
         }

@@ -417,3 +417,39 @@ fn what_rests_on_a_step_that_was_skipped_is_skipped() {
     // What follows starts at what is there.
     assert_eq!(harness::runs(&test.frame(2, Frame::Step(step(3, 0, 2, 1)))), 1);
 }
+
+#[test]
+fn a_client_is_told_once_that_a_standby_is_as_far() {
+    let caught_up = |effects: &[Effect]| sends(effects, 1, &Frame::CaughtUp { epoch: 1 });
+    let mut test = stood_by();
+    let told = |effects: &[Effect]| {
+        let of = |effect: &&Effect| matches!(effect, Effect::Send { frame: Frame::CaughtUp { .. }, .. });
+        effects.iter().filter(of).count()
+    };
+    // It was sent the one step that there was. What comes later it need not be done with.
+    for n in 1..=2 {
+        test.frame(2, Frame::Step(step(n, 0, 1 + n, 1)));
+        assert_eq!(told(&test.tell(ran(u64::from(n) + 1, 1))), 0);
+    }
+    assert!(caught_up(&test.frame(7, Frame::Credit { frames: 1 })));
+    assert_eq!(told(&test.frame(7, Frame::Credit { frames: 2 })), 0);
+}
+
+#[test]
+fn whoever_drains_tells_those_whose_sessions_can_go_elsewhere() {
+    let leaving = |effects: &[Effect]| sends(effects, 1, &Frame::Leaving);
+    let mut test = kept();
+    test.peer.drain();
+    let effects: Vec<_> = std::iter::from_fn(|| test.peer.poll()).collect();
+    assert!(leaving(&effects), "{effects:?}");
+    test.peer.drain();
+    assert!(test.peer.poll().is_none(), "once");
+    let mut test = ready();
+    test.peer.drain();
+    assert!(test.peer.poll().is_none(), "who cannot go on elsewhere stays");
+    // Who says after the opening that it can is told then.
+    let mut test = Test::new();
+    test.stream(1, 9, Frame::Open(Box::new(open())));
+    test.peer.drain();
+    assert!(leaving(&test.frame(1, keep(0))));
+}

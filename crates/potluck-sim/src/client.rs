@@ -33,6 +33,8 @@ pub(crate) struct SimClient {
     streams: Vec<Option<usize>>,
     /// Stages of the route whose peers are lost.
     lost: Vec<usize>,
+    /// Stages of the route whose peers are about to go.
+    leaving: BTreeSet<usize>,
     /// Stages that were another peer's before.
     pub(crate) replaced: BTreeSet<usize>,
     /// Attempts to replace peers, so far.
@@ -96,7 +98,7 @@ impl SimClient {
         let returns = rng.u32(..=scenario.returns);
         // Those to standbys come behind.
         let streams = vec![None; 2 * ranges.len()];
-        let (lost, replaced) = Default::default();
+        let (lost, leaving, replaced) = Default::default();
         Self {
             id,
             grant: grant(root, id),
@@ -105,6 +107,7 @@ impl SimClient {
             own,
             streams,
             lost,
+            leaving,
             replaced,
             mends: 0,
             sought: 0,
@@ -163,6 +166,7 @@ impl World {
         client.returns -= 1;
         client.streams.fill(None);
         client.lost.clear();
+        client.leaving.clear();
         client.replaced.clear();
         (client.mends, client.sought) = (0, 0);
         client.user = User::new(client.user.wanted);
@@ -198,7 +202,10 @@ impl World {
     }
 
     fn carry_out(&mut self, client: usize, effect: Effect) {
-        let tells = matches!(effect, Effect::Ready | Effect::Lost { .. } | Effect::Repaired | Effect::Failed(_));
+        let tells = matches!(
+            effect,
+            Effect::Ready | Effect::Lost { .. } | Effect::Leaving { .. } | Effect::Repaired | Effect::Failed(_)
+        );
         if tells || matches!(effect, Effect::Promoted { .. } | Effect::StandsBy { .. } | Effect::StandbyLost { .. }) {
             self.note(|| format!("client {client}: {effect:?}"));
         }
@@ -224,6 +231,10 @@ impl World {
                 self.seek_standbys(client);
             }
             Effect::Lost { hop, .. } => self.lost(client, hop),
+            Effect::Leaving { hop } => {
+                self.clients[client].leaving.insert(hop);
+                self.seek_standbys(client);
+            }
             Effect::Repaired => {
                 self.report.repairs += 1;
                 self.seek_standbys(client);
@@ -276,41 +287,54 @@ impl World {
 
     /// A standby has the place: its stream is the stage's.
     fn promoted(&mut self, client: usize, hop: usize) {
+        let old = self.clients[client].streams[hop].map(|stream| self.streams[stream].ends[1]);
+        let is_there = matches!(old, Some(End::Peer(peer)) if self.peers[peer].alive && self.peers[peer].is_leaving);
         self.reopen(client, hop);
         let stages = self.clients[client].streams.len() / 2;
         let streams = &mut self.clients[client].streams;
         streams[hop] = streams[stages + hop].take();
         self.clients[client].replaced.insert(hop);
         self.report.promoted += 1;
+        self.report.handed_over += usize::from(self.clients[client].leaving.remove(&hop) && is_there);
+    }
+
+    /// Whether a client has heard who is about to go: mostly.
+    fn has_heard(&mut self) -> bool {
+        !self.peers.iter().any(|peer| peer.is_leaving) || self.rng.u8(..4) > 0
     }
 
     /// Some time later the client looks for peers that stand by.
     fn seek_standbys(&mut self, client: usize) {
-        if self.scenario.standbys && self.clients[client].sought < STANDBYS_MAX {
+        let wants = self.scenario.standbys || !self.clients[client].leaving.is_empty();
+        if wants && self.clients[client].sought < STANDBYS_MAX {
             self.clients[client].sought += 1;
             let soon = Duration::from_millis(self.rng.u64(1..=500));
             self.after(soon, Due::StandBy(client));
         }
     }
 
-    /// A peer that serves the same layers stands by for each stage that has none.
+    /// A peer that serves the same layers stands by for each stage that has none, or for those whose peers are about to go.
     pub(crate) fn stand_by(&mut self, client: usize) {
+        let heard = self.has_heard();
         let Some(session) = self.clients[client].session.as_ref().filter(|session| !session.is_over()) else { return };
         let stages = session.route().len();
         let mut known: Vec<PeerId> =
             (0..2 * stages).filter_map(|hop| session.peer_at(hop)).map(|remote| remote.address.peer).collect();
         let mut found = Vec::new();
-        for hop in (0..stages).filter(|hop| session.peer_at(stages + hop).is_none()) {
+        let wanted = |hop: &usize| self.scenario.standbys || self.clients[client].leaving.contains(hop);
+        for hop in (0..stages).filter(|hop| wanted(hop) && session.peer_at(stages + hop).is_none()) {
             let Some(spec) = session.peer_at(hop).map(|remote| remote.spec) else { continue };
-            let may = |peer: &&SimPeer| peer.range == spec.layers && peer.alive && !known.contains(&peer.id);
+            let may =
+                |peer: &&SimPeer| peer.range == spec.layers && peer.is_offered(heard) && !known.contains(&peer.id);
             let Some(peer) = self.peers.iter().find(may) else { continue };
             known.push(peer.id);
             found.push((hop, RemoteStage { spec, address: peer.address(), grant: peer.grant.clone(), speed: None }));
         }
+        let now = self.instant();
         for (hop, stage) in found {
             if let Some(session) = &mut self.clients[client].session {
                 // While a place is empty nobody can.
-                let _ = session.stand_by(hop, stage);
+                let _ = session.stand_by(now, hop, stage);
             }
         }
         self.drain(client);
@@ -327,6 +351,8 @@ impl World {
 
     /// The client learns that it has lost a peer, and soon looks for another.
     fn lost(&mut self, client: usize, hop: usize) {
+        self.report.losses += 1;
+        self.clients[client].leaving.remove(&hop);
         let lost = &mut self.clients[client].lost;
         if !lost.contains(&hop) {
             lost.push(hop);
@@ -339,7 +365,7 @@ impl World {
 
     /// Whoever serves the same layers takes the place of a lost peer: preferably another.
     pub(crate) fn mend(&mut self, client: usize) {
-        let now = self.instant();
+        let (now, heard) = (self.instant(), self.has_heard());
         let lost = std::mem::take(&mut self.clients[client].lost);
         let Some(session) = self.clients[client].session.as_ref().filter(|session| !session.is_over()) else { return };
         let route: Vec<Hop> = session.route().to_vec();
@@ -347,8 +373,8 @@ impl World {
             let spec = route[hop].spec();
             let elsewhere =
                 |id: PeerId| route.iter().enumerate().any(|(at, hop_)| at != hop && hop_.peer() == Some(id));
-            let serving =
-                self.peers.iter().filter(|peer| peer.range == spec.layers && peer.alive && !elsewhere(peer.id));
+            let serves = |peer: &&SimPeer| peer.range == spec.layers && peer.is_offered(heard) && !elsewhere(peer.id);
+            let serving = self.peers.iter().filter(serves);
             let peer = serving.min_by_key(|peer| route[hop].peer() == Some(peer.id))?;
             let stage = RemoteStage { spec, address: peer.address(), grant: peer.grant.clone(), speed: None };
             Some((hop, stage))

@@ -8,6 +8,7 @@ use potluck_wire::{Failure, FailureCode};
 
 use crate::{
     peer::SimPeer,
+    scenario::Faults,
     toy::ToyStage,
     wire::{End, Node},
     world::{Due, World},
@@ -19,6 +20,9 @@ const STRIKES_MS: u64 = 8_000;
 /// Longest that a fault lasts which passes.
 const LASTS_MAX_MS: u64 = 8_000;
 
+/// Whoever says that it goes, and goes so much later, has had its sessions taken over.
+const HANDED_OVER_WITHIN: Duration = Duration::from_secs(6);
+
 /// Whoever has heard nothing of another for so long takes it for lost.
 const SILENCE: Duration = Duration::from_secs(3);
 
@@ -27,6 +31,9 @@ const SILENCE: Duration = Duration::from_secs(3);
 pub(crate) enum Fault {
     Kill(usize),
     Restart(usize, Duration),
+    /// It says that it is about to go, and is gone that much later.
+    Drain(usize, Duration),
+    Gone(usize, Duration),
     LoseEngine(usize),
     Freeze(usize, Duration),
     Slow(usize, u32, Duration),
@@ -70,18 +77,21 @@ impl World {
         plan.extend((0..faults.slows).map(|_| Fault::Slow(rng.usize(..peers), rng.u32(2..=50), lasts(&mut rng))));
         plan.extend((0..faults.cuts).map(|_| Fault::Cut(rng.u64(..))));
         plan.extend((0..faults.leaves).map(|_| Fault::Leave(rng.usize(..clients))));
+        plan.extend((0..faults.drains).map(|_| Fault::Drain(rng.usize(..peers), lasts(&mut rng))));
         for fault in plan {
-            self.at(Duration::from_millis(rng.u64(..STRIKES_MS)), Due::Fault(fault));
+            let at = Duration::from_millis(rng.u64(..STRIKES_MS)) + self.some_time();
+            self.at(at, Due::Fault(fault));
         }
         for _ in 0..faults.flaps {
             let (peer, mut at) = (rng.usize(..peers), Duration::from_millis(rng.u64(..STRIKES_MS)));
+            at += self.some_time();
             for _ in 0..rng.u32(2..=6) {
                 self.at(at, Due::Fault(Fault::Unplug(peer)));
                 at += Duration::from_millis(rng.u64(100..1_500));
             }
         }
         for _ in 0..faults.partitions {
-            let at = Duration::from_millis(rng.u64(..STRIKES_MS));
+            let at = Duration::from_millis(rng.u64(..STRIKES_MS)) + self.some_time();
             let somebody = |rng: &mut fastrand::Rng| match rng.usize(..peers + clients) {
                 peer if peer < peers => Node::Peer(peer),
                 client => Node::Client(client - peers),
@@ -109,6 +119,25 @@ impl World {
                     self.after(away, Due::Restart(peer));
                 }
             }
+            Fault::Drain(peer, time) => {
+                if self.drain_peer(peer) {
+                    self.after(time, Due::Fault(Fault::Gone(peer, time)));
+                }
+            }
+            Fault::Gone(peer, time) => {
+                // It may have been killed, and be back, meanwhile.
+                if self.peers[peer].alive && self.peers[peer].is_leaving {
+                    let left = self.peers[peer].machine.status().sessions;
+                    self.report.left_behind += left;
+                    // Where nothing else goes wrong, and another is there.
+                    let Faults { drains, .. } = self.scenario.faults;
+                    let is_calm = self.scenario.faults == Faults { drains, ..Faults::default() } && drains == 1;
+                    let may = is_calm && self.scenario.survives && time >= HANDED_OVER_WITHIN;
+                    self.check(!may || left == 0, "whoever has said in time that it goes has no session left then");
+                    self.kill(peer);
+                    self.after(Duration::from_secs(1), Due::Restart(peer));
+                }
+            }
             Fault::LoseEngine(peer) => self.lose_engine(peer),
             Fault::Freeze(peer, time) => {
                 // Never shortened: what waits for the thaw keeps its order.
@@ -122,6 +151,7 @@ impl World {
             Fault::Cut(draw) => self.cut(draw),
             Fault::Unplug(peer) => self.break_streams(|ends| ends.contains(&Node::Peer(peer)), Duration::ZERO),
             Fault::Part(part, time) => {
+                self.parts.retain(|(_, until)| *until > self.now);
                 self.parts.push((part, self.now + time));
                 if time > SILENCE {
                     // Whoever hears nothing lets go; then the other hears nothing either.

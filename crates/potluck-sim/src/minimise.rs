@@ -82,9 +82,10 @@ fn smaller(scenario: &Scenario) -> Vec<Scenario> {
     for sessions in [1, scenario.sessions / 2, scenario.sessions - 1] {
         less(&|s| s.sessions = sessions.max(1));
     }
-    let counts: [fn(&mut Faults) -> &mut usize; 10] = [
+    let counts: [fn(&mut Faults) -> &mut usize; 11] = [
         |f| &mut f.kills,
         |f| &mut f.restarts,
+        |f| &mut f.drains,
         |f| &mut f.engine_losses,
         |f| &mut f.freezes,
         |f| &mut f.naps,

@@ -36,6 +36,8 @@ pub(crate) struct SimPeer {
     pub(crate) skew_s: i64,
     wake_at: Option<Duration>,
     pub(crate) alive: bool,
+    /// It takes no new sessions.
+    pub(crate) is_leaving: bool,
     /// It does not come back.
     pub(crate) is_gone: bool,
     pub(crate) frozen_until: Duration,
@@ -51,7 +53,7 @@ pub(crate) fn key(role: char, index: usize) -> SecretKey {
 /// The grant of a simulated member.
 pub(crate) fn grant(root: &Root, id: PeerId) -> Vec<u8> {
     #[expect(clippy::expect_used, reason = "the root is ours")]
-    root.grant(id, UTC_START + 86_400).expect("a root signs").into_bytes()
+    root.grant(id, UTC_START + 30 * 86_400).expect("a root signs").into_bytes()
 }
 
 impl SimPeer {
@@ -81,9 +83,15 @@ impl SimPeer {
             busy_until: Duration::ZERO,
             wake_at: None,
             alive: true,
+            is_leaving: false,
             is_gone: false,
             frozen_until: Duration::ZERO,
         }
+    }
+
+    /// Whether it is taken for one that takes sessions. `heard`: also by who would have to have heard that it is about to go.
+    pub(crate) fn is_offered(&self, heard: bool) -> bool {
+        self.alive && !(heard && self.is_leaving)
     }
 
     pub(crate) fn address(&self) -> PeerAddress {
@@ -141,6 +149,23 @@ impl World {
         }
         let now = self.time_of(peer);
         self.peers[peer].machine.handle(now, event);
+        self.follow(peer);
+    }
+
+    /// The peer says that it is about to go, unless it is gone.
+    pub(crate) fn drain_peer(&mut self, peer: usize) -> bool {
+        let sim = &mut self.peers[peer];
+        if !sim.alive {
+            return false;
+        }
+        sim.is_leaving = true;
+        sim.machine.drain();
+        self.follow(peer);
+        true
+    }
+
+    /// Does what a peer's machine asks for.
+    fn follow(&mut self, peer: usize) {
         while let Some(effect) = self.peers[peer].machine.poll() {
             self.perform(peer, effect);
         }

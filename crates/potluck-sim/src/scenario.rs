@@ -13,6 +13,8 @@ pub struct Faults {
     pub kills: usize,
     /// Peers killed that are back within five seconds, and remember nothing.
     pub restarts: usize,
+    /// Peers that leave with a word, go within eight seconds, and are back later.
+    pub drains: usize,
     /// Engines lost (and restarted a second later).
     pub engine_losses: usize,
     /// Peers that stand still for up to eight seconds: after three, others take them for lost.
@@ -94,6 +96,9 @@ pub struct Scenario {
     pub caches: u16,
     /// When the first session may start; all do within the second that follows. Faults strike in the first eight.
     pub start_ms: u64,
+    /// Hours over which all of it is spread instead, each with a quiet end: then nobody may hold anything.
+    #[serde(default)]
+    pub hours: u32,
     /// What each direction of a stream is like.
     pub line: Line,
     /// Whether sessions outlive the peers that they lose, for as long as others can take their places.
@@ -123,6 +128,8 @@ pub enum Kind {
     Weather,
     /// Hundreds of peers, and a thousand sessions or more, in such weather.
     Crowd,
+    /// Twenty-four hours, in which something happens every twenty seconds.
+    Day,
 }
 
 impl Kind {
@@ -132,7 +139,7 @@ impl Kind {
     }
 
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Storm, Self::Recovery, Self::Weather, Self::Crowd];
+    pub const ALL: [Self; 5] = [Self::Storm, Self::Recovery, Self::Weather, Self::Crowd, Self::Day];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -141,6 +148,7 @@ impl Kind {
             Self::Recovery => "recovery",
             Self::Weather => "weather",
             Self::Crowd => "crowd",
+            Self::Day => "day",
         }
     }
 
@@ -154,6 +162,7 @@ impl Kind {
             }
             Self::Weather => Scenario::weather(seed),
             Self::Crowd => Scenario::crowd(seed),
+            Self::Day => Scenario::day(seed),
         }
     }
 }
@@ -170,6 +179,7 @@ impl Scenario {
             returns: 0,
             caches: 4,
             start_ms: 0,
+            hours: 0,
             line: Line::up_to(20),
             recovers: false,
             exact: None,
@@ -201,6 +211,7 @@ impl Scenario {
             kills,
             restarts,
             engine_losses,
+            drains: usize::from(fastrand::Rng::with_seed(seed ^ 0xd4a2).u8(..3) == 0),
             freezes,
             naps,
             slows,
@@ -230,11 +241,14 @@ impl Scenario {
     /// What a swarm in which each stage has another peer is to live with: faults that pass, and one peer that is lost for good.
     pub fn weather(seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed ^ 0x3ea7);
+        // Drawn apart: what the other seeds meant, they mean.
+        let drains = || usize::from(fastrand::Rng::with_seed(seed ^ 0xd4a1).u8(..3) == 0);
         let stages = rng.usize(1..=5);
         let mut some = |max: usize| if rng.bool() { rng.usize(0..=max) } else { 0 };
         let faults = Faults {
             kills: some(1),
             restarts: some(1),
+            drains: drains(),
             engine_losses: some(2),
             freezes: some(2),
             slows: some(1),
@@ -245,6 +259,8 @@ impl Scenario {
             ..Faults::default()
         };
         let sessions = rng.usize(1..=6);
+        // Now and then nothing happens but that one peer leaves.
+        let faults = if seed % 8 == 3 { Faults { drains: 1, ..Faults::default() } } else { faults };
         Self {
             peers: stages * rng.usize(2..=3),
             stages,
@@ -270,6 +286,7 @@ impl Scenario {
         let faults = Faults {
             kills: 8,
             restarts: 16,
+            drains: 16,
             engine_losses: 16,
             freezes: 16,
             slows: 8,
@@ -289,6 +306,28 @@ impl Scenario {
     }
 }
 
+impl Scenario {
+    /// A day of a dozen peers, with sessions and faults all the time but for the end of each hour.
+    pub fn day(seed: u64) -> Self {
+        let faults = Faults {
+            restarts: 600,
+            drains: 300,
+            engine_losses: 600,
+            freezes: 300,
+            slows: 150,
+            cuts: 600,
+            flaps: 60,
+            partitions: 300,
+            leaves: 150,
+            ..Faults::default()
+        };
+        let (peers, stages, layers, sessions, caches, hours) = (12, 4, 8, 6_000, 64, 24);
+        let line = Line::up_to(300);
+        let shape = Self { peers, stages, layers, sessions, caches, hours, line, ..Self::calm(seed) };
+        Self { recovers: true, drafts: true, standbys: true, longest: 120, faults, ..shape }
+    }
+}
+
 /// What came of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Report {
@@ -302,8 +341,14 @@ pub struct Report {
     pub failed_under_way: usize,
     /// Tokens delivered; each was the right one.
     pub tokens: usize,
+    /// How often a session lost a peer.
+    pub losses: usize,
     /// How often other peers took the places of those that a session had lost.
     pub repairs: usize,
+    /// How often a peer that was about to go was replaced while it was there, and how many sessions such peers had yet when they went.
+    pub handed_over: usize,
+    /// See `handed_over`.
+    pub left_behind: usize,
     /// Peers that stood by and were ready, and how often one of them took a place.
     pub standbys: usize,
     /// See `standbys`.
@@ -332,7 +377,10 @@ impl Report {
         self.left += other.left;
         self.failed_under_way += other.failed_under_way;
         self.tokens += other.tokens;
+        self.losses += other.losses;
         self.repairs += other.repairs;
+        self.handed_over += other.handed_over;
+        self.left_behind += other.left_behind;
         self.standbys += other.standbys;
         self.promoted += other.promoted;
         self.replayed = (self.replayed.0 + other.replayed.0, self.replayed.1 + other.replayed.1);

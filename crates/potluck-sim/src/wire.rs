@@ -81,9 +81,7 @@ impl SimStream {
     pub(crate) fn transmit(&mut self, side: usize, frame: &Frame, faults: &Faults, rng: &mut fastrand::Rng) -> Vec<u8> {
         let mut bytes = Vec::new();
         frame.encode(&mut bytes);
-        // In front of what is sent again numbers may be left out: there the order is the stream's alone to keep.
-        let counted = matches!(frame, Frame::Step(_) | Frame::Answer(_));
-        let payload = counted || matches!(frame, Frame::Replay { .. });
+        let counted = matches!(frame, Frame::Step(_) | Frame::Replay { .. } | Frame::Answer(_));
         let mut out = Vec::new();
         if counted && rng.f64() < faults.drops {
             return out;
@@ -100,7 +98,7 @@ impl SimStream {
             let bit = rng.usize(..end * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
         }
-        let twin = payload && rng.f64() < faults.twins;
+        let twin = counted && rng.f64() < faults.twins;
         if counted && self.held[side].is_none() && rng.f64() < faults.swaps {
             self.held[side] = Some(bytes);
             return out;

@@ -26,6 +26,9 @@ pub(crate) const UTC_START: u64 = 1_800_000_000;
 /// No session takes longer: what is not over by then hangs.
 const HORIZON: Duration = Duration::from_secs(3_600);
 
+/// Of an hour, the time in which sessions begin and things happen. What they lead to is over by its end.
+const BUSY_MS: u64 = 50 * 60_000;
+
 /// Events of one run: more means that something goes round in circles.
 const EVENTS_MAX: usize = 2_000_000;
 
@@ -66,6 +69,8 @@ pub(crate) enum Due {
     Fault(Fault),
     /// That peer, which was killed, starts again.
     Restart(usize),
+    /// An hour ends.
+    Quiet,
 }
 
 /// A run in progress.
@@ -152,7 +157,10 @@ impl World {
             let Some(due) = self.due.remove(&order) else { continue };
             self.happen(order, due);
             let events_max = EVENTS_MAX.max(EVENTS_OF_A_SESSION * self.clients.len());
-            self.check(self.report.events < events_max && self.now < HORIZON, "the run ends");
+            self.check(
+                self.report.events < events_max && self.now < HORIZON + self.hour(self.scenario.hours),
+                "the run ends",
+            );
         }
         self.check_end();
         self.report.elapsed = self.now;
@@ -282,6 +290,7 @@ impl World {
                 self.note(|| format!("peer {peer} is back"));
                 self.restart(peer);
             }
+            Due::Quiet => self.check_nothing_is_held(),
         }
     }
 
@@ -345,7 +354,38 @@ impl World {
     fn schedule_start(&mut self) {
         for client in 0..self.clients.len() {
             let at = Duration::from_millis(self.scenario.start_ms + self.rng.u64(0..1_000));
+            let at = at + self.some_time();
             self.at(at, Due::Wake(End::Client(client)));
+        }
+        for hour in 1..=self.scenario.hours {
+            self.at(self.hour(hour) - Duration::from_secs(1), Due::Quiet);
+        }
+    }
+
+    pub(crate) fn hour(&self, hour: u32) -> Duration {
+        hour * Duration::from_secs(3_600)
+    }
+
+    /// Where all is spread over hours: one of them, and a time of it that is not its end.
+    pub(crate) fn some_time(&mut self) -> Duration {
+        match self.scenario.hours {
+            0 => Duration::ZERO,
+            hours => {
+                let hour = self.rng.u32(..hours);
+                self.hour(hour) + Duration::from_millis(self.rng.u64(..BUSY_MS))
+            }
+        }
+    }
+
+    fn check_nothing_is_held(&self) {
+        for peer in 0..self.peers.len() {
+            let sim = &self.peers[peer];
+            let status = sim.machine.status();
+            if sim.alive {
+                let left = (status.streams, status.parked, status.sessions, status.dials);
+                self.check(left == (0, 0, 0, 0), &format!("peer {peer} holds nothing in the end: {status:?}"));
+                self.check(status.free_caches == self.scenario.caches, "every cache is free in the end");
+            }
         }
     }
 
@@ -356,15 +396,7 @@ impl World {
         let lost = self.report.failed_under_way;
         let all_survive = lost == 0 || !self.scenario.survives;
         self.check(all_survive, &format!("no session that is under way is lost: {:?}", self.report.failed));
-        for peer in 0..self.peers.len() {
-            let sim = &self.peers[peer];
-            let status = sim.machine.status();
-            self.report.stale_frames += status.stale_frames;
-            if sim.alive {
-                let left = (status.streams, status.parked, status.sessions, status.dials);
-                self.check(left == (0, 0, 0, 0), &format!("peer {peer} holds nothing in the end: {status:?}"));
-                self.check(status.free_caches == self.scenario.caches, "every cache is free in the end");
-            }
-        }
+        self.report.stale_frames = self.peers.iter().map(|peer| peer.machine.status().stale_frames).sum();
+        self.check_nothing_is_held();
     }
 }

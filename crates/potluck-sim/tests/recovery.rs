@@ -97,6 +97,20 @@ fn whoever_stands_by_takes_a_lost_peers_place() {
 }
 
 #[test]
+fn whoever_leaves_with_a_word_is_followed_while_it_is_there() {
+    let mut total = Report::default();
+    for seed in 0..SEEDS {
+        let faults = Faults { drains: 1, ..Faults::default() };
+        let scenario = Scenario { caches: 8, longest: 120, drafts: seed % 2 == 0, ..scenario(seed, faults) };
+        total.add(World::new(scenario).run());
+    }
+    println!("{total:?}");
+    assert_eq!((total.ended(), total.failed_under_way), (4 * SEEDS as usize, 0), "{total:?}");
+    // Some go sooner than another can be found, and are lost like anybody.
+    assert!(total.handed_over > 100 && total.left_behind * 5 < total.handed_over, "{total:?}");
+}
+
+#[test]
 fn weather_costs_no_session_that_is_under_way() {
     let mut total = Report::default();
     (0..SEEDS).for_each(|seed| total.add(World::new(Kind::Weather.scenario(seed)).run()));

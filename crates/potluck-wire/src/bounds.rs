@@ -22,14 +22,13 @@ pub const FEATURE_PADDING: u64 = 2;
 pub const FEATURE_DRAFTS: u64 = 4;
 
 /// Feature bit: a session outlives the loss of a neighbour, and goes on with another ([`Keep`](crate::Keep),
-/// [`Reroute`](crate::Reroute)).
-pub const FEATURE_RECOVERY: u64 = 8;
-
-/// Feature bit: a peer stands by for another, and passes on to a standby what it passes on ([`Mirror`](crate::Mirror)).
-pub const FEATURE_STANDBY: u64 = 16;
+/// [`Reroute`](crate::Reroute)); a peer stands by for another, and passes on to a standby what it passes on
+/// ([`Mirror`](crate::Mirror)); who leaves says so before ([`Frame::Leaving`](crate::Frame::Leaving)). The bits 8 and 16 were those of
+/// earlier layouts.
+pub const FEATURE_RECOVERY: u64 = 32;
 
 /// All features that this program knows. A greeting agrees on those that both know.
-pub const FEATURES: u64 = FEATURE_ACCOUNTS | FEATURE_PADDING | FEATURE_DRAFTS | FEATURE_RECOVERY | FEATURE_STANDBY;
+pub const FEATURES: u64 = FEATURE_ACCOUNTS | FEATURE_PADDING | FEATURE_DRAFTS | FEATURE_RECOVERY;
 
 /// Bytes of the shortest padded answer, and of the shortest padded part of a conversation: longer ones are a power of two.
 pub const PADDED_BYTES_MIN: usize = 1 << 10;

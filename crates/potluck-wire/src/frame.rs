@@ -133,6 +133,13 @@ pub enum Frame {
     Mirror(Box<Mirror>),
     /// Peer to client.
     NeighbourLost(NeighbourLost),
+    /// Peer to client: it is about to go, and another should take its place while it is there.
+    Leaving,
+    /// Peer to client: who stands by for the next has had all that this peer has passed on.
+    CaughtUp {
+        /// The epoch of the [`Mirror`] that named it.
+        epoch: u32,
+    },
     /// Down the route.
     Step(StepFrame),
     /// Down the route once more, to a substitute for a peer that had had it: steps that were overwritten since are left out, and
@@ -260,10 +267,12 @@ const REROUTE: u8 = 36;
 const NEIGHBOUR_LOST: u8 = 37;
 const HOP_RESUMED: u8 = 38;
 const REPLAY: u8 = 39;
+const MIRROR: u8 = 40;
+const LEAVING: u8 = 41;
+const CAUGHT_UP: u8 = 42;
 
 /// Bytes that a replay has in front of a step's header.
 const DUE_BYTES: usize = size_of::<u32>();
-const MIRROR: u8 = 40;
 
 impl Frame {
     /// Its kind in words, for errors and logs.
@@ -285,6 +294,8 @@ impl Frame {
             Self::Reroute(_) => REROUTE,
             Self::Mirror(_) => MIRROR,
             Self::NeighbourLost(_) => NEIGHBOUR_LOST,
+            Self::Leaving => LEAVING,
+            Self::CaughtUp { .. } => CAUGHT_UP,
             Self::Step(_) => STEP,
             Self::Replay { .. } => REPLAY,
             Self::Answer(_) => ANSWER,
@@ -359,6 +370,7 @@ impl Frame {
             Self::Mirror(body) => encode_body(body, out),
             Self::NeighbourLost(body) => encode_body(body, out),
             Self::HopResumed { expected } => encode_body(expected, out),
+            Self::CaughtUp { epoch } => encode_body(epoch, out),
             Self::Credit { frames } => encode_body(frames, out),
             Self::RowRequest { sequence, row } => encode_body(&(sequence, row), out),
             Self::Row { sequence, row, logits } => encode_body(&(sequence, row, logits), out),
@@ -378,6 +390,7 @@ impl Frame {
             }
             Self::Ready
             | Self::HopReady
+            | Self::Leaving
             | Self::ListOffers
             | Self::ListModels
             | Self::AskAccount
@@ -420,6 +433,8 @@ impl Frame {
             REROUTE => Self::Reroute(Box::new(decode_bounded(kind, body)?)),
             MIRROR => Self::Mirror(Box::new(decode_bounded(kind, body)?)),
             NEIGHBOUR_LOST => Self::NeighbourLost(decode_bounded(kind, body)?),
+            LEAVING => decode_empty(kind, body, Self::Leaving)?,
+            CAUGHT_UP => Self::CaughtUp { epoch: decode_body(kind, body)? },
             ANSWER => Self::Answer(AnswerFrame::decode(body)?),
             CREDIT => Self::Credit { frames: decode_body(kind, body)? },
             ROW_REQUEST => {
@@ -534,6 +549,8 @@ fn kind_name(kind: u8) -> &'static str {
         NEIGHBOUR_LOST => "neighbour-lost",
         HOP_RESUMED => "hop-resumed",
         REPLAY => "replay",
+        LEAVING => "leaving",
+        CAUGHT_UP => "caught-up",
         MIRROR => "mirror",
         _ => "unknown",
     }

@@ -41,6 +41,12 @@ enum Command {
     Serve(c::serve::Serve),
     /// Join a swarm with the line that its owner passed on, and lend this machine to it
     Join(c::join::Join),
+    /// On which terms this machine is lent, and what is lent to whom
+    Terms(c::terms::TermsCommand),
+    /// Take this machine back: sessions go on at others, and its memory is free within a second
+    Pause(c::terms::PauseCommand),
+    /// Lend this machine again
+    Resume(c::terms::ResumeCommand),
     /// Make a swarm, invite machines to it, join one
     #[command(subcommand)]
     Swarm(c::swarm::Swarm),
@@ -116,6 +122,9 @@ fn run(home: &Home, command: Command, screen: Screen) -> Result<(), Failure> {
             Command::Gateway(command) => command.run(home, screen).await,
             Command::Serve(command) => command.run(home, screen).await,
             Command::Join(command) => command.run(home, screen).await,
+            Command::Terms(command) => command.run(home, screen),
+            Command::Pause(command) => command.run(home, screen).await,
+            Command::Resume(command) => command.run(home, screen).await,
             Command::Swarm(command) => command.run(home, screen).await,
             Command::Model(command) => command.run(home, screen).await,
             Command::Bench(command) => command.run(home, screen).await,

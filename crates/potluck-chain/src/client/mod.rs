@@ -58,6 +58,8 @@ pub struct ClientSession {
     repair: Repair,
     /// Who stands by for each stage.
     standbys: Vec<Option<Standby>>,
+    /// Since when the peers of stages are about to go that are.
+    leaving: Vec<Option<Instant>>,
     credit: Credit,
     receipts: Receipts,
     /// Credit for what came back before this step is owed to a peer that is gone.
@@ -92,6 +94,7 @@ impl ClientSession {
             journal: Journal::default(),
             repair: Repair::new(config.epoch, config.route.len()),
             standbys: config.route.iter().map(|_| None).collect(),
+            leaving: vec![None; config.route.len()],
             credit: Credit::default(),
             receipts: Receipts::default(),
             credited_from: 0,
@@ -118,7 +121,7 @@ impl ClientSession {
         let stages = self.config.route.len();
         let result = match event {
             Event::Frame { hop, frame } if hop >= stages => {
-                self.standby_said(hop - stages, frame);
+                self.standby_said(now, hop - stages, frame);
                 Ok(())
             }
             Event::Closed { hop, failure } if hop >= stages => {
@@ -128,7 +131,10 @@ impl ClientSession {
             Event::Frame { hop, frame } => self.frame(now, hop, frame),
             Event::Closed { hop, failure } => self.peer_gone(now, hop, failure),
             Event::Own { hop, reply } => self.own(now, hop, reply),
-            Event::Timeout => self.check_deadlines(now),
+            Event::Timeout => {
+                self.drop_late_standbys(now);
+                self.check_deadlines(now)
+            }
         };
         if let Err(error) = result {
             self.fail(error);
@@ -142,7 +148,7 @@ impl ClientSession {
 
     /// When to call `handle` with [`Event::Timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.deadlines().map(|(at, ..)| at).min()
+        self.deadlines().map(|(at, ..)| at).chain(self.levels_due().map(|(at, _)| at)).min()
     }
 
     /// Sends tokens down the route, and returns the step's number.

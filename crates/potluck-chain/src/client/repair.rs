@@ -183,6 +183,7 @@ impl ClientSession {
             return;
         }
         self.drop_standbys_at(hop);
+        self.leaving[hop] = None;
         let stage = &mut self.repair.stages[hop];
         stage.away.get_or_insert_with(|| error.clone());
         stage.is_opening = false;
@@ -221,6 +222,7 @@ impl ClientSession {
         self.repair.epoch += 1;
         for &hop in &replaced {
             self.drop_standbys_at(hop);
+            self.leaving[hop] = None;
             self.repair.opens(now, hop);
             self.waiting_for[hop] = true;
             self.effects.push_back(Effect::Reopen { hop });

@@ -24,6 +24,8 @@ impl ClientSession {
                 Ok(())
             }
             Frame::NeighbourLost(lost) => self.neighbour_lost(now, hop, lost),
+            Frame::Leaving => self.peer_leaves(now, hop),
+            Frame::CaughtUp { epoch } => self.next_caught_up(now, hop, epoch),
             Frame::Answer(answer) if tail => self.answer_came(now, hop, answer),
             Frame::Step(step) | Frame::Replay { step, .. } if last && !tail => self.step_returned(now, hop, &step),
             Frame::Row { sequence, row, logits } if tail => self.row_came(hop, sequence, row, logits),
@@ -47,6 +49,8 @@ impl ClientSession {
             self.accounts.go_on(now);
             self.effects.push_back(Effect::Repaired);
         }
+        // Who was to go meanwhile.
+        (0..self.config.route.len()).for_each(|hop| self.hand_over(now, hop));
         Ok(())
     }
 
@@ -137,7 +141,7 @@ impl ClientSession {
     }
 
     /// A frame that came twice or late: dropped, within reason. Streams are reliable and in order.
-    fn stale_came(&mut self, hop: usize) -> Result<(), SessionError> {
+    pub(super) fn stale_came(&mut self, hop: usize) -> Result<(), SessionError> {
         self.stale += 1;
         if self.stale > STALE_FRAMES_MAX {
             return Err(self.protocol(hop, format!("it sent {} frames twice or late", self.stale)));

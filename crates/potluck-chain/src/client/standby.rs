@@ -3,13 +3,16 @@
 //! Whoever comes before that peer, which may be this client, sends its steps to the standby as well. The stream to a standby is that of
 //! no stage of the route: its `hop` is the stage's, and the route's length more.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use potluck_core::PeerId;
 use potluck_wire::{Failure, FailureCode, Frame, Mirror, NextHop, Reroute};
 
 use super::{ClientSession, Effect, Hop, RemoteStage};
-use crate::{Credit, SessionError};
+use crate::{Credit, Level, SessionError};
+
+/// Whoever stands by for a peer that is about to go has so long to be as far. Then another may be found that is quicker.
+const LEVEL_WITHIN: Duration = Duration::from_secs(5);
 
 /// Who stands by for one stage.
 #[derive(Debug)]
@@ -17,8 +20,12 @@ pub(super) struct Standby {
     stage: RemoteStage,
     epoch: u32,
     is_ready: bool,
+    since: Instant,
     /// Where this client comes before it.
     credit: Credit,
+    level: Level,
+    /// It was as far as the peer that it stands by for: by what this client sees, or by what it is told.
+    has_caught_up: bool,
 }
 
 impl ClientSession {
@@ -28,7 +35,7 @@ impl ClientSession {
     /// # Errors
     /// `BadStep` where the session is not to outlive its peers, or has positions of another; where the stage is the client's own or
     /// lost, or has a standby; where the peer is on the route, or its stage another. `Closed` after the end.
-    pub fn stand_by(&mut self, hop: usize, stage: RemoteStage) -> Result<(), SessionError> {
+    pub fn stand_by(&mut self, now: Instant, hop: usize, stage: RemoteStage) -> Result<(), SessionError> {
         if self.over {
             return Err(SessionError::Closed);
         }
@@ -48,7 +55,9 @@ impl ClientSession {
             return bad("a peer of the route stands by for nobody");
         }
         let (spec, epoch) = (stage.spec, self.repair.next_epoch());
-        self.standbys[hop] = Some(Standby { stage, epoch, is_ready: false, credit: Credit::default() });
+        let (is_ready, has_caught_up, since) = (false, false, now);
+        let (credit, level) = Default::default();
+        self.standbys[hop] = Some(Standby { stage, epoch, is_ready, since, credit, level, has_caught_up });
         let at = self.config.route.len() + hop;
         self.effects.push_back(Effect::Reopen { hop: at });
         self.open_peer(at, (hop, spec), epoch, NextHop::Nobody, (None, 0));
@@ -90,7 +99,7 @@ impl ClientSession {
     }
 
     /// A standby said something.
-    pub(super) fn standby_said(&mut self, hop: usize, frame: Frame) {
+    pub(super) fn standby_said(&mut self, now: Instant, hop: usize, frame: Frame) {
         let sends = self.sends_to(hop);
         let Some(standby) = self.standbys.get_mut(hop).and_then(Option::as_mut) else { return };
         match frame {
@@ -101,8 +110,16 @@ impl ClientSession {
                 }
                 self.effects.push_back(Effect::StandsBy { hop });
                 self.flush_standby(hop);
+                self.hand_over(now, hop);
             }
-            Frame::Credit { frames } if sends && frames > 0 && standby.credit.grant(frames) => self.flush_standby(hop),
+            Frame::Credit { frames } if sends && frames > 0 && standby.credit.grant(frames) => {
+                self.flush_standby(hop);
+                self.hand_over(now, hop);
+            }
+            Frame::Leaving => {
+                let failure = Failure::new(FailureCode::Leaving, "it is about to go");
+                self.drop_standby(hop, failure, true);
+            }
             Frame::Failed(failure) => self.drop_standby(hop, failure, true),
             // Its previous peer is this session's business, which will say so itself.
             Frame::NeighbourLost(lost) => self.drop_standby(hop, lost.failure, true),
@@ -127,6 +144,71 @@ impl ClientSession {
             let Some(outgoing) = self.journal.send_mirror(standby.epoch) else { return };
             self.effects.push_back(Effect::Send { hop: at, frame: outgoing.frame() });
         }
+        standby.has_caught_up |= standby.level.look(&standby.credit, self.journal.mirror_waits());
+    }
+
+    /// A peer is about to go.
+    ///
+    /// # Errors
+    /// `Protocol` where it never stops saying so.
+    pub(super) fn peer_leaves(&mut self, now: Instant, hop: usize) -> Result<(), SessionError> {
+        if self.config.deadlines.grace.is_none() || self.leaving[hop].is_some() {
+            return self.stale_came(hop);
+        }
+        self.leaving[hop] = Some(now);
+        self.effects.push_back(Effect::Leaving { hop });
+        self.hand_over(now, hop);
+        Ok(())
+    }
+
+    /// A peer says that whoever stands by for the next one has had all that it passed on.
+    ///
+    /// # Errors
+    /// `Protocol` where it never stops saying so.
+    pub(super) fn next_caught_up(&mut self, now: Instant, hop: usize, epoch: u32) -> Result<(), SessionError> {
+        let next = self.standbys.get_mut(hop + 1).and_then(Option::as_mut);
+        match next.filter(|standby| standby.epoch == epoch && !standby.has_caught_up) {
+            Some(standby) => standby.has_caught_up = true,
+            None => return self.stale_came(hop),
+        }
+        self.hand_over(now, hop + 1);
+        Ok(())
+    }
+
+    /// Until when those who stand by for peers that are about to go have to be as far.
+    pub(super) fn levels_due(&self) -> impl Iterator<Item = (Instant, usize)> {
+        let due = |(hop, standby): (usize, &Option<Standby>)| {
+            let since = standby.as_ref().filter(|standby| !standby.has_caught_up)?.since;
+            Some((since.max(self.leaving[hop]?) + LEVEL_WITHIN, hop))
+        };
+        self.standbys.iter().enumerate().filter_map(due).filter(|_| !self.over && !self.repair.is_under_way())
+    }
+
+    /// Lets go of those who were not.
+    pub(super) fn drop_late_standbys(&mut self, now: Instant) {
+        let late: Vec<_> = self.levels_due().filter(|(at, _)| *at <= now).map(|(_, hop)| hop).collect();
+        for hop in late {
+            let detail = format!("it was not as far after {} s", LEVEL_WITHIN.as_secs());
+            self.drop_standby(hop, Failure::new(FailureCode::Deadline, detail), true);
+        }
+    }
+
+    /// Whoever stands by for a peer that is about to go takes its place as soon as it is as far.
+    pub(super) fn hand_over(&mut self, now: Instant, hop: usize) {
+        let standby = self.standbys.get(hop).and_then(Option::as_ref);
+        let is_level = standby.is_some_and(|standby| standby.is_ready && standby.has_caught_up);
+        let Some(stage) = self.remote(hop).filter(|_| is_level && self.is_leaving(hop)) else { return };
+        if !self.ready || self.repair.is_under_way() {
+            return;
+        }
+        let (peer, layers) = (stage.address.peer, stage.spec.layers.to_string());
+        let failure = Failure::new(FailureCode::Leaving, "it had said that it would go");
+        self.promote(now, hop, &SessionError::Peer { peer, layers, failure });
+    }
+
+    /// Whether the peer of that stage is about to go.
+    pub fn is_leaving(&self, hop: usize) -> bool {
+        self.leaving.get(hop).is_some_and(Option::is_some)
     }
 
     /// A standby is of no use any more. `tells`: whoever sends to it is told.
@@ -171,6 +253,7 @@ impl ClientSession {
             self.credit = credit;
         }
         self.config.route[hop] = Hop::Remote(stage);
+        self.leaving[hop] = None;
         let epoch = self.repair.promoted(now, hop, fed, error.clone());
         self.waiting_for[hop] = true;
         self.effects.push_back(Effect::Promoted { hop });

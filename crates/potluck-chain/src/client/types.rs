@@ -197,6 +197,12 @@ pub enum Effect {
         /// How the session would have ended.
         error: SessionError,
     },
+    /// Tell the caller: a peer is about to go. Where another stands by for it ([`ClientSession::stand_by`]), that one takes its place as
+    /// soon as it is as far.
+    Leaving {
+        /// Which stage of the route.
+        hop: usize,
+    },
     /// Tell the caller: every stage of the route is there again.
     Repaired,
     /// The standby of that stage is its peer now: its stream, which was that of `hop` and the route's length more, is the stage's. The old

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Write as _};
 use potluck_core::{CacheId, Hidden, Output, Stage, StageCommand, StageError, StageReply, StageShape, Step};
 
 use super::{
-    connect::{Connection, Loaded, connect, into_engine, is_end},
+    connect::{Connection, Loaded, UnderWay, connect, into_engine, is_end},
     due::Due,
     frame::{decode, encode, read},
     spawn::EngineProgram,
@@ -58,7 +58,7 @@ impl EngineStage {
     }
 
     fn connect(program: &EngineProgram, load: &Load) -> Result<(Connection, StageShape), EngineError> {
-        let connection = connect(program, load)?;
+        let connection = connect(program, load, &UnderWay::default())?;
         let Loaded::Stage(shape) = &connection.loaded else {
             return Err(EngineError::NotAStage("a vocabulary was asked for".into()));
         };

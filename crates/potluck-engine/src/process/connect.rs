@@ -2,7 +2,9 @@
 
 use std::{
     io::{ErrorKind, Write as _},
+    net::Shutdown,
     os::{fd::AsFd as _, unix::net::UnixStream},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use potluck_core::StageShape;
@@ -29,8 +31,68 @@ pub(crate) enum Loaded {
     TriedOut(Vec<Attempt>),
 }
 
-/// Starts a child and has it load `load`. Blocks until it has, or fails to, or makes no progress in time.
-pub(crate) fn connect(program: &EngineProgram, load: &Load) -> Result<Connection, EngineError> {
+/// For whoever starts a child on another thread: as soon as it is dropped, a child that is still loading is ended, and its memory with it.
+#[derive(Debug, Default)]
+pub(crate) struct Patience(UnderWay);
+
+/// The socket of a child that is loading.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct UnderWay(Arc<Mutex<Waiting>>);
+
+#[derive(Debug, Default)]
+enum Waiting {
+    #[default]
+    NotYet,
+    For(UnixStream),
+    NoMore,
+}
+
+impl Patience {
+    /// What the other thread loads with.
+    pub(crate) fn loading(&self) -> UnderWay {
+        self.0.clone()
+    }
+
+    /// It has loaded: what becomes of the child now is its owner's business.
+    pub(crate) fn over(&self) {
+        self.0.end();
+    }
+}
+
+impl Patience {
+    /// Nobody waits any more.
+    pub(crate) fn end(&self) {
+        if let Waiting::For(socket) = self.0.end() {
+            // Whoever reads finds its end, and ends the child.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Drop for Patience {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl UnderWay {
+    fn end(&self) -> Waiting {
+        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), Waiting::NoMore)
+    }
+
+    /// A child has started. An error where nobody waits for it any more.
+    fn begin(&self, socket: &UnixStream) -> std::io::Result<()> {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*waiting, Waiting::NoMore) {
+            return Err(ErrorKind::BrokenPipe.into());
+        }
+        *waiting = Waiting::For(socket.try_clone()?);
+        Ok(())
+    }
+}
+
+/// Starts a child and has it load `load`. Blocks until it has, or fails to, or makes no progress in time, or nobody waits for it.
+pub(crate) fn connect(program: &EngineProgram, load: &Load, loading: &UnderWay) -> Result<Connection, EngineError> {
     load.settings.check()?;
     let files: Vec<_> = load.files.iter().map(|file| file.as_fd()).collect();
     let request = Request {
@@ -39,7 +101,7 @@ pub(crate) fn connect(program: &EngineProgram, load: &Load) -> Result<Connection
         settings: load.settings.clone(),
         job: Job::Load(load.part.clone()),
     };
-    shake_hands(program, &request, &files)
+    shake_hands(program, &request, &files, loading)
 }
 
 /// Starts a child that tries, inside the sandbox, what the sandbox is there to forbid. For `doctor` and the tests.
@@ -49,7 +111,7 @@ pub(crate) fn connect(program: &EngineProgram, load: &Load) -> Result<Connection
 pub fn try_out_sandbox(program: &EngineProgram) -> Result<Vec<Attempt>, EngineError> {
     let settings = EngineSettings::default();
     let request = Request { version: VERSION, files: 0, settings, job: Job::TryOut };
-    match shake_hands(program, &request, &[])?.loaded {
+    match shake_hands(program, &request, &[], &UnderWay::default())?.loaded {
         Loaded::TriedOut(attempts) => Ok(attempts),
         _ => Err(EngineError::Protocol("the child loaded something instead".into())),
     }
@@ -59,11 +121,13 @@ fn shake_hands(
     program: &EngineProgram,
     request: &Request,
     files: &[std::os::fd::BorrowedFd<'_>],
+    loading: &UnderWay,
 ) -> Result<Connection, EngineError> {
     let mut frame = Vec::new();
     encode(request, &mut frame)?;
     let (mut child, mut socket) = spawn(program)?;
-    match send(&mut socket, &frame, files, request).and_then(|()| wait(&mut socket, request)) {
+    let begun = loading.begin(&socket);
+    match begun.and_then(|()| send(&mut socket, &frame, files, request)).and_then(|()| wait(&mut socket, request)) {
         Ok(Some(loaded)) => Ok(Connection { child, socket, loaded }),
         Ok(None) => Err(EngineError::Ended(child.end())),
         Err(error) if is_end(&error) => Err(EngineError::Ended(child.end())),

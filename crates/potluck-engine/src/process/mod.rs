@@ -19,5 +19,5 @@ pub use frame::FRAME_BYTES_MAX;
 pub use spawn::EngineProgram;
 pub use supervise::{EngineProcess, RESTARTS_MAX};
 
-pub(crate) use connect::{Connection, Loaded, connect};
+pub(crate) use connect::{Connection, Loaded, Patience, connect};
 pub(crate) use frame::{Inbox, decode, encode};

@@ -11,7 +11,7 @@ use tokio::{
 use zeroize::Zeroize as _;
 
 use super::{
-    connect::{Connection, Loaded, connect, into_engine, is_end},
+    connect::{Connection, Loaded, Patience, connect, into_engine, is_end},
     due::Due,
     frame::{Inbox, decode, encode},
     spawn::{Child, EngineProgram},
@@ -70,7 +70,7 @@ impl EngineProcess {
     /// # Errors
     /// See [`EngineError`]: also where the file made llama.cpp end the child.
     pub async fn start(program: EngineProgram, load: Load) -> Result<Self, EngineError> {
-        let (connection, shape) = connect_stage(program.clone(), load.clone()).await?;
+        let (connection, shape) = connect_stage(program.clone(), load.clone(), &Patience::default()).await?;
         Ok(Self { program, load, connection, shape })
     }
 
@@ -117,11 +117,9 @@ impl EngineProcess {
                 }
             }
             let delay = BACK_OFF_MIN * 2u32.pow(failures.saturating_sub(1).min(RESTARTS_MAX));
-            let restart = async {
-                tokio::time::sleep(delay).await;
-                connect_stage(program.clone(), load.clone()).await
-            };
-            match answer_lost_while(restart, &mut commands, &replies).await {
+            let patience = Patience::default();
+            let restart = connect_stage(program.clone(), load.clone(), &patience);
+            match answer_lost_while((delay, restart), &patience, &mut commands, &replies).await {
                 None => return Ok(()),
                 Some(Ok((next, next_shape))) if failures < RESTARTS_MAX => {
                     (connection, shape) = (Some(next), next_shape);
@@ -134,10 +132,17 @@ impl EngineProcess {
     }
 }
 
-async fn connect_stage(program: EngineProgram, load: Load) -> Result<(Connection, StageShape), EngineError> {
-    // Loading blocks for seconds: not on the caller's runtime.
-    let connecting = tokio::task::spawn_blocking(move || connect(&program, &load));
-    let connection = connecting.await.map_err(|why| EngineError::system("loading", why))??;
+/// Loading blocks for seconds: not on the caller's runtime. Whoever does not wait for it, or drops `patience`, has its memory back.
+async fn connect_stage(
+    program: EngineProgram,
+    load: Load,
+    patience: &Patience,
+) -> Result<(Connection, StageShape), EngineError> {
+    let loading = patience.loading();
+    let connecting = tokio::task::spawn_blocking(move || connect(&program, &load, &loading));
+    let connecting = connecting.await.map_err(|why| EngineError::system("loading", why))?;
+    patience.over();
+    let connection = connecting?;
     match &connection.loaded {
         Loaded::Stage(shape) => {
             let shape = shape.clone();
@@ -153,30 +158,38 @@ async fn reap(mut child: Child) -> Result<String, EngineError> {
     reaping.await.map_err(|why| EngineError::system("ending the engine", why))
 }
 
-/// Answers every command with `Lost` until `restart` is done; none where the caller closed its end meanwhile.
+/// Answers every command with `Lost` until `restart`, which begins after a while, is done; none where the caller closed its end meanwhile.
 async fn answer_lost_while<T>(
-    restart: impl Future<Output = T>,
+    (delay, restart): (Duration, impl Future<Output = T>),
+    patience: &Patience,
     commands: &mut Receiver<StageCommand>,
     replies: &Sender<StageReply>,
 ) -> Option<T> {
     let mut restart = std::pin::pin!(restart);
+    let begins = Instant::now() + delay;
+    let mut has_begun = false;
     loop {
         let command = tokio::select! {
-            done = &mut restart => return Some(done),
+            () = tokio::time::sleep_until(begins), if !has_begun => {
+                has_begun = true;
+                continue;
+            }
+            done = &mut restart, if has_begun => return Some(done),
             command = commands.recv() => command,
         };
-        let Some(command) = command else {
-            // The child that is being made must not be left behind.
-            restart.await;
-            return None;
-        };
-        if let Some(due) = Due::of(&command) {
+        if let Some(command) = command {
+            let Some(due) = Due::of(&command) else { continue };
             let lost = due.failed(StageError::Lost("the engine is being restarted".into()));
-            if replies.send(lost).await.is_err() {
-                restart.await;
-                return None;
+            if replies.send(lost).await.is_ok() {
+                continue;
             }
         }
+        if has_begun {
+            // The child that is being made must not be left behind, nor waited for.
+            patience.end();
+            restart.await;
+        }
+        return None;
     }
 }
 

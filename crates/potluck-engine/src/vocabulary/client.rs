@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     EngineError, EngineProgram, Load,
-    process::{Connection, Inbox, Loaded, connect, decode, encode},
+    process::{Connection, Inbox, Loaded, Patience, connect, decode, encode},
 };
 
 /// How long one answer may take; then the process is ended. Reading a large grammar takes milliseconds.
@@ -193,8 +193,11 @@ struct Line {
 impl Line {
     async fn connect(program: &EngineProgram, load: &Load) -> Result<(Self, VocabularyInfo), EngineError> {
         let (program, load) = (program.clone(), load.clone());
-        let connecting = tokio::task::spawn_blocking(move || connect(&program, &load));
+        let patience = Patience::default();
+        let loading = patience.loading();
+        let connecting = tokio::task::spawn_blocking(move || connect(&program, &load, &loading));
         let connection = connecting.await.map_err(|why| EngineError::system("loading", why))??;
+        patience.over();
         let Loaded::Vocabulary(info) = &connection.loaded else {
             return Err(EngineError::Protocol("it is no vocabulary".into()));
         };

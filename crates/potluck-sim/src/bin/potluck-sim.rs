@@ -30,7 +30,7 @@ struct Args {
     /// The first of them
     #[arg(long, value_parser = number, default_value = "0")]
     from: u64,
-    /// What goes wrong: storm, recovery, weather, crowd [default: the first three]
+    /// What goes wrong: storm, recovery, weather, crowd, day [default: the first three]
     #[arg(long, value_delimiter = ',', value_parser = kind)]
     kind: Vec<Kind>,
     /// A scenario that was kept, instead of seeds

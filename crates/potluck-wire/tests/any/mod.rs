@@ -121,6 +121,8 @@ pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
                 failure: Failure::new(FailureCode::PeerLost, "gone").of(peer(3)),
             }),
         ),
+        ("leaving", Frame::Leaving),
+        ("caught-up", Frame::CaughtUp { epoch: 9 }),
         ("replay", Frame::Replay { due: 6, step: step.clone() }),
         ("step", Frame::Step(step)),
         ("step-tokens", Frame::Step(tokens.clone())),
@@ -289,6 +291,8 @@ fn any_repair() -> impl Strategy<Value = Frame> {
     let previous = any_open().prop_map(|open| open.previous);
     prop_oneof![
         any::<u32>().prop_map(|expected| Frame::HopResumed { expected }),
+        any::<u32>().prop_map(|epoch| Frame::CaughtUp { epoch }),
+        Just(Frame::Leaving),
         any::<(u32, u32)>().prop_map(|(grace_ms, answered)| Frame::Keep(Keep { grace_ms, answered })),
         (any::<u32>(), option::of(previous), option::of(next.clone()), any::<(u32, bool)>()).prop_map(
             |(epoch, previous, next, (answered, merges))| {

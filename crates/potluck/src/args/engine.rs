@@ -128,9 +128,14 @@ impl EngineArgs {
 
     /// What an engine is told. `caches`: sessions at once, unless the user says otherwise.
     pub(crate) fn settings(&self, caches: u16) -> EngineSettings {
+        self.settings_with(caches, None)
+    }
+
+    /// The same, with so many threads, unless the user says otherwise.
+    pub(crate) fn settings_with(&self, caches: u16, threads: Option<u16>) -> EngineSettings {
         let default = EngineSettings::default();
         let caches = self.caches.unwrap_or(caches);
-        let threads = self.threads.unwrap_or(default.threads);
+        let threads = self.threads.or(threads).unwrap_or(default.threads);
         EngineSettings {
             threads,
             threads_batch: threads,

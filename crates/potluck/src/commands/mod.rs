@@ -19,6 +19,7 @@ pub(crate) mod serve;
 pub(crate) mod service;
 pub(crate) mod shell;
 pub(crate) mod swarm;
+pub(crate) mod terms;
 pub(crate) mod tools;
 pub(crate) mod tunnel;
 pub(crate) mod up;

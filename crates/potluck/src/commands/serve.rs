@@ -8,15 +8,13 @@ use std::{
 
 use clap::Args;
 use potluck_chain::plan::lend;
-use potluck_core::{Action, LayerRange, ModelId, SignedOffer, StageSpec};
+use potluck_core::{LayerRange, StageSpec};
 use potluck_engine::{EngineSettings, memory};
 use potluck_grant::Gate;
-use potluck_net::{Bind, Identity as NetIdentity, Node};
-use potluck_pull::{Library, Pulled};
+use potluck_net::{Bind, Identity as NetIdentity};
+use potluck_pull::Library;
 use potluck_store::{Entry, InUse};
-use potluck_wire::PeerAddress;
-use serde_json::json;
-use tokio::{sync::mpsc, time::sleep};
+use tokio::time::sleep;
 
 use crate::{
     apart::apart,
@@ -25,15 +23,15 @@ use crate::{
         join::{join, read_line},
         service::{Level, install, own_arguments, uninstall},
     },
-    embedded::{ORDER_BYTES_MAX, Order, Ready},
-    failure::{Failure, OrFail},
-    home::{Counted, Home, Identity, Role, RootSource, SwarmRoot, meter},
-    models::{Models, Sharers, all_layers, find_model, pull_stage},
+    embedded::{ORDER_BYTES_MAX, Order},
+    failure::Failure,
+    home::{Home, Identity, Role, RootSource, SwarmRoot},
+    models::{Models, Sharers, all_layers, find_model},
     placement::{free_memory, model_facts},
     screen::{Screen, size},
     serving::{
-        Announcer, ExposeArgs, LentTo, LoadedStage, Present, ServingPeer, UpstreamArgs, lend_upstream, orders,
-        serve_nothing,
+        Announcer, ExposeArgs, LentTo, Owner, Place, Present, ServingPeer, UpstreamArgs, lend_upstream, orders,
+        serve_nothing, tell,
     },
     signals::Interrupt,
 };
@@ -43,9 +41,6 @@ pub(crate) const PORT: u16 = 7575;
 
 /// How often the swarm is asked again for a model.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
-
-/// How often it is noted that a model is in use.
-const NOTE_USE_EVERY: Duration = Duration::from_secs(3_600);
 
 /// Sessions that a peer keeps caches for, unless the user says otherwise.
 const CACHES: u16 = 8;
@@ -126,8 +121,10 @@ impl Lend {
         // Asked for before anything else waits on the terminal.
         let home = &hold_root(&self.root.of(&self.disk.limit(home)))?;
         let mut interrupt = Interrupt::listen()?;
-        let settings = self.engine.settings(CACHES);
+        let terms = home.terms()?;
+        let settings = self.engine.settings_with(CACHES, terms.cores);
         settings.check()?;
+        let owner = Owner::watch(home)?;
         memory::keep_freed(settings.wipe_within.is_none());
         let present = Present::enter(home, screen, self.bind).await?;
         let (node, membership) = (present.node.clone(), &present.membership);
@@ -136,17 +133,18 @@ impl Lend {
         let _exposing = self.expose.open(home, screen, &node)?;
         let announcer = Announcer::new(home, present.identity.key.clone(), present.grant.clone(), membership);
         if let Some(upstream) = upstream {
-            return lend_upstream(screen, node, announcer, upstream, &membership.swarm, &mut interrupt).await;
+            return lend_upstream(screen, node, announcer, upstream, &membership.swarm, owner, &mut interrupt).await;
         }
         let (taken, mut orders) = orders(node.identity().gate.clone(), node.id());
         node.take_orders(taken);
         let mut place =
-            Place { node, library, announcer, settings, swarm: membership.swarm.clone(), heard: Vec::new() };
+            Place { node, library, announcer, settings, owner, swarm: membership.swarm.clone(), heard: Vec::new() };
 
         // What was asked for must work; what is ordered later may not, and then it goes on as before.
         let first = async {
             let entry = if auto { self.wait_for_model(home, screen).await } else { self.model(home, screen).await }?;
-            let spec = self.choose(home, &entry, &place.settings, auto).await?;
+            let memory = self.memory.or(terms.memory).unwrap_or_else(free_memory);
+            let spec = self.choose(home, &entry, &place.settings, auto.then_some(memory)).await?;
             Ok::<_, Failure>((entry, spec))
         };
         let idle = serve_nothing(&place.node);
@@ -156,28 +154,14 @@ impl Lend {
             Ok(Err(failure)) | Err(failure) => Ok(Err(failure)),
         };
         idle.stop().await;
-        let mut now = match loaded.and_then(|loaded| loaded) {
-            Ok(loaded) => Some(loaded),
-            Err(failure) => {
-                place.node.close().await;
-                return Err(failure);
-            }
+        let kept = match loaded.and_then(|loaded| loaded) {
+            Ok(loaded) => place.keep(home, screen, loaded, &mut orders, &mut interrupt).await,
+            // Who stops what lends nothing had nothing to wait for.
+            Err(failure) if failure.code == "cancelled" && place.owner.wants().is_some() => Ok(()),
+            Err(failure) => Err(failure),
         };
-        loop {
-            let order = match now.take() {
-                Some(loaded) => place.serve(home, screen, loaded, &mut orders, &mut interrupt).await?,
-                None => place.rest(&mut orders, &mut interrupt).await,
-            };
-            let (before, Some(action)) = order else { break };
-            now = match action {
-                Action::Unload => place.tell_unloaded(screen).map(|()| None)?,
-                Action::Load { model, layers } => {
-                    place.obey(home, screen, (model, layers), before, &mut interrupt).await?
-                }
-            };
-        }
         place.node.close().await;
-        Ok(())
+        kept
     }
 
     async fn model(&self, home: &Home, screen: Screen) -> Result<InUse, Failure> {
@@ -198,25 +182,25 @@ impl Lend {
         }
     }
 
-    /// Which layers: those that were named, or those that the swarm needs most; otherwise all.
+    /// Which layers: those that were named, or those that the swarm needs most and that fit into so much memory; otherwise all.
     async fn choose(
         &self,
         home: &Home,
         entry: &Entry,
         settings: &EngineSettings,
-        auto: bool,
+        memory: Option<u64>,
     ) -> Result<StageSpec, Failure> {
         let all = all_layers(&entry.manifest)?;
-        let layers = match self.layers {
-            Some(layers) => layers,
-            None if auto => self.needed(home, entry, settings).await?,
-            None => all,
+        let layers = match (self.layers, memory) {
+            (Some(layers), _) => layers,
+            (None, Some(memory)) => Self::needed(home, entry, settings, memory).await?,
+            (None, None) => all,
         };
         let (head, tail) = (layers.start() == 0, layers.end() == all.end());
         Ok(StageSpec { model: entry.id, layers, head, tail })
     }
 
-    async fn needed(&self, home: &Home, entry: &Entry, settings: &EngineSettings) -> Result<LayerRange, Failure> {
+    async fn needed(home: &Home, entry: &Entry, settings: &EngineSettings, memory: u64) -> Result<LayerRange, Failure> {
         let mine = Identity::open(home, Role::Peer)?.key.peer_id();
         let offered: Vec<LayerRange> = match Sharers::find(home).await? {
             Some(sharers) => {
@@ -227,7 +211,6 @@ impl Lend {
             }
             None => Vec::new(),
         };
-        let memory = self.memory.unwrap_or_else(free_memory);
         let positions = u64::from(settings.caches) * u64::from(settings.context);
         let facts = model_facts(entry, settings.kv)?;
         lend(&facts, &offered, positions, memory).ok_or_else(|| {
@@ -252,139 +235,6 @@ fn hold_root(home: &Home) -> Result<Home, Failure> {
     }
 }
 
-/// What is loaded, of what, and how it came.
-struct Loaded {
-    entry: InUse,
-    stage: LoadedStage,
-    spec: StageSpec,
-    pulled: Option<Pulled>,
-}
-
-/// A peer's place in the swarm, whatever it serves there.
-struct Place {
-    node: Node,
-    library: Library,
-    announcer: Announcer,
-    settings: EngineSettings,
-    swarm: String,
-    /// What it has heard of others.
-    heard: Vec<SignedOffer>,
-}
-
-/// What was served until an order came, and the order; none: the user has had enough.
-type Ordered = (Option<(InUse, StageSpec)>, Option<Action>);
-
-impl Place {
-    /// Pulls what is missing of a stage, and loads it.
-    async fn load(&self, home: &Home, screen: Screen, entry: InUse, spec: StageSpec) -> Result<Loaded, Failure> {
-        let pulled = pull_stage(home, screen, &entry, spec).await?;
-        let entry = pulled.as_ref().map_or_else(|| entry.clone(), |pulled| entry.renewed(pulled.entry.clone()));
-        let _bar = screen.wait(format!("loading layers {} of {}", spec.layers, entry.name));
-        let stage = LoadedStage::load(&entry, spec, &self.settings, LentTo::Members).await?;
-        Ok(Loaded { entry, stage, spec, pulled })
-    }
-
-    /// Serves a stage until an order comes or the user interrupts. An order waits for the sessions that are open.
-    async fn serve(
-        &mut self,
-        home: &Home,
-        screen: Screen,
-        loaded: Loaded,
-        orders: &mut mpsc::Receiver<Action>,
-        interrupt: &mut Interrupt,
-    ) -> Result<Ordered, Failure> {
-        let Loaded { entry, stage, spec, pulled } = loaded;
-        self.library.share(entry.id);
-        let mut peer = stage.serve(self.node.clone(), meter(home, Counted::Peer)?);
-        for offer in std::mem::take(&mut self.heard) {
-            peer.announce(offer).await;
-        }
-        tell(screen, &peer, &self.swarm, &entry.name, pulled.as_ref())?;
-        let ordered = tokio::select! {
-            () = self.announcer.run(&peer) => None,
-            () = keep_noting(&entry) => None,
-            ordered = orders.recv() => ordered,
-            () = interrupt.wait() => None,
-        };
-        if ordered.is_some() {
-            self.announcer.withdraw(&peer).await;
-            let bar = screen.wait("waiting for the sessions that are open to end");
-            tokio::select! {
-                () = peer.drained() => {}
-                // Who cannot wait may interrupt it.
-                () = interrupt.wait() => {
-                    peer.unload().await;
-                    return Ok((None, None));
-                }
-            }
-            drop(bar);
-        }
-        self.heard = peer.unload().await;
-        Ok((Some((entry, spec)), ordered))
-    }
-
-    /// Serves nothing, until an order comes or the user interrupts.
-    async fn rest(&mut self, orders: &mut mpsc::Receiver<Action>, interrupt: &mut Interrupt) -> Ordered {
-        let idle = serve_nothing(&self.node);
-        let ordered = tokio::select! {
-            ordered = orders.recv() => ordered,
-            () = interrupt.wait() => None,
-        };
-        idle.stop().await;
-        (None, ordered)
-    }
-
-    /// Loads what was ordered; what was served before, where that fails.
-    async fn obey(
-        &mut self,
-        home: &Home,
-        screen: Screen,
-        (model, layers): (ModelId, LayerRange),
-        before: Option<(InUse, StageSpec)>,
-        interrupt: &mut Interrupt,
-    ) -> Result<Option<Loaded>, Failure> {
-        let idle = serve_nothing(&self.node);
-        let ordered = async {
-            let entry = find_model(home, screen, Some(&model.to_string())).await?;
-            let all = all_layers(&entry.manifest)?;
-            let spec = StageSpec { model, layers, head: layers.start() == 0, tail: layers.end() == all.end() };
-            self.load(home, screen, entry, spec).await
-        };
-        let mut loaded = interrupt.or(ordered).await;
-        if let Ok(Err(failure)) = &loaded {
-            screen.note(format!("an order could not be carried out: {}", failure.message));
-            tracing::warn!(code = %failure.code, "an order could not be carried out");
-            if let Some((entry, spec)) = before {
-                loaded = interrupt.or(self.load(home, screen, entry, spec)).await;
-            }
-        }
-        if let Ok(Err(failure)) = &loaded {
-            screen.note(format!("serving nothing until the next order: {}", failure.message));
-            tracing::warn!(code = %failure.code, "serving nothing until the next order");
-        }
-        idle.stop().await;
-        // With nothing to go back to, it waits for a better order.
-        Ok(loaded?.ok())
-    }
-
-    fn tell_unloaded(&self, screen: Screen) -> Result<(), Failure> {
-        if screen.json {
-            return screen.object(&json!({ "unloaded": true, "id": self.node.id().to_string() }));
-        }
-        screen.text("serving nothing, as ordered\n")
-    }
-}
-
-/// Notes again and again that a model is in use: what a crash ends was used until then. Never returns.
-async fn keep_noting(entry: &InUse) {
-    loop {
-        sleep(NOTE_USE_EVERY).await;
-        if let Err(error) = entry.note() {
-            tracing::warn!("that {} is in use could not be noted: {error}", entry.name);
-        }
-    }
-}
-
 /// Serves what another command orders, for as long as that command holds our stdin open.
 async fn serve_order(screen: Screen) -> Result<(), Failure> {
     die_with_parent();
@@ -405,34 +255,6 @@ async fn serve_order(screen: Screen) -> Result<(), Failure> {
     }
     peer.stop().await;
     Ok(())
-}
-
-fn tell(screen: Screen, peer: &ServingPeer, swarm: &str, model: &str, pulled: Option<&Pulled>) -> Result<(), Failure> {
-    let PeerAddress { addresses, relay, .. } = peer.address();
-    let layers = peer.shape.spec.layers;
-    let ready = Ready {
-        id: peer.id().to_string(),
-        addresses,
-        layers: [layers.start(), layers.end()],
-        pid: std::process::id(),
-        swarm: swarm.to_owned(),
-    };
-    if screen.json {
-        let mut object = serde_json::to_value(&ready).or_fail("internal", "report this")?;
-        object["relay"] = json!(relay);
-        if let Some(pulled) = pulled {
-            object["pulled"] = json!({ "wanted_bytes": pulled.wanted_bytes, "received_bytes": pulled.received_bytes });
-        }
-        return screen.object(&object);
-    }
-    let speed = peer.speed.map_or(String::new(), |speed| format!(", {:.2} ms a token", speed.decode_us as f64 / 1e3));
-    let lines = [
-        format!("serving layers {layers} of {model}{speed}"),
-        format!("  peer   {}", ready.id),
-        format!("  at     {}", ready.addresses.into_iter().chain(relay).collect::<Vec<_>>().join(" ")),
-        format!("  swarm  {swarm}"),
-    ];
-    screen.text(&(lines.join("\n") + "\n"))
 }
 
 fn first_line() -> Result<String, Failure> {

@@ -4,6 +4,7 @@ mod authority;
 mod identity;
 mod invitation;
 mod invitations;
+mod lending;
 mod membership;
 mod meter;
 mod root;
@@ -28,6 +29,7 @@ pub(crate) use authority::{
 pub(crate) use identity::{Identity, KeyLock, Role, new_key};
 pub(crate) use invitation::{Admission, Invitation, Line};
 pub(crate) use invitations::{GRANT_DAYS, Invitations, Terms};
+pub(crate) use lending::{Lending, LendingNote, Lent};
 pub(crate) use membership::{Membership, Room, learn, usable};
 pub(crate) use meter::{Counted, byte_meter, meter};
 pub(crate) use root::{Form, Passphrase, RootKept, RootSource, SwarmRoot};
@@ -137,6 +139,11 @@ impl Home {
         write_private(&self.path(name), text)
     }
 
+    /// The same for what nobody misses after a crash: it waits for no disk.
+    pub(crate) fn write_soon(&self, name: &str, text: &str) -> Result<(), Failure> {
+        replace_private(&self.path(name), text, false)
+    }
+
     /// Removes a file, if there is one.
     pub(crate) fn remove(&self, name: &str) -> Result<(), Failure> {
         let path = self.path(name);
@@ -159,12 +166,19 @@ impl Home {
 
 /// Replaces a file, wherever it is, readable by its owner only, as a whole or not at all.
 fn write_private(path: &Path, text: &str) -> Result<(), Failure> {
+    replace_private(path, text, true)
+}
+
+/// `lasts`: it is on the disk when this returns.
+fn replace_private(path: &Path, text: &str, lasts: bool) -> Result<(), Failure> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // A temporary file is made with mode 600.
     let write = || {
         let mut file = NamedTempFile::new_in(folder)?;
         file.write_all(text.as_bytes())?;
-        file.as_file().sync_all()?;
+        if lasts {
+            file.as_file().sync_all()?;
+        }
         file.persist(path).map_err(|e| e.error).map(drop)
     };
     write().map_err(|error| Failure::io(path.display(), &error))

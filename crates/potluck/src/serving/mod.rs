@@ -6,12 +6,14 @@ mod lenders;
 mod measure;
 mod offers;
 mod orders;
+mod owner;
+mod place;
 mod present;
 mod revoked;
 mod upstream;
 mod whereabouts;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use potluck_core::{PeerId, SignedOffer, StageShape, StageSpec, StageSpeed};
 use potluck_engine::EngineSettings;
@@ -20,6 +22,7 @@ use potluck_net::{Bind, Identity, Lan, NetDeadlines, Node, NodeConfig, RelayUse,
 use potluck_peer::{Peer, PeerConfig};
 use potluck_store::Entry;
 use potluck_wire::PeerAddress;
+use tokio::sync::watch;
 
 use crate::{
     commands::swarm::utc_now,
@@ -34,6 +37,8 @@ pub(crate) use lenders::{FoundLender, Heard, hear_lenders, lenders_among};
 pub(crate) use measure::{Timed, measure};
 pub(crate) use offers::{Announcer, Hearing, OFFER_SECONDS, offers_of};
 pub(crate) use orders::orders;
+pub(crate) use owner::Owner;
+pub(crate) use place::{Place, tell};
 pub(crate) use present::Present;
 pub(crate) use revoked::{hearing_node, keep_hearing};
 pub(crate) use upstream::{UpstreamArgs, lend_upstream};
@@ -113,10 +118,15 @@ impl ServingPeer {
         self.serving.announce(offer).await;
     }
 
-    /// Takes no new sessions, and returns when those that are open have ended.
+    /// Takes no new sessions, and returns when those that are open have ended, or gone on elsewhere.
     pub(crate) async fn drained(&mut self) {
         self.serving.drain().await;
         self.serving.finished().await;
+    }
+
+    /// Whose sessions are open here, and how many each has: whenever that changes.
+    pub(crate) fn clients(&self) -> watch::Receiver<BTreeMap<PeerId, usize>> {
+        self.serving.clients.clone()
     }
 
     /// Ends every session and the engine; the endpoint stays. What this peer has heard of others is passed on.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use potluck_core::{Offer, PeerId, SecretKey, SignedOffer};
 use potluck_net::{Directory, NetError, Node, Serving};
 use potluck_wire::PeerAddress;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::ServingPeer;
 use crate::{
@@ -56,10 +56,12 @@ impl Announcer {
         }
     }
 
-    /// Tells everybody that what was offered is no longer: an offer that ends now takes the place of the last one.
-    pub(crate) async fn withdraw(&mut self, peer: &ServingPeer) {
-        let Some(offer) = self.offer(peer, WITHDRAWN_SECONDS) else { return };
-        self.tell(&peer.node, Some(&offer)).await;
+    /// Tells everybody that what was offered is no longer: an offer that ends now takes the place of the last one. Whoever asks this
+    /// peer learns of it at once; what is returned ends when the others have heard.
+    pub(crate) async fn withdraw(&mut self, peer: &ServingPeer) -> Option<JoinHandle<Vec<SignedOffer>>> {
+        let offer = self.offer(peer, WITHDRAWN_SECONDS)?;
+        peer.serving.announce(offer.clone()).await;
+        Some(tokio::spawn(self.tell(&peer.node, Some(&offer))))
     }
 
     /// The same for a peer that lends by an upstream, and has no stage to offer.
@@ -94,7 +96,7 @@ impl Announcer {
 
     /// Tells all contacts at once of this offer, or that this peer lends by an upstream: one that is away holds nobody up. What
     /// they know of others.
-    async fn tell(&self, node: &Node, offer: Option<&SignedOffer>) -> Vec<SignedOffer> {
+    fn tell(&self, node: &Node, offer: Option<&SignedOffer>) -> impl Future<Output = Vec<SignedOffer>> + use<> {
         let mut asked = JoinSet::new();
         for contact in self.contacts.clone() {
             let (node, offer) = (node.clone(), offer.cloned());
@@ -114,7 +116,7 @@ impl Announcer {
                 })
             });
         }
-        asked.join_all().await.into_iter().flatten().collect()
+        async move { asked.join_all().await.into_iter().flatten().collect() }
     }
 
     fn remember(&self) -> Result<(), Failure> {

@@ -3,21 +3,28 @@
 use std::{fs, io::Read, path::PathBuf};
 
 use clap::Args;
-use potluck_net::Node;
+use potluck_net::{Asked, Lending, Node};
 use potluck_upstream::{Upstream, UpstreamError};
-use potluck_wire::{PeerAddress, Upstream as State};
+use potluck_wire::{Failure as WireFailure, FailureCode, PeerAddress, Upstream as State};
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-use super::{Announcer, serve_nothing};
+use super::{Announcer, Owner, owner::taken_back, serve_nothing};
 use crate::{
     failure::Failure,
+    home::Lent,
     screen::{Screen, printable},
     signals::Interrupt,
 };
 
 /// Bytes of a file with a key.
 const KEY_BYTES_MAX: u64 = 16 << 10;
+
+/// What others are told while the owner does not lend it.
+const NOT_LENT: &str = "it is not lent for now";
+
+/// Requests that wait to be passed on.
+const ASKS_WAITING_MAX: usize = 8;
 
 /// What runs here already.
 #[derive(Debug, Clone, Args)]
@@ -61,18 +68,19 @@ fn key_of(path: &PathBuf) -> Result<String, Failure> {
     Ok(key.to_owned())
 }
 
-/// Lends it on that node until the user has had enough.
+/// Lends it on that node, whenever its owner does, until the user has had enough.
 pub(crate) async fn lend_upstream(
     screen: Screen,
     node: Node,
     mut announcer: Announcer,
     ToLend { upstream, slots }: ToLend,
     swarm: &str,
+    mut owner: Owner,
     interrupt: &mut Interrupt,
 ) -> Result<(), Failure> {
-    let (lending, lent) = upstream.lend(slots);
-    let mut offered = lending.offered.clone();
-    node.lend(lending);
+    let (state, mut offered) = watch::channel(State::default());
+    let (asks, asked) = mpsc::channel(ASKS_WAITING_MAX);
+    node.lend(Lending { offered: offered.clone(), asks, places: slots });
     let serving = serve_nothing(&node);
     let told = async {
         // It has been looked at once, whatever came of it.
@@ -83,13 +91,60 @@ pub(crate) async fn lend_upstream(
     };
     let ended = tokio::select! {
         told = told => told,
-        () = lent => Ok(()),
+        () = while_lent(&upstream, slots, &mut owner, &state, asked) => Ok(()),
         () = announcer.run_lending(&node, &serving) => Ok(()),
         () = interrupt.wait() => Ok(()),
     };
     serving.stop().await;
     node.close().await;
     ended
+}
+
+/// Passes requests on while the owner lends; answers that are under way when the owner takes it back are cut off, and further requests are
+/// told why there is none. Never returns.
+async fn while_lent(
+    upstream: &Upstream,
+    slots: u16,
+    owner: &mut Owner,
+    state: &watch::Sender<State>,
+    mut asked: mpsc::Receiver<Asked>,
+) {
+    loop {
+        while let Some(reason) = owner.wants() {
+            owner.say_not(&reason);
+            // What the owner does is nobody's business.
+            state.send_replace(State { trouble: Some(NOT_LENT.into()), ..State::default() });
+            let refuse = async {
+                while let Some(asked) = asked.recv().await {
+                    let _ = asked.reply.try_send(Err(WireFailure::new(FailureCode::NotServed, NOT_LENT)));
+                }
+                std::future::pending().await
+            };
+            tokio::select! {
+                () = owner.changed() => {}
+                () = refuse => {}
+            }
+        }
+        let (lending, lent) = upstream.clone().lend(slots);
+        let (mut offered, mut wants) = (lending.offered.clone(), owner.view());
+        let pass_on = async {
+            loop {
+                let models = names(&offered.borrow_and_update().models);
+                let lent = (!models.is_empty()).then_some(Lent { model: models, layers: None, bytes: None });
+                owner.say(|lending| (lending.lends, lending.reason) = (lent, None));
+                tokio::select! {
+                    Some(asked) = asked.recv() => drop(lending.asks.send(asked).await),
+                    Ok(()) = offered.changed() => drop(state.send_replace(offered.borrow().clone())),
+                    else => return,
+                }
+            }
+        };
+        tokio::select! {
+            () = taken_back(&mut wants) => {}
+            () = lent => return std::future::pending().await,
+            () = pass_on => return std::future::pending().await,
+        }
+    }
 }
 
 /// Says when it falls ill, and when it is well again. Never returns.

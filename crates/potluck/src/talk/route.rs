@@ -9,7 +9,7 @@ use potluck_chain::{Answer, Hop, SessionConfig, SessionError, Submission, chunks
 use potluck_client::{Chain, ChainShape, RepairTimes, StageAccount};
 use potluck_core::{Account, Hidden, LayerRange, PeerId, SessionId};
 use potluck_net::{Node, OwnPort, PathKind, Session, SessionEvent};
-use potluck_wire::{Codec, HEADER_BYTES, answer_rows_max, padded_positions};
+use potluck_wire::{Codec, FailureCode, HEADER_BYTES, answer_rows_max, padded_positions};
 
 use tokio::{
     task::JoinHandle,
@@ -215,7 +215,10 @@ impl RouteChain {
     /// What the session tells next, but for the peers that it loses: others are looked for meanwhile. Dropping the future loses nothing.
     async fn event(&mut self) -> Result<SessionEvent, SessionError> {
         loop {
-            self.standbys.look(&self.session, self.shape.positions);
+            // A lost peer's place comes first.
+            if !self.repair.is_under_way() {
+                self.standbys.look(&self.session, self.shape.positions);
+            }
             let event = tokio::select! {
                 biased;
                 event = self.session.next() => event?,
@@ -226,7 +229,7 @@ impl RouteChain {
                         continue;
                     }
                 },
-                found = self.standbys.found() => {
+                found = self.standbys.found(), if !self.repair.is_under_way() => {
                     self.stand_by(found).await;
                     continue;
                 }
@@ -241,14 +244,20 @@ impl RouteChain {
                         false => self.repair.look(self.session.route(), self.shape.positions),
                     }
                 }
+                SessionEvent::Leaving { hop } => {
+                    tracing::info!(hop, "a peer is about to go: another is looked for");
+                    self.standbys.in_vain.remove(&hop);
+                }
                 SessionEvent::Promoted { hop } => {
-                    tracing::info!(hop, "a peer is lost, and who stood by for it takes its place");
+                    tracing::info!(hop, "who stood by for a peer takes its place");
                     self.repair.promoted(hop);
+                    self.standbys.unfit.extend(self.stages.get(hop).and_then(|(peer, _)| *peer));
                 }
                 SessionEvent::StandsBy { hop } => tracing::info!(hop, "a peer stands by"),
                 SessionEvent::StandbyLost { hop, error } => {
                     tracing::info!(hop, %error, "nobody stands by any more");
                     self.standbys.failed(hop, &error);
+                    self.standbys.again = Instant::now() + STANDBY_LOOK;
                 }
                 SessionEvent::Repaired => {
                     self.stages = self.session.route().iter().map(stage_of).collect();
@@ -283,6 +292,9 @@ impl RouteChain {
     /// A peer was found that can stand by.
     async fn stand_by(&mut self, found: Places) {
         for (hop, stage) in found {
+            if !self.standbys.wants(&self.session, hop) {
+                continue;
+            }
             // There is a connection to it; where that is gone since, the session's own events do not wait for another.
             match timeout(STANDBY_LOOK, self.session.stand_by(hop, stage)).await {
                 Ok(Ok(())) => {}
@@ -328,6 +340,11 @@ impl Repair {
         let (again, search, found_s, ready) = (None, None, None, None);
         let (trying, stood_by) = (false, true);
         Self { node, substitutes, lost, since, again, trying, search, layers, stood_by, found_s, ready, done }
+    }
+
+    /// Whether somebody is lost, or has not said yet that it is ready.
+    fn is_under_way(&self) -> bool {
+        !self.lost.is_empty() || self.trying
     }
 
     fn lose(&mut self, hop: usize, error: SessionError) {
@@ -438,60 +455,89 @@ impl Repair {
     }
 }
 
-/// Peers that stand by, or are looked for.
+/// Peers that stand by, or are looked for: as many as were asked for, and one for each peer that is about to go.
 #[derive(Debug)]
 struct Standbys {
     node: Option<Node>,
     substitutes: Substitutes,
     search: Option<JoinHandle<Result<Places, Failure>>>,
-    /// When one is looked for next.
+    /// Somebody is missing.
+    wanted: bool,
+    /// When one is looked for next, where nobody waits for it.
     again: Instant,
     /// The stage for which one was looked for last, and those for which none was found since all were tried.
     hop: usize,
     in_vain: BTreeSet<usize>,
-    /// Peers that could not, or did not go on.
+    /// Peers that could not, or did not go on, or have left.
     unfit: BTreeSet<PeerId>,
+    /// When those that were tried in vain are tried again.
+    anew: Instant,
 }
 
 impl Standbys {
     fn new(node: Option<Node>, substitutes: Substitutes) -> Self {
-        let node = node.filter(|_| substitutes.standbys() > 0);
         let (in_vain, unfit) = Default::default();
-        Self { node, substitutes, search: None, again: Instant::now(), hop: 0, in_vain, unfit }
+        let (search, wanted, again) = (None, false, Instant::now());
+        Self { node, substitutes, search, wanted, again, hop: 0, in_vain, unfit, anew: again + STANDBY_EVERY }
     }
 
-    /// Looks for somebody, where it is time for that, for the stage with the most layers of those for which nobody stands by.
-    fn look(&mut self, session: &Session, positions: u32) {
-        let Some(node) = self.node.as_ref().filter(|_| self.search.is_none() && self.again <= Instant::now()) else {
-            return;
-        };
-        self.again = Instant::now() + STANDBY_LOOK;
+    /// Stages for which somebody is to stand by and nobody does, the most urgent first: those whose peers are about to go, and then, of as
+    /// many as were asked for, those with the most layers.
+    fn missing(&self, session: &Session) -> Vec<usize> {
         let route = session.route();
         let (have, without): (Vec<usize>, Vec<usize>) = (0..route.len()).partition(|hop| session.has_standby(*hop));
-        if have.len() >= self.substitutes.standbys() {
-            return;
-        }
-        let without = without.into_iter().filter(|hop| route[*hop].peer().is_some() && !self.in_vain.contains(hop));
-        let Some(hop) = without.max_by_key(|hop| route[*hop].layers().count()) else {
+        let without = without.into_iter().filter(|hop| route[*hop].peer().is_some());
+        let (deserted, mut others): (Vec<usize>, Vec<usize>) = without.partition(|hop| session.is_leaving(*hop));
+        let room = self.substitutes.standbys().saturating_sub(have.len() + deserted.len());
+        others.sort_by_key(|hop| std::cmp::Reverse(route[*hop].layers().count()));
+        let others = if room > 0 { others } else { Vec::new() };
+        deserted.into_iter().chain(others).collect()
+    }
+
+    /// Looks for somebody, where it is time for that. Who is about to go does not wait, unless nobody was found just now.
+    fn look(&mut self, session: &Session, positions: u32) {
+        // It is looked for at each event: mostly for nobody.
+        let may_miss = self.substitutes.standbys() > 0 || (0..session.route().len()).any(|hop| session.is_leaving(hop));
+        let missing = if may_miss && self.node.is_some() { self.missing(session) } else { Vec::new() };
+        self.wanted = !missing.is_empty();
+        let now = Instant::now();
+        if self.wanted && self.anew <= now {
             // All once more, whoever did not fit included: much may have changed.
             (self.in_vain, self.unfit) = Default::default();
-            self.again = Instant::now() + STANDBY_EVERY;
+            self.anew = now + STANDBY_EVERY;
+        }
+        let next = missing.into_iter().find(|hop| !self.in_vain.contains(hop));
+        if next.is_none() {
+            self.again = self.again.max(self.anew);
+        }
+        let is_urgent = next.is_some_and(|hop| session.is_leaving(hop));
+        let (Some(hop), Some(node)) = (next.filter(|_| is_urgent || self.again <= now), self.node.clone()) else {
             return;
         };
-        self.hop = hop;
-        let others = route.iter().filter_map(Hop::peer).chain(self.unfit.iter().copied());
-        let others = others.chain(have.into_iter().filter_map(|hop| session.standby(hop))).collect();
-        if let Some(vacancy) = Vacancy::beside(route, hop, others, positions) {
-            self.search = Some(tokio::spawn(self.substitutes.clone().find_standby(node.clone(), vacancy)));
+        if self.search.is_some() {
+            return;
         }
+        self.again = now + STANDBY_LOOK;
+        self.hop = hop;
+        let route = session.route();
+        let others = route.iter().filter_map(Hop::peer).chain(self.unfit.iter().copied());
+        let others = others.chain((0..route.len()).filter_map(|hop| session.standby(hop))).collect();
+        if let Some(vacancy) = Vacancy::beside(route, hop, others, positions) {
+            self.search = Some(tokio::spawn(self.substitutes.clone().find_standby(node, vacancy)));
+        }
+    }
+
+    /// Whether somebody who was found for that stage is wanted still.
+    fn wants(&self, session: &Session, hop: usize) -> bool {
+        self.missing(session).contains(&hop)
     }
 
     /// Who was found; nobody, where it is time to look. Never, where nobody is to stand by.
     async fn found(&mut self) -> Places {
         let Some(search) = &mut self.search else {
-            match self.node {
-                Some(_) => sleep_until(self.again.into()).await,
-                None => std::future::pending().await,
+            match self.wanted {
+                true => sleep_until(self.again.into()).await,
+                false => std::future::pending().await,
             }
             return Places::new();
         };
@@ -508,11 +554,15 @@ impl Standbys {
 
     /// A peer did not stand by for that stage, or does no more.
     fn failed(&mut self, hop: usize, error: &SessionError) {
-        self.again = Instant::now() + STANDBY_EVERY;
-        if let SessionError::Peer { peer, .. } | SessionError::PeerLost { peer, .. } = error {
-            self.unfit.insert(*peer);
-        } else {
-            self.in_vain.insert(hop);
+        match error {
+            // It was let go of here: others changed places.
+            SessionError::Peer { failure, .. } if failure.code == FailureCode::Done => {}
+            SessionError::Peer { peer, .. } | SessionError::PeerLost { peer, .. } => {
+                self.unfit.insert(*peer);
+            }
+            _ => {
+                self.in_vain.insert(hop);
+            }
         }
     }
 

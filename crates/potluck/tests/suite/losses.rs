@@ -17,22 +17,28 @@ use std::{
 use potluck_netem::{Namespace, Star, link::Profile};
 use serde_json::{Value, json};
 
-use crate::machine::{Machine, NEAR_TIE, Running, children, cpu_ticks, kill, model, wait_until};
+use crate::machine::{Machine, NEAR_TIE, Running, children, cpu_ticks, is_alive, kill, model, wait_until};
 
 /// Peers of each stage, and where the model is cut.
 const REPLICAS: usize = 2;
-const STAGES: [&str; 3] = ["0..10", "10..20", "20..30"];
+pub(crate) const STAGES: [&str; 3] = ["0..10", "10..20", "20..30"];
+
+/// Positions of a session; of one with a long prompt.
+const CONTEXT: &str = "1024";
+const LONG_CONTEXT: &str = "5120";
 
 /// An answer that takes longer hangs.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(120);
+pub(crate) const ANSWERS_WITHIN: Duration = Duration::from_secs(120);
 
 /// How long a frozen peer stands still that wakes.
 const FREEZE: Duration = Duration::from_secs(5);
 
 /// What happens to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
+pub(crate) enum Fault {
     Killed,
+    /// Told to end, which it does when its sessions are elsewhere.
+    Told,
     /// Stopped until the answer is there.
     Stopped,
     /// Stopped for five seconds: it wakes while the answer is under way.
@@ -45,8 +51,16 @@ enum Fault {
     EngineKilled,
 }
 
-const FAULTS: [Fault; 7] =
-    [Fault::Killed, Fault::Stopped, Fault::Frozen, Fault::Cut, Fault::Mute, Fault::Deaf, Fault::EngineKilled];
+pub(crate) const FAULTS: [Fault; 8] = [
+    Fault::Killed,
+    Fault::Stopped,
+    Fault::Frozen,
+    Fault::Cut,
+    Fault::Mute,
+    Fault::Deaf,
+    Fault::EngineKilled,
+    Fault::Told,
+];
 
 /// When it happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,19 +117,19 @@ impl Phase {
 }
 
 /// A peer: its machine, and what runs there.
-struct Lender {
+pub(crate) struct Lender {
     machine: Machine,
-    serving: Running,
+    pub(crate) serving: Running,
     stage: usize,
     /// Its place in the star.
     place: usize,
 }
 
 impl Lender {
-    fn begin(machine: &Machine, stage: usize) -> Running {
+    fn begin(machine: &Machine, stage: usize, context: &str) -> Running {
         let model = model();
         let args = ["serve", "--model", &model, "--layers", STAGES[stage], "--bind", "0.0.0.0:7575", "--threads", "1"];
-        let mut serving = machine.start(&[&args[..], &["--exact", "--context", "1024", "--json"]].concat());
+        let mut serving = machine.start(&[&args[..], &["--exact", "--context", context, "--json"]].concat());
         let ready = serving.object();
         assert!(ready["error"].is_null(), "{ready}");
         serving
@@ -128,17 +142,24 @@ impl Lender {
 }
 
 /// Six peers and a client.
-struct Swarm {
-    lenders: Vec<Lender>,
-    client: Machine,
+pub(crate) struct Swarm {
+    pub(crate) lenders: Vec<Lender>,
+    pub(crate) client: Machine,
+    /// Positions of a session.
+    context: &'static str,
     /// The unbroken answers.
     whole: Vec<Value>,
     // The last to go: all others run in it.
-    star: Star,
+    pub(crate) star: Star,
 }
 
 impl Swarm {
-    fn new(seed: u64) -> Option<Self> {
+    /// All lend.
+    pub(crate) fn lending(seed: u64) -> Option<Self> {
+        Self::with_context(seed, CONTEXT)
+    }
+
+    fn with_context(seed: u64, context: &'static str) -> Option<Self> {
         let line = Profile { delay: Duration::from_millis(5), ..Profile::default() };
         let star = Star::or_skip(&[[line, line]; 1 + REPLICAS * STAGES.len()], seed)?;
         let inside = |place: usize| Machine::inside(star.machines()[place].name().to_owned());
@@ -150,12 +171,18 @@ impl Swarm {
                 None => assert_eq!(machine.json(&["swarm", "create"]).1, 0),
                 Some(owner) => join(&owner.machine, &machine),
             }
-            let serving = Lender::begin(&machine, stage);
+            let serving = Lender::begin(&machine, stage, context);
             lenders.push(Lender { machine, serving, stage, place });
         }
         join(&lenders[0].machine, &client);
-        let mut swarm = Self { lenders, client, whole: Vec::new(), star };
+        let swarm = Self { lenders, client, context, whole: Vec::new(), star };
         swarm.wait_for_all();
+        Some(swarm)
+    }
+
+    /// The same, and the unbroken answers are known.
+    fn new(seed: u64) -> Option<Self> {
+        let mut swarm = Self::lending(seed)?;
         for phase in PHASES {
             let (whole, code) = swarm.client.json(&swarm.command(phase).iter().map(String::as_str).collect::<Vec<_>>());
             assert_eq!(code, 0, "{whole}");
@@ -176,7 +203,7 @@ impl Swarm {
     fn command(&self, phase: Phase) -> Vec<String> {
         let model = model();
         let fixed =
-            ["run", "--model", &model, "--temperature=0", "--context", "1024", "--threads", "1", "--prefer", "swarm"];
+            ["run", "--model", &model, "--temperature=0", "--context", CONTEXT, "--threads", "1", "--prefer", "swarm"];
         fixed.map(str::to_owned).into_iter().chain(phase.asked()).collect()
     }
 
@@ -212,11 +239,62 @@ impl Swarm {
         Row { phase, fault, stage, delay, outcome, answer: answer.unwrap_or_default() }
     }
 
+    /// What the middle stage's peer costs that is lost behind a prompt of some four thousand tokens, `late`: and three hundred tokens of
+    /// an answer. Beside it, what that stage had computed for.
+    fn replayed(&mut self, (exact, late): (bool, bool)) -> Value {
+        let text = "The harbour was quiet that morning. Two boats lay at the pier, one red and one blue, and a cat slept on the warm \
+                    stones between them. An old man mended a net; now and then he looked up at the gulls. ";
+        let (model, prompt) = (model(), text.repeat(92));
+        let how: &[&str] = if exact { &["--exact"] } else { &["--drafts", "off"] };
+        let fixed = ["run", "--model", &model, "--temperature=0", "--context", LONG_CONTEXT, "--threads", "1"];
+        let ask = |tokens: &'static str| {
+            let more = ["--prefer", "swarm", "--ignore-eos", "--trace", "--json", "--max-tokens", tokens, &prompt];
+            [&fixed[..], how, &more].concat()
+        };
+        let middle: Vec<usize> = (0..self.lenders.len()).filter(|at| self.lenders[*at].stage == 1).collect();
+        let ticks = |lenders: &[Lender]| middle.iter().map(|at| lenders[*at].ticks()).collect::<Vec<_>>();
+        let most = |before: &[u64], now: &[u64]| {
+            let gained = now.iter().zip(before).map(|(now, before)| now.saturating_sub(*before));
+            gained.zip(&middle).max().map(|(ticks, at)| (ticks, *at)).unwrap()
+        };
+        // As long as it takes until then, on the same machine.
+        let before = ticks(&self.lenders);
+        let mut whole = self.client.start(&ask(if late { "300" } else { "1" }));
+        let whole = whole.object();
+        let (until, _) = most(&before, &ticks(&self.lenders));
+        let compute = |phase: &str| whole["trace"][phase]["stages"][1]["compute_us"].as_f64().unwrap_or(0.0) / 1e6;
+        let before = ticks(&self.lenders);
+        let mut answering = self.client.start(&ask(if late { "400" } else { "100" }));
+        let mut victim = 0;
+        wait_until("the stage has computed that much", || {
+            let (gained, at) = most(&before, &ticks(&self.lenders));
+            victim = at;
+            gained > until + 5
+        });
+        self.strike(victim, Fault::Killed);
+        let answer = answering.object();
+        self.mend(victim, Fault::Killed);
+        let repair = &answer["repairs"][0];
+        let seconds = |name: &str| repair[name].as_f64().unwrap_or(f64::NAN);
+        let again = seconds("answered_s") - seconds("ready_s");
+        let (prefill, decode) = (compute("prefill"), compute("decode"));
+        json!({
+            "exact": exact, "prompt_tokens": answer["prompt_tokens"], "tokens_before": if late { 300 } else { 1 },
+            "stage_prefill_s": prefill, "stage_decode_s": decode, "again_s": again, "again_over_prefill": again / prefill,
+            "again_over_all_of_it": again / (prefill + decode), "repair": repair,
+            "steps_of_each_stage": answer["trace"]["decode"]["stages"].as_array().map(|stages| {
+                stages.iter().map(|stage| stage["steps"].clone()).collect::<Vec<_>>()
+            }),
+            "same_as_unbroken": answer["tokens"].as_array().zip(whole["tokens"].as_array()).map(|(a, b)| a.starts_with(b)),
+        })
+    }
+
     /// It happens now; what ends it, where that is meanwhile.
-    fn strike(&self, victim: usize, fault: Fault) -> Option<thread::JoinHandle<()>> {
+    pub(crate) fn strike(&self, victim: usize, fault: Fault) -> Option<thread::JoinHandle<()>> {
         let lender = &self.lenders[victim];
         match fault {
             Fault::Killed => lender.serving.signal("KILL"),
+            Fault::Told => lender.serving.signal("TERM"),
             Fault::Stopped => lender.serving.signal("STOP"),
             Fault::Frozen => {
                 lender.serving.signal("STOP");
@@ -235,10 +313,15 @@ impl Swarm {
     }
 
     /// Has the peer be there again.
-    fn mend(&mut self, victim: usize, fault: Fault) {
+    pub(crate) fn mend(&mut self, victim: usize, fault: Fault) {
         let lender = &mut self.lenders[victim];
         match fault {
-            Fault::Killed => lender.serving = Lender::begin(&lender.machine, lender.stage),
+            Fault::Killed => lender.serving = Lender::begin(&lender.machine, lender.stage, self.context),
+            Fault::Told => {
+                let pid = lender.serving.child.id();
+                wait_until("it has ended", || !is_alive(pid));
+                lender.serving = Lender::begin(&lender.machine, lender.stage, self.context);
+            }
             Fault::Stopped => lender.serving.signal("CONT"),
             Fault::Frozen => {}
             Fault::Cut | Fault::Mute | Fault::Deaf => self.star.cut(lender.place, [false; 2]).unwrap(),
@@ -281,7 +364,7 @@ fn join(owner: &Machine, guest: &Machine) {
 }
 
 /// The moment is random, or as long as it is said: nothing else is waited for.
-fn pass(time: Duration) {
+pub(crate) fn pass(time: Duration) {
     let since = Instant::now();
     while since.elapsed() < time {
         thread::park_timeout(time.saturating_sub(since.elapsed()));
@@ -348,7 +431,7 @@ fn runs(swarm: &mut Swarm, seed: u64, count: usize) -> Vec<Row> {
     let mut rows = Vec::new();
     for run in 0..count {
         let fault = FAULTS[run % FAULTS.len()];
-        // Five and seven have no common divisor: each goes with each.
+        // Five and eight have no common divisor: each goes with each.
         let phase = PHASES[run % PHASES.len()];
         let delay = phase.begins() + Duration::from_millis(rng.u64(..phase.lasts().as_millis() as u64));
         let row = swarm.broken(phase, fault, rng.usize(..STAGES.len()), delay);
@@ -364,14 +447,17 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn whatever_happens_to_a_peer_no_token_is_lost_or_changed() {
-    let (seed, count) = (number("POTLUCK_SEED").unwrap_or(7), number("POTLUCK_PROVE_RUNS").unwrap_or(7) as usize);
+    let (seed, count) = (number("POTLUCK_SEED").unwrap_or(7), number("POTLUCK_PROVE_RUNS").unwrap_or(8) as usize);
     let Some(mut swarm) = Swarm::new(seed) else { return };
     println!("seed {seed}");
     let rows = runs(&mut swarm, seed, count);
     let path = env::var_os("POTLUCK_PROVE_RECOVERY");
-    let beside = path.as_ref().and_then(|_| llama_rpc(&swarm));
     if let Some(path) = &path {
-        write(Path::new(path), seed, &rows, beside);
+        let beside = llama_rpc(&swarm);
+        drop(swarm);
+        let replays = [(true, false), (true, true), (false, false), (false, true)];
+        let replays = Swarm::with_context(seed, LONG_CONTEXT).map(|mut swarm| replays.map(|how| swarm.replayed(how)));
+        write(Path::new(path), seed, &rows, beside, json!(replays));
     }
     let bad: Vec<_> = rows.iter().filter(|row| !row.holds()).map(Row::json).collect();
     assert!(bad.is_empty(), "seed {seed}: {bad:#?}");
@@ -392,7 +478,7 @@ fn spread(mut values: Vec<f64>) -> Value {
     json!({ "count": values.len(), "median": at(0.5), "p99": at(0.99), "most": values.last() })
 }
 
-fn write(path: &Path, seed: u64, rows: &[Row], beside: Option<Value>) {
+fn write(path: &Path, seed: u64, rows: &[Row], beside: Option<Value>, replays: Value) {
     let seconds = |what: &str, stood_by: bool| {
         let those = rows.iter().flat_map(Row::repairs).filter(|repair| repair["stood_by"] == stood_by);
         spread(those.filter_map(|repair| repair[what].as_f64()).collect())
@@ -417,7 +503,7 @@ fn write(path: &Path, seed: u64, rows: &[Row], beside: Option<Value>) {
         "seconds_since_the_loss_was_noticed": times(false), "where_peers_stood_by": times(true),
         "longest_pause_where_a_place_was_taken": spread(pauses),
         "longest_pause_where_the_route_was_planned_anew": spread(anew),
-        "beside": beside, "each": rows.iter().map(Row::json).collect::<Vec<_>>(),
+        "replays": replays, "beside": beside, "each": rows.iter().map(Row::json).collect::<Vec<_>>(),
     });
     std::fs::write(path, format!("{results:#}\n")).unwrap();
 }

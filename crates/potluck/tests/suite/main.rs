@@ -18,6 +18,7 @@ mod losses;
 mod machine;
 #[cfg(target_os = "linux")]
 mod namespaces;
+mod owner;
 mod places;
 mod plan;
 mod privacy;
@@ -32,6 +33,8 @@ mod run;
 mod sdk;
 mod sessions;
 mod shell;
+#[cfg(target_os = "linux")]
+mod soak;
 mod streams;
 mod swarm;
 mod telemetry;
@@ -39,4 +42,5 @@ mod tidy;
 mod transcripts;
 #[cfg(target_os = "linux")]
 mod tunnel;
+mod upgrade;
 mod upstream;

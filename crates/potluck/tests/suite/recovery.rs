@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::machine::{Machine, Running, children, cpu_ticks, model, wait_until};
 
 /// Lends layers of the small model; returns its id once they are served.
-fn serve(machine: &Machine, layers: &str) -> (Running, String) {
+pub(crate) fn serve(machine: &Machine, layers: &str) -> (Running, String) {
     let model = model();
     let args = ["serve", "--model", &model, "--layers", layers, "--bind", "127.0.0.1:0", "--threads", "1", "--exact"];
     let mut serving = machine.start(&[&args[..], &["--context", "512", "--json"]].concat());
@@ -14,14 +14,14 @@ fn serve(machine: &Machine, layers: &str) -> (Running, String) {
     (serving, id)
 }
 
-fn join(owner: &Machine, guest: &Machine) {
+pub(crate) fn join(owner: &Machine, guest: &Machine) {
     let (invited, _) = owner.json(&["swarm", "invite"]);
     let (joined, code) = guest.json(&["swarm", "join", invited["invitation"].as_str().unwrap()]);
     assert_eq!(code, 0, "{joined}");
 }
 
 /// Hundredths of a second that its engine has computed for.
-fn ticks(serving: &Running) -> u64 {
+pub(crate) fn ticks(serving: &Running) -> u64 {
     children(serving.child.id()).into_iter().map(cpu_ticks).max().unwrap_or(0)
 }
 

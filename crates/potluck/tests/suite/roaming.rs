@@ -295,14 +295,20 @@ fn an_answer_goes_on_at_another_peer() {
     let command = client.command(&[&run[..], &["--prefer", "swarm", "--route"]].concat());
     let mut other = None;
     let (said, route, gap) = streamed(command, || {
-        // The one that it is at goes, and another comes.
+        // The one that it is at goes, and another comes, in another cut: none takes its place, and two do together.
         serving.signal("KILL");
-        other = Some(lend(&spare, &[]));
+        other = Some(lend(&spare, &["--layers", "15..30"]));
     });
     assert_eq!(said, alone["text"].as_str().unwrap().trim_end(), "{route}");
     assert!(route.contains("went on over another"), "{route}");
     proven("peer_killed_in_mid_answer_while_another_starts", "longest_gap_ms", &ms(gap));
     // The one that has let the client in goes, too: by now it knows others.
+    let spared = other.take().unwrap();
+    spared.signal("TERM");
+    assert_eq!(spared.end().0, Some(0));
+    let other = lend(&spare, &[]);
+    let (again, code) = client.json(&[&run[..], &["--prefer", "swarm"]].concat());
+    assert_eq!((code, &again["text"]), (0, &alone["text"]), "{again}");
     known.signal("KILL");
     let (again, code) = client.json(&[&run[..], &["--prefer", "swarm"]].concat());
     assert_eq!((code, &again["text"]), (0, &alone["text"]), "{again}");

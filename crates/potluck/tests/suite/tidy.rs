@@ -14,7 +14,7 @@ const LAYERS: [&[&str]; 7] = [
     &["potluck-core", "potluck-wire"],
     &["potluck-model", "potluck-chain", "potluck-grant"],
     &["potluck-peer"],
-    &["potluck-net", "potluck-engine", "potluck-relay", "potluck-store", "potluck-netem"],
+    &["potluck-net", "potluck-engine", "potluck-relay", "potluck-store", "potluck-netem", "potluck-owner"],
     &["potluck-client", "potluck-pull", "potluck-upstream", "potluck-tunnel", "potluck-sim"],
     &["potluck-gateway"],
     &["potluck", "potluck-bench", "potluck-attacks"],

@@ -34,6 +34,8 @@ pub(crate) struct Machine {
     dir: TempDir,
     /// The network namespace that its commands run in; none: this machine's own.
     namespace: Option<String>,
+    /// What runs there.
+    program: PathBuf,
 }
 
 /// A `potluck` that runs, killed when dropped.
@@ -79,7 +81,17 @@ pub(crate) fn echo() -> u16 {
 impl Machine {
     /// With nothing on it.
     pub(crate) fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), namespace: None }
+        Self::with(env!("CARGO_BIN_EXE_potluck").into())
+    }
+
+    /// With nothing on it but that program.
+    pub(crate) fn with(program: PathBuf) -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), namespace: None, program }
+    }
+
+    /// What is on it stays, and is this version's from now on.
+    pub(crate) fn becomes_this_version(&mut self) {
+        self.program = env!("CARGO_BIN_EXE_potluck").into();
     }
 
     /// With nothing on it, in a network namespace of that name.
@@ -94,15 +106,14 @@ impl Machine {
 
     /// The command, with these arguments.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let program = env!("CARGO_BIN_EXE_potluck");
         let mut command = match &self.namespace {
             Some(namespace) => {
                 let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace, program]);
+                command.args(["netns", "exec", namespace]).arg(&self.program);
                 command
             }
             None => {
-                let mut command = Command::new(program);
+                let mut command = Command::new(&self.program);
                 // Tests on one machine keep off the network that it is on.
                 command.env("POTLUCK_NO_MDNS", "1");
                 command
