@@ -67,11 +67,6 @@ impl Level {
         self.reached |= is_level;
         is_level
     }
-
-    /// Whether it was.
-    pub fn is_reached(&self) -> bool {
-        self.reached
-    }
 }
 
 /// The receiver's side: what the sender may still send, and when to grant more.
@@ -140,7 +135,7 @@ mod tests {
         assert!((0..2).all(|_| credit.take()) && !level.look(&credit, false));
         // What comes later has to be done with by nobody.
         assert!((0..5).all(|_| credit.take()) && credit.grant(1) && !level.look(&credit, true));
-        assert!(credit.grant(1) && level.look(&credit, true) && level.is_reached());
+        assert!(credit.grant(1) && level.look(&credit, true));
         assert!(!level.look(&credit, false), "once");
         assert!(Level::default().look(&Credit::default(), false), "where there was nothing");
     }

@@ -103,14 +103,12 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// What is to be done now. `utc`: Unix seconds.
-    pub fn decide(&mut self, now: Instant, utc: u64, terms: &Terms, pause: Option<Pause>, seen: &Seen) -> Verdict {
+    /// What is to be done now, where the owner has not paused lending.
+    pub fn decide(&mut self, now: Instant, terms: &Terms, seen: &Seen) -> Verdict {
         // Each is looked at every time: what they remember goes on.
         let others = self.others(now, terms, seen);
         let heat = self.heat(now, terms, seen);
-        let paused = pause.filter(|pause| pause.holds(utc)).map(|pause| Reason::Paused(pause.until));
-        let reason = paused
-            .or_else(|| hours(terms, seen.moment))
+        let reason = hours(terms, seen.moment)
             .or_else(|| presence(terms, &seen.presence))
             .or_else(|| power(terms, &seen.power))
             .or(heat)
@@ -199,8 +197,8 @@ mod tests {
     }
 
     /// What is decided of that, at once.
-    fn decided(terms: &Terms, pause: Option<Pause>, seen: &Seen) -> Verdict {
-        Keeper::default().decide(Instant::now(), 1_000, terms, pause, seen)
+    fn decided(terms: &Terms, seen: &Seen) -> Verdict {
+        Keeper::default().decide(Instant::now(), terms, seen)
     }
 
     #[test]
@@ -212,16 +210,15 @@ mod tests {
             temperature: Some(120.0),
             ..seen()
         };
-        assert_eq!(decided(&Terms::default(), None, &seen), Verdict::Lend);
-        assert_eq!(decided(&Terms::default(), Some(Pause { until: None }), &seen), Verdict::Not(Reason::Paused(None)));
+        assert_eq!(decided(&Terms::default(), &seen), Verdict::Lend);
     }
 
     #[test]
     fn a_pause_ends_when_it_was_said_to() {
         for (until, holds) in [(999, false), (1_000, false), (1_001, true)] {
-            let verdict = decided(&Terms::default(), Some(Pause { until: Some(until) }), &seen());
-            assert_eq!(verdict != Verdict::Lend, holds, "{until}");
+            assert_eq!(Pause { until: Some(until) }.holds(1_000), holds, "{until}");
         }
+        assert!(Pause { until: None }.holds(1_000));
     }
 
     #[test]
@@ -229,44 +226,44 @@ mod tests {
         let terms = Preset::Gentle.terms(4);
         let mut keeper = Keeper::default();
         let now = Instant::now();
-        assert_eq!(keeper.decide(now, 0, &terms, None, &seen()), Verdict::Lend);
+        assert_eq!(keeper.decide(now, &terms, &seen()), Verdict::Lend);
         let here =
             |seconds| Seen { presence: Presence::Somebody { since_input: Duration::from_secs(seconds) }, ..seen() };
-        let back = keeper.decide(now, 0, &terms, None, &here(0));
+        let back = keeper.decide(now, &terms, &here(0));
         assert_eq!(back, Verdict::Not(Reason::InUse(Duration::ZERO)));
-        assert!(matches!(keeper.decide(now, 0, &terms, None, &here(299)), Verdict::Not(Reason::InUse(_))));
-        assert_eq!(keeper.decide(now, 0, &terms, None, &here(300)), Verdict::Lend);
+        assert!(matches!(keeper.decide(now, &terms, &here(299)), Verdict::Not(Reason::InUse(_))));
+        assert_eq!(keeper.decide(now, &terms, &here(300)), Verdict::Lend);
     }
 
     #[test]
     fn where_nobody_can_be_seen_nobody_is_assumed_to_be_away() {
         let terms = Preset::Gentle.terms(4);
         let blind = Seen { presence: Presence::Unseen("no display".into()), ..seen() };
-        assert_eq!(decided(&terms, None, &blind), Verdict::Not(Reason::Unseen("no display".into())));
+        assert_eq!(decided(&terms, &blind), Verdict::Not(Reason::Unseen("no display".into())));
         // A machine without screen or terminal has nobody in front of it.
-        assert_eq!(decided(&terms, None, &Seen { presence: Presence::Nobody, ..seen() }), Verdict::Lend);
+        assert_eq!(decided(&terms, &Seen { presence: Presence::Nobody, ..seen() }), Verdict::Lend);
     }
 
     #[test]
     fn a_battery_counts_where_it_drains() {
         let on = |charge: Option<u8>| Seen { power: charge.map_or(Power::Mains, Power::Battery), ..seen() };
         let terms = |battery| Terms { battery, ..Terms::default() };
-        assert_eq!(decided(&terms(Battery::Never), None, &on(None)), Verdict::Lend);
-        assert_eq!(decided(&terms(Battery::Never), None, &on(Some(99))), Verdict::Not(Reason::Battery(99)));
-        assert_eq!(decided(&terms(Battery::AtLeast(60)), None, &on(Some(60))), Verdict::Lend);
-        assert_eq!(decided(&terms(Battery::AtLeast(60)), None, &on(Some(59))), Verdict::Not(Reason::Battery(59)));
+        assert_eq!(decided(&terms(Battery::Never), &on(None)), Verdict::Lend);
+        assert_eq!(decided(&terms(Battery::Never), &on(Some(99))), Verdict::Not(Reason::Battery(99)));
+        assert_eq!(decided(&terms(Battery::AtLeast(60)), &on(Some(60))), Verdict::Lend);
+        assert_eq!(decided(&terms(Battery::AtLeast(60)), &on(Some(59))), Verdict::Not(Reason::Battery(59)));
         // What cannot be read is not taken for mains.
         let blind = Seen { power: Power::Unseen("no".into()), ..seen() };
-        assert_eq!(decided(&terms(Battery::Never), None, &blind), Verdict::Not(Reason::Unseen("no".into())));
-        assert_eq!(decided(&terms(Battery::Any), None, &blind), Verdict::Lend);
+        assert_eq!(decided(&terms(Battery::Never), &blind), Verdict::Not(Reason::Unseen("no".into())));
+        assert_eq!(decided(&terms(Battery::Any), &blind), Verdict::Lend);
     }
 
     #[test]
     fn it_is_lent_in_its_hours() {
         let terms = Preset::Evenings.terms(4);
-        assert_eq!(decided(&terms, None, &seen()), Verdict::Not(Reason::Hours));
+        assert_eq!(decided(&terms, &seen()), Verdict::Not(Reason::Hours));
         let evening = Moment { day: chrono::Weekday::Wed, minute: 18 * 60 };
-        assert_eq!(decided(&terms, None, &Seen { moment: evening, ..seen() }), Verdict::Lend);
+        assert_eq!(decided(&terms, &Seen { moment: evening, ..seen() }), Verdict::Lend);
     }
 
     /// Seconds of a run, second by second, in which it is not lent.
@@ -274,7 +271,7 @@ mod tests {
         let (mut keeper, start) = (Keeper::default(), Instant::now());
         let decide = |(second, seen): (usize, Seen)| {
             let now = start + Duration::from_secs(second as u64);
-            (keeper.decide(now, 0, terms, None, &seen) != Verdict::Lend).then_some(second)
+            (keeper.decide(now, terms, &seen) != Verdict::Lend).then_some(second)
         };
         run.into_iter().enumerate().filter_map(decide).collect()
     }

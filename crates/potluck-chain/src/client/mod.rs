@@ -125,7 +125,7 @@ impl ClientSession {
                 Ok(())
             }
             Event::Closed { hop, failure } if hop >= stages => {
-                self.drop_standby(hop - stages, failure, true);
+                self.standby_gone(hop - stages, failure);
                 Ok(())
             }
             Event::Frame { hop, frame } => self.frame(now, hop, frame),

@@ -11,8 +11,9 @@ use potluck_wire::{Failure, FailureCode, Frame, Mirror, NextHop, Reroute};
 use super::{ClientSession, Effect, Hop, RemoteStage};
 use crate::{Credit, Level, SessionError};
 
-/// Whoever stands by for a peer that is about to go has so long to be as far. Then another may be found that is quicker.
-const LEVEL_WITHIN: Duration = Duration::from_secs(5);
+/// Whoever stands by for a peer that is about to go has so long to be as far: a long prompt takes its time. Who has not moved by then makes
+/// room for another.
+const LEVEL_WITHIN: Duration = Duration::from_secs(60);
 
 /// Who stands by for one stage.
 #[derive(Debug)]
@@ -120,7 +121,7 @@ impl ClientSession {
                 let failure = Failure::new(FailureCode::Leaving, "it is about to go");
                 self.drop_standby(hop, failure, true);
             }
-            Frame::Failed(failure) => self.drop_standby(hop, failure, true),
+            Frame::Failed(failure) => self.standby_gone(hop, failure),
             // Its previous peer is this session's business, which will say so itself.
             Frame::NeighbourLost(lost) => self.drop_standby(hop, lost.failure, true),
             other => {
@@ -128,6 +129,12 @@ impl ClientSession {
                 self.drop_standby(hop, Failure::new(FailureCode::Protocol, detail), true);
             }
         }
+    }
+
+    /// A standby has ended, whatever it says of it: `Done` is this client's own word for one that it let go of.
+    pub(super) fn standby_gone(&mut self, hop: usize, failure: Failure) {
+        let code = if failure.code == FailureCode::Done { FailureCode::PeerLost } else { failure.code };
+        self.drop_standby(hop, Failure { code, ..failure }, true);
     }
 
     /// The standby of the first peer is sent what it has credit for.

@@ -48,6 +48,14 @@ enum Waiting {
 }
 
 impl Patience {
+    /// Nobody waits any more.
+    pub(crate) fn end(&self) {
+        if let Waiting::For(socket) = self.0.end() {
+            // Whoever reads finds its end, and ends the child.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
     /// What the other thread loads with.
     pub(crate) fn loading(&self) -> UnderWay {
         self.0.clone()
@@ -56,16 +64,6 @@ impl Patience {
     /// It has loaded: what becomes of the child now is its owner's business.
     pub(crate) fn over(&self) {
         self.0.end();
-    }
-}
-
-impl Patience {
-    /// Nobody waits any more.
-    pub(crate) fn end(&self) {
-        if let Waiting::For(socket) = self.0.end() {
-            // Whoever reads finds its end, and ends the child.
-            let _ = socket.shutdown(Shutdown::Both);
-        }
     }
 }
 
@@ -127,7 +125,13 @@ fn shake_hands(
     encode(request, &mut frame)?;
     let (mut child, mut socket) = spawn(program)?;
     let begun = loading.begin(&socket);
-    match begun.and_then(|()| send(&mut socket, &frame, files, request)).and_then(|()| wait(&mut socket, request)) {
+    let loaded =
+        begun.and_then(|()| send(&mut socket, &frame, files, request)).and_then(|()| wait(&mut socket, request));
+    if !matches!(loaded, Ok(Some(_))) {
+        // Whatever the child has started holds on to its end as long as there is another: none may be left when it is waited for.
+        drop(loading.end());
+    }
+    match loaded {
         Ok(Some(loaded)) => Ok(Connection { child, socket, loaded }),
         Ok(None) => Err(EngineError::Ended(child.end())),
         Err(error) if is_end(&error) => Err(EngineError::Ended(child.end())),

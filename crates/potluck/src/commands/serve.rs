@@ -132,6 +132,8 @@ impl Lend {
         node.open_shelf(library.shelf());
         let _exposing = self.expose.open(home, screen, &node)?;
         let announcer = Announcer::new(home, present.identity.key.clone(), present.grant.clone(), membership);
+        // Nothing of the models here is passed on either while the owner has the machine.
+        let _resting = owner.resting(&node);
         if let Some(upstream) = upstream {
             return lend_upstream(screen, node, announcer, upstream, &membership.swarm, owner, &mut interrupt).await;
         }

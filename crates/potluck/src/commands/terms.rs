@@ -171,7 +171,7 @@ impl PauseCommand {
         home.set_pause(Some(Pause { until }))?;
         // What was about to be loaded is given up as well.
         let is_paused = |lending: &Lending| {
-            lending.lends.is_none() && lending.reason.as_ref().is_some_and(|(code, _)| code == "paused")
+            lending.lends.is_none() && lending.reason.as_ref().is_none_or(|(code, _)| code != "loading")
         };
         let lending = settled(home, is_paused).await?;
         let gave_back_ms = was_lent.then(|| begun.elapsed().as_millis() as u64);

@@ -126,7 +126,7 @@ impl LendingNote {
         let begun = Instant::now();
         let mut is_ours = lock.try_lock().is_ok();
         while !is_ours && begun.elapsed() < LOOKED_AT {
-            thread::yield_now();
+            thread::sleep(Duration::from_millis(10));
             is_ours = lock.try_lock().is_ok();
         }
         let lock = is_ours.then_some(lock);

@@ -10,8 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use potluck_net::Node;
 use potluck_owner::{Keeper, Reason, Seen, Senses, Terms, Verdict};
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
     commands::swarm::utc_now,
@@ -41,7 +42,9 @@ impl Owner {
     pub(crate) fn watch(home: &Home) -> Result<Self, Failure> {
         let terms = home.terms()?;
         let sight = Arc::new(Sight { terms: Mutex::new(terms.clone()), seen: Mutex::new(None) });
-        let mut look = Look { home: home.clone(), terms, keeper: Keeper::default(), sight: sight.clone() };
+        let last = Some(Reason::Unseen("it is looked at just now".into()));
+        let (since, keeper) = (Instant::now(), Keeper::default());
+        let mut look = Look { home: home.clone(), terms, since, last, keeper, sight: sight.clone() };
         let (say, wants) = watch::channel(look.decide());
         let sees = move || see(&sight);
         let watches = move || {
@@ -84,6 +87,21 @@ impl Owner {
         self.wants.clone()
     }
 
+    /// Turns whoever wants parts of models away for as long as the owner wants the machine, until this is dropped.
+    pub(crate) fn resting(&self, node: &Node) -> JoinSet<()> {
+        let (mut wants, node) = (self.view(), node.clone());
+        let mut resting = JoinSet::new();
+        resting.spawn(async move {
+            loop {
+                node.rest(wants.borrow_and_update().is_some());
+                if wants.changed().await.is_err() {
+                    return node.rest(true);
+                }
+            }
+        });
+        resting
+    }
+
     /// Why nothing is lent now.
     pub(crate) fn say_not(&mut self, reason: &Reason) {
         self.note.say(|lending| {
@@ -112,7 +130,8 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Failure
 #[derive(Debug)]
 struct Sight {
     terms: Mutex<Terms>,
-    seen: Mutex<Option<(Instant, Seen)>>,
+    /// When, for which terms, and what.
+    seen: Mutex<Option<(Instant, Terms, Seen)>>,
 }
 
 /// Sees what terms ask for, as long as somebody wants to know.
@@ -123,7 +142,7 @@ fn see(sight: &Arc<Sight>) {
         let terms = sight.terms.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if terms.are_any() {
             let seen = senses.get_or_insert_with(Senses::default).look(&terms);
-            *sight.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), seen));
+            *sight.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), terms, seen));
         }
         thread::sleep(SEE_EVERY);
     }
@@ -134,35 +153,50 @@ struct Look {
     home: Home,
     /// The last ones that could be read.
     terms: Terms,
+    /// Since when these are the terms, and what was decided last.
+    since: Instant,
+    last: Option<Reason>,
     keeper: Keeper,
     sight: Arc<Sight>,
 }
 
 impl Look {
     fn decide(&mut self) -> Option<Reason> {
-        // What cannot be read says that it is there.
-        let pause = self.home.pause().unwrap_or(Some(potluck_owner::Pause { until: None }));
-        if let Some(pause) = pause.filter(|pause| pause.holds(utc_now())) {
-            return Some(Reason::Paused(pause.until));
-        }
+        let pause = self.paused();
         // They may be half changed by hand: those before hold until they can be read.
         if let Ok(terms) = self.home.terms()
             && terms != self.terms
         {
             self.sight.terms.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&terms);
-            self.terms = terms;
+            (self.terms, self.since) = (terms, Instant::now());
         }
+        if pause.is_some() {
+            return pause;
+        }
+        self.last = self.judge();
+        self.last.clone()
+    }
+
+    fn paused(&self) -> Option<Reason> {
+        // What cannot be read says that it is there.
+        let pause = self.home.pause().unwrap_or(Some(potluck_owner::Pause { until: None }));
+        pause.filter(|pause| pause.holds(utc_now())).map(|pause| Reason::Paused(pause.until))
+    }
+
+    fn judge(&mut self) -> Option<Reason> {
         if !self.terms.are_any() {
             self.keeper = Keeper::default();
             return None;
         }
         let seen = self.sight.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some((_, seen)) = seen.filter(|(at, _)| at.elapsed() < STALE) else {
-            return Some(Reason::Unseen("it is looked at, and nothing has been seen yet".into()));
-        };
-        match self.keeper.decide(Instant::now(), utc_now(), &self.terms, None, &seen) {
-            Verdict::Lend => None,
-            Verdict::Not(reason) => Some(reason),
+        match seen.filter(|(at, terms, _)| at.elapsed() < STALE && *terms == self.terms) {
+            Some((.., seen)) => match self.keeper.decide(Instant::now(), &self.terms, &seen) {
+                Verdict::Lend => None,
+                Verdict::Not(reason) => Some(reason),
+            },
+            // New terms: as before, until it has been looked at.
+            None if self.since.elapsed() < STALE => self.last.clone(),
+            None => Some(Reason::Unseen("nothing was seen for a while".into())),
         }
     }
 }

@@ -31,7 +31,7 @@ use crate::{
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 const TOLD_WITHIN: Duration = Duration::from_secs(1);
 
-/// The first where the owner wants the machine: it has it within a second.
+/// How long sessions have to go on at others where the owner wants the machine: it has it within a second.
 const GIVE_BACK_WITHIN: Duration = Duration::from_millis(500);
 
 /// How often it is tried again to load what was lent before.
@@ -121,7 +121,7 @@ impl Place {
                     }
                     (Next::Order(Action::Load { model, layers }), then) => {
                         before.clone_from(&then);
-                        interrupt.or(self.obey(home, screen, (model, layers), then)).await
+                        interrupt.or(self.obey(home, screen, (model, layers), then, orders)).await
                     }
                 };
                 match waited {
@@ -147,8 +147,6 @@ impl Place {
     ) -> Result<Loaded, Failure> {
         loop {
             while let Some(reason) = self.owner.wants() {
-                // Models are not passed on either.
-                self.node.rest(true);
                 self.owner.say_not(&reason);
                 if screen.json {
                     screen
@@ -157,7 +155,6 @@ impl Place {
                 let _bar = screen.wait(format!("lending nothing for now: {reason}"));
                 self.owner.changed().await;
             }
-            self.node.rest(false);
             self.owner.say(|lending| lending.reason = Some(("loading".into(), "it is about to".into())));
             let (mut wants, settings) = (self.owner.view(), &self.settings);
             let loaded = tokio::select! {
@@ -203,7 +200,7 @@ impl Place {
             ordered = orders.recv() => ordered.map_or(Next::End, Next::Order),
             () = interrupt.wait() => Next::End,
         };
-        let since = Instant::now();
+        let mut since = Instant::now();
         // Whoever is away holds nobody up.
         let told = self.announcer.withdraw(&peer).await;
         let mut is_taken = matches!(next, Next::Again);
@@ -211,7 +208,7 @@ impl Place {
             let _bar = screen.wait("waiting for the sessions that are open to end, or to go on elsewhere");
             tokio::select! {
                 () = peer.drained() => {}
-                () = taken_back(&mut wants) => is_taken = true,
+                () = taken_back(&mut wants) => (is_taken, since) = (true, Instant::now()),
                 // Who cannot wait may interrupt it.
                 () = interrupt.wait() => next = Next::End,
             }
@@ -259,6 +256,7 @@ impl Place {
 
     /// Serves nothing, until an order comes or the user interrupts.
     async fn rest(&mut self, orders: &mut mpsc::Receiver<Action>, interrupt: &mut Interrupt) -> Served {
+        self.owner.say(|lending| lending.reason = Some(("ordered".into(), "it waits for an order".into())));
         let idle = serve_nothing(&self.node);
         let next = tokio::select! {
             ordered = orders.recv() => ordered.map_or(Next::End, Next::Order),
@@ -306,6 +304,7 @@ impl Place {
         screen: Screen,
         (model, layers): (ModelId, LayerRange),
         before: Option<(InUse, StageSpec)>,
+        orders: &mut mpsc::Receiver<Action>,
     ) -> Result<Waited, Failure> {
         let idle = serve_nothing(&self.node);
         let ordered = async {
@@ -314,7 +313,14 @@ impl Place {
             let spec = StageSpec { model, layers, head: layers.start() == 0, tail: layers.end() == all.end() };
             self.load(home, screen, entry, spec).await
         };
-        let mut loaded = ordered.await;
+        // The latest order counts.
+        let mut loaded = tokio::select! {
+            loaded = ordered => loaded,
+            Some(action) = orders.recv() => {
+                idle.stop().await;
+                return Ok(Waited::Ordered(action));
+            }
+        };
         if let Err(failure) = &loaded {
             screen.note(format!("an order could not be carried out: {}", failure.message));
             tracing::warn!(code = %failure.code, "an order could not be carried out");

@@ -152,6 +152,7 @@ async fn watch_health(screen: Screen, offered: &mut watch::Receiver<State>) {
     while offered.changed().await.is_ok() {
         let State { models, trouble, .. } = offered.borrow_and_update().clone();
         screen.note(match trouble {
+            Some(trouble) if trouble == NOT_LENT => "lending nothing for now: its owner has it".into(),
             Some(trouble) => format!("lending nothing until it is well: {trouble}"),
             None => format!("lending {}", names(&models)),
         });

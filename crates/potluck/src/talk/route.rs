@@ -514,8 +514,13 @@ impl Standbys {
         let (Some(hop), Some(node)) = (next.filter(|_| is_urgent || self.again <= now), self.node.clone()) else {
             return;
         };
-        if self.search.is_some() {
-            return;
+        // What is not urgent can wait.
+        if let Some(search) = &self.search {
+            if !is_urgent || session.is_leaving(self.hop) {
+                return;
+            }
+            search.abort();
+            self.search = None;
         }
         self.again = now + STANDBY_LOOK;
         self.hop = hop;

@@ -87,6 +87,11 @@ fn a_machine_that_its_owner_takes_hands_its_sessions_over() {
     let commit = env::var("POTLUCK_COMMIT").unwrap_or_default();
     let report = json!({ "command": "make prove-owner", "commit": commit, "trials": trials });
     fs::write(Path::new(&out), format!("{report:#}\n")).unwrap();
+    let is_quick = |trial: &Value| {
+        let within = |name: &str| trial[name].as_u64().is_some_and(|ms| ms < 1_000);
+        within("gave_back_ms") && within("engine_gone_ms") && trial["cpu_per_cent_then"].as_u64() < Some(5)
+    };
+    assert!(trials.iter().all(is_quick), "{report:#}");
 }
 
 /// What came of each.
