@@ -41,15 +41,13 @@ mod tests {
 
     #[test]
     fn only_numbered_terminals_count() {
-        let folder = std::env::temp_dir().join(format!("potluck-terminals-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
+        let folder = tempfile::tempdir().unwrap();
         for name in ["tty1", "tty", "ttyS0", "tty12", "ptmx", "3"] {
-            fs::write(folder.join(name), "").unwrap();
+            fs::write(folder.path().join(name), "").unwrap();
         }
-        assert_eq!(terminals(&folder, "tty").len(), 2);
-        assert_eq!(terminals(&folder, "").len(), 1);
-        assert!(terminals(&folder, "tty").iter().all(|since| *since < Duration::from_secs(60)));
-        fs::remove_dir_all(&folder).unwrap();
-        assert!(terminals(&folder, "tty").is_empty());
+        assert_eq!(terminals(folder.path(), "tty").len(), 2);
+        assert_eq!(terminals(folder.path(), "").len(), 1);
+        assert!(terminals(folder.path(), "tty").iter().all(|since| *since < Duration::from_secs(60)));
+        assert!(terminals(&folder.path().join("none"), "tty").is_empty());
     }
 }

@@ -133,12 +133,12 @@ impl Peer {
     pub(crate) fn grant(&mut self, key: SessionKey, done: usize) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         let back = session.step_stream();
-        let mut granted: Vec<u32> = (0..done).filter_map(|_| session.receipts.finished()).collect();
+        let mut frames: u32 = (0..done).filter_map(|_| session.receipts.finished()).sum();
         // Whoever feeds a standby wants to know how far it has come.
         if session.open.next == NextHop::Nobody {
-            granted.extend(session.receipts.take());
+            frames += session.receipts.take().unwrap_or(0);
         }
-        for frames in granted {
+        if frames > 0 {
             let credit = back.map(|stream| Effect::Send { stream, frame: Frame::Credit { frames } });
             self.effects.extend(credit);
         }

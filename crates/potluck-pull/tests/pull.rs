@@ -103,6 +103,7 @@ async fn node(n: u8) -> Node {
 
 /// A peer that serves nothing and shares what is on its shelf, for as long as this is kept.
 struct Sharer {
+    node: Node,
     address: PeerAddress,
     _serving: Serving,
 }
@@ -115,7 +116,7 @@ async fn sharer(n: u8, shelf: Option<Shelf>) -> Sharer {
     let second = Duration::from_secs(1);
     let config = PeerConfig { id: node.id(), sessions_per_client: 1, idle_max: second, open_timeout: second };
     let machine = Peer::new(config, node.identity().gate.clone());
-    Sharer { address: node.address(), _serving: serve(node, machine, Vec::new()) }
+    Sharer { node: node.clone(), address: node.address(), _serving: serve(node, machine, Vec::new()) }
 }
 
 /// All that is in that catalogue of that model.
@@ -157,6 +158,21 @@ async fn pull_all(client: &Node, to: &Machine, entry: &Entry, from: &[PeerAddres
 async fn noted(client: &Node, to: &Machine, model: ModelId, from: &[PeerAddress]) -> Entry {
     let manifest = manifest(client, from, model).await.unwrap();
     to.catalogue().note(manifest, "big").unwrap()
+}
+
+#[tokio::test]
+async fn nothing_is_shared_while_its_owner_has_the_machine() {
+    let (owner, original) = Machine::with_model();
+    let peer = sharer(1, Some(shelf(owner.folder(), original.id))).await;
+    let (client, here) = (node(9).await, Machine::empty());
+    let from = [peer.address.clone()];
+    let entry = noted(&client, &here, original.id, &from).await;
+    peer.node.rest(true);
+    assert_eq!(shared(&client, &from).await.models.len(), 0);
+    assert!(pull_all(&client, &here, &entry, &from).await.is_err());
+    peer.node.rest(false);
+    let pulled = pull_all(&client, &here, &entry, &from).await.unwrap();
+    assert!(pulled.received_bytes > 0);
 }
 
 #[tokio::test]

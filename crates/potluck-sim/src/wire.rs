@@ -8,9 +8,6 @@ use crate::scenario::{Faults, Line};
 /// All that a row's frames have for a header.
 const LENGTH_AND_KIND_BYTES: usize = 5;
 
-/// What a replay has in front of a step's header.
-const DUE_BYTES: usize = 4;
-
 /// Who holds one end of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
@@ -91,7 +88,7 @@ impl SimStream {
             // What a whole row says, and which one is asked for, is content.
             let head = match frame {
                 Frame::Row { .. } | Frame::RowRequest { .. } => LENGTH_AND_KIND_BYTES,
-                Frame::Replay { .. } => DUE_BYTES + potluck_wire::HEADER_BYTES,
+                Frame::Replay { .. } => potluck_wire::REPLAY_HEADER_BYTES,
                 _ => potluck_wire::HEADER_BYTES,
             };
             let end = bytes.len().min(head);

@@ -36,6 +36,9 @@ pub const PADDED_BYTES_MIN: usize = 1 << 10;
 /// Bytes of the header of a step or an answer, length and kind included.
 pub const HEADER_BYTES: usize = 24;
 
+/// Bytes of the header of a step that is sent again: which number was due comes first.
+pub const REPLAY_HEADER_BYTES: usize = HEADER_BYTES + size_of::<u32>();
+
 /// Bytes of any frame whose body is not a payload (hello, open, failure, ...). A longer one closes the stream,
 /// unallocated.
 pub const CONTROL_BYTES_MAX: usize = 64 << 10;

@@ -1,12 +1,14 @@
 //! Frames: a length, a kind, a body.
 
-use potluck_core::{Account, Hidden, Logits, Rows, SignedOffer, SignedOrder, SignedRevocation, Tree};
+use potluck_core::{
+    Account, Hidden, Logits, Rows, SignedOffer, SignedOrder, SignedRevocation, Tree, bounds::TREE_ROWS_MAX,
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     Ask, Codec, CodecError, Failure, Fetch, HEADER_BYTES, Head, Held, Hello, HopOpen, Join, Joined, Keep, Lender,
-    Mirror, NeighbourLost, OpenSession, PART_BYTES_MAX, Refusal, Reroute, SharedModel, Upstreams, Welcome,
-    message::Bounded, padded_bytes, padded_positions, spare,
+    Mirror, NeighbourLost, OpenSession, PART_BYTES_MAX, REPLAY_HEADER_BYTES, Refusal, Reroute, SharedModel, Upstreams,
+    Welcome, message::Bounded, padded_bytes, padded_positions, spare,
 };
 
 /// Whoever sent the bytes: they are no frame, or one that exceeds a bound.
@@ -272,7 +274,10 @@ const LEAVING: u8 = 41;
 const CAUGHT_UP: u8 = 42;
 
 /// Bytes that a replay has in front of a step's header.
-const DUE_BYTES: usize = size_of::<u32>();
+const DUE_BYTES: usize = REPLAY_HEADER_BYTES - HEADER_BYTES;
+
+const _: () =
+    assert!(DUE_BYTES <= TREE_ROWS_MAX, "the longest step has no tree: sent again, it is no longer than a step may be");
 
 impl Frame {
     /// Its kind in words, for errors and logs.

@@ -11,8 +11,8 @@ use potluck_wire::{Failure, FailureCode, Frame, Mirror, NextHop, Reroute};
 use super::{ClientSession, Effect, Hop, RemoteStage};
 use crate::{Credit, Level, SessionError};
 
-/// Whoever stands by for a peer that is about to go has so long to be as far: a long prompt takes its time. Who has not moved by then makes
-/// room for another.
+/// Whoever stands by for a peer that is about to go has so long to be as far: a long prompt takes its time. Who is not makes room for
+/// another.
 const LEVEL_WITHIN: Duration = Duration::from_secs(60);
 
 /// Who stands by for one stage.

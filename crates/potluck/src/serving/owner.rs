@@ -200,3 +200,59 @@ impl Look {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use potluck_owner::{Moment, Pause, Power, Presence};
+
+    use super::*;
+    use crate::args::Reach;
+
+    fn look() -> (tempfile::TempDir, Look) {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(Some(dir.path().join("home")), Reach::default()).unwrap();
+        let sight = Arc::new(Sight { terms: Mutex::default(), seen: Mutex::default() });
+        let (terms, keeper, last) = Default::default();
+        (dir, Look { home, terms, since: Instant::now(), last, keeper, sight })
+    }
+
+    /// The other thread has seen that, for the terms that hold.
+    fn sees(look: &Look, temperature: f32) {
+        let (presence, power, temperature) = (Presence::Nobody, Power::Mains, Some(temperature));
+        let seen = Seen { presence, others_cpu: None, power, temperature, moment: Moment::now() };
+        *look.sight.seen.lock().unwrap() = Some((Instant::now(), look.terms.clone(), seen));
+    }
+
+    #[test]
+    fn new_terms_change_nothing_until_it_was_looked_at() {
+        let (_dir, mut look) = look();
+        assert_eq!(look.decide(), None);
+        let terms = Terms { temperature: Some(85), ..Terms::default() };
+        look.home.set_terms(&terms).unwrap();
+        assert_eq!(look.decide(), None, "nobody knows how hot it is");
+        assert_eq!(*look.sight.terms.lock().unwrap(), terms);
+        sees(&look, 90.0);
+        assert_eq!(look.decide(), Some(Reason::Hot(90)));
+        // What was seen for other terms says nothing of these.
+        look.home.set_terms(&Terms { temperature: Some(95), ..Terms::default() }).unwrap();
+        assert_eq!(look.decide(), Some(Reason::Hot(90)));
+        // Nobody looks any more.
+        look.since = Instant::now().checked_sub(2 * STALE).unwrap();
+        assert!(matches!(look.decide(), Some(Reason::Unseen(_))));
+        look.home.set_terms(&Terms::default()).unwrap();
+        assert_eq!(look.decide(), None);
+    }
+
+    #[test]
+    fn a_pause_holds_whatever_else_cannot_be_read() {
+        let (_dir, mut look) = look();
+        look.home.write("terms.json", "{").unwrap();
+        assert_eq!(look.decide(), None, "those before hold");
+        look.home.set_pause(Some(Pause { until: None })).unwrap();
+        assert_eq!(look.decide(), Some(Reason::Paused(None)));
+        look.home.write("pause.json", "{").unwrap();
+        assert_eq!(look.decide(), Some(Reason::Paused(None)), "it is there");
+        look.home.set_pause(None).unwrap();
+        assert_eq!(look.decide(), None);
+    }
+}

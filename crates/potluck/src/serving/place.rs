@@ -127,11 +127,9 @@ impl Place {
                 match waited {
                     // Who stops what is about to be loaded has nothing to wait for.
                     Err(_) => return Ok(()),
-                    Ok(waited) => match waited? {
-                        Waited::Loaded(loaded) => now = Some(*loaded),
-                        Waited::Ordered(action) => next = Next::Order(action),
-                        Waited::Nothing => break,
-                    },
+                    Ok(Waited::Loaded(loaded)) => now = Some(*loaded),
+                    Ok(Waited::Ordered(action)) => next = Next::Order(action),
+                    Ok(Waited::Nothing) => break,
                 }
             }
         }
@@ -224,8 +222,10 @@ impl Place {
             next = Next::End;
         }
         self.heard = peer.unload().await;
+        // Whoever has just said `potluck pause` reads why, and not that there is nothing to lend.
+        let why = self.owner.wants().map(|reason| (reason.code().into(), reason.to_string()));
         self.owner.say(|lending| {
-            (lending.lends, lending.sessions) = (None, Vec::new());
+            (lending.lends, lending.sessions, lending.reason) = (None, Vec::new(), why);
             if is_taken {
                 lending.gave_back_ms = Some(since.elapsed().as_millis() as u64);
             }
@@ -274,7 +274,7 @@ impl Place {
         entry: InUse,
         spec: StageSpec,
         orders: &mut mpsc::Receiver<Action>,
-    ) -> Result<Waited, Failure> {
+    ) -> Waited {
         let idle = serve_nothing(&self.node);
         let loading = async {
             loop {
@@ -294,7 +294,7 @@ impl Place {
             Some(action) = orders.recv() => Waited::Ordered(action),
         };
         idle.stop().await;
-        Ok(waited)
+        waited
     }
 
     /// Loads what was ordered; what was served before, where that fails.
@@ -305,7 +305,7 @@ impl Place {
         (model, layers): (ModelId, LayerRange),
         before: Option<(InUse, StageSpec)>,
         orders: &mut mpsc::Receiver<Action>,
-    ) -> Result<Waited, Failure> {
+    ) -> Waited {
         let idle = serve_nothing(&self.node);
         let ordered = async {
             let entry = find_model(home, screen, Some(&model.to_string())).await?;
@@ -318,7 +318,7 @@ impl Place {
             loaded = ordered => loaded,
             Some(action) = orders.recv() => {
                 idle.stop().await;
-                return Ok(Waited::Ordered(action));
+                return Waited::Ordered(action);
             }
         };
         if let Err(failure) = &loaded {
@@ -334,7 +334,7 @@ impl Place {
         }
         idle.stop().await;
         // With nothing to go back to, it waits for a better order.
-        Ok(loaded.map_or(Waited::Nothing, |loaded| Waited::Loaded(Box::new(loaded))))
+        loaded.map_or(Waited::Nothing, |loaded| Waited::Loaded(Box::new(loaded)))
     }
 
     fn tell_unloaded(&self, screen: Screen) -> Result<(), Failure> {

@@ -496,9 +496,13 @@ impl Standbys {
 
     /// Looks for somebody, where it is time for that. Who is about to go does not wait, unless nobody was found just now.
     fn look(&mut self, session: &Session, positions: u32) {
-        // It is looked for at each event: mostly for nobody.
+        // It is asked at each event: mostly nobody can be missing.
         let may_miss = self.substitutes.standbys() > 0 || (0..session.route().len()).any(|hop| session.is_leaving(hop));
-        let missing = if may_miss && self.node.is_some() { self.missing(session) } else { Vec::new() };
+        if !may_miss || self.node.is_none() {
+            self.wanted = false;
+            return;
+        }
+        let missing = self.missing(session);
         self.wanted = !missing.is_empty();
         let now = Instant::now();
         if self.wanted && self.anew <= now {
