@@ -66,10 +66,17 @@ pub struct RepairTimes {
     pub stood_by: bool,
     /// Until others were found, and asked.
     pub found_s: f64,
+    /// How much of that was waiting for a peer that loaded the layers, because nobody else had them.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub load_s: f64,
     /// Until all were ready.
     pub ready_s: f64,
     /// Until the next step was answered: what was under way has been computed again.
     pub answered_s: f64,
+}
+
+fn is_zero(seconds: &f64) -> bool {
+    *seconds == 0.0
 }
 
 fn is_none(count: &usize) -> bool {

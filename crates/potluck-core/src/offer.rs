@@ -13,6 +13,11 @@ pub struct StageSpeed {
     pub prefill_position_us: u64,
 }
 
+impl StageSpeed {
+    /// Nobody has measured it.
+    pub const UNKNOWN: Self = Self { decode_us: 0, prefill_position_us: 0 };
+}
+
 /// What a peer lends: one stage, how fast, and how much room is left in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
@@ -32,7 +37,8 @@ pub struct Offer {
     pub speed: StageSpeed,
     /// Caches that are free now.
     pub free_caches: u16,
-    /// Bytes of memory that the lender would still lend.
+    /// Bytes of memory that the lender would still lend. 0 where what it serves is its owner's choice: more than that tells that it chooses
+    /// for itself, and may take layers that nobody serves.
     pub free_bytes: u64,
 }
 
@@ -88,6 +94,11 @@ impl Offer {
     /// Seconds that an offer may hold, clocks' difference included.
     pub const LIFETIME_SECONDS_MAX: u64 = 300;
     const CONTEXT: &'static [u8] = b"potluck offer 2\0";
+
+    /// Whether the stage is about to be there: its peer is loading it, and nobody can have a session of it yet.
+    pub fn is_coming(&self) -> bool {
+        self.free_caches == 0 && self.speed == StageSpeed::UNKNOWN
+    }
 
     /// Signs the offer. `key` must be that of `self.peer`, and `grant` what admits that key to its swarm.
     pub fn sign(&self, key: &SecretKey, grant: Vec<u8>) -> SignedOffer {

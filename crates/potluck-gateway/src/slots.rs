@@ -181,7 +181,7 @@ const SHARED_MIN: usize = 64;
 const KEPT_MIN: usize = 32;
 
 /// How long another session may take to be open where an answer has lost its own.
-const RESUME_WITHIN: Duration = Duration::from_secs(20);
+const RESUME_WITHIN: Duration = Duration::from_secs(30);
 
 /// How often it is tried.
 const REOPEN_EVERY: Duration = Duration::from_millis(500);

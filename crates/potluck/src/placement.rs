@@ -187,6 +187,11 @@ impl Distances {
         .await
     }
 
+    /// Whether that one was reached.
+    pub(crate) fn has_reached(&self, peer: PeerId) -> bool {
+        self.reached.contains_key(&peer)
+    }
+
     /// The machines of those that were reached so far.
     pub(crate) fn machines(&self, offers: &[Offer]) -> Vec<Machine> {
         let of = |offer| Some(Machine::of_offer(offer, *self.reached.get(&offer.peer)?));

@@ -52,6 +52,13 @@ impl Screen {
         }
     }
 
+    /// A remark in the midst of a text that comes. Not with `--json`.
+    pub(crate) fn aside(self, text: impl AsRef<str>) {
+        // On a terminal the text's line is not at its end.
+        let line = if stdout().is_terminal() && stderr().is_terminal() { "\n" } else { "" };
+        self.note(format!("{line}[{}]", text.as_ref()));
+    }
+
     /// Work whose end is not known.
     pub(crate) fn wait(self, what: impl Into<String>) -> Progress {
         let what = what.into();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use potluck_core::{LayerRange, ModelId};
+use potluck_core::{LayerRange, ModelId, StageSpeed};
 use serde::Serialize;
 
 use super::{
@@ -36,6 +36,9 @@ pub enum Reason {
     /// Nobody measured how fast it is.
     #[error("its speed is not known")]
     SpeedUnknown,
+    /// Its stage is about to be there.
+    #[error("it is loading its layers")]
+    Loading,
     /// All its caches are taken.
     #[error("it has no room for another session")]
     NoFreeCache,
@@ -153,7 +156,7 @@ fn unusable(costs: &Costs<'_>, machine: &Machine) -> Reason {
     match &machine.loaded {
         Some(loaded) if loaded.spec.model == model.model => {
             if loaded.free_caches == 0 {
-                return Reason::NoFreeCache;
+                return if loaded.speed == StageSpeed::UNKNOWN { Reason::Loading } else { Reason::NoFreeCache };
             }
             if loaded.context < wish.positions {
                 return Reason::ContextTooShort { holds: loaded.context, needed: wish.positions };

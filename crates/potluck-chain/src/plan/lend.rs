@@ -20,20 +20,20 @@ pub fn lend(model: &ModelFacts, offered: &[LayerRange], positions: u64, memory: 
         let mut ranges: Vec<_> = holders.into_iter().collect();
         // Of those that equally few serve, the longest that fits.
         ranges.sort_by_key(|&((start, end), holders)| (holders, u32::MAX - (end - start)));
-        let fits =
-            |&((start, end), _): &((u32, u32), u32)| end <= layers && bytes(model, start, end, positions) <= memory;
-        let ((start, end), _) = ranges.into_iter().find(fits)?;
-        return LayerRange::new(start, end).ok();
+        let known = ranges.into_iter().filter_map(|((start, end), _)| LayerRange::new(start, end).ok());
+        let mut known = known.filter(|range| range.end() <= layers);
+        return known.find(|range| lent_bytes(model, *range, positions) <= memory);
     };
     let gap = (start..layers).take_while(|&layer| !served(layer)).count() as u32;
     let legal = |end: u32| end == layers || model.cuts.contains(&end);
-    let fits = |&end: &u32| legal(end) && bytes(model, start, end, positions) <= memory;
-    let end = (start + 1..=start + gap).rev().find(fits)?;
-    LayerRange::new(start, end).ok()
+    let mut ranges = (start + 1..=start + gap).rev().filter(|end| legal(*end));
+    ranges.find_map(|end| LayerRange::new(start, end).ok().filter(|it| lent_bytes(model, *it, positions) <= memory))
 }
 
-fn bytes(model: &ModelFacts, start: u32, end: u32, positions: u64) -> u64 {
-    let layers = &model.layers[start as usize..end as usize];
+/// Bytes of these layers of the model, with caches for `positions` positions in all. Layers that it does not have weigh nothing.
+pub fn lent_bytes(model: &ModelFacts, range: LayerRange, positions: u64) -> u64 {
+    let (start, end) = (range.start(), range.end());
+    let layers = model.layers.get(start as usize..end as usize).unwrap_or_default();
     // A stranger's model may say anything of itself.
     let layer_bytes = layers
         .iter()

@@ -149,7 +149,16 @@ impl Doctor {
     async fn plan(&self, findings: &mut Findings, home: &Home, entry: &Entry) {
         let settings = self.engine.settings(1);
         let (codec, privacy) = (CodecChoice::quietly(home, entry, &self.engine), Privacy::default());
-        let wanted = Wanted { home, entry, settings: &settings, codec, memory: None, privacy: &privacy, standby: 0 };
+        let wanted = Wanted {
+            home,
+            entry,
+            settings: &settings,
+            codec,
+            memory: None,
+            privacy: &privacy,
+            standby: 0,
+            screen: None,
+        };
         match preview(&wanted, Prefer::Private).await {
             Ok(Surveyed { preview: Ok(preview), .. }) => planned(findings, entry, &preview),
             Ok(Surveyed { preview: Err(failure), .. }) | Err(failure) => findings.failed("plan", failure),

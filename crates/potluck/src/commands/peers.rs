@@ -96,8 +96,12 @@ fn show(home: &Home, screen: Screen, swarm: &Membership, there: &There) -> Resul
             offer.peer.short(),
             name(offer),
             offer.shape.spec.layers.to_string(),
-            format!("{:.2}", offer.speed.decode_us as f64 / 1e3),
-            format!("{} of {}", offer.free_caches, offer.shape.caches),
+            if offer.is_coming() { "?".into() } else { format!("{:.2}", offer.speed.decode_us as f64 / 1e3) },
+            if offer.is_coming() {
+                "loading".into()
+            } else {
+                format!("{} of {}", offer.free_caches, offer.shape.caches)
+            },
             size(offer.shape.weight_bytes),
             distance(paths.get(&offer.peer)),
             way(paths.get(&offer.peer)),
@@ -164,6 +168,8 @@ fn row(offer: &Offer, model: &str, reached: Option<&Result<Reached, String>>) ->
         "prefill_position_us": offer.speed.prefill_position_us,
         "context": offer.shape.context,
         "free_caches": offer.free_caches,
+        "loading": offer.is_coming(),
+        "free_bytes": offer.free_bytes,
         "weight_bytes": offer.shape.weight_bytes,
         "rtt_ms": path.as_ref().map(milliseconds),
         "loss": path.map(|path| path.loss),

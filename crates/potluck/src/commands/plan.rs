@@ -52,6 +52,7 @@ impl Plan {
             memory: self.memory,
             privacy: &privacy,
             standby: 0,
+            screen: None,
         };
         let ends = self.privacy.ends(self.own_ends);
         let (preview, silent) = match self.peers {

@@ -30,8 +30,8 @@ use crate::{
     placement::{free_memory, model_facts},
     screen::{Screen, size},
     serving::{
-        Announcer, ExposeArgs, LentTo, Owner, Place, Present, ServingPeer, UpstreamArgs, lend_upstream, orders,
-        serve_nothing, tell,
+        Announcer, ExposeArgs, LentTo, Mending, Owner, Place, Present, ServingPeer, UpstreamArgs, lend_upstream,
+        orders, serve_nothing, tell,
     },
     signals::Interrupt,
 };
@@ -50,7 +50,7 @@ pub(crate) struct Serve {
     /// Join a swarm first, with the line that its owner passed on; `-` reads it from stdin
     #[arg(long, value_name = "LINE", conflicts_with = "embedded")]
     join: Option<String>,
-    /// Let the swarm decide which layers are needed most, as far as --memory goes
+    /// Let the swarm decide which layers are needed most, as far as --memory goes; later, too, where nobody serves some any more
     #[arg(long, conflicts_with_all = ["layers", "embedded", "upstream"])]
     auto: bool,
     /// Have the system's service manager run it from now on, with the other arguments given here
@@ -139,20 +139,24 @@ impl Lend {
         }
         let (taken, mut orders) = orders(node.identity().gate.clone(), node.id());
         node.take_orders(taken);
-        let mut place =
-            Place { node, library, announcer, settings, owner, swarm: membership.swarm.clone(), heard: Vec::new() };
+        let (swarm, heard) = (membership.swarm.clone(), Vec::new());
+        let mut place = Place { node, library, announcer, settings, mending: None, coming: None, owner, swarm, heard };
 
         // What was asked for must work; what is ordered later may not, and then it goes on as before.
         let first = async {
             let entry = if auto { self.wait_for_model(home, screen).await } else { self.model(home, screen).await }?;
             let memory = self.memory.or(terms.memory).unwrap_or_else(free_memory);
             let spec = self.choose(home, &entry, &place.settings, auto.then_some(memory)).await?;
-            Ok::<_, Failure>((entry, spec))
+            let mending = auto.then(|| Mending::new(&entry, &place.settings, memory)).transpose()?;
+            Ok::<_, Failure>((entry, spec, mending))
         };
         let idle = serve_nothing(&place.node);
         let chosen = interrupt.or(first).await;
         let loaded = match chosen {
-            Ok(Ok((entry, spec))) => interrupt.or(place.load(home, screen, entry, spec)).await,
+            Ok(Ok((entry, spec, mending))) => {
+                place.mending = mending;
+                interrupt.or(place.load(home, screen, entry, spec)).await
+            }
             Ok(Err(failure)) | Err(failure) => Ok(Err(failure)),
         };
         idle.stop().await;

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use potluck_core::{Offer, PeerId, SecretKey, SignedOffer};
+use potluck_core::{Offer, PeerId, SecretKey, SignedOffer, StageShape, StageSpeed};
 use potluck_net::{Directory, NetError, Node, Serving};
 use potluck_wire::PeerAddress;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
 
 use super::ServingPeer;
 use crate::{
@@ -25,7 +28,7 @@ const RENEW_EVERY: Duration = Duration::from_secs(OFFER_SECONDS / 8);
 const _: () = assert!(OFFER_SECONDS <= Offer::LIFETIME_SECONDS_MAX, "an offer holds no longer than offers may");
 
 /// Seconds that the last offer of a stage holds which is served no longer: clocks differ a little.
-const WITHDRAWN_SECONDS: u64 = 2;
+pub(super) const WITHDRAWN_SECONDS: u64 = 2;
 
 /// Tells a peer's offer to its own directory and to others, and remembers where they are: a peer that moves finds the others
 /// again, as long as not all have moved.
@@ -37,6 +40,9 @@ pub(crate) struct Announcer {
     swarm: String,
     contacts: Vec<PeerAddress>,
     sequence: u64,
+    free_bytes: u64,
+    /// How many have been told what is offered, and were heard of others.
+    answers: watch::Sender<u64>,
 }
 
 impl Announcer {
@@ -45,7 +51,26 @@ impl Announcer {
         let others = membership.contacts.iter().filter(|contact| contact.peer != key.peer_id());
         let (swarm, contacts) = (membership.swarm.clone(), others.cloned().collect());
         // A peer that starts again must not be older than it was.
-        Self { home: home.clone(), key, grant, swarm, contacts, sequence: utc_now() << 16 }
+        Self {
+            home: home.clone(),
+            key,
+            grant,
+            swarm,
+            contacts,
+            sequence: utc_now() << 16,
+            free_bytes: 0,
+            answers: watch::channel(0).0,
+        }
+    }
+
+    /// Counts up whenever a contact was told what is offered, and heard of others.
+    pub(crate) fn answers(&self) -> watch::Receiver<u64> {
+        self.answers.subscribe()
+    }
+
+    /// Says in each offer from now on that so much more would be lent.
+    pub(crate) fn would_lend(&mut self, free_bytes: u64) {
+        self.free_bytes = free_bytes;
     }
 
     /// Announces now, and again before each offer expires; never returns.
@@ -58,17 +83,47 @@ impl Announcer {
 
     /// Tells everybody that what was offered is no longer: an offer that ends now takes the place of the last one. Whoever asks this
     /// peer learns of it at once; what is returned ends when the others have heard.
-    pub(crate) async fn withdraw(&mut self, peer: &ServingPeer) -> Option<JoinHandle<Vec<SignedOffer>>> {
+    pub(crate) async fn withdraw(&mut self, peer: &ServingPeer) -> Option<JoinHandle<()>> {
         let offer = self.offer(peer, WITHDRAWN_SECONDS)?;
         peer.serving.announce(offer.clone()).await;
-        Some(tokio::spawn(self.tell(&peer.node, Some(&offer))))
+        Some(in_passing(self.tell(&peer.node, Some(&offer))))
+    }
+
+    /// Tells everybody what is about to be offered: nobody else needs to load it, and who waits for it knows. Nobody can open a session on
+    /// it yet.
+    pub(crate) async fn claim(&mut self, node: &Node, serving: &Serving, shape: &StageShape) {
+        let offer = self.sign(node, shape.clone(), StageSpeed::UNKNOWN, (0, OFFER_SECONDS));
+        serving.announce(offer.clone()).await;
+        in_passing(self.tell(node, Some(&offer)));
+    }
+
+    /// Says so again and again, while it is loaded. Never returns.
+    pub(crate) async fn run_coming(&mut self, node: &Node, idle: &Serving, shape: &StageShape) {
+        loop {
+            self.claim(node, idle, shape).await;
+            tokio::time::sleep(RENEW_EVERY).await;
+        }
+    }
+
+    /// It is not to be offered after all. `serving`: what answers for this peer now. What is returned ends when the others have heard.
+    pub(crate) async fn unclaim(
+        &mut self,
+        node: &Node,
+        serving: Option<&Serving>,
+        shape: &StageShape,
+    ) -> JoinHandle<()> {
+        let offer = self.sign(node, shape.clone(), StageSpeed::UNKNOWN, (0, WITHDRAWN_SECONDS));
+        if let Some(serving) = serving {
+            serving.announce(offer.clone()).await;
+        }
+        in_passing(self.tell(node, Some(&offer)))
     }
 
     /// The same for a peer that lends by an upstream, and has no stage to offer.
     pub(crate) async fn run_lending(&mut self, node: &Node, serving: &Serving) {
         loop {
-            let known = self.tell(node, None).await;
-            self.hear(serving, known).await;
+            let told = self.tell(node, None);
+            self.hear_all(serving, told).await;
             tokio::time::sleep(RENEW_EVERY).await;
         }
     }
@@ -76,8 +131,20 @@ impl Announcer {
     async fn announce(&mut self, peer: &ServingPeer) {
         let Some(offer) = self.offer(peer, OFFER_SECONDS) else { return };
         peer.serving.announce(offer.clone()).await;
-        let known = self.tell(&peer.node, Some(&offer)).await;
-        self.hear(&peer.serving, known).await;
+        let told = self.tell(&peer.node, Some(&offer));
+        self.hear_all(&peer.serving, told).await;
+    }
+
+    /// Passes on what each knows of others, as it comes: whoever is away holds nobody up.
+    async fn hear_all(&mut self, serving: &Serving, mut told: JoinSet<Option<Vec<SignedOffer>>>) {
+        while let Some(known) = told.join_next().await {
+            if let Ok(Some(known)) = known {
+                self.hear(serving, known).await;
+                self.answers.send_modify(|answers| *answers += 1);
+            }
+        }
+        // Others may have come here by themselves, whom it does not know otherwise.
+        self.hear(serving, Vec::new()).await;
     }
 
     /// Passes on what was heard of others, and remembers where they are.
@@ -94,9 +161,8 @@ impl Announcer {
         }
     }
 
-    /// Tells all contacts at once of this offer, or that this peer lends by an upstream: one that is away holds nobody up. What
-    /// they know of others.
-    fn tell(&self, node: &Node, offer: Option<&SignedOffer>) -> impl Future<Output = Vec<SignedOffer>> + use<> {
+    /// Tells all contacts at once of this offer, or that this peer lends by an upstream: what each knows of others, none where it is away.
+    fn tell(&self, node: &Node, offer: Option<&SignedOffer>) -> JoinSet<Option<Vec<SignedOffer>>> {
         let mut asked = JoinSet::new();
         for contact in self.contacts.clone() {
             let (node, offer) = (node.clone(), offer.cloned());
@@ -110,13 +176,13 @@ impl Announcer {
                     let (offers, _) = tokio::join!(node.offers(&contact), node.pull_revocations(&contact));
                     offers
                 };
-                known.await.unwrap_or_else(|error| {
+                let missed = |error: &NetError| {
                     tracing::info!(peer = %contact.peer.short(), %error, "a contact was not told what is lent");
-                    Vec::new()
-                })
+                };
+                known.await.inspect_err(missed).ok()
             });
         }
-        async move { asked.join_all().await.into_iter().flatten().collect() }
+        asked
     }
 
     fn remember(&self) -> Result<(), Failure> {
@@ -130,23 +196,39 @@ impl Announcer {
     }
 
     fn offer(&mut self, peer: &ServingPeer, seconds: u64) -> Option<SignedOffer> {
+        let free_caches = peer.serving.status.borrow().free_caches;
+        Some(self.sign(&peer.node, peer.shape.clone(), peer.speed?, (free_caches, seconds)))
+    }
+
+    fn sign(
+        &mut self,
+        node: &Node,
+        shape: StageShape,
+        speed: StageSpeed,
+        (free_caches, seconds): (u16, u64),
+    ) -> SignedOffer {
         self.sequence += 1;
-        let PeerAddress { mut addresses, relay, .. } = peer.address();
+        let PeerAddress { mut addresses, relay, .. } = node.address();
         addresses.retain(|address| address.len() <= Offer::ADDRESS_CHARS_MAX);
         addresses.truncate(Offer::ADDRESSES_MAX);
         let offer = Offer {
-            peer: peer.id(),
+            peer: node.id(),
             sequence: self.sequence,
             expires: utc_now() + seconds,
             addresses,
             relay,
-            shape: peer.shape.clone(),
-            speed: peer.speed?,
-            free_caches: peer.serving.status.borrow().free_caches,
-            free_bytes: 0,
+            shape,
+            speed,
+            free_caches,
+            free_bytes: self.free_bytes,
         };
-        Some(offer.sign(&self.key, self.grant.clone()))
+        offer.sign(&self.key, self.grant.clone())
     }
+}
+
+/// All are told, and nobody waits for it.
+fn in_passing(told: JoinSet<Option<Vec<SignedOffer>>>) -> JoinHandle<()> {
+    tokio::spawn(async move { drop(told.join_all().await) })
 }
 
 /// Every offer of a member that these members know and that holds now: the latest of each stage of each peer. And who did not answer.
@@ -227,6 +309,11 @@ impl Hearing {
     /// What is offered, as far as it was heard.
     pub(crate) fn offers(&self) -> Vec<Offer> {
         self.directory.offers(utc_now()).cloned().collect()
+    }
+
+    /// The same, as it was signed.
+    pub(crate) fn signed(&self) -> Vec<SignedOffer> {
+        self.directory.signed(utc_now())
     }
 
     /// Why others did not answer.

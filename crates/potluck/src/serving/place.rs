@@ -1,11 +1,11 @@
-//! A peer's place in a swarm: what it serves there by turns, as it is ordered, and as its owner lends the machine.
+//! A peer's place in a swarm: what it serves there by turns, as it is ordered, as others are missing, and as its owner lends the machine.
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
-use potluck_core::{Action, LayerRange, ModelId, PeerId, SignedOffer, StageSpec};
+use potluck_core::{Action, LayerRange, ModelId, PeerId, SignedOffer, StageShape, StageSpec};
 use potluck_engine::EngineSettings;
 use potluck_net::Node;
 use potluck_pull::{Library, Pulled};
@@ -17,7 +17,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Announcer, LentTo, LoadedStage, Owner, ServingPeer, owner::taken_back, serve_nothing};
+use super::{
+    Announcer, LentTo, LoadedStage, Mending, Owner, ServingPeer, owner::taken_back, serve_nothing, taking::missing,
+};
 use crate::{
     embedded::Ready,
     failure::{Failure, OrFail},
@@ -57,6 +59,10 @@ pub(crate) struct Place {
     pub(crate) library: Library,
     pub(crate) announcer: Announcer,
     pub(crate) settings: EngineSettings,
+    /// Where it chooses for itself which layers it serves.
+    pub(crate) mending: Option<Mending>,
+    /// What it has said that it is about to serve.
+    pub(crate) coming: Option<StageShape>,
     /// Whose machine it is.
     pub(crate) owner: Owner,
     pub(crate) swarm: String,
@@ -74,12 +80,14 @@ enum Next {
     End,
     /// What was ordered.
     Order(Action),
+    /// These layers, without which no route leads through the model.
+    Mend(LayerRange),
     /// The same again, once the owner lends the machine again.
     Again,
 }
 
 /// What comes of waiting for something to be loaded.
-enum Waited {
+pub(super) enum Waited {
     Loaded(Box<Loaded>),
     /// An order came first.
     Ordered(Action),
@@ -110,12 +118,17 @@ impl Place {
             while now.is_none() {
                 let waited = match (next, before.take()) {
                     (Next::End, _) => return Ok(()),
-                    (Next::Again, None) => break,
+                    (Next::Again | Next::Mend(_), None) => break,
                     (Next::Again, Some((entry, spec))) => {
                         before = Some((entry.clone(), spec));
                         interrupt.or(self.again(home, screen, entry, spec, orders)).await
                     }
+                    (Next::Mend(layers), Some((entry, spec))) => {
+                        before = Some((entry.clone(), spec));
+                        interrupt.or(self.mend(home, screen, (entry, spec), layers, orders)).await
+                    }
                     (Next::Order(Action::Unload), _) => {
+                        self.mending = None;
                         self.tell_unloaded(screen)?;
                         break;
                     }
@@ -126,7 +139,10 @@ impl Place {
                 };
                 match waited {
                     // Who stops what is about to be loaded has nothing to wait for.
-                    Err(_) => return Ok(()),
+                    Err(_) => {
+                        self.end_claim().await;
+                        return Ok(());
+                    }
                     Ok(Waited::Loaded(loaded)) => now = Some(*loaded),
                     Ok(Waited::Ordered(action)) => next = Next::Order(action),
                     Ok(Waited::Nothing) => break,
@@ -153,16 +169,9 @@ impl Place {
                 let _bar = screen.wait(format!("lending nothing for now: {reason}"));
                 self.owner.changed().await;
             }
-            self.owner.say(|lending| lending.reason = Some(("loading".into(), "it is about to".into())));
-            let (mut wants, settings) = (self.owner.view(), &self.settings);
-            let loaded = tokio::select! {
-                loaded = load_now(home, screen, entry.clone(), spec, settings) => loaded,
-                // What was begun ends with this.
-                () = taken_back(&mut wants) => continue,
-            };
-            let ended = loaded.as_ref().err().map(|failure| (failure.code.to_string(), failure.message.clone()));
-            self.owner.say(|lending| lending.reason = ended);
-            return loaded;
+            if let Some(loaded) = load_while_lent(home, screen, &mut self.owner, &self.settings, (&entry, spec)).await {
+                return loaded;
+            }
         }
     }
 
@@ -176,7 +185,7 @@ impl Place {
         orders: &mut mpsc::Receiver<Action>,
         interrupt: &mut Interrupt,
     ) -> Result<Served, Failure> {
-        let Loaded { entry, stage, spec, pulled } = loaded;
+        let Loaded { mut entry, stage, spec, pulled } = loaded;
         self.library.share(entry.id);
         let mut peer = stage.serve(self.node.clone(), meter(home, Counted::Peer)?);
         for offer in std::mem::take(&mut self.heard) {
@@ -189,32 +198,51 @@ impl Place {
             bytes: Some(peer.shape.weight_bytes),
         };
         self.owner.say(|lending| (lending.lends, lending.reason) = (Some(lent), None));
-        let mut wants = self.owner.view();
+        self.announcer.would_lend(self.mending.as_ref().map_or(0, |mending| mending.free_bytes(spec.layers)));
+        let (mut wants, mending, answers) = (self.owner.view(), &self.mending, self.announcer.answers());
+        let missing = missing((home, screen), mending.as_ref(), &peer, (&entry, spec), answers);
+        let mut renewed = None;
         let mut next = tokio::select! {
             () = self.announcer.run(&peer) => Next::End,
             () = keep_noting(&entry) => Next::End,
             () = say_clients(&mut self.owner, peer.clients()) => Next::End,
             () = taken_back(&mut wants) => Next::Again,
             ordered = orders.recv() => ordered.map_or(Next::End, Next::Order),
+            (layers, with) = missing => {
+                renewed = Some(with);
+                Next::Mend(layers)
+            }
             () = interrupt.wait() => Next::End,
         };
         let mut since = Instant::now();
+        if let (Next::Mend(layers), Some(renewed)) = (next, renewed) {
+            entry = renewed;
+            // Before what is served now is missed.
+            self.claim(&peer, (&entry, spec), layers).await;
+        }
         // Whoever is away holds nobody up.
         let told = self.announcer.withdraw(&peer).await;
         let mut is_taken = matches!(next, Next::Again);
-        if let Next::Order(_) = next {
+        if let Next::Order(_) | Next::Mend(_) = next {
             let _bar = screen.wait("waiting for the sessions that are open to end, or to go on elsewhere");
+            let is_urgent = matches!(next, Next::Mend(_));
             tokio::select! {
                 () = peer.drained() => {}
+                // Others wait for the layers.
+                () = sleep(LEAVE_WITHIN), if is_urgent => {}
                 () = taken_back(&mut wants) => (is_taken, since) = (true, Instant::now()),
                 // Who cannot wait may interrupt it.
                 () = interrupt.wait() => next = Next::End,
+            }
+            if is_urgent && is_taken {
+                next = Next::Again;
+                self.unclaim(Some(&peer.serving)).await;
             }
         }
         let within = match next {
             _ if is_taken => Some(GIVE_BACK_WITHIN),
             Next::End => Some(LEAVE_WITHIN),
-            Next::Order(_) | Next::Again => None,
+            Next::Order(_) | Next::Mend(_) | Next::Again => None,
         };
         if let Some(within) = within
             && self.leave(screen, &mut peer, within, interrupt).await
@@ -230,12 +258,20 @@ impl Place {
                 lending.gave_back_ms = Some(since.elapsed().as_millis() as u64);
             }
         });
-        if matches!(next, Next::End)
-            && let Some(told) = told
-        {
-            let _ = timeout(TOLD_WITHIN, told).await;
+        if matches!(next, Next::End) {
+            if let Some(told) = told {
+                let _ = timeout(TOLD_WITHIN, told).await;
+            }
+            self.end_claim().await;
         }
         Ok((Some((entry, spec)), next))
+    }
+
+    /// What it is not to serve after all nobody is to wait for.
+    async fn end_claim(&mut self) {
+        if let Some(told) = self.unclaim(None).await {
+            let _ = timeout(TOLD_WITHIN, told).await;
+        }
     }
 
     /// The sessions that are open go on at other peers, where there are some. Who cannot wait may interrupt it: whether somebody did.
@@ -267,7 +303,7 @@ impl Place {
     }
 
     /// Loads what was served before, once the owner lends the machine again; or takes the next order.
-    async fn again(
+    pub(super) async fn again(
         &mut self,
         home: &Home,
         screen: Screen,
@@ -321,6 +357,10 @@ impl Place {
                 return Waited::Ordered(action);
             }
         };
+        if loaded.is_ok() {
+            // What it serves is somebody's choice from now on.
+            self.mending = None;
+        }
         if let Err(failure) = &loaded {
             screen.note(format!("an order could not be carried out: {}", failure.message));
             tracing::warn!(code = %failure.code, "an order could not be carried out");
@@ -343,6 +383,25 @@ impl Place {
         }
         screen.text("serving nothing, as ordered\n")
     }
+}
+
+/// Loads a stage; none where its owner wants the machine meanwhile: what was begun ends with this.
+pub(super) async fn load_while_lent(
+    home: &Home,
+    screen: Screen,
+    owner: &mut Owner,
+    settings: &EngineSettings,
+    (entry, spec): (&InUse, StageSpec),
+) -> Option<Result<Loaded, Failure>> {
+    owner.say(|lending| lending.reason = Some(("loading".into(), "it is about to".into())));
+    let mut wants = owner.view();
+    let loaded = tokio::select! {
+        loaded = load_now(home, screen, entry.clone(), spec, settings) => loaded,
+        () = taken_back(&mut wants) => return None,
+    };
+    let ended = loaded.as_ref().err().map(|failure| (failure.code.to_string(), failure.message.clone()));
+    owner.say(|lending| lending.reason = ended);
+    Some(loaded)
 }
 
 async fn load_now(

@@ -17,7 +17,7 @@ use potluck_model::Facts;
 use potluck_net::{Node, OwnPort, PathInfo};
 use potluck_store::{Entry, InUse};
 use potluck_wire::Prefix;
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::{net::TcpListener, sync::oneshot, time::sleep};
 
 use super::{
     Talk,
@@ -26,7 +26,7 @@ use super::{
     own_peers,
     route::{RouteChain, stage_of},
     shared::SharedEngine,
-    start::{OWN_CACHE, Wanted, session_config, session_id},
+    start::{LOADED_EVERY, LOADED_WITHIN, LOADING, OWN_CACHE, Wanted, session_config, session_id},
     substitutes::Substitutes,
     swarm::{client_node, has_both_ends, shared_route},
 };
@@ -193,6 +193,7 @@ impl Front {
             memory: Some(memory),
             privacy: &privacy,
             standby,
+            screen: None,
         };
         let bar = screen.wait(format!("loading {}", entry.name));
         let vocabulary = start_vocabulary(load_vocabulary(&entry, &settings)?);
@@ -225,7 +226,7 @@ impl Front {
     pub(crate) async fn over(talk: &Talk, screen: Screen) -> Result<Option<Self>, Failure> {
         let Some(embedded) = talk.embedded.as_ref() else { return Ok(None) };
         let Talk { home, entry, settings, codec, privacy, .. } = talk;
-        let wanted = Wanted { home, entry, settings, codec: *codec, memory: None, privacy, standby: 0 };
+        let wanted = Wanted { home, entry, settings, codec: *codec, memory: None, privacy, standby: 0, screen: None };
         let node = own_peers::client_node(embedded).await?;
         let stages = own_peers::split(entry, embedded.peers.len(), talk.route.ends())?;
         let route = hops(embedded, &stages)?;
@@ -344,7 +345,7 @@ impl Opener for Sessions {
         let chain = match (self.try_open().await, &self.swarm) {
             (Err(failure), Some(swarm)) => {
                 tracing::info!(code = %failure.code, "the route is planned again");
-                self.plan(swarm).await.map_err(problem)?;
+                self.plan_when_loaded(swarm).await.map_err(problem)?;
                 self.try_open().await
             }
             (opened, _) => opened,
@@ -388,8 +389,8 @@ impl Sessions {
         // One that has ended serves nobody again: another takes its place.
         self.engines.borrow_mut().retain(|(_, engine)| !engine.is_over());
         let Swarm { home, entry, settings, codec, privacy, prefer, memory, standby } = swarm;
-        let (memory, standby) = (Some(*memory), *standby);
-        let wanted = Wanted { home, entry, settings, codec: *codec, memory, privacy, standby };
+        let (memory, standby, screen) = (Some(*memory), *standby, None);
+        let wanted = Wanted { home, entry, settings, codec: *codec, memory, privacy, standby, screen };
         let membership = Membership::open(home)?;
         // This machine alone was not the better choice when it began: now the last plan stands.
         let Some(route) = shared_route(&wanted, *prefer, &(self.node.clone(), membership)).await? else {
@@ -407,6 +408,18 @@ impl Sessions {
         (config.codec, config.codec_otherwise) = codec.over(route.len());
         config.route = route;
         Ok(())
+    }
+
+    /// Where a peer is loading what is missing for a route, that is waited for.
+    async fn plan_when_loaded(&self, swarm: &Swarm) -> Result<(), Failure> {
+        let begun = Instant::now();
+        loop {
+            match self.plan(swarm).await {
+                Err(failure) if failure.code == LOADING && begun.elapsed() < LOADED_WITHIN => {}
+                planned => return planned,
+            }
+            sleep(LOADED_EVERY).await;
+        }
     }
 
     async fn session(&self, chain: RouteChain) -> Session<RouteChain> {
@@ -477,6 +490,7 @@ impl Sessions {
             home: Box::new(swarm.home.clone()),
             trusted_layers: swarm.privacy.trusted_layers,
             standby: swarm.standby.into(),
+            screen: None,
         });
         Ok(RouteChain::open_on(&self.node, config, ports, number, substitutes).await?)
     }

@@ -38,6 +38,7 @@ use crate::{
     home::Home,
     models::{CodecChoice, all_layers},
     placement::own_machine,
+    screen::Screen,
     signals::Interrupt,
 };
 
@@ -78,6 +79,7 @@ pub(crate) struct Talk {
     pub(crate) entry: InUse,
     session: Session<AnyChain>,
     home: Home,
+    screen: Screen,
     route: RouteArgs,
     settings: EngineSettings,
     codec: CodecChoice,
@@ -196,11 +198,13 @@ impl Talk {
         on_token: impl FnMut(&TokenEvent),
     ) -> Result<Outcome, Failure> {
         let Self { session, home, entry, settings, codec, memory, privacy, embedded, route, verdict, .. } = self;
-        let wanted =
-            Wanted { home, entry, settings, codec: *codec, memory: Some(*memory), privacy, standby: route.standby };
+        let (standby, screen, memory) = (route.standby, Some(self.screen), Some(*memory));
+        let wanted = Wanted { home, entry, settings, codec: *codec, memory, privacy, standby, screen };
         let reopen = async |lost: &SessionError| match open_again(&wanted, route, embedded.as_ref(), lost).await {
             Ok((chain, why)) => {
                 tracing::info!(%lost, "the answer goes on over another route");
+                self.screen
+                    .aside(format!("{lost}: the answer goes on over another route, after all of it was computed anew"));
                 if let Some(why) = why {
                     *verdict = why;
                 }
@@ -238,8 +242,8 @@ impl Talk {
     /// What the planner expects of the route, of what it knows now.
     pub(crate) fn expected(&self) -> Result<Preview, Failure> {
         let Self { home, entry, settings, codec, memory, privacy, .. } = self;
-        let standby = self.route.standby;
-        let wanted = Wanted { home, entry, settings, codec: *codec, memory: Some(*memory), privacy, standby };
+        let (standby, screen) = (self.route.standby, None);
+        let wanted = Wanted { home, entry, settings, codec: *codec, memory: Some(*memory), privacy, standby, screen };
         match (&self.plan, self.route.peers) {
             (Some(plan), _) => Ok(plan.clone()),
             (None, Some(peers)) => own_peers_plan(&wanted, peers.into(), self.route.ends()),

@@ -9,7 +9,7 @@ use potluck_chain::{Answer, Hop, SessionConfig, SessionError, Submission, chunks
 use potluck_client::{Chain, ChainShape, RepairTimes, StageAccount};
 use potluck_core::{Account, Hidden, LayerRange, PeerId, SessionId};
 use potluck_net::{Node, OwnPort, PathKind, Session, SessionEvent};
-use potluck_wire::{Codec, FailureCode, HEADER_BYTES, answer_rows_max, padded_positions};
+use potluck_wire::{Codec, Failure as WireFailure, FailureCode, HEADER_BYTES, answer_rows_max, padded_positions};
 
 use tokio::{
     task::JoinHandle,
@@ -19,13 +19,17 @@ use tokio::{
 use super::{
     RouteStage,
     start::REOPEN_EVERY,
-    substitutes::{Places, Substitutes, Vacancy},
+    substitutes::{Places, Search, Substitutes, Vacancy},
 };
 use crate::{engines::RunningEngine, failure::Failure};
 
 /// How often it is seen whether a standby is missing, and how often one is looked for that was not found.
 const STANDBY_LOOK: Duration = Duration::from_secs(1);
 const STANDBY_EVERY: Duration = Duration::from_secs(10);
+
+/// How long others may be tried in the place of a lost peer, but for the time in which somebody loads what it had: after that another route
+/// is the quicker way.
+const TRIED_WITHIN: Duration = Duration::from_secs(10);
 
 /// A session that is ready on every peer of its route.
 #[derive(Debug)]
@@ -63,13 +67,20 @@ struct Repair {
     substitutes: Substitutes,
     /// Stages whose peers are lost, and how the session would have ended.
     lost: Vec<(usize, SessionError)>,
+    /// The first of those in whose places others were asked.
+    first: Option<SessionError>,
+    /// Who they were, of the repair that is under way.
+    gone: BTreeSet<PeerId>,
     /// Since when, and when others are looked for next.
     since: Instant,
     again: Option<Instant>,
-    /// Others were asked to take the places, and have not all said that they are ready.
+    /// Others were asked to take the places, and have not all said that they are ready; until when they are waited for.
     trying: bool,
+    until: Option<Instant>,
     /// A search that is under way.
-    search: Option<JoinHandle<Result<Places, Failure>>>,
+    search: Option<JoinHandle<Result<Search, Failure>>>,
+    /// How long somebody was waited for who loaded what was missing, in the repair that is under way.
+    load: Duration,
     /// Stages that others were asked to take, of the repair that is under way; how long it took to find these others, and what is known
     /// of it once they were ready.
     layers: Vec<usize>,
@@ -237,7 +248,7 @@ impl RouteChain {
             match event {
                 SessionEvent::Lost { hop, error } => {
                     tracing::info!(%error, "another peer is looked for in its place");
-                    self.repair.lose(hop, error);
+                    self.repair.lose(hop, error, self.stages[hop].0);
                     // Whoever could not take the place may be able to in a moment.
                     match std::mem::take(&mut self.repair.trying) {
                         true => self.repair.look_again(),
@@ -250,7 +261,7 @@ impl RouteChain {
                 }
                 SessionEvent::Promoted { hop } => {
                     tracing::info!(hop, "who stood by for a peer takes its place");
-                    self.repair.promoted(hop);
+                    self.repair.promoted(hop, self.stages[hop].0);
                     self.standbys.unfit.extend(self.stages.get(hop).and_then(|(peer, _)| *peer));
                 }
                 SessionEvent::StandsBy { hop } => tracing::info!(hop, "a peer stands by"),
@@ -262,6 +273,7 @@ impl RouteChain {
                 SessionEvent::Repaired => {
                     self.stages = self.session.route().iter().map(stage_of).collect();
                     self.repair.ready(self.session.route());
+                    self.repair.tell(&self.stages);
                     tracing::info!(seconds = self.repair.since.elapsed().as_secs_f32(), "the session goes on");
                 }
                 event => {
@@ -334,12 +346,24 @@ enum Found {
 
 impl Repair {
     fn new(node: Node, substitutes: Substitutes) -> Self {
-        let (lost, since) = (Vec::new(), Instant::now());
-        let node = Some(node);
-        let (layers, done) = (Vec::new(), Vec::new());
-        let (again, search, found_s, ready) = (None, None, None, None);
-        let (trying, stood_by) = (false, true);
-        Self { node, substitutes, lost, since, again, trying, search, layers, stood_by, found_s, ready, done }
+        Self {
+            node: Some(node),
+            substitutes,
+            lost: Vec::new(),
+            first: None,
+            gone: BTreeSet::new(),
+            since: Instant::now(),
+            again: None,
+            trying: false,
+            until: None,
+            search: None,
+            load: Duration::ZERO,
+            layers: Vec::new(),
+            stood_by: true,
+            found_s: None,
+            ready: None,
+            done: Vec::new(),
+        }
     }
 
     /// Whether somebody is lost, or has not said yet that it is ready.
@@ -347,25 +371,28 @@ impl Repair {
         !self.lost.is_empty() || self.trying
     }
 
-    fn lose(&mut self, hop: usize, error: SessionError) {
-        // Until a step is answered it is all one pause.
+    /// A peer is gone. Until a step is answered it is all one pause.
+    fn begin(&mut self, peer: Option<PeerId>) {
         if self.lost.is_empty() && !self.trying && self.ready.is_none() {
-            self.since = Instant::now();
+            (self.since, self.load) = (Instant::now(), Duration::ZERO);
             self.layers.clear();
         }
+        // It is noticed more than once: by others, and here.
+        self.gone.extend(peer);
+    }
+
+    fn lose(&mut self, hop: usize, error: SessionError, peer: Option<PeerId>) {
+        self.begin(peer);
         if !self.lost.iter().any(|(lost, _)| *lost == hop) {
             self.lost.push((hop, error));
         }
     }
 
     /// Whoever stood by for a peer that is lost has its place.
-    fn promoted(&mut self, hop: usize) {
-        if self.lost.is_empty() && !self.trying && self.ready.is_none() {
-            self.since = Instant::now();
-            self.layers.clear();
-        }
+    fn promoted(&mut self, hop: usize, peer: Option<PeerId>) {
+        self.begin(peer);
         self.layers.push(hop);
-        self.trying = true;
+        self.tries_now();
         self.found_s.get_or_insert(self.since.elapsed().as_secs_f64());
     }
 
@@ -373,22 +400,47 @@ impl Repair {
     fn tries(&mut self) {
         let lost = std::mem::take(&mut self.lost);
         self.stood_by = false;
-        self.layers.extend(lost.into_iter().map(|(hop, _)| hop));
-        (self.again, self.trying) = (None, true);
+        self.layers.extend(lost.iter().map(|(hop, _)| hop));
+        self.first = lost.into_iter().next().map(|(_, error)| error).or(self.first.take());
+        self.again = None;
+        self.tries_now();
         self.found_s = Some(self.since.elapsed().as_secs_f64());
+    }
+
+    fn tries_now(&mut self) {
+        self.trying = true;
+        self.until = Some(Instant::now() + TRIED_WITHIN);
     }
 
     /// They are ready.
     fn ready(&mut self, route: &[Hop]) {
-        self.trying = false;
+        (self.trying, self.until, self.first) = (false, None, None);
         self.layers.sort_unstable();
         self.layers.dedup();
         let range = |hop: &usize| route.get(*hop).map(|hop| [hop.layers().start(), hop.layers().end()]);
         let layers = self.layers.iter().filter_map(range).collect();
         let ready_s = self.since.elapsed().as_secs_f64();
         let found_s = self.found_s.take().unwrap_or(ready_s);
-        let stood_by = std::mem::replace(&mut self.stood_by, true);
-        self.ready = Some(RepairTimes { layers, stood_by, found_s, ready_s, answered_s: ready_s });
+        let (stood_by, load_s) = (std::mem::replace(&mut self.stood_by, true), self.load.as_secs_f64());
+        self.ready = Some(RepairTimes { layers, stood_by, found_s, load_s, ready_s, answered_s: ready_s });
+    }
+
+    /// Tells whoever reads along who has gone, and who is there instead.
+    fn tell(&mut self, stages: &[(Option<PeerId>, LayerRange)]) {
+        let gone = std::mem::take(&mut self.gone);
+        // One whose engine alone was lost has its own place again.
+        let is_back = |peer: &PeerId| stages.iter().any(|(at, _)| *at == Some(*peer));
+        let gone: Vec<_> = gone.iter().filter(|peer| !is_back(peer)).map(PeerId::short).collect();
+        let places = self.layers.iter().filter_map(|&hop| stages.get(hop));
+        let has =
+            |(peer, layers): &(Option<PeerId>, LayerRange)| Some(format!("{} has layers {layers}", (*peer)?.short()));
+        let now = places.filter_map(has).collect::<Vec<_>>().join(", ");
+        let seconds = self.since.elapsed().as_secs_f64();
+        let what = match &gone[..] {
+            [] => "an engine was lost".into(),
+            gone => format!("gone: peer {}", gone.join(", ")),
+        };
+        self.substitutes.tell(format!("{what}; {now} now, and the answer goes on after {seconds:.1} s"));
     }
 
     /// A step was answered.
@@ -430,7 +482,14 @@ impl Repair {
 
     /// How the session ends where nobody can take a place: another route may lead elsewhere.
     fn give_up(&mut self) -> SessionError {
-        self.lost.first().map_or(SessionError::Closed, |(_, error)| error.clone())
+        let first = self.lost.first().map(|(_, error)| error.clone()).or(self.first.take());
+        let late = || {
+            // Whoever stood by did not take the place in time.
+            let failure = WireFailure::new(FailureCode::PeerLost, "nobody was ready in its place in time");
+            let (peer, layers) = (self.gone.first().copied()?, String::new());
+            Some(SessionError::PeerLost { peer, layers, failure })
+        };
+        first.or_else(late).unwrap_or(SessionError::Closed)
     }
 
     /// What a search has found. Never, where nobody is lost.
@@ -439,7 +498,10 @@ impl Repair {
             let found = search.await;
             self.search = None;
             match found {
-                Ok(Ok(found)) => return Found::Others(found),
+                Ok(Ok(Search { places, load })) => {
+                    self.load += load;
+                    return Found::Others(places);
+                }
                 Ok(Err(failure)) => {
                     tracing::info!(code = %failure.code, "{}", failure.message);
                     return Found::Nobody;
@@ -447,11 +509,13 @@ impl Repair {
                 Err(_) => self.look_again(),
             }
         }
-        match self.again {
-            Some(at) => sleep_until(at.into()).await,
-            None => std::future::pending().await,
-        }
-        Found::Nothing
+        let Some(at) = self.again.or(self.until) else { return std::future::pending().await };
+        sleep_until(at.into()).await;
+        let is_late = match self.again {
+            Some(_) => self.since.elapsed() >= TRIED_WITHIN + self.load,
+            None => true,
+        };
+        if is_late { Found::Nobody } else { Found::Nothing }
     }
 }
 

@@ -1,6 +1,6 @@
 //! From arguments to a model that is ready to answer.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use potluck_chain::{
     Deadlines, Hop, SessionConfig, SessionError,
@@ -11,8 +11,9 @@ use potluck_core::{CacheId, PeerId, SessionId, SessionKey, StageSpec};
 use potluck_engine::{EngineSettings, memory};
 use potluck_model::facts;
 use potluck_net::OwnPort;
+use potluck_peer::GRACE_MAX;
 use potluck_store::Entry;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, timeout_at};
 
 use super::{
     AnyChain, Talk,
@@ -38,10 +39,20 @@ pub(super) const OWN_CACHE: CacheId = CacheId(0);
 
 /// How long a lost session's peers may take to be ready again: between two answers, and in the midst of one.
 const REOPEN_WITHIN: Duration = Duration::from_secs(10);
-const RESUME_WITHIN: Duration = Duration::from_secs(20);
+const RESUME_WITHIN: Duration = Duration::from_secs(30);
 
-/// How long the others of a route keep what they hold while another peer is looked for in the place of a lost one.
-const REPLACED_WITHIN: Duration = Duration::from_secs(10);
+/// How long the others of a route keep what they hold while another peer is looked for in the place of a lost one: as long as peers allow,
+/// for somebody may have to load what the lost one had.
+const REPLACED_WITHIN: Duration = GRACE_MAX;
+
+/// How long is waited for a peer that is loading what is missing for a route.
+pub(super) const LOADED_WITHIN: Duration = Duration::from_secs(300);
+
+/// How often it is looked whether it is there.
+pub(super) const LOADED_EVERY: Duration = Duration::from_secs(2);
+
+/// Nobody has the layers that are missing for a route, and somebody is loading them.
+pub(super) const LOADING: &str = "loading";
 
 /// How often they are asked.
 pub(super) const REOPEN_EVERY: Duration = Duration::from_millis(200);
@@ -58,6 +69,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) privacy: &'a Privacy,
     /// How many peers are to stand by.
     pub(crate) standby: u16,
+    /// Where whoever reads along is told what happens to the route; none: nobody does.
+    pub(crate) screen: Option<Screen>,
 }
 
 impl Wanted<'_> {
@@ -126,11 +139,13 @@ impl Talk {
             memory: Some(memory),
             privacy: &privacy,
             standby,
+            screen: Some(screen),
         };
         let bar = screen.wait(format!("loading {}", entry.name));
         let vocabulary = start_vocabulary(load_vocabulary(&entry, &settings)?);
         let drafter = Drafter::start(home, screen, route, &entry.manifest, &settings);
-        let (vocabulary, opened, drafter) = tokio::try_join!(vocabulary, open(&wanted, route), drafter)?;
+        let opened = open_when_loaded(&wanted, route);
+        let (vocabulary, opened, drafter) = tokio::try_join!(vocabulary, opened, drafter)?;
         let mut session = Session::new(opened.chain, vocabulary);
         session.set_drafting(drafting(route.drafts(), drafter.as_deref()).await);
         drop(bar);
@@ -152,6 +167,7 @@ impl Talk {
             verdict: opened.verdict,
             plan: opened.plan,
             home: home.clone(),
+            screen,
             route: RouteArgs { local, ..route.clone() },
             settings,
             codec,
@@ -163,9 +179,9 @@ impl Talk {
 
     /// Opens another session after one was lost, over the same peers where this command started them.
     pub(crate) async fn reopen(&mut self) -> Result<(), Failure> {
-        let Self { home, entry, settings, codec, memory, privacy, .. } = self;
-        let standby = self.route.standby;
-        let wanted = Wanted { home, entry, settings, codec: *codec, memory: Some(*memory), privacy, standby };
+        let Self { home, entry, settings, codec, memory, privacy, screen, .. } = self;
+        let (standby, screen) = (self.route.standby, Some(*screen));
+        let wanted = Wanted { home, entry, settings, codec: *codec, memory: Some(*memory), privacy, standby, screen };
         let (chain, verdict) = open_within(&wanted, &self.route, self.embedded.as_ref(), REOPEN_WITHIN).await?;
         self.verdict = verdict.unwrap_or_else(|| std::mem::take(&mut self.verdict));
         let vocabulary = self.session.vocabulary().clone();
@@ -213,30 +229,50 @@ async fn open_within(
     embedded: Option<&Embedded>,
     patience: Duration,
 ) -> Result<(AnyChain, Option<String>), Failure> {
-    let seconds = patience.as_secs();
+    let (begun, seconds) = (Instant::now(), patience.as_secs());
     let mut last = Failure::new("deadline", format!("no other route within {seconds} s"), "run it again");
-    let opened = timeout(patience, async {
-        loop {
-            let opened = match embedded {
+    let mut until = begun + patience;
+    loop {
+        let opened = async {
+            match embedded {
                 Some(embedded) => {
                     own_peers::open_again(wanted, embedded, route.ends()).await.map(|chain| (chain, None))
                 }
                 None => open(wanted, route).await.map(|opened| (opened.chain, Some(opened.verdict))),
-            };
-            match opened {
-                Err(failure) if comes_back(&failure) => last = failure,
-                opened => return opened,
             }
-            sleep(REOPEN_EVERY).await;
+        };
+        match timeout_at(until.into(), opened).await {
+            // What is loaded may take longer to be there.
+            Ok(Err(failure)) if failure.code == LOADING => {
+                until = until.max((Instant::now() + patience).min(begun + LOADED_WITHIN));
+                last = failure;
+                sleep(LOADED_EVERY).await;
+            }
+            Ok(Err(failure)) if comes_back(&failure) => last = failure,
+            Ok(opened) => return opened,
+            Err(_) => return Err(last),
         }
-    });
-    let opened = opened.await;
-    opened.unwrap_or(Err(last))
+        sleep(REOPEN_EVERY).await;
+    }
+}
+
+/// A session; where a peer is loading what is missing for one, that is waited for.
+async fn open_when_loaded(wanted: &Wanted<'_>, route: &RouteArgs) -> Result<Opened, Failure> {
+    let (begun, mut bar) = (Instant::now(), None);
+    loop {
+        match open(wanted, route).await {
+            Err(failure) if failure.code == LOADING && begun.elapsed() < LOADED_WITHIN => {
+                bar = bar.or_else(|| Some(wanted.screen?.wait(failure.message)));
+            }
+            opened => return opened,
+        }
+        sleep(LOADED_EVERY).await;
+    }
 }
 
 /// True for what a peer says while its engine starts again, and for what is said of one that is not there for a while.
 fn comes_back(failure: &Failure) -> bool {
-    let codes = ["engine_lost", "not_served", "busy", "peer_lost", "peer_failed", "deadline", "no_route"];
+    let codes = ["engine_lost", "not_served", "busy", "peer_lost", "peer_failed", "deadline", "no_route", LOADING];
     codes.contains(&failure.code.as_ref())
 }
 

@@ -2,15 +2,15 @@
 
 use potluck_chain::{
     Hop, OwnStage, RemoteStage,
-    plan::{Machine, PlanError, Preference, Preview, VerdictKind, Who, alone, plan},
+    plan::{Machine, ModelFacts, PlanError, Preference, Preview, VerdictKind, Who, Wish, alone, plan},
 };
-use potluck_core::{Offer, PeerId, StageSpec};
+use potluck_core::{Offer, PeerId, StageSpec, StageSpeed};
 use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig};
 
 use super::{
     AnyChain,
     route::RouteChain,
-    start::{OWN_CACHE, Opened, Wanted, local, own_engine, session_config},
+    start::{LOADING, OWN_CACHE, Opened, Wanted, local, own_engine, session_config},
     substitutes::Substitutes,
 };
 use crate::{
@@ -87,19 +87,24 @@ async fn plan_over(
     let wish = wanted.wish(preference, may_load);
     let facts = model_facts(wanted.entry, wanted.settings.kv)?;
     let planned = loop {
-        let mut machines = machines.clone();
+        let mut all = machines.clone();
         if let Some((hearing, distances)) = &asked {
             // As the list is now: whoever was taken off it is given nothing more.
             let list = trusted(wanted.home)?;
             let trusted = |machine: &Machine| matches!(machine.who, Who::Peer(peer) if list.contains(&peer));
             let offered = distances.machines(&hearing.offers()).into_iter();
-            machines.extend(offered.map(|machine| Machine { trusted: trusted(&machine), ..machine }));
+            all.extend(offered.map(|machine| Machine { trusted: trusted(&machine), ..machine }));
         }
-        let planned = plan(&facts, &machines, &wish);
+        let planned = plan(&facts, &all, &wish);
         let Some((hearing, distances)) = &mut asked else { break planned };
         // Where nobody but this machine would read what is said, it is worth the wait; and so is any way, where there is none.
         let open = planned.as_ref().is_ok_and(|preview| preview.preference != Preference::Private);
         if planned.is_ok() && !(prefer == Prefer::Private && open) {
+            break planned;
+        }
+        // Who is gone does not answer, and somebody may be loading what it had.
+        if planned.is_err() && loads_what_is_missing(wanted, (&facts, &wish), &machines, (hearing, distances)).is_some()
+        {
             break planned;
         }
         let late = hearing.rest().await;
@@ -113,6 +118,12 @@ async fn plan_over(
         None => preview,
     });
     let (mut offers, mut silent) = (Vec::new(), Vec::new());
+    let loads = match (&planned, &asked) {
+        (Err(_), Some((hearing, distances))) => {
+            loads_what_is_missing(wanted, (&facts, &wish), &machines, (hearing, distances))
+        }
+        _ => None,
+    };
     let shut_out = asked.as_ref().and_then(|(hearing, _)| hearing.shut_out()).map(ToString::to_string);
     if let (Some((hearing, distances)), Some((_, membership))) = (asked, swarm) {
         offers = hearing.offers();
@@ -125,6 +136,10 @@ async fn plan_over(
         if let Some(refused) = shut_out {
             let hint = "potluck swarm whoami says what this machine may; its owner may have taken that back";
             return Failure::new("not_admitted", refused, hint);
+        }
+        if let Some(peer) = loads {
+            let message = format!("peer {} is loading layers that are missing", peer.short());
+            return Failure::new(LOADING, message, "run it again in a while");
         }
         let shorter = offers.iter().filter(|offer| offer.shape.spec.model == wanted.entry.id);
         let shorter = shorter.map(|offer| offer.shape.context).filter(|&context| context < wish.positions).min();
@@ -149,6 +164,32 @@ async fn plan_over(
         Failure::new("no_route", error, hint)
     });
     Ok((preview, silent, offers))
+}
+
+/// A peer that is loading layers, where there will be a route once it has. Who did not answer may be gone, and loads nothing then.
+fn loads_what_is_missing(
+    wanted: &Wanted<'_>,
+    (facts, wish): (&ModelFacts, &Wish),
+    own: &[Machine],
+    (hearing, distances): (&Hearing, &Distances),
+) -> Option<PeerId> {
+    if wish.may_load {
+        return None;
+    }
+    let offers = hearing.offers();
+    let loads = |offer: &&Offer| offer.is_coming() && offer.shape.spec.model == wanted.entry.id;
+    let coming = offers.iter().filter(loads).find(|offer| distances.has_reached(offer.peer))?;
+    // As fast as anything: whether there will be a route does not depend on it.
+    let ready = |offer: &Offer| match offer.is_coming() {
+        true => Offer { free_caches: 1, speed: StageSpeed { decode_us: 1, prefill_position_us: 1 }, ..offer.clone() },
+        false => offer.clone(),
+    };
+    let list = trusted(wanted.home).ok()?;
+    let trusted = |machine: &Machine| matches!(machine.who, Who::Peer(peer) if list.contains(&peer));
+    let offered = distances.machines(&offers.iter().map(ready).collect::<Vec<_>>()).into_iter();
+    let offered = offered.map(|machine| Machine { trusted: trusted(&machine), ..machine });
+    let machines: Vec<_> = own.iter().cloned().chain(offered).collect();
+    plan(facts, &machines, wish).is_ok().then_some(coming.peer)
 }
 
 /// Opens a session as the planner says.
@@ -194,7 +235,7 @@ pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, 
 /// Where others are looked for in the places of lost peers.
 pub(super) fn substitutes(wanted: &Wanted<'_>) -> Substitutes {
     let (home, trusted_layers) = (Box::new(wanted.home.clone()), wanted.privacy.trusted_layers);
-    Substitutes::Swarm { home, trusted_layers, standby: wanted.standby.into() }
+    Substitutes::Swarm { home, trusted_layers, standby: wanted.standby.into(), screen: wanted.screen }
 }
 
 /// A route for sessions that share it, with stages of this machine at its ends where they fit and nothing else was asked for;
