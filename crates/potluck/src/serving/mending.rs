@@ -122,9 +122,12 @@ impl Mending {
         if answers.changed().await.is_err() {
             return std::future::pending().await;
         }
-        let mut turn = Turn::default();
-        silent.look(&peer.node, &self.newest(peer)).await;
-        sleep(STRAGGLERS).await;
+        let (mut turn, heard) = (Turn::default(), Instant::now());
+        // It meets whoever is there: who was never reached is not missed for a while.
+        while heard.elapsed() < STRAGGLERS {
+            silent.look(&peer.node, &self.newest(peer)).await;
+            sleep(LOOK_EVERY / 3).await;
+        }
         if let Some(until) = self.rests_until.get() {
             sleep_until(until.into()).await;
         }

@@ -111,7 +111,7 @@ fn a_machine_that_is_spare_loads_what_nobody_serves_any_more() {
         wait_until("their offers are known", || spare.iter().all(|(id, _)| is_offered(&asking, id)));
         // They meet the others meanwhile: who was never there is not missed.
         let over = ["--context", "512", "--exact", "--prefer", "swarm"];
-        for text in ["One.", "Two."] {
+        for text in ["One.", "Two.", "Three.", "Four."] {
             asking.answer(text, 8, &over);
         }
         last.iter().for_each(|(serving, _)| serving.signal("KILL"));
