@@ -222,16 +222,21 @@ pub(crate) fn address(offer: &Offer) -> PeerAddress {
     PeerAddress { peer: offer.peer, addresses, relay: offer.relay.clone() }
 }
 
-/// Every member that offers something, where the latest of its offers says; then the contacts that offer nothing.
-pub(crate) fn members<'a>(offers: impl IntoIterator<Item = &'a Offer>, contacts: &[PeerAddress]) -> Vec<PeerAddress> {
+/// The latest offer of each peer: one that has moved, or serves something else, is still offering as it did until that offer expires.
+pub(crate) fn latest<'a>(offers: impl IntoIterator<Item = &'a Offer>) -> BTreeMap<PeerId, &'a Offer> {
     let mut latest = BTreeMap::<PeerId, &Offer>::new();
     for offer in offers {
-        // A peer that has moved is still offering at its old place, until that offer expires.
         let known = latest.entry(offer.peer).or_insert(offer);
         if offer.sequence > known.sequence {
             *known = offer;
         }
     }
+    latest
+}
+
+/// Every member that offers something, where the latest of its offers says; then the contacts that offer nothing.
+pub(crate) fn members<'a>(offers: impl IntoIterator<Item = &'a Offer>, contacts: &[PeerAddress]) -> Vec<PeerAddress> {
+    let latest = latest(offers);
     let silent = contacts.iter().filter(|contact| !latest.contains_key(&contact.peer)).cloned();
     latest.values().copied().map(address).chain(silent).collect()
 }

@@ -47,12 +47,13 @@ pub fn lent_bytes(model: &ModelFacts, range: LayerRange, positions: u64) -> u64 
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use potluck_core::ModelId;
 
     use super::{super::LayerFacts, *};
 
-    fn model(cuts: &[u32]) -> ModelFacts {
+    /// Eight equal layers, and a table at each end.
+    pub(in crate::plan) fn model(cuts: &[u32]) -> ModelFacts {
         let layer = LayerFacts { weight_bytes: 100, cache_bytes_per_position: 1 };
         ModelFacts {
             model: ModelId::from_bytes([7; 32]),
@@ -70,7 +71,7 @@ mod tests {
         lend(&model(cuts), &offered, 10, memory).map(|range| (range.start(), range.end()))
     }
 
-    const ANYWHERE: [u32; 7] = [1, 2, 3, 4, 5, 6, 7];
+    pub(in crate::plan) const ANYWHERE: [u32; 7] = [1, 2, 3, 4, 5, 6, 7];
 
     #[test]
     fn the_first_gap_is_filled_as_far_as_memory_goes() {

@@ -7,7 +7,7 @@ use potluck_core::{LayerRange, PeerId};
 use super::{ModelFacts, lend::lent_bytes};
 
 /// How long each of those has that had better move first.
-pub const TURN: Duration = Duration::from_secs(4);
+const TURN: Duration = Duration::from_secs(4);
 
 /// How long it has to be anybody's turn: what was heard may be about to change.
 const SETTLES_WITHIN: Duration = Duration::from_secs(1);
@@ -72,19 +72,14 @@ pub struct Turn {
 impl Turn {
     /// Looks at what [`menders`] says now: what this machine is to serve instead, if it is its turn.
     pub fn look(&mut self, now: Instant, menders: &[Mender], own: PeerId) -> Option<LayerRange> {
-        let place = menders.iter().position(|mender| mender.peer == own);
-        let Some((place, mender)) = place.and_then(|place| Some((place, menders.get(place)?))) else {
+        let Some((place, mender)) = menders.iter().enumerate().find(|(_, mender)| mender.peer == own) else {
             self.since = None;
             return None;
         };
         // Where something has changed, it begins anew.
-        let (_, _, since) = *self.since.insert(
-            self.since.filter(|(layers, first, _)| (*layers, *first) == (mender.layers, place)).unwrap_or((
-                mender.layers,
-                place,
-                now,
-            )),
-        );
+        let same = self.since.filter(|(layers, first, _)| (*layers, *first) == (mender.layers, place));
+        let since = same.map_or(now, |(_, _, since)| since);
+        self.since = Some((mender.layers, place, since));
         let first = if mender.is_spare { SETTLES_WITHIN } else { RESTARTS_WITHIN };
         let wait = first + TURN.saturating_mul(u32::try_from(place).unwrap_or(u32::MAX));
         (now.saturating_duration_since(since) >= wait).then_some(mender.layers)
@@ -167,24 +162,11 @@ fn mender(model: &ModelFacts, lenders: &[Lender], lender: &Lender, now: u32) -> 
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test is its own driver")]
 mod tests {
-    use potluck_core::ModelId;
+    use super::{
+        super::lend::tests::{ANYWHERE, model},
+        *,
+    };
 
-    use super::{super::LayerFacts, *};
-
-    fn model(cuts: &[u32]) -> ModelFacts {
-        let layer = LayerFacts { weight_bytes: 100, cache_bytes_per_position: 1 };
-        ModelFacts {
-            model: ModelId::from_bytes([7; 32]),
-            layers: vec![layer; 8],
-            head_bytes: 50,
-            tail_bytes: 70,
-            tied: false,
-            width: 8,
-            cuts: cuts.to_vec(),
-        }
-    }
-
-    const ANYWHERE: [u32; 7] = [1, 2, 3, 4, 5, 6, 7];
     const PLENTY: Option<u64> = Some(10_000);
 
     fn range(start: u32, end: u32) -> LayerRange {

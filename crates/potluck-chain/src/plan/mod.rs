@@ -58,7 +58,7 @@ pub use alone::{Alone, Hindrance, alone};
 pub use facts::{LayerFacts, Link, Loaded, MACHINES_MAX, Machine, ModelFacts, Preference, Speed, Who, Wish};
 pub use left_out::{LeftOut, Reason};
 pub use lend::{lend, lent_bytes};
-pub use mend::{Lender, Mender, TURN, Turn, menders, missing};
+pub use mend::{Lender, Mender, Turn, menders, missing};
 pub use placed::{Here, placed};
 pub use preview::{Alternative, PlannedStage, Preview, Sees, Verdict, VerdictKind};
 pub use split::{SplitError, split_evenly};

@@ -27,7 +27,7 @@ use crate::{
     commands::swarm::utc_now,
     failure::Failure,
     models::cache_bytes,
-    placement::{address, model_facts},
+    placement::{address, latest, model_facts},
     stragglers::STRAGGLERS,
 };
 
@@ -140,7 +140,8 @@ impl Mending {
             }
             // They may have said something meanwhile. Of itself it knows here what the others do: so all come to the same list.
             let offers = self.newest(peer);
-            let there: Vec<_> = offers.iter().filter(|offer| !silent.is_gone(Instant::now(), offer)).collect();
+            let there: Vec<_> =
+                offers.iter().filter(|it| !silent.is_gone(Instant::now(), it.peer, it.sequence)).collect();
             let lenders: Vec<_> = there.iter().map(|offer| self.lender(offer)).collect();
             let taken = turn.look(Instant::now(), &menders(&self.facts, &lenders), peer.id());
             // Whoever reaches nobody is cut off, as far as it knows: then a part of the model is of no use to anybody.
@@ -164,14 +165,7 @@ impl Mending {
         // What is withdrawn holds for a moment still.
         let holds = |offer: &&Offer| offer.expires > now + WITHDRAWN_SECONDS;
         let of_model = known.offers(now).filter(holds).filter(|offer| offer.shape.spec.model == self.facts.model);
-        let mut newest = BTreeMap::<PeerId, &Offer>::new();
-        for offer in of_model {
-            let kept = newest.entry(offer.peer).or_insert(offer);
-            if offer.sequence > kept.sequence {
-                *kept = offer;
-            }
-        }
-        newest.into_values().cloned().collect()
+        latest(of_model).into_values().cloned().collect()
     }
 
     fn lender(&self, offer: &Offer) -> Lender {
@@ -244,11 +238,12 @@ impl Silent {
         self.0.insert(peer, next);
     }
 
-    fn is_gone(&self, now: Instant, offer: &Offer) -> bool {
-        match self.0.get(&offer.peer) {
-            Some(Silence::For { times, sequence }) => *times >= SILENT_MAX && *sequence >= offer.sequence,
+    /// Whether a peer is gone whose newest offer is that one.
+    fn is_gone(&self, now: Instant, peer: PeerId, newest: u64) -> bool {
+        match self.0.get(&peer) {
+            Some(Silence::For { times, sequence }) => *times >= SILENT_MAX && *sequence >= newest,
             Some(Silence::Apart { since, sequence }) => {
-                now.saturating_duration_since(*since) >= RENEWS_WITHIN && *sequence >= offer.sequence
+                now.saturating_duration_since(*since) >= RENEWS_WITHIN && *sequence >= newest
             }
             _ => false,
         }
@@ -275,5 +270,21 @@ mod tests {
         assert_eq!(after(2, false), apart(2), "until it says nothing for a while");
         assert_eq!(after(3, false), apart(3));
         assert_eq!(after(3, true), Some(Silence::Not));
+    }
+
+    #[test]
+    fn who_is_gone_is_missed_at_once_where_it_was_reached_and_late_where_it_never_was() {
+        let (mut silent, peer, now) = (Silent::default(), PeerId::from_bytes([1; 32]), Instant::now());
+        let is_gone = |silent: &Silent, after, newest| silent.is_gone(now + after, peer, newest);
+        silent.note(now, peer, 1, false);
+        assert!(!is_gone(&silent, RENEWS_WITHIN - NOTED_WITHIN, 1));
+        assert!(is_gone(&silent, RENEWS_WITHIN, 1) && !is_gone(&silent, RENEWS_WITHIN, 2));
+        silent.note(now, peer, 1, true);
+        assert!(!is_gone(&silent, RENEWS_WITHIN, 1));
+        silent.note(now, peer, 1, false);
+        assert!(!is_gone(&silent, Duration::ZERO, 1), "once is no loss");
+        silent.note(now, peer, 1, false);
+        assert!(is_gone(&silent, Duration::ZERO, 1));
+        assert!(!is_gone(&silent, Duration::ZERO, 2), "it has offered something since");
     }
 }
