@@ -19,11 +19,13 @@ use tracing::{debug, info};
 
 use crate::{
     Node,
+    echo::Echoes,
     greet::{admit, close, utc_now},
     node::{lift_limits, peer_id},
     places::{Place, Places},
     rates::{Origin, Rates},
     serve::Happened,
+    stream::Halves,
     tunnel::attend_tunnel,
 };
 
@@ -118,8 +120,8 @@ async fn attend(
         info!(peer = %peer.short(), "a connection was refused: this key makes too many");
         return close(&connection, FailureCode::Busy);
     }
-    let member = match timeout(patience, admit(&connection, &node)).await {
-        Ok(Ok(Some(member))) => member,
+    let (member, features) = match timeout(patience, admit(&connection, &node)).await {
+        Ok(Ok(Some(admitted))) => admitted,
         Ok(Ok(None)) => return,
         Ok(Err(error)) => {
             info!(peer = %peer.short(), %error, "a connection was refused");
@@ -142,17 +144,18 @@ async fn attend(
     }
     lift_limits(&connection);
     debug!(peer = %peer.short(), "let in");
-    take_streams(&node, &connection, &member, &events, &streams).await;
+    take_streams(&node, (&connection, features), &member, &events, &streams).await;
 }
 
 async fn take_streams(
     node: &Node,
-    connection: &Connection,
+    (connection, features): (&Connection, u64),
     member: &Member,
     events: &mpsc::Sender<Happened>,
     streams: &AtomicU64,
 ) {
     let peer = member.peer();
+    let echoes = Echoes::agreed(connection, features);
     let mut revoked = node.revoked.subscribe();
     // What was taken back since the greeting counts, too.
     revoked.mark_changed();
@@ -161,7 +164,7 @@ async fn take_streams(
             biased;
             Ok(()) = revoked.changed() => None,
             halves = connection.accept_bi() => match halves {
-                Ok(halves) => Some(halves),
+                Ok((send, recv)) => Some(Halves { send, recv, echoes: echoes.clone() }),
                 Err(_) => return,
             },
         };

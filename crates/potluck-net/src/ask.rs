@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use crate::{
     NetError, Node, OFFERS_KEPT_MAX,
     greet::{read_next, write_last},
+    stream::Halves,
 };
 
 impl Node {
@@ -62,7 +63,7 @@ impl Node {
 
     pub(crate) async fn ask(&self, peer: &PeerAddress, question: Frame) -> Result<RecvStream, NetError> {
         let link = self.connect(peer).await?;
-        let (mut send, recv) = link.open_stream(self).await?;
+        let Halves { mut send, recv, .. } = link.open_stream(self).await?;
         let lost = |reason: String| NetError::Lost { peer: peer.peer, reason };
         write_last(&mut send, &question).await.map_err(|error| lost(error.to_string()))?;
         Ok(recv)

@@ -9,7 +9,7 @@ use std::{
 
 use iroh::{
     EndpointAddr,
-    endpoint::{ConnectError, ConnectingError, Connection, ConnectionError, RecvStream, SendStream},
+    endpoint::{ConnectError, ConnectingError, Connection, ConnectionError},
 };
 use potluck_core::{PeerId, with_causes};
 use potluck_grant::Member;
@@ -21,10 +21,12 @@ use tokio::{
 
 use crate::{
     NetError, Node, PathInfo,
+    echo::Echoes,
     greet::{close, greet},
     lan,
     node::{endpoint_addr, lift_limits},
     public,
+    stream::Halves,
     tunnel::lift_tunnel_limits,
 };
 
@@ -35,6 +37,8 @@ const ATTEMPT_AGAIN: Duration = Duration::from_secs(4);
 #[derive(Debug, Clone)]
 pub struct Link {
     pub(crate) connection: Connection,
+    /// Where both sides know them.
+    pub(crate) echoes: Option<Echoes>,
     /// The peer, as its grant has proven.
     pub(crate) member: Member,
     /// The peer.
@@ -208,12 +212,14 @@ impl Node {
         });
         match greeted {
             Ok((welcome, member)) => {
+                let mut echoes = None;
                 if alpn == ALPN {
                     lift_limits(&connection);
+                    echoes = Echoes::agreed(&connection, welcome.features);
                 } else {
                     lift_tunnel_limits(&connection);
                 }
-                Ok(Link { connection, peer, welcome, member, found })
+                Ok(Link { connection, echoes, peer, welcome, member, found })
             }
             Err(error) => {
                 close(&connection, error.failure().code);
@@ -264,10 +270,10 @@ impl Link {
     }
 
     /// Opens a stream, within the node's deadline.
-    pub(crate) async fn open_stream(&self, node: &Node) -> Result<(SendStream, RecvStream), NetError> {
+    pub(crate) async fn open_stream(&self, node: &Node) -> Result<Halves, NetError> {
         let lost = |reason: String| NetError::Lost { peer: self.peer, reason };
         match timeout(node.deadlines.open_stream, self.connection.open_bi()).await {
-            Ok(Ok(streams)) => Ok(streams),
+            Ok(Ok((send, recv))) => Ok(Halves { send, recv, echoes: self.echoes.clone() }),
             Ok(Err(error)) => Err(lost(error.to_string())),
             Err(_) => {
                 let code = FailureCode::Deadline;

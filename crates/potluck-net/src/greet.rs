@@ -60,8 +60,8 @@ pub(crate) async fn greet(connection: &Connection, identity: &Identity) -> Resul
 }
 
 /// The acceptor's side: lets in who shows a valid grant, and tells nobody else more than a code. Who shows an invitation gets
-/// its answer, and comes again with the grant: none.
-pub(crate) async fn admit(connection: &Connection, node: &Node) -> Result<Option<Member>, NetError> {
+/// its answer, and comes again with the grant: none. With the features that both know.
+pub(crate) async fn admit(connection: &Connection, node: &Node) -> Result<Option<(Member, u64)>, NetError> {
     let peer = peer_id(connection.remote_id());
     let (mut send, mut recv) = connection.accept_bi().await.map_err(|error| lost(peer, &error))?;
     let hello = match read_one(peer, &mut recv).await {
@@ -94,8 +94,8 @@ pub(crate) async fn admit(connection: &Connection, node: &Node) -> Result<Option
         // The refusal is only of use if it arrives before the connection ends.
         let _ = send.stopped().await;
     }
-    let (member, _) = admitted?;
-    written.map(|()| Some(member))
+    let (member, welcome) = admitted?;
+    written.map(|()| Some((member, welcome.features)))
 }
 
 fn judge(peer: PeerId, identity: &Identity, hello: Hello) -> Result<(Member, Welcome), NetError> {

@@ -11,7 +11,7 @@ use potluck_wire::{
 };
 use tokio::time::timeout;
 
-use crate::{Lending, NetError, Node, greet::read_next, lending::part};
+use crate::{Lending, NetError, Node, greet::read_next, lending::part, stream::Halves};
 
 /// Longest wait for an answer to begin: an upstream that does not stream answers when all is done. It gives up a little sooner.
 const HEAD_PATIENCE: Duration = Duration::from_secs(630);
@@ -156,7 +156,7 @@ impl Node {
             let detail = "it does not know how to pad: leave --pad out, or have its Potluck updated";
             return Err(NetError::Failed { peer, failure: Failure::new(FailureCode::Version, detail) });
         }
-        let (send, recv) = link.open_stream(self).await?;
+        let Halves { send, recv, .. } = link.open_stream(self).await?;
         let mut answer = LentBody { peer, send, recv, reader: FrameReader::new(PART_FRAME_BYTES_MAX) };
         let bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
         // Whoever refuses it reads no more of it, and says why.

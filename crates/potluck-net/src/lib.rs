@@ -19,6 +19,7 @@ mod check;
 mod connect;
 mod deadlines;
 mod directory;
+mod echo;
 mod error;
 mod greet;
 mod join;

@@ -9,7 +9,6 @@ use std::{
     time::Instant,
 };
 
-use iroh::endpoint::{RecvStream, SendStream};
 use potluck_core::{Offer, PeerId, SignedOffer, SignedRevocation, StageCommand, StageReply};
 use potluck_grant::{Authorized, Looking, Member, Operating, Place, Request};
 use potluck_peer::{DialId, Effect, Event, Now, Peer, PeerStatus, StageSlot, StreamId};
@@ -28,7 +27,7 @@ use crate::{
     lenders::Lenders,
     lending::{Asks, answer},
     shelf::{Question, Turn, Uploads},
-    stream::{Asking, Inbound, Stream},
+    stream::{Asking, Halves, Inbound, Stream},
 };
 
 /// Events that wait for the loop: beyond it, readers stop reading.
@@ -141,9 +140,9 @@ enum Stop {
 /// Something for the loop.
 #[derive(Debug)]
 pub(crate) enum Happened {
-    Opened { stream: StreamId, from: Member, halves: (SendStream, RecvStream) },
+    Opened { stream: StreamId, from: Member, halves: Halves },
     Came { stream: StreamId, what: Inbound },
-    Dialed { dial: DialId, result: Result<(SendStream, RecvStream), Failure> },
+    Dialed { dial: DialId, result: Result<Halves, Failure> },
     Stage { slot: StageSlot, reply: StageReply },
     Looked { stream: StreamId, found: Result<(Frame, Turn), Failure> },
 }
@@ -293,7 +292,7 @@ impl Driver {
         }
     }
 
-    fn start(&mut self, stream: StreamId, halves: (SendStream, RecvStream)) {
+    fn start(&mut self, stream: StreamId, halves: Halves) {
         let label = move |what| Happened::Came { stream, what };
         let started = Stream::start(&mut self.tasks, halves, self.events.clone(), label);
         self.open.insert(stream, started);

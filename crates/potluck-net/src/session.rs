@@ -7,7 +7,8 @@ use potluck_chain::{
 };
 use potluck_core::{Account, Hidden, StageCommand, StageReply};
 use potluck_wire::{
-    Codec, FEATURE_ACCOUNTS, FEATURE_DRAFTS, FEATURE_PADDING, FEATURE_RECOVERY, Failure, FailureCode, Frame, Welcome,
+    Codec, FEATURE_ACCOUNTS, FEATURE_DRAFTS, FEATURE_ECHOES, FEATURE_PADDING, FEATURE_RECOVERY, Failure, FailureCode,
+    Frame, Welcome,
 };
 use tokio::{sync::mpsc, task::JoinSet, time::sleep_until};
 use tracing::{Span, info_span};
@@ -385,7 +386,7 @@ impl Session {
     /// Whether a peer knows what the peers of this session agreed on.
     fn fits(&self, welcome: &Welcome) -> bool {
         let agreed = self.links.iter().flatten().fold(u64::MAX, |agreed, link| agreed & link.welcome.features);
-        welcome.codecs.contains(self.codec) && welcome.features & agreed == agreed
+        welcome.codecs.contains(self.codec) && knows(agreed, welcome.features)
     }
 
     /// The stages as they are now: other peers may have taken the places of some.
@@ -488,6 +489,11 @@ impl Session {
         self.streams.values().fold(self.closed_bytes, |(written, read), stream| {
             (written + stream.written_bytes(), read + stream.read_bytes())
         })
+    }
+
+    /// Bytes that came a second time to this session's present streams before they came the first: packets of theirs were lost.
+    pub fn echoed_bytes(&self) -> u64 {
+        self.streams.values().map(Stream::echoed_bytes).sum()
     }
 
     /// Ends the session on every peer, and lets go of own stages.
@@ -610,5 +616,24 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// Whether those features are all that a session has agreed on. Echoes are each connection's own.
+fn knows(agreed: u64, features: u64) -> bool {
+    agreed & !FEATURE_ECHOES & !features == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use potluck_wire::FEATURES;
+
+    use super::*;
+
+    #[test]
+    fn whoever_takes_a_place_knows_what_was_agreed_on() {
+        assert!(knows(FEATURES, FEATURES) && knows(FEATURES & !FEATURE_DRAFTS, FEATURES));
+        assert!(!knows(FEATURES, FEATURES & !FEATURE_DRAFTS) && !knows(FEATURES, 0));
+        assert!(knows(FEATURES, FEATURES & !FEATURE_ECHOES), "an older one, by a connection without echoes");
     }
 }

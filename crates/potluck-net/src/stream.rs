@@ -19,7 +19,10 @@ use tokio::{
 
 use tracing::Span;
 
-use crate::shelf::Turn;
+use crate::{
+    echo::{Echoes, Echoing, Incoming},
+    shelf::Turn,
+};
 
 /// Writes that may wait for one stream. Credit keeps steps far below it; beyond it the stream ends with `OverBudget`.
 const WRITES_MAX: usize = 256;
@@ -40,8 +43,13 @@ const BUFFERS_MAX: usize = 4;
 /// Bytes of the largest one: a prompt's steps are long and few, and allocate.
 const BUFFER_BYTES_MAX: usize = 64 << 10;
 
-/// Bytes read from a stream at a time.
-const READ_BYTES: usize = 256 << 10;
+/// A stream's halves, and the echoes of its connection, where both sides know them.
+#[derive(Debug)]
+pub(crate) struct Halves {
+    pub(crate) send: SendStream,
+    pub(crate) recv: RecvStream,
+    pub(crate) echoes: Option<Echoes>,
+}
 
 /// What a stream's reader found.
 #[derive(Debug)]
@@ -69,6 +77,7 @@ pub(crate) struct Stream {
     waiting_bytes: Arc<AtomicUsize>,
     limit: Arc<AtomicUsize>,
     read_bytes: Arc<AtomicU64>,
+    echoed_bytes: Arc<AtomicU64>,
     written_bytes: u64,
     pending: Vec<u8>,
     buffers: Buffers,
@@ -87,8 +96,8 @@ enum Ending {
     Given(oneshot::Sender<SendStream>),
 }
 
-/// What the writer was given, the oldest first. A buffer is used again once the other side has what is in it: what it held
-/// is overwritten then, or when the stream ends.
+/// What the writer was given, the oldest first. A buffer is used again once the other side has what is in it, and it was echoed, if it is to be:
+/// what it held is overwritten then, or when the stream ends.
 #[derive(Debug, Default)]
 struct Buffers(VecDeque<Bytes>);
 
@@ -132,22 +141,26 @@ impl Stream {
     /// Starts both tasks. What is read goes to `inbound` through `label`.
     pub(crate) fn start<T: Send + 'static>(
         tasks: &mut JoinSet<()>,
-        (send, recv): (SendStream, RecvStream),
+        Halves { send, recv, echoes }: Halves,
         inbound: mpsc::Sender<T>,
         label: impl Fn(Inbound) -> T + Send + 'static,
     ) -> Self {
         let (writes, queue) = mpsc::channel(WRITES_MAX);
         let limit = Arc::new(AtomicUsize::new(CONTROL_BYTES_MAX));
-        let read_bytes = Arc::new(AtomicU64::new(0));
+        let (read_bytes, echoed_bytes) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let waiting_bytes = Arc::new(AtomicUsize::new(0));
-        let reader = Reading(tasks.spawn(read(recv, limit.clone(), read_bytes.clone(), inbound, label)));
+        let incoming = (Incoming::new(recv), echoes.clone());
+        let counts = (read_bytes.clone(), echoed_bytes.clone());
+        let reader = Reading(tasks.spawn(read(incoming, limit.clone(), counts, inbound, label)));
         let (open, closed) = oneshot::channel();
-        tokio::spawn(write(send, queue, waiting_bytes.clone(), closed));
+        let echoing = Echoing::new(echoes, send.id());
+        tokio::spawn(write((send, echoing), queue, waiting_bytes.clone(), closed));
         Self {
             writes,
             waiting_bytes,
             limit,
             read_bytes,
+            echoed_bytes,
             written_bytes: 0,
             pending: Vec::new(),
             buffers: Buffers::default(),
@@ -195,7 +208,7 @@ impl Stream {
         })
     }
 
-    /// Bytes handed to the writer so far.
+    /// Bytes handed to the writer so far, echoes not counted.
     pub(crate) fn written_bytes(&self) -> u64 {
         self.written_bytes
     }
@@ -203,6 +216,11 @@ impl Stream {
     /// Bytes read so far.
     pub(crate) fn read_bytes(&self) -> u64 {
         self.read_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes among them that echoes brought before the stream itself did.
+    pub(crate) fn echoed_bytes(&self) -> u64 {
+        self.echoed_bytes.load(Ordering::Relaxed)
     }
 
     /// Ends the stream: says why, unless it is `Done`, finishes it and stops reading.
@@ -235,21 +253,32 @@ impl Stream {
 
 /// Writes what is queued until the stream's owner is gone; then what is left, within a deadline.
 async fn write(
-    mut send: SendStream,
+    (mut send, mut echoing): (SendStream, Echoing),
     mut queue: mpsc::Receiver<Bytes>,
     waiting_bytes: Arc<AtomicUsize>,
     closed: oneshot::Receiver<Ending>,
 ) {
     let drained = async {
-        while let Some(bytes) = queue.recv().await {
+        loop {
+            let bytes = tokio::select! {
+                biased;
+                bytes = queue.recv() => bytes,
+                () = echoing.send() => continue,
+            };
+            let Some(bytes) = bytes else { break };
             let len = bytes.len();
-            if send.write_chunk(bytes).await.is_err() {
+            if send.write_chunk(bytes.clone()).await.is_err() {
                 return;
             }
+            echoing.wrote(bytes);
             waiting_bytes.fetch_sub(len, Ordering::Relaxed);
         }
         if send.finish().is_ok() {
-            let _ = send.stopped().await;
+            // Its last words are echoed like any.
+            tokio::select! {
+                _ = send.stopped() => {}
+                () = echoing.send() => {}
+            }
         }
     };
     let overdue = async {
@@ -274,21 +303,22 @@ async fn write(
 }
 
 async fn read<T: Send + 'static>(
-    mut recv: RecvStream,
+    (mut incoming, echoes): (Incoming, Option<Echoes>),
     limit: Arc<AtomicUsize>,
-    read_bytes: Arc<AtomicU64>,
+    (read_bytes, echoed_bytes): (Arc<AtomicU64>, Arc<AtomicU64>),
     inbound: mpsc::Sender<T>,
     label: impl Fn(Inbound) -> T + Send + 'static,
 ) {
     let mut reader = FrameReader::new(CONTROL_BYTES_MAX);
     let mut first = true;
     let failure = loop {
-        let chunk = match recv.read_chunk(READ_BYTES).await {
+        let chunk = match incoming.read().await {
             Ok(Some(chunk)) => chunk,
             Ok(None) => break reader.finish().err().map_or(done(), protocol),
             Err(error) => break lost(&error),
         };
         read_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        echoed_bytes.store(incoming.echoed(), Ordering::Relaxed);
         let mut bytes: &[u8] = &chunk;
         reader.set_limit(limit.load(Ordering::Relaxed));
         let bad = loop {
@@ -296,12 +326,17 @@ async fn read<T: Send + 'static>(
                 Ok(None) => break None,
                 Ok(Some(Frame::Ask(ask))) if first => {
                     reader.push(bytes);
-                    let asking = Box::new(Asking { ask, recv, reader });
+                    let asking = Box::new(Asking { ask, recv: incoming.into_stream(), reader });
                     let _ = inbound.send(label(Inbound::Asked(asking))).await;
                     return;
                 }
                 Ok(Some(frame)) => {
-                    first = false;
+                    // What follows an ask is read elsewhere: echoes of it would have been read twice.
+                    if std::mem::take(&mut first)
+                        && let Some(echoes) = &echoes
+                    {
+                        incoming.hear(echoes);
+                    }
                     if inbound.send(label(Inbound::Frame(frame))).await.is_err() {
                         return;
                     }

@@ -2,7 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-use std::time::Duration;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use potluck_chain::{Deadlines, Hop, OwnStage, RemoteStage, SessionConfig, SessionError, Submission};
 use potluck_core::{CacheId, LayerRange, Logits, Rows, SecretKey, SessionId, SessionKey, Stage as _, StageReply};
@@ -13,7 +21,7 @@ use potluck_net::{
 use potluck_peer::{Peer, PeerConfig};
 use potluck_sim::toy::{self, ToyStage};
 use potluck_wire::{Codec, FailureCode};
-use tokio::sync::mpsc;
+use tokio::{net::UdpSocket, sync::mpsc};
 
 const LAYERS: u32 = 6;
 const CONTEXT: u32 = 256;
@@ -133,6 +141,59 @@ fn expected(prompt: &[u32], count: usize) -> Vec<u32> {
     let mut tokens = prompt.to_vec();
     (0..count).for_each(|_| tokens.push(toy::greedy(&tokens, LAYERS)));
     tokens.split_off(prompt.len())
+}
+
+/// A way to `to` on which every `nth` packet is lost, either way, once it is told to lose any.
+async fn losing(to: SocketAddr, nth: u64, loses: Arc<AtomicBool>) -> SocketAddr {
+    let near = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+    let at = near.local_addr().unwrap();
+    let is_lost = move |n: &mut u64| {
+        *n += u64::from(loses.load(Ordering::Relaxed));
+        *n % nth == 1
+    };
+    tokio::spawn(async move {
+        let (mut ways, mut packet, mut n) = (HashMap::<SocketAddr, Arc<UdpSocket>>::new(), vec![0; 65_536], 0);
+        loop {
+            let Ok((len, from)) = near.recv_from(&mut packet).await else { continue };
+            if let Entry::Vacant(new) = ways.entry(from) {
+                let far = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+                far.connect(to).await.unwrap();
+                let (near, back, is_lost) = (near.clone(), far.clone(), is_lost.clone());
+                tokio::spawn(async move {
+                    let (mut packet, mut n) = (vec![0; 65_536], 0);
+                    loop {
+                        let Ok(len) = back.recv(&mut packet).await else { continue };
+                        if !is_lost(&mut n) {
+                            let _ = near.send_to(&packet[..len], from).await;
+                        }
+                    }
+                });
+                new.insert(far);
+            }
+            if !is_lost(&mut n) {
+                let _ = ways[&from].send(&packet[..len]).await;
+            }
+        }
+    });
+    at
+}
+
+#[tokio::test]
+async fn where_packets_are_lost_nothing_changes_and_echoes_stand_in() {
+    let Chain { mut route, own, serving: _serving, nodes: _nodes } = chain(4, true).await;
+    let loses = Arc::new(AtomicBool::new(false));
+    for hop in &mut route {
+        if let Hop::Remote(stage) = hop {
+            let to = stage.address.addresses[0].parse().unwrap();
+            stage.address.addresses = vec![losing(to, 6, loses.clone()).await.to_string()];
+        }
+    }
+    let client = node(1).await;
+    let mut session = client.open(config(&client, route, 1, Codec::F32), own).await.unwrap();
+    loses.store(true, Ordering::Relaxed);
+    let tokens = greedy(&mut session, &PROMPT, 240).await.unwrap();
+    assert_eq!(tokens, expected(&PROMPT, 240));
+    assert!(session.echoed_bytes() > 0, "{:?}", session.paths());
 }
 
 const PROMPT: [u32; 12] = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];

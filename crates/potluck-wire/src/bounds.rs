@@ -27,8 +27,12 @@ pub const FEATURE_DRAFTS: u64 = 4;
 /// earlier layouts.
 pub const FEATURE_RECOVERY: u64 = 32;
 
+/// Feature bit: what is written to a stream may come once more as datagrams ([`encode_echo`](crate::encode_echo)). It is a
+/// connection's, not a session's: each pair of neighbours has it or has it not.
+pub const FEATURE_ECHOES: u64 = 64;
+
 /// All features that this program knows. A greeting agrees on those that both know.
-pub const FEATURES: u64 = FEATURE_ACCOUNTS | FEATURE_PADDING | FEATURE_DRAFTS | FEATURE_RECOVERY;
+pub const FEATURES: u64 = FEATURE_ACCOUNTS | FEATURE_PADDING | FEATURE_DRAFTS | FEATURE_RECOVERY | FEATURE_ECHOES;
 
 /// Bytes of the shortest padded answer, and of the shortest padded part of a conversation: longer ones are a power of two.
 pub const PADDED_BYTES_MIN: usize = 1 << 10;

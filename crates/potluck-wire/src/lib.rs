@@ -17,8 +17,10 @@
 
 mod bounds;
 mod codec;
+mod echo;
 mod frame;
 mod message;
+mod number;
 mod reader;
 mod spare;
 mod tunnel;
@@ -26,6 +28,7 @@ mod upstream;
 
 pub use bounds::*;
 pub use codec::{Codec, CodecError, CodecSet};
+pub use echo::{ECHO_HEADER_BYTES_MAX, decode_echo, encode_echo};
 pub use frame::{AnswerFrame, Frame, StepFrame, WireError};
 pub use message::{
     Bounds, Failure, FailureCode, Fetch, Held, Hello, HopOpen, Join, Joined, Keep, Mirror, NeighbourLost, NextHop,

@@ -5,7 +5,10 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::WireError;
+use crate::{
+    WireError,
+    number::{NUMBER_BYTES_MAX, decode_number, encode_number},
+};
 
 /// The protocol's name in the TLS handshake: tunnels have connections of their own, never those of sessions.
 pub const TUNNEL_ALPN: &[u8] = b"potluck/tunnel/1";
@@ -27,9 +30,6 @@ pub const PACKET_BYTES_MAX: usize = 65_507;
 
 /// Bytes of a frame's length, and of a packet's.
 pub const LENGTH_BYTES: usize = size_of::<u16>();
-
-/// Bytes of the longest number of a flow.
-const FLOW_BYTES_MAX: usize = 9;
 
 const _: () = assert!(TOPIC_BYTES_MAX < HOST_BYTES_MAX - size_of::<MessageId>(), "a call fits a frame");
 const _: () = assert!(TUNNEL_FRAME_BYTES_MAX <= PACKET_BYTES_MAX && PACKET_BYTES_MAX <= u16::MAX as usize);
@@ -257,26 +257,13 @@ pub fn packet_length(announced: [u8; LENGTH_BYTES]) -> Result<usize, WireError> 
 
 /// A packet as a datagram carries it: the flow's number (7 bits a byte, lowest first), and its bytes.
 pub fn encode_datagram(flow: u64, packet: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(FLOW_BYTES_MAX + packet.len());
-    let mut left = flow;
-    while left >= 0x80 {
-        out.push(left as u8 | 0x80);
-        left >>= 7;
-    }
-    out.push(left as u8);
+    let mut out = Vec::with_capacity(NUMBER_BYTES_MAX + packet.len());
+    encode_number(flow, &mut out);
     out.extend_from_slice(packet);
     out
 }
 
 /// The flow of a datagram, and where its packet begins; none where it is not one. It may come from anybody.
 pub fn decode_datagram(datagram: &[u8]) -> Option<(u64, usize)> {
-    let mut flow = 0_u64;
-    for (n, &byte) in datagram.iter().take(FLOW_BYTES_MAX).enumerate() {
-        flow |= u64::from(byte & 0x7f) << (7 * n);
-        if byte & 0x80 == 0 {
-            // One encoding of each number.
-            return (byte != 0 || n == 0).then_some((flow, n + 1));
-        }
-    }
-    None
+    decode_number(datagram)
 }

@@ -47,9 +47,12 @@ const FIRST_TOKEN: Length = Length { max_tokens: 1, ignore_eos: true };
 impl Wan {
     /// All that was asked for.
     pub(super) async fn parts(mut self) -> Outcome<()> {
-        if ["plain", "novel", "draftable"].iter().any(|part| self.wants(part)) {
-            for setting in self.settings() {
-                self.decode(setting).await?;
+        for setting in self.settings() {
+            if self.wants("plain") {
+                self.plain(setting).await?;
+            }
+            if self.wants("novel") || self.wants("draftable") {
+                self.drafted(setting).await?;
             }
         }
         if self.wants("rtt") {
@@ -110,8 +113,23 @@ impl Wan {
         self.put(figure)
     }
 
-    /// Answers of one session: a token a traversal, and with drafts, against llama.cpp's RPC and against the bound.
-    async fn decode(&mut self, setting: Setting) -> Outcome<()> {
+    /// Answers of one session, a token a traversal, against llama.cpp's RPC and against the bound. Nothing else computes meanwhile: each
+    /// engine has all cores.
+    async fn plain(&mut self, setting: Setting) -> Outcome<()> {
+        let wants = Wants { real: true, paced: true, rpc: true, sessions: 1, chains: 1, threads: None };
+        let mut stand = self.bench.stand(setting, wants).await?;
+        let length = self.length(48);
+        let cases = self.bench.record(&mut stand, &self.prompts(false, 12)?, length.max_tokens).await?;
+        for (chain, paced) in self.chains() {
+            stand.open(chain, paced, Codec::F16, 1).await?;
+            self.answers(&mut stand, "plain", paced, &cases, length).await?;
+            stand.close(chain).await?;
+        }
+        Ok(())
+    }
+
+    /// The same with drafts, and without beside them.
+    async fn drafted(&mut self, setting: Setting) -> Outcome<()> {
         // A draft model and a stage compute at once: more threads than there are cores wait for each other at every barrier.
         let threads = Some(self.args.threads);
         let wants = Wants { real: true, paced: true, rpc: true, sessions: 1, chains: 1, threads };
@@ -119,10 +137,7 @@ impl Wan {
         // What repeats a text goes on until it is repeated.
         let (length, longer) = (self.length(48), self.length(96));
         let wanted = |draftable, wanted, most| if wanted { self.prompts(draftable, most) } else { Ok(Vec::new()) };
-        let (novel, draftable) = (
-            wanted(false, self.wants("plain") || self.wants("novel"), 42)?,
-            wanted(true, self.wants("draftable"), 24)?,
-        );
+        let (novel, draftable) = (wanted(false, self.wants("novel"), 42)?, wanted(true, self.wants("draftable"), 24)?);
         let novel = self.bench.record(&mut stand, &novel, length.max_tokens).await?;
         let draftable = self.bench.record(&mut stand, &draftable, longer.max_tokens).await?;
         for case in &draftable {
@@ -130,44 +145,42 @@ impl Wan {
             let told = if share < prompts::REPEATED_MIN { ": this is new text" } else { "" };
             eprintln!("    {:10} {share:.2} of its answer repeats it{told}", case.id);
         }
-        for (chain, paced) in [(REAL, false), (PACED, true)] {
-            if self.args.kind.as_deref().is_some_and(|kind| kind != chain) {
-                continue;
-            }
+        for (chain, paced) in self.chains() {
             stand.open(chain, paced, Codec::F16, 1).await?;
             self.open_drafts(&mut stand, paced).await?;
-            let arms = |part: &str| {
-                let rpc = stand.has_rpc.then(|| Arm::rpc().tokens(RPC_TOKENS));
-                let plain = Arm::plain(PLAIN, chain);
-                rpc.into_iter().chain([plain]).chain(self.drafting(part, chain)).collect::<Vec<_>>()
-            };
-            let parts = [("plain", &novel, length), ("novel", &novel, length), ("draftable", &draftable, longer)];
-            let races: Vec<_> = parts.map(|(part, cases, length)| (part, cases, length, arms(part))).into();
-            for (part, cases, length, arms) in races {
-                if !self.wants(part) {
-                    continue;
+            for (part, cases, length) in [("novel", &novel, length), ("draftable", &draftable, longer)] {
+                if self.wants(part) {
+                    self.answers(&mut stand, part, paced, cases, length).await?;
                 }
-                // Of what is measured with drafts, too, a few are enough without.
-                let few = if part == "plain" { cases.len().min(12) } else { cases.len() };
-                let pairings = pairings(part, paced, &arms);
-                let groups = cases[..few].chunks(1).collect();
-                let codec = Codec::F16;
-                let race = Race {
-                    part,
-                    name: "decode",
-                    paced,
-                    codec,
-                    arms,
-                    groups,
-                    length,
-                    measure: Measure::Decode,
-                    pairings,
-                };
-                self.race(&mut stand, race).await?;
             }
             stand.close(chain).await?;
         }
         Ok(())
+    }
+
+    /// The chains that were asked for, and whether they are paced.
+    fn chains(&self) -> Vec<(&'static str, bool)> {
+        let asked = |kind: &str| self.args.kind.as_deref().is_none_or(|asked| asked == kind);
+        [(REAL, false), (PACED, true)].into_iter().filter(|(chain, _)| asked(chain)).collect()
+    }
+
+    /// What answers of one session take over the chain that is open.
+    async fn answers(
+        &mut self,
+        stand: &mut Stand,
+        part: &'static str,
+        paced: bool,
+        cases: &[Case],
+        length: Length,
+    ) -> Outcome<()> {
+        let chain = if paced { PACED } else { REAL };
+        let rpc = stand.has_rpc.then(|| Arm::rpc().tokens(RPC_TOKENS));
+        let arms: Vec<_> =
+            rpc.into_iter().chain([Arm::plain(PLAIN, chain)]).chain(self.drafting(part, chain)).collect();
+        let pairings = pairings(part, paced, &arms);
+        let (groups, codec, measure) = (cases.chunks(1).collect(), Codec::F16, Measure::Decode);
+        let race = Race { part, name: "decode", paced, codec, arms, groups, length, measure, pairings };
+        self.race(stand, race).await
     }
 
     /// Opens the draft models, with the cores that they have beside such a chain.
