@@ -109,10 +109,10 @@ impl Echoes {
         losses.are_recent()
     }
 
-    /// Sends what stands in a stream at that place once more. Datagrams go before streams: while one waits for the connection's turn, what
+    /// Sends what stands in a stream at that place once more. Datagrams go before streams: while many wait for the connection's turn, what
     /// would be echoed has not been sent either.
     fn send(&self, stream: StreamId, (begin, bytes): &Piece) {
-        if self.0.connection.datagram_send_buffer_space() < self.0.room {
+        if self.0.connection.datagram_send_buffer_space() + ECHOED_BYTES_MAX < self.0.room {
             return;
         }
         let Some(room) = self.0.connection.max_datagram_size() else { return };

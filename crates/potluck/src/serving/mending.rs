@@ -136,7 +136,13 @@ impl Mending {
             // What the others were asked for a moment ago is as new as it gets.
             if asked.is_none_or(|at: Instant| at.elapsed() > LOOK_EVERY) {
                 sleep(LOOK_EVERY).await;
-                silent.look(&peer.node, &self.newest(peer)).await;
+                let known = self.newest(peer);
+                silent.look(&peer.node, &known).await;
+                // What it offered last, others may have heard before it was gone.
+                if silent.is_any_new() {
+                    hear(peer, &known.iter().collect::<Vec<_>>()).await;
+                    silent.heard(self.newest(peer).iter().map(|offer| (offer.peer, offer.sequence)));
+                }
             }
             // They may have said something meanwhile. Of itself it knows here what the others do: so all come to the same list.
             let offers = self.newest(peer);
@@ -238,6 +244,20 @@ impl Silent {
         self.0.insert(peer, next);
     }
 
+    /// Whether a peer did not answer for the first time.
+    fn is_any_new(&self) -> bool {
+        self.0.values().any(|silence| matches!(silence, Silence::For { times: 1, .. }))
+    }
+
+    /// What those have offered last that did not answer for the first time just now, as all know who are there.
+    fn heard(&mut self, newest: impl IntoIterator<Item = (PeerId, u64)>) {
+        for (peer, newest) in newest {
+            if let Some(Silence::For { times: 1, sequence }) = self.0.get_mut(&peer) {
+                *sequence = newest.max(*sequence);
+            }
+        }
+    }
+
     /// Whether a peer is gone whose newest offer is that one.
     fn is_gone(&self, now: Instant, peer: PeerId, newest: u64) -> bool {
         match self.0.get(&peer) {
@@ -270,6 +290,21 @@ mod tests {
         assert_eq!(after(2, false), apart(2), "until it says nothing for a while");
         assert_eq!(after(3, false), apart(3));
         assert_eq!(after(3, true), Some(Silence::Not));
+    }
+
+    #[test]
+    fn what_was_offered_before_it_was_gone_is_no_sign_of_life_and_what_comes_later_is() {
+        let (mut silent, peer, now) = (Silent::default(), PeerId::from_bytes([1; 32]), Instant::now());
+        silent.note(now, peer, 1, true);
+        assert!(!silent.is_any_new());
+        silent.note(now, peer, 1, false);
+        assert!(silent.is_any_new());
+        // Others had heard of this one.
+        silent.heard([(peer, 2)]);
+        silent.note(now, peer, 2, false);
+        assert!(silent.is_gone(now, peer, 2) && !silent.is_any_new());
+        silent.heard([(peer, 3)]);
+        assert!(!silent.is_gone(now, peer, 3), "it has offered this one since");
     }
 
     #[test]

@@ -91,7 +91,7 @@ fn conversation(asking: &Machine, between: impl FnOnce()) -> [Value; 2] {
     writeln!(stdin, "And of its ships?").unwrap();
     let second = chat.object();
     drop(stdin);
-    assert_eq!(chat.end().0, Some(0));
+    assert_eq!(chat.end().0, Some(0), "{first} {second}");
     [first, second]
 }
 
