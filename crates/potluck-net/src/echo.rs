@@ -196,12 +196,16 @@ impl Echoing {
         loop {
             let Some((at, _)) = self.waiting.front() else { return std::future::pending().await };
             sleep_until(*at).await;
-            if let (Some(echoes), Some((at, piece))) = (&self.echoes, self.waiting.pop_front())
-                && at.elapsed() < ECHO_OVERDUE
-            {
+            if let (Some(piece), Some(echoes)) = (self.take(Instant::now()), &self.echoes) {
                 echoes.send(self.stream, &piece);
             }
         }
+    }
+
+    /// What was due first; none where it is of no use any more.
+    fn take(&mut self, now: Instant) -> Option<Piece> {
+        let (at, piece) = self.waiting.pop_front()?;
+        (now.saturating_duration_since(at) < ECHO_OVERDUE).then_some(piece)
     }
 }
 
@@ -348,10 +352,17 @@ mod tests {
         Endpoint, EndpointAddr, TransportAddr,
         endpoint::{PathId, SendStream, presets},
     };
+    use potluck_core::PeerId;
+    use potluck_wire::{Ask, Frame};
     use proptest::prelude::*;
-    use tokio::time::timeout;
+    use tokio::{task::JoinSet, time::timeout};
 
     use super::*;
+    use crate::{
+        NetError,
+        greet::read_next,
+        stream::{Halves, Inbound, Stream},
+    };
 
     /// Of packets that were sent and lost, on paths by number.
     fn losses(seen: &[(u32, u64, u64)]) -> Losses {
@@ -401,8 +412,8 @@ mod tests {
         assert!(joined.early.is_empty());
     }
 
-    /// Both sides of a connection on loopback, and a stream from the first to the second on which a byte has come.
-    async fn stream() -> ([(Endpoint, Connection); 2], SendStream, Incoming) {
+    /// Both sides of a connection on loopback, and a stream of the first to the second on which that byte is under way.
+    async fn opened(first: u8) -> ([(Endpoint, Connection); 2], SendStream, (SendStream, RecvStream)) {
         let bind = || async {
             let local = SocketAddr::from(([127, 0, 0, 1], 0));
             let builder = Endpoint::builder(presets::Minimal).alpns(vec![b"test".to_vec()]).clear_ip_transports();
@@ -414,10 +425,64 @@ mod tests {
         let (dialled, accepted) = tokio::join!(near.connect(address, b"test"), accepted);
         let dialled = dialled.unwrap();
         let (mut send, _) = dialled.open_bi().await.unwrap();
-        send.write_all(&bytes(0..1)).await.unwrap();
-        let mut incoming = Incoming::new(accepted.accept_bi().await.unwrap().1);
+        send.write_all(&[first]).await.unwrap();
+        let there = accepted.accept_bi().await.unwrap();
+        ([(near, dialled), (far, accepted)], send, there)
+    }
+
+    /// The same where the byte has come.
+    async fn stream() -> ([(Endpoint, Connection); 2], SendStream, Incoming) {
+        let (ends, send, (_, recv)) = opened(bytes(0..1)[0]).await;
+        let mut incoming = Incoming::new(recv);
         assert_eq!(incoming.read().await.unwrap().unwrap(), bytes(0..1));
-        ([(near, dialled), (far, accepted)], send, incoming)
+        (ends, send, incoming)
+    }
+
+    #[tokio::test]
+    async fn what_follows_an_ask_is_not_heard_twice() {
+        let (mut written, behind) = (Vec::new(), Frame::Credit { frames: 7 });
+        Frame::Ask(Ask { endpoint: potluck_core::Endpoint::Completions, bytes: 500 }).encode(&mut written);
+        behind.encode(&mut written);
+        let (ends, mut send, (back, recv)) = opened(written[0]).await;
+        let echoes = Echoes::agreed(&ends[1].1, FEATURE_ECHOES);
+        let (inbound, mut came) = mpsc::channel(8);
+        let mut tasks = JoinSet::new();
+        let _stream = Stream::start(&mut tasks, Halves { send: back, recv, echoes }, inbound, |what| what);
+        // The echo is there first: what comes on another stream meanwhile says so.
+        ends[0].1.send_datagram(encode_echo(send.id().into(), 1, &written[1..]).into()).unwrap();
+        let (mut other, _) = ends[0].1.open_bi().await.unwrap();
+        other.write_all(&[1]).await.unwrap();
+        ends[1].1.accept_bi().await.unwrap().1.read_exact(&mut [0]).await.unwrap();
+        send.write_all(&written[1..]).await.unwrap();
+        send.finish().unwrap();
+        let Some(Inbound::Asked(mut asking)) = came.recv().await else { panic!("it asks") };
+        let peer = PeerId::from_bytes([1; 32]);
+        assert_eq!(read_next(peer, &mut asking.recv, &mut asking.reader).await.unwrap(), behind);
+        let more = read_next(peer, &mut asking.recv, &mut asking.reader).await;
+        assert!(matches!(more, Err(NetError::Lost { .. })), "{more:?}");
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_the_connection_s_turn_is_bounded() {
+        let (ends, send, _incoming) = stream().await;
+        let echoes = Echoes::agreed(&ends[0].1, FEATURE_ECHOES).unwrap();
+        // Nothing here waits, so that nothing is sent meanwhile.
+        (0..100).for_each(|n| echoes.send(send.id(), &(n * 10_000, bytes(0..10_000))));
+        let waiting = echoes.0.room - ends[0].1.datagram_send_buffer_space();
+        assert!((ECHOED_BYTES_MAX..2 * ECHOED_BYTES_MAX).contains(&waiting), "{waiting}");
+    }
+
+    #[tokio::test]
+    async fn what_was_held_up_for_too_long_is_not_echoed() {
+        let (ends, send, _incoming) = stream().await;
+        let echoes = Echoes::agreed(&ends[0].1, FEATURE_ECHOES).unwrap();
+        losing(&echoes);
+        let mut echoing = Echoing::new(Some(echoes), send.id());
+        echoing.wrote(bytes(0..100));
+        echoing.wrote(bytes(0..200));
+        let due = echoing.waiting.back().unwrap().0;
+        assert_eq!(echoing.take(due + ECHO_OVERDUE), None);
+        assert_eq!(echoing.take(due), Some((100, bytes(0..200))));
     }
 
     #[tokio::test]

@@ -122,13 +122,13 @@ impl Wan {
         let cases = self.bench.record(&mut stand, &self.prompts(false, 12)?, length.max_tokens).await?;
         for (chain, paced) in self.chains() {
             stand.open(chain, paced, Codec::F16, 1).await?;
-            self.answers(&mut stand, "plain", paced, &cases, length).await?;
+            self.answers(&mut stand, "plain", (chain, paced), &cases, length).await?;
             stand.close(chain).await?;
         }
         Ok(())
     }
 
-    /// The same with drafts, and without beside them.
+    /// The same with drafts, and without beside them: each engine has the threads that it is given.
     async fn drafted(&mut self, setting: Setting) -> Outcome<()> {
         // A draft model and a stage compute at once: more threads than there are cores wait for each other at every barrier.
         let threads = Some(self.args.threads);
@@ -150,7 +150,7 @@ impl Wan {
             self.open_drafts(&mut stand, paced).await?;
             for (part, cases, length) in [("novel", &novel, length), ("draftable", &draftable, longer)] {
                 if self.wants(part) {
-                    self.answers(&mut stand, part, paced, cases, length).await?;
+                    self.answers(&mut stand, part, (chain, paced), cases, length).await?;
                 }
             }
             stand.close(chain).await?;
@@ -168,12 +168,11 @@ impl Wan {
     async fn answers(
         &mut self,
         stand: &mut Stand,
-        part: &'static str,
-        paced: bool,
+        part: &str,
+        (chain, paced): (&str, bool),
         cases: &[Case],
         length: Length,
     ) -> Outcome<()> {
-        let chain = if paced { PACED } else { REAL };
         let rpc = stand.has_rpc.then(|| Arm::rpc().tokens(RPC_TOKENS));
         let arms: Vec<_> =
             rpc.into_iter().chain([Arm::plain(PLAIN, chain)]).chain(self.drafting(part, chain)).collect();
