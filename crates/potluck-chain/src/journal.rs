@@ -303,6 +303,19 @@ impl Journal {
         }
     }
 
+    /// The peer behind the present stream is reached on another one, and goes on where it was: it has had the steps before `expected`,
+    /// and what the session began with.
+    ///
+    /// False where that cannot be: some of what it has not had was let go of, or it was about to be sent merged steps.
+    #[must_use]
+    pub fn go_on(&mut self, expected: u32, settled: u32) -> bool {
+        if expected == 0 {
+            return self.resume(0, settled) || self.forgotten == 0;
+        }
+        // What a merged step left out is not sent one by one.
+        expected >= self.main.merged && self.resume(expected, 0)
+    }
+
     /// A stream that begins.
     fn begin(&self, expected: u32, settled: u32) -> Reader {
         // A row of the last one may be asked for yet: it stays what it was.

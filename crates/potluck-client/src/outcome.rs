@@ -64,6 +64,8 @@ pub struct RepairTimes {
     pub layers: Vec<[u32; 2]>,
     /// Peers that stood by took all these places.
     pub stood_by: bool,
+    /// No other was asked: the connections alone were lost, and the peers had kept what they held.
+    pub came_back: bool,
     /// Until others were found, and asked.
     pub found_s: f64,
     /// How much of that was waiting for a peer that loaded the layers, because nobody else had them.

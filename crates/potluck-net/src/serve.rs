@@ -302,10 +302,10 @@ impl Driver {
         // Questions are asked by a stream's first frame; later ones are the machine's to refuse.
         let Some(by) = self.fresh.remove(&stream) else { return self.went_on(stream, what) };
         match what {
-            Inbound::Frame(frame @ (Frame::Open(_) | Frame::HopOpen(_) | Frame::Failed(_))) => {
+            Inbound::Frame(frame @ (Frame::Open(_) | Frame::HopOpen(_) | Frame::Return(_) | Frame::Failed(_))) => {
                 self.begun(stream, frame)
             }
-            Inbound::Closed(failure) => self.ended(stream, failure),
+            Inbound::Closed(failure) | Inbound::Broken(failure) => self.ended(stream, failure),
             Inbound::Frame(frame) => {
                 if let Err(failure) = self.asked(stream, &by, frame) {
                     self.refuse(stream, failure);
@@ -325,6 +325,10 @@ impl Driver {
             // Nobody asks for anything on a stream that carries something already: the machine says so.
             Inbound::Asked(asking) => self.tell(Event::Frame { stream, frame: Frame::Ask(asking.ask) }),
             Inbound::Closed(failure) => self.ended(stream, failure),
+            Inbound::Broken(failure) => {
+                self.open.remove(&stream);
+                self.tell(Event::Broken { stream, failure });
+            }
         }
     }
 
@@ -574,12 +578,13 @@ impl Driver {
         }
     }
 
-    /// Writes what was asked for in this round: one write a stream.
+    /// Writes what was asked for in this round: one write a stream. How a stream ended that takes nothing any more, its reader says.
     fn flush(&mut self) {
         let failed: Vec<_> = self
             .open
             .iter_mut()
             .filter_map(|(id, stream)| stream.flush().err().map(|failure| (*id, failure)))
+            .filter(|(_, failure)| failure.code != FailureCode::PeerLost)
             .collect();
         for (id, failure) in failed {
             self.open.remove(&id);

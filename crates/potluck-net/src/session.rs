@@ -7,15 +7,15 @@ use potluck_chain::{
 };
 use potluck_core::{Account, Hidden, StageCommand, StageReply};
 use potluck_wire::{
-    Codec, FEATURE_ACCOUNTS, FEATURE_DRAFTS, FEATURE_ECHOES, FEATURE_PADDING, FEATURE_RECOVERY, Failure, FailureCode,
-    Frame, Welcome,
+    Codec, FEATURE_ACCOUNTS, FEATURE_DRAFTS, FEATURE_ECHOES, FEATURE_PADDING, FEATURE_RECOVERY, FEATURE_RETURN,
+    Failure, FailureCode, Frame, PeerAddress, Welcome,
 };
 use tokio::{sync::mpsc, task::JoinSet, time::sleep_until};
 use tracing::{Span, info_span};
 
 use crate::{
     Link, NetError, Node, PathInfo, PathKind,
-    stream::{Inbound, Stream},
+    stream::{Halves, Inbound, Stream},
 };
 
 /// Events that wait for the caller: beyond it, readers stop reading.
@@ -246,6 +246,29 @@ fn failed(hop: &Hop, failure: Failure) -> SessionError {
     }
 }
 
+/// A connection and a stream to each of them, all at once.
+async fn reach(
+    node: &Node,
+    places: &[(usize, RemoteStage)],
+) -> Result<Vec<(usize, Link, Halves)>, (usize, SessionError)> {
+    let mut attempts = JoinSet::new();
+    for (hop, stage) in places {
+        let (node, hop, stage) = (node.clone(), *hop, stage.clone());
+        attempts.spawn(async move {
+            let place = Hop::Remote(stage.clone());
+            let link = node.connect(&stage.address).await.map_err(|error| (hop, unreached(&place, &error)))?;
+            let halves = link.open_stream(&node).await.map_err(|error| (hop, unreached(&place, &error)))?;
+            Ok::<_, (usize, SessionError)>((hop, link, halves))
+        });
+    }
+    let mut reached = Vec::new();
+    while let Some(attempt) = attempts.join_next().await {
+        let Ok(attempt) = attempt else { continue };
+        reached.push(attempt?);
+    }
+    Ok(reached)
+}
+
 fn connect_own(
     port: OwnPort,
     events: &mpsc::Sender<Happened>,
@@ -305,21 +328,7 @@ impl Session {
     pub async fn replace(&mut self, mut others: Vec<(usize, RemoteStage)>) -> Result<(), (usize, SessionError)> {
         let first = others.first().map_or(0, |(hop, _)| *hop);
         let node = self.node.clone().ok_or((first, SessionError::Closed))?;
-        let mut attempts = JoinSet::new();
-        for (hop, other) in &others {
-            let (node, hop, other) = (node.clone(), *hop, other.clone());
-            attempts.spawn(async move {
-                let place = Hop::Remote(other.clone());
-                let link = node.connect(&other.address).await.map_err(|error| (hop, unreached(&place, &error)))?;
-                let halves = link.open_stream(&node).await.map_err(|error| (hop, unreached(&place, &error)))?;
-                Ok::<_, (usize, SessionError)>((hop, link, halves))
-            });
-        }
-        let mut reached = Vec::new();
-        while let Some(attempt) = attempts.join_next().await {
-            let Ok(attempt) = attempt else { continue };
-            reached.push(attempt?);
-        }
+        let reached = reach(&node, &others).await?;
         if let Some((hop, link, _)) = reached.iter().find(|(_, link, _)| !self.fits(&link.welcome)) {
             let failure = Failure::new(FailureCode::Version, "its Potluck does not know what this session agreed on");
             let layers = self.machine.route().get(*hop).map_or(String::new(), |stage| stage.layers().to_string());
@@ -329,16 +338,56 @@ impl Session {
             let Some((_, other)) = others.iter_mut().find(|(other, _)| *other == hop) else { continue };
             // What a peer showed as its grant is what its previous peer will check.
             other.grant.clone_from(&link.welcome.grant);
-            self.last_life += 1;
-            let life = self.last_life;
-            let label = move |what| Happened::Came { hop, life, what };
-            let stream = Stream::start(&mut self.tasks, halves, self.events.clone(), label);
-            self.next_streams.insert(hop, NextStream { life, link, stream });
+            self.is_next(hop, link, halves);
         }
         let replaced = self.machine.replace(Instant::now(), others).map_err(|error| (first, error));
         self.perform_all();
         self.next_streams.clear();
         replaced
+    }
+
+    /// What follows for that place goes to this stream, from the moment that the machine says so.
+    fn is_next(&mut self, hop: usize, link: Link, halves: Halves) {
+        self.last_life += 1;
+        let life = self.last_life;
+        let label = move |what| Happened::Came { hop, life, what };
+        let stream = Stream::start(&mut self.tasks, halves, self.events.clone(), label);
+        self.next_streams.insert(hop, NextStream { life, link, stream });
+    }
+
+    /// Where the peers are that are lost, if of all of them no more is known than that the connections to them are lost, and they keep
+    /// sessions for clients that come back: [`come_back`](Self::come_back).
+    pub fn broken_off(&self) -> Option<Vec<PeerAddress>> {
+        let hops = self.machine.broken_off()?;
+        let knows =
+            |hop: &usize| self.links[*hop].as_ref().is_some_and(|link| link.welcome.features & FEATURE_RETURN != 0);
+        let address = |hop: &usize| Some(self.machine.peer_at(*hop)?.address.clone());
+        if hops.iter().all(knows) { hops.iter().map(address).collect() } else { None }
+    }
+
+    /// Goes on with the [same peers](Self::broken_off), which have kept the session: connects to them. [`SessionEvent::Repaired`] follows
+    /// once all have said so, [`SessionEvent::Lost`] where one has not. Safe to cancel: then none was told.
+    ///
+    /// # Errors
+    /// With the stage whose peer is not reached, or does not know how any more: the session waits still.
+    pub async fn come_back(&mut self) -> Result<(), (usize, SessionError)> {
+        let hops = self.machine.broken_off().unwrap_or_default();
+        let first = hops.first().copied().unwrap_or_default();
+        let places: Vec<_> = hops.iter().filter_map(|hop| Some((*hop, self.machine.peer_at(*hop)?.clone()))).collect();
+        let node = self.node.clone().ok_or((first, SessionError::Closed))?;
+        let reached = reach(&node, &places).await?;
+        let forgetful = reached.iter().find(|(_, link, _)| link.welcome.features & FEATURE_RETURN == 0);
+        if let Some((hop, link, _)) = forgetful {
+            let failure =
+                Failure::new(FailureCode::Version, "its Potluck keeps no sessions for clients that come back");
+            let layers = self.machine.route().get(*hop).map_or(String::new(), |stage| stage.layers().to_string());
+            return Err((*hop, SessionError::Peer { peer: link.peer, layers, failure }));
+        }
+        reached.into_iter().for_each(|(hop, link, halves)| self.is_next(hop, link, halves));
+        let asked = self.machine.come_back(Instant::now()).map_err(|error| (first, error));
+        self.perform_all();
+        self.next_streams.clear();
+        asked
     }
 
     /// A peer is to stand by for that stage: connects to it. [`SessionEvent::StandsBy`] follows once it is ready. Safe to cancel: then nobody
@@ -357,11 +406,7 @@ impl Session {
         }
         // What a peer showed as its grant is what its previous peer will check.
         stage.grant.clone_from(&link.welcome.grant);
-        self.last_life += 1;
-        let (at, life) = (self.machine.route().len() + hop, self.last_life);
-        let label = move |what| Happened::Came { hop: at, life, what };
-        let stream = Stream::start(&mut self.tasks, halves, self.events.clone(), label);
-        self.next_streams.insert(at, NextStream { life, link, stream });
+        self.is_next(self.machine.route().len() + hop, link, halves);
         let stands_by = self.machine.stand_by(Instant::now(), hop, stage);
         self.perform_all();
         self.next_streams.clear();
@@ -522,6 +567,7 @@ impl Session {
                 self.tell(Event::Frame { hop, frame: Frame::Ask(asking.ask) });
             }
             Happened::Came { hop, what: Inbound::Closed(failure), .. } => self.tell(Event::Closed { hop, failure }),
+            Happened::Came { hop, what: Inbound::Broken(failure), .. } => self.tell(Event::Broken { hop, failure }),
             Happened::Own { hop, reply } => self.tell(Event::Own { hop, reply }),
         }
     }
@@ -535,11 +581,13 @@ impl Session {
         while let Some(effect) = self.machine.poll() {
             self.perform(effect);
         }
+        // How a stream ended that takes nothing any more, its reader says.
         let lives = &self.lives;
         let failed: Vec<_> = self
             .streams
             .iter_mut()
             .filter_map(|(hop, stream)| stream.flush().err().map(|failure| (*hop, lives[*hop], failure)))
+            .filter(|(_, _, failure)| failure.code != FailureCode::PeerLost)
             .collect();
         for (hop, life, failure) in failed {
             // The first of them may have brought another to the second one's place.
@@ -619,9 +667,10 @@ impl Drop for Session {
     }
 }
 
-/// Whether those features are all that a session has agreed on. Echoes are each connection's own.
+/// Whether those features are all that a session has agreed on. Echoes are each connection's own, and who keeps a session for a client
+/// that comes back does so alone.
 fn knows(agreed: u64, features: u64) -> bool {
-    agreed & !FEATURE_ECHOES & !features == 0
+    agreed & !FEATURE_ECHOES & !FEATURE_RETURN & !features == 0
 }
 
 #[cfg(test)]
@@ -635,5 +684,6 @@ mod tests {
         assert!(knows(FEATURES, FEATURES) && knows(FEATURES & !FEATURE_DRAFTS, FEATURES));
         assert!(!knows(FEATURES, FEATURES & !FEATURE_DRAFTS) && !knows(FEATURES, 0));
         assert!(knows(FEATURES, FEATURES & !FEATURE_ECHOES), "an older one, by a connection without echoes");
+        assert!(knows(FEATURES, FEATURES & !FEATURE_RETURN), "an older one, to which nobody comes back");
     }
 }

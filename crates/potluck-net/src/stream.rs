@@ -59,6 +59,8 @@ pub(crate) enum Inbound {
     Asked(Box<Asking>),
     /// Nothing more comes.
     Closed(Failure),
+    /// Nothing more comes: the connection is lost, and the other side has said nothing of it. It may not know.
+    Broken(Failure),
 }
 
 /// An ask, and where its body comes from.
@@ -311,10 +313,10 @@ async fn read<T: Send + 'static>(
 ) {
     let mut reader = FrameReader::new(CONTROL_BYTES_MAX);
     let mut first = true;
-    let failure = loop {
+    let ended = loop {
         let chunk = match incoming.read().await {
             Ok(Some(chunk)) => chunk,
-            Ok(None) => break reader.finish().err().map_or(done(), protocol),
+            Ok(None) => break Inbound::Closed(reader.finish().err().map_or(done(), protocol)),
             Err(error) => break lost(&error),
         };
         read_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
@@ -347,10 +349,10 @@ async fn read<T: Send + 'static>(
             }
         };
         if let Some(failure) = bad {
-            break failure;
+            break Inbound::Closed(failure);
         }
     };
-    let _ = inbound.send(label(Inbound::Closed(failure))).await;
+    let _ = inbound.send(label(ended)).await;
 }
 
 fn done() -> Failure {
@@ -362,14 +364,18 @@ fn protocol(error: potluck_wire::WireError) -> Failure {
 }
 
 /// How a stream ended that did not end by itself: with the other side's reason, where it gave one.
-fn lost(error: &ReadError) -> Failure {
+fn lost(error: &ReadError) -> Inbound {
     let given = match error {
         ReadError::Reset(code) => Some(*code),
         ReadError::ConnectionLost(ConnectionError::ApplicationClosed(close)) => Some(close.error_code),
+        // Closed by this program.
+        ReadError::ConnectionLost(ConnectionError::LocallyClosed) => None,
+        ReadError::ConnectionLost(_) => return Inbound::Broken(Failure::new(FailureCode::PeerLost, error)),
         _ => None,
     };
     let code = given.and_then(|code| FailureCode::from_number(code.into_inner()));
-    Failure::new(code.filter(|code| *code != FailureCode::Done).unwrap_or(FailureCode::PeerLost), error)
+    let code = code.filter(|code| *code != FailureCode::Done).unwrap_or(FailureCode::PeerLost);
+    Inbound::Closed(Failure::new(code, error))
 }
 
 #[cfg(test)]

@@ -66,6 +66,14 @@ pub enum Event {
         /// `Done` where the other side finished it.
         failure: Failure,
     },
+    /// A stream broke off with its connection: nothing more can be sent on it, and the other side has said nothing. Where it is a client's,
+    /// its session waits for it to come back.
+    Broken {
+        /// The stream.
+        stream: StreamId,
+        /// How it was noticed.
+        failure: Failure,
+    },
     /// What came of [`Effect::Dial`]: a stream that we opened to that member, or why not.
     Dialed {
         /// Which attempt.

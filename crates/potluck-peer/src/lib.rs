@@ -14,6 +14,7 @@
 //! had; each wait has a deadline. A stranger's frame ends the stream it came on and nothing else.
 
 mod account;
+mod away;
 mod company;
 mod event;
 mod open;
@@ -24,6 +25,7 @@ mod session;
 mod standby;
 mod steps;
 
+pub use away::AWAY_MAX;
 pub use event::{DialId, Effect, Event, Now, PeerConfig, StageSlot, StreamId};
 pub use peer::{DRAIN_REST, Peer, PeerStatus};
 pub use repair::GRACE_MAX;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use potluck_core::{CacheId, Defence, PeerId, SessionId, SessionKey, StageCommand, StageError};
+use potluck_core::{CacheId, Defence, PeerId, SessionKey, StageCommand, StageError};
 use potluck_grant::{Authorized, Member};
 use potluck_wire::{
     CONTROL_BYTES_MAX, Codec, Failure, FailureCode, Frame, HopOpen, NextHop, OpenSession, PreviousHop,
@@ -11,6 +11,7 @@ use potluck_wire::{
 
 use crate::{
     DialId, Effect, Now, Peer, StageSlot, StreamId,
+    away::client_limit,
     peer::{DIALS_MAX, DIALS_PER_CLIENT_MAX, PARKED_MAX, PARKED_PER_PEER_MAX, Role, Stream},
     repair::Side,
     session::{Epochs, Session},
@@ -28,6 +29,9 @@ impl Peer {
         let key = SessionKey { client: member.peer(), id: open.session };
         self.check_open(now, key, &open)?;
         let slot = self.stage_for(&open)?;
+        if !self.sessions.contains_key(&key) {
+            self.make_room(slot);
+        }
         let prefix = self.prefix_cache(key, slot, &open)?;
         if self.sessions.contains_key(&key) {
             self.end_session(key, Failure::new(FailureCode::Epoch, "the client opened the session again"));
@@ -45,9 +49,7 @@ impl Peer {
         };
         self.effects.push_back(Effect::Stage { stage: slot, command });
         self.become_role(stream, Role::Client(key));
-        // The client's own stream carries steps only where the session's steps start.
-        let limit = if open.previous == PreviousHop::Client { step_frame_bytes_max(width) } else { CONTROL_BYTES_MAX };
-        self.effects.push_back(Effect::Limit { stream, frame_bytes_max: limit.max(CONTROL_BYTES_MAX) });
+        self.effects.push_back(Effect::Limit { stream, frame_bytes_max: client_limit(&open, width) });
         self.dial(key, &open.next, None);
         let next_confirmed = matches!(open.next, NextHop::Client | NextHop::Nobody);
         let session = Session {
@@ -59,6 +61,9 @@ impl Peer {
             width,
             vocabulary,
             client: stream,
+            away_since: None,
+            returned_at: None,
+            lost: Default::default(),
             hop_in: None,
             hop_out: None,
             cache_open: false,
@@ -78,6 +83,8 @@ impl Peer {
             standby: None,
             journal: Default::default(),
             answers: Default::default(),
+            sent: Default::default(),
+            sent_bytes: 0,
             answers_lost: 0,
             told: 0,
             answered: None,
@@ -101,15 +108,17 @@ impl Peer {
         if self.draining {
             return refuse(FailureCode::NotServed, "this peer is about to serve something else");
         }
-        let current = self.sessions.get(&key).map(|session| session.epochs.previous.max(session.epochs.next));
+        // Whoever opens it anew does not come back to it.
+        let present = self.sessions.get(&key).filter(|session| session.away_since.is_none());
+        let current = present.map(|session| session.epochs.previous.max(session.epochs.next));
         if let Some(current) = current.filter(|current| open.epoch <= *current && Defence::SessionEpoch.stands()) {
             let detail = format!("epoch {}; the session is at {current}", open.epoch);
             return Err(Failure::new(FailureCode::Epoch, detail));
         }
-        let held = self.sessions.range(SessionKey { id: SessionId::from_bytes([0; 16]), ..key }..);
-        let held = held.take_while(|(other, _)| other.client == key.client).count();
+        // Those that it is away from make room.
+        let held = self.present_of(key.client);
         if !self.sessions.contains_key(&key)
-            && held >= usize::from(self.config.sessions_per_client)
+            && held >= self.config.sessions_per_client
             && Defence::ClientSessions.stands()
         {
             return Err(Failure::new(FailureCode::Busy, format!("this client has {held} sessions open here")));
@@ -152,7 +161,8 @@ impl Peer {
 
     fn stage_for(&self, open: &OpenSession) -> Result<StageSlot, Failure> {
         let serving = self.stages.iter().enumerate().filter(|(_, stage)| stage.shape().spec == open.stage);
-        let Some((slot, stage)) = serving.max_by_key(|(_, stage)| (stage.is_ready(), stage.free_caches())) else {
+        let room = |slot: usize| self.room_in(StageSlot(slot as u16));
+        let Some((slot, stage)) = serving.max_by_key(|(slot, stage)| (stage.is_ready(), room(*slot))) else {
             let detail = format!("layers {} of model {}", open.stage.layers, open.stage.model.short());
             return Err(Failure::new(FailureCode::NotServed, detail));
         };
@@ -319,15 +329,15 @@ impl Peer {
     pub(crate) fn report_ready(&mut self, key: SessionKey) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         let here = session.step_stream().is_some();
-        if session.cache_open && session.next_confirmed && here && !session.ready_sent {
+        let client = session.client_stream().filter(|_| !session.ready_sent);
+        if let Some(client) = client.filter(|_| session.cache_open && session.next_confirmed && here) {
             session.ready_sent = true;
             session.missing_since = None;
-            let client = session.client;
             self.send(client, Frame::Ready);
         }
     }
 
-    fn become_role(&mut self, stream: StreamId, role: Role) {
+    pub(crate) fn become_role(&mut self, stream: StreamId, role: Role) {
         if let Some(stream) = self.streams.get_mut(&stream) {
             stream.role = role;
         }

@@ -98,7 +98,7 @@ pub struct PeerStatus {
     pub sessions: usize,
     /// Dials under way.
     pub dials: usize,
-    /// Caches that no session holds, over all stages.
+    /// Caches that whoever comes can have, over all stages: those that no session holds, or one whose client is away.
     pub free_caches: u16,
     /// Steps that wait for a stage, over all sessions.
     pub steps_waiting: usize,
@@ -145,8 +145,8 @@ impl Peer {
     pub fn drain(&mut self) {
         if !std::mem::replace(&mut self.draining, true) {
             let kept = self.sessions.values().filter(|session| session.grace.is_some());
-            let told = kept.map(|session| Effect::Send { stream: session.client, frame: Frame::Leaving });
-            self.effects.extend(told);
+            let told = kept.filter_map(Session::client_stream);
+            self.effects.extend(told.map(|stream| Effect::Send { stream, frame: Frame::Leaving }));
         }
     }
 
@@ -163,7 +163,7 @@ impl Peer {
             parked: self.parked(),
             sessions: self.sessions.len(),
             dials: self.dials.len(),
-            free_caches: self.stages.iter().map(StageQueue::free_caches).sum(),
+            free_caches: (0..self.stages.len()).map(|slot| self.room_in(StageSlot(slot as u16))).sum(),
             steps_waiting: self.stages.iter().map(StageQueue::waiting).sum(),
             stale_frames: self.stale_frames,
             failed_sessions: self.failed_sessions,
@@ -182,12 +182,6 @@ impl Peer {
         self.next_serial
     }
 
-    /// Caches that no session holds in one stage, for its offer; zero while its engine is away.
-    pub fn free_caches(&self, slot: StageSlot) -> u16 {
-        let stage = self.stages.get(usize::from(slot.0));
-        stage.filter(|stage| stage.is_ready()).map_or(0, StageQueue::free_caches)
-    }
-
     /// Something happened. Drain [`poll`](Self::poll) afterwards.
     pub fn handle(&mut self, now: Now, event: Event) {
         match event {
@@ -198,6 +192,7 @@ impl Peer {
             }
             Event::Frame { stream, frame } => self.frame(now, stream, frame),
             Event::Closed { stream, failure } => self.closed(now, stream, failure),
+            Event::Broken { stream, failure } => self.broken(now, stream, failure),
             Event::Dialed { dial, result } => self.dialed(now, dial, result),
             Event::Stage { stage, reply } => self.stage_replied(now, stage, reply),
             Event::Timeout => self.expire(now.instant),
@@ -230,6 +225,7 @@ impl Peer {
                     self.hop_opened(stream, since, &hop);
                 }
             }
+            (Role::Fresh { .. }, Frame::Return(back)) => self.client_returns(now, stream, back),
             (Role::Client(key) | Role::HopIn(key), Frame::Step(step)) => self.step_came(now, stream, key, &step, None),
             (Role::Client(key) | Role::HopIn(key), Frame::Replay { due, step }) => {
                 self.step_came(now, stream, key, &step, Some(due))
@@ -273,7 +269,7 @@ impl Peer {
         }
     }
 
-    fn closed(&mut self, now: Now, stream: StreamId, failure: Failure) {
+    pub(crate) fn closed(&mut self, now: Now, stream: StreamId, failure: Failure) {
         let Some(Stream { from, role }) = self.streams.remove(&stream) else { return };
         self.members.remove(&stream);
         match role {
@@ -312,6 +308,11 @@ impl Peer {
             let command = StageCommand::Close { cache: session.cache };
             self.effects.push_back(Effect::Stage { stage: session.slot, command });
         }
+    }
+
+    /// Who opened a stream whose first frame has come.
+    pub(crate) fn forget_member(&mut self, stream: StreamId) -> Option<Member> {
+        self.members.remove(&stream)
     }
 
     pub(crate) fn close_stream(&mut self, stream: StreamId, failure: Failure) {
@@ -415,6 +416,12 @@ impl Peer {
     }
 
     fn session_deadline(&self, session: &Session) -> Instant {
+        let deadline = self.present_deadline(session);
+        session.away_until().map_or(deadline, |until| until.min(deadline))
+    }
+
+    /// Until when it waits for others than its client.
+    fn present_deadline(&self, session: &Session) -> Instant {
         if let (Some(since), Some(grace)) = (session.missing_since, session.grace) {
             // Once it is told of another, it waits for that one as long as for the first.
             // However often that is, it ends.
@@ -448,6 +455,7 @@ impl Peer {
     fn lateness(&self, key: SessionKey) -> Failure {
         let Some(session) = self.sessions.get(&key) else { return Failure::new(FailureCode::Deadline, "") };
         match (&session.open.next, session.open.previous) {
+            _ if session.away_since.is_some() => Failure::new(FailureCode::Cancelled, "the client did not come back"),
             _ if session.ready_sent && session.missing_since.is_some() => {
                 Failure::new(FailureCode::PeerLost, "a neighbour was lost, and no other took its place")
             }

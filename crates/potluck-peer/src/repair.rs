@@ -76,8 +76,9 @@ impl Peer {
         session.missing_since.get_or_insert(now.instant);
         // It waits as one whose neighbours were there: until it is told of others.
         session.ready_sent = true;
-        let (client, failure) = (session.client, Failure { peer: who, ..failure });
-        self.send(client, Frame::NeighbourLost(NeighbourLost { epoch, failure }));
+        let lost = NeighbourLost { epoch, failure: Failure { peer: who, ..failure } };
+        session.lost[side as usize] = Some(lost.clone());
+        self.tell_client(key, Frame::NeighbourLost(lost));
     }
 
     /// The client names another neighbour.
@@ -129,16 +130,15 @@ impl Peer {
         let mut old = Vec::new();
         if previous.is_some() {
             session.epochs.previous = epoch;
+            session.lost[Side::Previous as usize] = None;
             session.receipts = Default::default();
-            // Whoever had sent what is in flight waits for nothing any more.
-            session.in_flight.forgive();
-            session.journal.forgive();
-            session.answers.iter_mut().for_each(|answering| answering.owed = false);
+            session.forgive();
             old.extend(session.hop_in.take());
         }
         if let Some(next) = &next {
             session.settled = if merges { answered } else { 0 };
             session.epochs.next = epoch;
+            session.lost[Side::Next as usize] = None;
             // Whoever stood by is asked now to answer the client.
             session.next_confirmed = *next == NextHop::Client;
             let is_whole = !session.next_confirmed

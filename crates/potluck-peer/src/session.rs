@@ -9,8 +9,8 @@ use potluck_chain::{Credit, Journal, Receipts};
 use potluck_core::{CacheId, Defence, Input, Output, Rows, SessionKey, Tree, bounds};
 use potluck_grant::Member;
 use potluck_wire::{
-    AnswerFrame, Codec, Failure, FailureCode, HOP_FRAMES_MAX, NextHop, OpenSession, PreviousHop, StepFrame,
-    answer_rows_max,
+    AnswerFrame, Codec, Failure, FailureCode, HOP_FRAMES_MAX, NeighbourLost, NextHop, OpenSession, PreviousHop,
+    StepFrame, answer_rows_max,
 };
 
 use crate::{StageSlot, StreamId, account::Tally, standby::Standby};
@@ -40,8 +40,13 @@ pub(crate) struct Session {
     pub(crate) cache: CacheId,
     pub(crate) width: u32,
     pub(crate) vocabulary: u32,
-    /// The stream on which the client opened the session.
+    /// The stream on which the client opened the session, or came back to it.
     pub(crate) client: StreamId,
+    /// Since when the connection to the client is lost, and when it came back last.
+    pub(crate) away_since: Option<Instant>,
+    pub(crate) returned_at: Option<Instant>,
+    /// What the client was told of neighbours that are lost, as long as no others are named: whoever comes back is told again.
+    pub(crate) lost: [Option<NeighbourLost>; 2],
     /// The stream that the previous peer opened, if there is one.
     pub(crate) hop_in: Option<StreamId>,
     /// The stream that we opened to the next peer, if there is one.
@@ -75,7 +80,10 @@ pub(crate) struct Session {
     pub(crate) journal: Journal,
     /// At the tail: what goes to the client.
     pub(crate) answers: VecDeque<Answering>,
-    /// Of a last peer that stands by: answers to steps before this one may have been let go of.
+    /// At the tail: what went to the client last, which it may not have had; and its bytes.
+    pub(crate) sent: VecDeque<AnswerFrame>,
+    pub(crate) sent_bytes: usize,
+    /// At the tail: answers to steps before this one may have been let go of.
     pub(crate) answers_lost: u32,
     /// At the tail: the client has the answers to the steps before this one.
     pub(crate) told: u32,
@@ -146,7 +154,7 @@ impl InFlight {
     }
 
     /// Whoever sent them is gone.
-    pub(crate) fn forgive(&mut self) {
+    fn forgive(&mut self) {
         self.heads.iter_mut().for_each(|head| head.owed = false);
     }
 
@@ -183,7 +191,7 @@ impl Session {
     /// The stream that steps arrive on.
     pub(crate) fn step_stream(&self) -> Option<StreamId> {
         match self.open.previous {
-            PreviousHop::Client => Some(self.client),
+            PreviousHop::Client => self.client_stream(),
             PreviousHop::Peer(_) => self.hop_in,
         }
     }
@@ -194,10 +202,17 @@ impl Session {
         self.epochs.previous.max(self.epochs.next).max(standby)
     }
 
+    /// Whoever had sent what is under way here waits for nothing any more.
+    pub(crate) fn forgive(&mut self) {
+        self.in_flight.forgive();
+        self.journal.forgive();
+        self.answers.iter_mut().for_each(|answering| answering.owed = false);
+    }
+
     /// The stream that hidden states leave on.
     pub(crate) fn output_stream(&self) -> Option<StreamId> {
         match self.open.next {
-            NextHop::Client => Some(self.client),
+            NextHop::Client => self.client_stream(),
             NextHop::Peer { .. } => self.hop_out,
             NextHop::Nobody => None,
         }

@@ -147,10 +147,10 @@ impl Peer {
     pub(crate) fn standby_lost(&mut self, key: SessionKey, failure: Failure) {
         let Some(session) = self.sessions.get(&key) else { return };
         let Some(standby) = &session.standby else { return };
-        let (client, epoch, who) = (session.client, standby.epoch, standby.who);
+        let (epoch, who) = (standby.epoch, standby.who);
         self.end_standby(key);
         let failure = Failure { peer: Some(who), ..failure };
-        self.send(client, Frame::NeighbourLost(NeighbourLost { epoch, failure }));
+        self.tell_client(key, Frame::NeighbourLost(NeighbourLost { epoch, failure }));
     }
 
     pub(crate) fn end_standby(&mut self, key: SessionKey) {
@@ -181,8 +181,8 @@ impl Peer {
             self.effects.push_back(Effect::Send { stream, frame: outgoing.frame() });
         }
         if standby.level.look(&standby.credit, session.journal.mirror_waits()) {
-            let (stream, epoch) = (session.client, standby.epoch);
-            self.effects.push_back(Effect::Send { stream, frame: Frame::CaughtUp { epoch } });
+            let epoch = standby.epoch;
+            self.tell_client(key, Frame::CaughtUp { epoch });
         }
     }
 

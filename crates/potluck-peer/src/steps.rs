@@ -118,8 +118,9 @@ impl Peer {
         // Answers need no credit: there is one for each step that the client itself sent.
         while let Some(Answering { answer, owed }) = session.answers.pop_front() {
             done += usize::from(owed);
-            let frame = answer.map(Frame::Answer);
-            self.effects.extend(frame.map(|frame| Effect::Send { stream: out, frame }));
+            let Some(answer) = answer else { continue };
+            session.keep_answer(&answer);
+            self.effects.push_back(Effect::Send { stream: out, frame: Frame::Answer(answer) });
         }
         while session.journal.waits() && session.credit.take() {
             let Some(outgoing) = session.journal.send(session.epochs.next) else { break };
@@ -197,9 +198,9 @@ impl Peer {
                 && session.row_wanted.is_some_and(|(_, wanted)| wanted == row)
         };
         let Some(session) = self.sessions.values_mut().find(wants) else { return };
-        let (key, client) = (session.key, session.client);
+        let key = session.key;
         match (session.row_wanted.take(), result) {
-            (Some((sequence, row)), Ok(logits)) => self.send(client, Frame::Row { sequence, row, logits }),
+            (Some((sequence, row)), Ok(logits)) => self.tell_client(key, Frame::Row { sequence, row, logits }),
             (_, Err(error)) => self.end_session(key, engine_failure(&error)),
             (None, Ok(_)) => {}
         }

@@ -19,6 +19,9 @@ use crate::{
 /// Attempts of a client to replace peers. A storm may outlast them.
 const MENDS_MAX: u32 = 40;
 
+/// Attempts of a client to go on with the same peers, each time that it loses some.
+const ASKED_BACK_MAX: u32 = 3;
+
 /// Attempts of a client to find standbys.
 const STANDBYS_MAX: u32 = 20;
 
@@ -41,6 +44,8 @@ pub(crate) struct SimClient {
     mends: u32,
     /// Attempts to find standbys, so far.
     sought: u32,
+    /// Attempts to go on with the same peers, since all were there.
+    asked_back: u32,
     wake_at: Option<Duration>,
     /// It is gone, without a word.
     pub(crate) has_left: bool,
@@ -111,6 +116,7 @@ impl SimClient {
             replaced,
             mends: 0,
             sought: 0,
+            asked_back: 0,
             wake_at: None,
             has_left: false,
             user,
@@ -126,6 +132,7 @@ impl SimClient {
 
 impl World {
     pub(crate) fn client_frame(&mut self, client: usize, stream: usize, frame: Frame) {
+        self.report.returned += usize::from(matches!(frame, Frame::Returned { .. }));
         if let Some(hop) = self.hop_of(client, stream) {
             self.inform(client, Event::Frame { hop, frame });
         }
@@ -134,6 +141,12 @@ impl World {
     pub(crate) fn client_stream_closed(&mut self, client: usize, stream: usize, failure: Failure) {
         if let Some(hop) = self.hop_of(client, stream) {
             self.inform(client, Event::Closed { hop, failure });
+        }
+    }
+
+    pub(crate) fn client_stream_broke_off(&mut self, client: usize, stream: usize, failure: Failure) {
+        if let Some(hop) = self.hop_of(client, stream) {
+            self.inform(client, Event::Broken { hop, failure });
         }
     }
 
@@ -168,7 +181,7 @@ impl World {
         client.lost.clear();
         client.leaving.clear();
         client.replaced.clear();
-        (client.mends, client.sought) = (0, 0);
+        (client.mends, client.sought, client.asked_back) = (0, 0, 0);
         client.user = User::new(client.user.wanted);
         for chunk in client.prompt.iter_mut().flatten() {
             *chunk = (*chunk + 1) % toy::VOCABULARY;
@@ -237,6 +250,7 @@ impl World {
             }
             Effect::Repaired => {
                 self.report.repairs += 1;
+                self.clients[client].asked_back = 0;
                 self.seek_standbys(client);
             }
             Effect::Promoted { hop } => self.promoted(client, hop),
@@ -363,8 +377,28 @@ impl World {
         }
     }
 
+    /// Where the connections alone may be lost, the same peers are asked to go on, mostly.
+    fn asks_back(&mut self, client: usize) -> bool {
+        let (now, may) = (self.instant(), self.rng.u8(..4) > 0);
+        let SimClient { session: Some(session), lost, asked_back, .. } = &mut self.clients[client] else {
+            return false;
+        };
+        if !may || *asked_back >= ASKED_BACK_MAX || session.broken_off().is_none() {
+            return false;
+        }
+        *asked_back += 1;
+        lost.clear();
+        let asked = session.come_back(now);
+        self.note(|| format!("client {client}: the same peers are asked to go on"));
+        self.check(asked.is_ok(), &format!("peers are come back to: {asked:?}"));
+        true
+    }
+
     /// Whoever serves the same layers takes the place of a lost peer: preferably another.
     pub(crate) fn mend(&mut self, client: usize) {
+        if self.asks_back(client) {
+            return self.drain(client);
+        }
         let (now, heard) = (self.instant(), self.has_heard());
         let lost = std::mem::take(&mut self.clients[client].lost);
         let Some(session) = self.clients[client].session.as_ref().filter(|session| !session.is_over()) else { return };

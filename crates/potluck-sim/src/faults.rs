@@ -105,6 +105,19 @@ impl World {
                 self.at(at, Due::Fault(Fault::Part(part, time)));
             }
         }
+        self.schedule_outages(&mut rng);
+    }
+
+    /// A client is cut off from everybody.
+    fn schedule_outages(&mut self, rng: &mut fastrand::Rng) {
+        for _ in 0..self.scenario.faults.outages {
+            let at = Duration::from_millis(rng.u64(..STRIKES_MS)) + self.some_time();
+            let node = Some(Node::Client(rng.usize(..self.clients.len())));
+            let time = Duration::from_millis(rng.u64(100..=LASTS_MAX_MS));
+            for part in [Part { from: node, to: None }, Part { from: None, to: node }] {
+                self.at(at, Due::Fault(Fault::Part(part, time)));
+            }
+        }
     }
 
     pub(crate) fn strike(&mut self, fault: Fault) {

@@ -82,7 +82,7 @@ fn smaller(scenario: &Scenario) -> Vec<Scenario> {
     for sessions in [1, scenario.sessions / 2, scenario.sessions - 1] {
         less(&|s| s.sessions = sessions.max(1));
     }
-    let counts: [fn(&mut Faults) -> &mut usize; 11] = [
+    let counts: [fn(&mut Faults) -> &mut usize; 12] = [
         |f| &mut f.kills,
         |f| &mut f.restarts,
         |f| &mut f.drains,
@@ -93,6 +93,7 @@ fn smaller(scenario: &Scenario) -> Vec<Scenario> {
         |f| &mut f.cuts,
         |f| &mut f.flaps,
         |f| &mut f.partitions,
+        |f| &mut f.outages,
         |f| &mut f.leaves,
     ];
     for count in counts {

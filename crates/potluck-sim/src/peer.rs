@@ -123,6 +123,10 @@ impl World {
         self.tell(peer, Event::Closed { stream: StreamId(stream as u64), failure });
     }
 
+    pub(crate) fn peer_stream_broke_off(&mut self, peer: usize, stream: usize, failure: Failure) {
+        self.tell(peer, Event::Broken { stream: StreamId(stream as u64), failure });
+    }
+
     pub(crate) fn dialed(&mut self, peer: usize, life: u64, dial: DialId, result: Result<usize, Failure>) {
         if self.peers[peer].life != life {
             return;

@@ -29,6 +29,8 @@ pub struct Faults {
     pub flaps: usize,
     /// Times of up to eight seconds in which nothing passes between somebody and another, or anybody: either way, or one.
     pub partitions: usize,
+    /// Times of up to eight seconds in which a client reaches nobody.
+    pub outages: usize,
     /// Clients that are gone, without a word.
     pub leaves: usize,
     /// Seconds that a peer's clock is wrong by, at most.
@@ -202,6 +204,7 @@ impl Scenario {
         let skew_s = some(40_000) as u32;
         let mut rare = || if rng.bool() { rng.f64() * 0.02 } else { 0.0 };
         let (twins, drops, swaps, flips) = (rare(), rare(), rare(), rare());
+        let outages = if rng.bool() { rng.usize(0..=2) } else { 0 };
         let line = Line {
             rate: if rng.bool() { Some(rng.u64(20_000..=2_000_000)) } else { None },
             jitter_lasts_ms: if rng.bool() { rng.u64(..=100) } else { 0 },
@@ -218,6 +221,7 @@ impl Scenario {
             cuts,
             flaps,
             partitions,
+            outages,
             leaves,
             skew_s,
             twins,
@@ -255,6 +259,7 @@ impl Scenario {
             cuts: some(3),
             flaps: some(1),
             partitions: some(2),
+            outages: some(2),
             skew_s: some(40_000) as u32,
             ..Faults::default()
         };
@@ -293,6 +298,7 @@ impl Scenario {
             cuts: 64,
             flaps: 4,
             partitions: 16,
+            outages: 32,
             leaves: 64,
             skew_s: 40_000,
             ..Faults::default()
@@ -318,6 +324,7 @@ impl Scenario {
             cuts: 600,
             flaps: 60,
             partitions: 300,
+            outages: 150,
             leaves: 150,
             ..Faults::default()
         };
@@ -345,6 +352,8 @@ pub struct Report {
     pub losses: usize,
     /// How often other peers took the places of those that a session had lost.
     pub repairs: usize,
+    /// How often a peer went on with the session of a client that came back.
+    pub returned: usize,
     /// How often a peer that was about to go was replaced while it was there, and how many sessions such peers had yet when they went.
     pub handed_over: usize,
     /// See `handed_over`.
@@ -379,6 +388,7 @@ impl Report {
         self.tokens += other.tokens;
         self.losses += other.losses;
         self.repairs += other.repairs;
+        self.returned += other.returned;
         self.handed_over += other.handed_over;
         self.left_behind += other.left_behind;
         self.standbys += other.standbys;

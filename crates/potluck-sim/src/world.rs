@@ -275,7 +275,7 @@ impl World {
         }
         match due {
             Due::Arrive { stream, side } => self.arrived(stream, side),
-            Due::Broken { stream, side, failure } => self.stream_closed(stream, side, failure),
+            Due::Broken { stream, side, failure } => self.stream_broke_off(stream, side, failure),
             Due::Dialed { peer, life, dial, result } => self.dialed(peer, life, dial, result),
             Due::Replied { peer, slot, generation, reply } => self.replied(peer, slot, generation, reply),
             Due::Wake(End::Peer(peer)) => self.wake_peer(peer),
@@ -341,6 +341,16 @@ impl World {
     fn stream_closed(&mut self, stream: usize, side: usize, failure: Failure) {
         if std::mem::replace(&mut self.streams[stream].open[side], false) {
             self.deliver_closed(stream, side, failure);
+        }
+    }
+
+    fn stream_broke_off(&mut self, stream: usize, side: usize, failure: Failure) {
+        if !std::mem::replace(&mut self.streams[stream].open[side], false) {
+            return;
+        }
+        match self.streams[stream].ends[side] {
+            End::Peer(peer) => self.peer_stream_broke_off(peer, stream, failure),
+            End::Client(client) => self.client_stream_broke_off(client, stream, failure),
         }
     }
 

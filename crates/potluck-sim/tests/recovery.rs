@@ -42,6 +42,14 @@ fn a_cut_connection_costs_no_session() {
 }
 
 #[test]
+fn a_client_that_was_cut_off_goes_on_where_it_was() {
+    for drafts in [false, true] {
+        let total = total(Faults { outages: 4, ..Faults::default() }, drafts);
+        assert!(total.returned > 100, "{total:?}");
+    }
+}
+
+#[test]
 fn an_engine_that_is_lost_costs_no_session() {
     let total = total(Faults { engine_losses: 2, ..Faults::default() }, false);
     assert!(total.repairs > 80, "{total:?}");

@@ -104,10 +104,11 @@ fn a_day_leaves_nothing_behind() {
     let hours = 3;
     let faults = |faults: usize| faults * hours as usize / 24;
     let day = Kind::Day.scenario(0);
-    let Faults { restarts, drains, engine_losses, freezes, slows, cuts, flaps, partitions, leaves, .. } = day.faults;
+    let Faults { restarts, drains, engine_losses, freezes, slows, cuts, flaps, partitions, outages, leaves, .. } =
+        day.faults;
     let [restarts, drains, engine_losses, freezes, slows] =
         [restarts, drains, engine_losses, freezes, slows].map(faults);
-    let [cuts, flaps, partitions, leaves] = [cuts, flaps, partitions, leaves].map(faults);
+    let [cuts, flaps, partitions, outages, leaves] = [cuts, flaps, partitions, outages, leaves].map(faults);
     let all = Faults {
         restarts,
         drains,
@@ -117,6 +118,7 @@ fn a_day_leaves_nothing_behind() {
         cuts,
         flaps,
         partitions,
+        outages,
         leaves,
         ..Faults::default()
     };

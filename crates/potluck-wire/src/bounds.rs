@@ -31,8 +31,13 @@ pub const FEATURE_RECOVERY: u64 = 32;
 /// connection's, not a session's: each pair of neighbours has it or has it not.
 pub const FEATURE_ECHOES: u64 = 64;
 
+/// Feature bit: a session outlives the connection to its client for a while, and is taken up again ([`Return`](crate::Return)). It is a
+/// peer's: each of a route has it or has it not.
+pub const FEATURE_RETURN: u64 = 128;
+
 /// All features that this program knows. A greeting agrees on those that both know.
-pub const FEATURES: u64 = FEATURE_ACCOUNTS | FEATURE_PADDING | FEATURE_DRAFTS | FEATURE_RECOVERY | FEATURE_ECHOES;
+pub const FEATURES: u64 =
+    FEATURE_ACCOUNTS | FEATURE_PADDING | FEATURE_DRAFTS | FEATURE_RECOVERY | FEATURE_ECHOES | FEATURE_RETURN;
 
 /// Bytes of the shortest padded answer, and of the shortest padded part of a conversation: longer ones are a power of two.
 pub const PADDED_BYTES_MIN: usize = 1 << 10;

@@ -7,8 +7,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     Ask, Codec, CodecError, Failure, Fetch, HEADER_BYTES, Head, Held, Hello, HopOpen, Join, Joined, Keep, Lender,
-    Mirror, NeighbourLost, OpenSession, PART_BYTES_MAX, REPLAY_HEADER_BYTES, Refusal, Reroute, SharedModel, Upstreams,
-    Welcome, message::Bounded, padded_bytes, padded_positions, spare,
+    Mirror, NeighbourLost, OpenSession, PART_BYTES_MAX, REPLAY_HEADER_BYTES, Refusal, Reroute, Return, SharedModel,
+    Upstreams, Welcome, message::Bounded, padded_bytes, padded_positions, spare,
 };
 
 /// Whoever sent the bytes: they are no frame, or one that exceeds a bound.
@@ -142,6 +142,13 @@ pub enum Frame {
         /// The epoch of the [`Mirror`] that named it.
         epoch: u32,
     },
+    /// Client to a peer of the route, first, on a new stream. Answered with [`Returned`](Self::Returned).
+    Return(Return),
+    /// Peer to client: the session is there, and goes on with the step of this number.
+    Returned {
+        /// The step that the peer has not had; of interest where steps come from the client.
+        expected: u32,
+    },
     /// Down the route.
     Step(StepFrame),
     /// Down the route once more, to a substitute for a peer that had had it: steps that were overwritten since are left out, and
@@ -272,6 +279,8 @@ const REPLAY: u8 = 39;
 const MIRROR: u8 = 40;
 const LEAVING: u8 = 41;
 const CAUGHT_UP: u8 = 42;
+const RETURN: u8 = 43;
+const RETURNED: u8 = 44;
 
 /// Bytes that a replay has in front of a step's header.
 const DUE_BYTES: usize = REPLAY_HEADER_BYTES - HEADER_BYTES;
@@ -301,6 +310,8 @@ impl Frame {
             Self::NeighbourLost(_) => NEIGHBOUR_LOST,
             Self::Leaving => LEAVING,
             Self::CaughtUp { .. } => CAUGHT_UP,
+            Self::Return(_) => RETURN,
+            Self::Returned { .. } => RETURNED,
             Self::Step(_) => STEP,
             Self::Replay { .. } => REPLAY,
             Self::Answer(_) => ANSWER,
@@ -376,6 +387,8 @@ impl Frame {
             Self::NeighbourLost(body) => encode_body(body, out),
             Self::HopResumed { expected } => encode_body(expected, out),
             Self::CaughtUp { epoch } => encode_body(epoch, out),
+            Self::Return(body) => encode_body(body, out),
+            Self::Returned { expected } => encode_body(expected, out),
             Self::Credit { frames } => encode_body(frames, out),
             Self::RowRequest { sequence, row } => encode_body(&(sequence, row), out),
             Self::Row { sequence, row, logits } => encode_body(&(sequence, row, logits), out),
@@ -440,6 +453,8 @@ impl Frame {
             NEIGHBOUR_LOST => Self::NeighbourLost(decode_bounded(kind, body)?),
             LEAVING => decode_empty(kind, body, Self::Leaving)?,
             CAUGHT_UP => Self::CaughtUp { epoch: decode_body(kind, body)? },
+            RETURN => Self::Return(decode_body(kind, body)?),
+            RETURNED => Self::Returned { expected: decode_body(kind, body)? },
             ANSWER => Self::Answer(AnswerFrame::decode(body)?),
             CREDIT => Self::Credit { frames: decode_body(kind, body)? },
             ROW_REQUEST => {
@@ -556,6 +571,8 @@ fn kind_name(kind: u8) -> &'static str {
         REPLAY => "replay",
         LEAVING => "leaving",
         CAUGHT_UP => "caught-up",
+        RETURN => "return",
+        RETURNED => "returned",
         MIRROR => "mirror",
         _ => "unknown",
     }

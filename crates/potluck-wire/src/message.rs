@@ -246,6 +246,20 @@ pub struct Mirror {
     pub merges: bool,
 }
 
+/// The client, as the first frame of a stream: the one on which it had the session here broke off with its connection, and this
+/// takes its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Return {
+    /// The client's name for the session.
+    pub session: SessionId,
+    /// The epoch of the stream on which steps come here. With another, or another below, this is no longer the peer's place.
+    pub previous: u32,
+    /// The epoch of the stream on which they leave.
+    pub next: u32,
+    /// The client has what comes back from the last peer for the steps before this one.
+    pub answered: u32,
+}
+
 /// A peer, to the client: the session's stream from or to a neighbour ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NeighbourLost {

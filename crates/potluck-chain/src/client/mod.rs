@@ -1,6 +1,7 @@
 //! A session as its client sees it: opened at every peer of a route at once, answered by the tail.
 
 mod accounts;
+mod back;
 mod end;
 mod open;
 mod own;
@@ -124,12 +125,13 @@ impl ClientSession {
                 self.standby_said(now, hop - stages, frame);
                 Ok(())
             }
-            Event::Closed { hop, failure } if hop >= stages => {
+            Event::Closed { hop, failure } | Event::Broken { hop, failure } if hop >= stages => {
                 self.standby_gone(hop - stages, failure);
                 Ok(())
             }
             Event::Frame { hop, frame } => self.frame(now, hop, frame),
             Event::Closed { hop, failure } => self.peer_gone(now, hop, failure),
+            Event::Broken { hop, failure } => self.broke_off(now, hop, failure),
             Event::Own { hop, reply } => self.own(now, hop, reply),
             Event::Timeout => {
                 self.drop_late_standbys(now);

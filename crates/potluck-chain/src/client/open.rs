@@ -59,6 +59,11 @@ impl ClientSession {
             let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
             self.send(at, Frame::Keep(Keep { grace_ms, answered }));
         }
+        self.limit(at, (hop, stage));
+    }
+
+    /// How long frames may be on the stream `at`, from a peer that has the stage of `hop`.
+    pub(super) fn limit(&mut self, at: usize, (hop, stage): (usize, StageSpec)) {
         let (width, vocabulary) = (self.config.width, self.config.vocabulary);
         let frame_bytes_max = match (stage.tail, self.remote(hop + 1)) {
             (true, _) if self.config.pad => padded_bytes(answer_frame_bytes_max(width, vocabulary)),

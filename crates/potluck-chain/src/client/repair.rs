@@ -35,6 +35,12 @@ struct Stage {
     is_opening: bool,
     /// It stood by: what it has had already it is not sent again.
     stood_by: bool,
+    /// The connection to its peer was lost, and nobody has said anything else of the peer.
+    broke_off: bool,
+    /// Its peer was asked to go on with the session.
+    is_returning: bool,
+    /// It does, with this step.
+    expected: Option<u32>,
 }
 
 impl Repair {
@@ -71,6 +77,7 @@ impl Repair {
         let epoch = self.epoch;
         let stage = &mut self.stages[hop];
         (stage.epoch, stage.is_opening, stage.stood_by) = (epoch, true, false);
+        (stage.broke_off, stage.is_returning, stage.expected) = (false, false, None);
         (self.streams[hop], self.streams[hop + 1]) = (epoch, epoch);
     }
 
@@ -88,6 +95,42 @@ impl Repair {
     /// Whether the peer is lost, and no other was asked to take its place.
     pub(super) fn is_lost(&self, hop: usize) -> bool {
         self.stages.get(hop).is_some_and(|stage| stage.away.is_some() && !stage.is_opening)
+    }
+
+    /// The stages whose peers are lost, where of none is known more than that the connection to it was.
+    pub(super) fn broken_off(&self) -> Option<Vec<usize>> {
+        let lost: Vec<usize> = (0..self.stages.len()).filter(|hop| self.is_lost(*hop)).collect();
+        (!lost.is_empty() && lost.iter().all(|hop| self.stages[*hop].broke_off)).then_some(lost)
+    }
+
+    /// The connection to a lost peer was lost, as far as is known.
+    pub(super) fn broke_off(&mut self, hop: usize) {
+        let is_lost = self.is_lost(hop);
+        if let Some(stage) = self.stages.get_mut(hop) {
+            stage.broke_off = is_lost;
+        }
+    }
+
+    /// The peers of these stages are asked to go on.
+    pub(super) fn asks_back(&mut self, now: Instant, hops: &[usize]) {
+        self.since.get_or_insert(now);
+        for &hop in hops {
+            let stage = &mut self.stages[hop];
+            (stage.is_opening, stage.is_returning, stage.broke_off) = (true, true, false);
+            stage.stood_by = false;
+        }
+    }
+
+    /// Whether a peer was asked to go on, and has not said that it does.
+    pub(super) fn is_returning(&self, hop: usize) -> bool {
+        self.stages.get(hop).is_some_and(|stage| stage.is_returning)
+    }
+
+    /// A peer goes on with that step.
+    pub(super) fn came_back(&mut self, hop: usize, expected: u32) {
+        if let Some(stage) = self.stages.get_mut(hop) {
+            (stage.is_returning, stage.expected) = (false, Some(expected));
+        }
     }
 
     /// Whether no peer is at that place and ready.
@@ -142,6 +185,10 @@ impl ClientSession {
 
     /// A peer's stream ended: the session ends with it, or waits for another peer.
     pub(super) fn peer_gone(&mut self, now: Instant, hop: usize, failure: Failure) -> Result<(), SessionError> {
+        // Another is looked for already, whatever it says.
+        if self.repair.is_lost(hop) {
+            return Ok(());
+        }
         let was_forgotten = failure.code == FailureCode::Forgotten;
         let error = self.peer_failed(hop, failure);
         // Whoever was to take a place and cannot, for whatever reason, is not the last.
@@ -171,6 +218,8 @@ impl ClientSession {
         let place = beside.into_iter().find(|beside| named.is_some() && self.peer(*beside) == named);
         // What it says of a peer that is on the route no more, or was opened anew since, is old.
         let Some(place) = place.filter(|place| epoch >= self.repair.epoch_into(hop.max(*place))) else { return Ok(()) };
+        // It is not this client alone that has lost it.
+        self.repair.stages[place].broke_off = false;
         self.peer_gone(now, place, failure)
     }
 
@@ -186,7 +235,7 @@ impl ClientSession {
         self.leaving[hop] = None;
         let stage = &mut self.repair.stages[hop];
         stage.away.get_or_insert_with(|| error.clone());
-        stage.is_opening = false;
+        (stage.is_opening, stage.is_returning, stage.expected) = (false, false, None);
         self.repair.since.get_or_insert(now);
         self.waiting_for[hop] = true;
         self.effects.push_back(Effect::Lost { hop, error });
@@ -260,12 +309,19 @@ impl ClientSession {
             return Ok(());
         }
         let (lost, stood_by) = (stage.away.take(), std::mem::take(&mut stage.stood_by));
+        let expected = stage.expected.take();
         self.repair.last = lost.or(self.repair.last.take());
         if self.config.route.iter().position(|hop| hop.peer().is_some()) == Some(hop) {
             if !stood_by {
                 self.credit = Default::default();
             }
-            if !stood_by && !self.journal.resume(0, self.settled()) {
+            // One that was there before is sent what it has not had.
+            let is_whole = match expected {
+                Some(expected) => self.journal.go_on(expected, self.settled()),
+                None => stood_by || self.journal.resume(0, self.settled()),
+            };
+            let _ = self.journal.pass_over();
+            if !is_whole {
                 let detail = "what another peer would have to be sent was let go of";
                 return Err(self.peer_failed(hop, Failure::new(FailureCode::Forgotten, detail)));
             }

@@ -13,9 +13,14 @@ impl ClientSession {
         let last = self.last_remote() == Some(hop);
         let tail = last && hop + 1 == self.config.route.len();
         match frame {
-            Frame::Ready if self.waiting_for.get(hop) == Some(&true) => self.one_is_ready(now, hop),
+            Frame::Returned { expected } if self.repair.is_returning(hop) => self.came_back(now, hop, expected),
+            // Its neighbour has said meanwhile that it is lost.
+            Frame::Returned { .. } if self.repair.is_lost(hop) => self.stale_came(hop),
+            Frame::Ready if self.waiting_for.get(hop) == Some(&true) && !self.repair.is_returning(hop) => {
+                self.one_is_ready(now, hop)
+            }
             // Of two changes of its neighbours, the second came before the first was complete.
-            Frame::Ready if self.config.deadlines.grace.is_some() => Ok(()),
+            Frame::Ready if self.config.deadlines.grace.is_some() && !self.repair.is_returning(hop) => Ok(()),
             Frame::Credit { frames } if hop == 0 || hop == 1 && self.remote(0).is_none() => {
                 if frames == 0 || !self.credit.grant(frames) {
                     return Err(self.protocol(hop, format!("{frames} frames of credit that were not due")));

@@ -139,6 +139,13 @@ pub enum Event {
         /// How it was noticed.
         failure: Failure,
     },
+    /// The stream to that peer broke off with its connection. The peer may be there still.
+    Broken {
+        /// Which stage of the route.
+        hop: usize,
+        /// How it was noticed.
+        failure: Failure,
+    },
     /// The own stage answered.
     Own {
         /// Which stage of the route.
@@ -181,7 +188,7 @@ pub enum Effect {
         /// What.
         command: StageCommand,
     },
-    /// End the stream to that peer, and send what follows on one to the peer that has its place now. No `Closed` follows for the old
+    /// End the stream to that peer, and send what follows on another, to the peer that has its place now. No `Closed` follows for the old
     /// one, nor any frame of it.
     Reopen {
         /// Which stage of the route.
@@ -189,8 +196,8 @@ pub enum Effect {
     },
     /// Tell the caller: steps may be submitted.
     Ready,
-    /// Tell the caller: a peer is lost, and the session waits for another in its place ([`ClientSession::replace`]). Steps may be
-    /// submitted meanwhile; they are answered afterwards.
+    /// Tell the caller: a peer is lost, and the session waits for another in its place ([`ClientSession::replace`]), or for the same one
+    /// where only the connection was lost ([`ClientSession::come_back`]). Steps may be submitted meanwhile; they are answered afterwards.
     Lost {
         /// Which stage of the route.
         hop: usize,

@@ -106,7 +106,7 @@ fn row(kind: Kind, (from, seeds): (u64, u64), seconds: f64, report: &Report, bro
     json!({
         "kind": kind.name(), "seeds": seeds, "from": from, "seconds": seconds, "finished": report.finished,
         "left": report.left, "failed": failed, "failed_under_way": report.failed_under_way, "tokens": report.tokens,
-        "repairs": report.repairs, "computed_again": report.computed_again, "events": report.events,
+        "repairs": report.repairs, "returned": report.returned, "computed_again": report.computed_again, "events": report.events,
         "virtual_s": report.elapsed.as_secs(), "broken": broken,
     })
 }

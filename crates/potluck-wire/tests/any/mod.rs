@@ -8,7 +8,7 @@ use potluck_core::{
 use potluck_wire::{
     AnswerFrame, Ask, Bounds, Codec, CodecSet, Failure, FailureCode, Fetch, Frame, Head, Held, Hello, HopOpen, Join,
     Joined, Keep, Lender, Mirror, NeighbourLost, NextHop, OpenSession, Part, PeerAddress, Prefix, PreviousHop, Refusal,
-    Reroute, SharedModel, StepFrame, Upstream, UpstreamModel, Upstreams, Welcome,
+    Reroute, Return, SharedModel, StepFrame, Upstream, UpstreamModel, Upstreams, Welcome,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
@@ -123,6 +123,8 @@ pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
         ),
         ("leaving", Frame::Leaving),
         ("caught-up", Frame::CaughtUp { epoch: 9 }),
+        ("return", Frame::Return(Return { session, previous: 2, next: 3, answered: 300 })),
+        ("returned", Frame::Returned { expected: 300 }),
         ("replay", Frame::Replay { due: 6, step: step.clone() }),
         ("step", Frame::Step(step)),
         ("step-tokens", Frame::Step(tokens.clone())),
@@ -293,6 +295,11 @@ fn any_repair() -> impl Strategy<Value = Frame> {
         any::<u32>().prop_map(|expected| Frame::HopResumed { expected }),
         any::<u32>().prop_map(|epoch| Frame::CaughtUp { epoch }),
         Just(Frame::Leaving),
+        any::<u32>().prop_map(|expected| Frame::Returned { expected }),
+        any::<([u8; 16], u32, u32, u32)>().prop_map(|(id, previous, next, answered)| {
+            let session = SessionId::from_bytes(id);
+            Frame::Return(Return { session, previous, next, answered })
+        }),
         any::<(u32, u32)>().prop_map(|(grace_ms, answered)| Frame::Keep(Keep { grace_ms, answered })),
         (any::<u32>(), option::of(previous), option::of(next.clone()), any::<(u32, bool)>()).prop_map(
             |(epoch, previous, next, (answered, merges))| {

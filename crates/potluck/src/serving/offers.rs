@@ -246,7 +246,7 @@ pub(crate) struct Hearing {
     directory: Directory,
     silent: Vec<String>,
     /// Who has answered, and who does not let this machine in.
-    answered: usize,
+    answered: Vec<PeerId>,
     refused: Option<NetError>,
 }
 
@@ -262,7 +262,7 @@ impl Hearing {
             });
         }
         let (directory, silent) = (Directory::default(), Vec::new());
-        Self { node: node.clone(), asked, directory, silent, answered: 0, refused: None }
+        Self { node: node.clone(), asked, directory, silent, answered: Vec::new(), refused: None }
     }
 
     /// Waits until they have answered: for the late ones no longer than `moment` after one of them knew an offer that is `wanted`.
@@ -293,7 +293,7 @@ impl Hearing {
                 return;
             }
         };
-        self.answered += 1;
+        self.answered.push(peer);
         for offer in signed {
             if let Err(refused) = self.directory.announce(offer, &self.node.identity().gate, utc_now()) {
                 tracing::info!(peer = %peer.short(), %refused, "a contact passed an offer on that is none");
@@ -301,9 +301,14 @@ impl Hearing {
         }
     }
 
+    /// Who has answered so far.
+    pub(crate) fn heard(&self) -> &[PeerId] {
+        &self.answered
+    }
+
     /// Why nobody lets this machine in, where nobody does.
     pub(crate) fn shut_out(&self) -> Option<&NetError> {
-        self.refused.as_ref().filter(|_| self.answered == 0)
+        self.refused.as_ref().filter(|_| self.answered.is_empty())
     }
 
     /// What is offered, as far as it was heard.

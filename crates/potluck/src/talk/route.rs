@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     RouteStage,
     start::REOPEN_EVERY,
-    substitutes::{Places, Search, Substitutes, Vacancy},
+    substitutes::{Parted, Places, Search, Substitutes, Vacancy},
 };
 use crate::{engines::RunningEngine, failure::Failure};
 
@@ -30,6 +30,12 @@ const STANDBY_EVERY: Duration = Duration::from_secs(10);
 /// How long others may be tried in the place of a lost peer, but for the time in which somebody loads what it had: after that another route
 /// is the quicker way.
 const TRIED_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often it is tried in one pause to go on with the same peers: the way to them may be cut again, and others are there.
+const RETURNS_MAX: u32 = 3;
+
+/// How long it may take to ask them: there were connections to them a moment ago.
+const BACK_TAKES: Duration = Duration::from_secs(2);
 
 /// A session that is ready on every peer of its route.
 #[derive(Debug)]
@@ -86,6 +92,9 @@ struct Repair {
     layers: Vec<usize>,
     /// None of them was looked for: peers stood by.
     stood_by: bool,
+    /// How often the same peers were asked to go on, of the repair that is under way; and whether nobody else was asked since.
+    returns: u32,
+    came_back: bool,
     found_s: Option<f64>,
     ready: Option<RepairTimes>,
     /// Those that are complete.
@@ -252,7 +261,7 @@ impl RouteChain {
                     // Whoever could not take the place may be able to in a moment.
                     match std::mem::take(&mut self.repair.trying) {
                         true => self.repair.look_again(),
-                        false => self.repair.look(self.session.route(), self.shape.positions),
+                        false => self.look(),
                     }
                 }
                 SessionEvent::Leaving { hop } => {
@@ -288,17 +297,35 @@ impl RouteChain {
 
     /// Others were found, or it is time to look for them again.
     async fn take_places(&mut self, found: Found) {
-        let Found::Others(others) = found else {
-            return self.repair.look(self.session.route(), self.shape.positions);
-        };
+        if let Found::Nothing | Found::Nobody = found {
+            return self.look();
+        }
         // Where this is dropped on the way, they are looked for again.
         self.repair.look_again();
-        match self.session.replace(others).await {
-            Ok(()) => {
-                self.repair.tries();
+        let is_back = matches!(found, Found::Same);
+        let asked = match found {
+            Found::Others(others) => self.session.replace(others).await,
+            _ => {
+                self.repair.returns += 1;
+                match timeout(BACK_TAKES, self.session.come_back()).await {
+                    Ok(asked) => asked,
+                    Err(_) => return,
+                }
             }
+        };
+        match asked {
+            Ok(()) => self.repair.tries(is_back),
             Err((_, error)) => tracing::info!(%error, "nobody took a lost peer's place yet"),
         }
+    }
+
+    /// Begins to look for peers in the places of all that are lost: for others, and, where only connections were, for the same.
+    fn look(&mut self) {
+        let route = self.session.route();
+        let peers = self.session.broken_off().filter(|_| self.repair.returns < RETURNS_MAX);
+        let remote = route.iter().filter(|hop| hop.peer().is_some()).count();
+        let parted = peers.map(|peers| Parted { are_all: peers.len() == remote, peers });
+        self.repair.look(route, self.shape.positions, parted);
     }
 
     /// A peer was found that can stand by.
@@ -338,6 +365,8 @@ impl RouteChain {
 #[derive(Debug)]
 enum Found {
     Others(Places),
+    /// Those that were lost are reached again.
+    Same,
     /// It is time for another one.
     Nothing,
     /// There is nobody.
@@ -360,6 +389,8 @@ impl Repair {
             load: Duration::ZERO,
             layers: Vec::new(),
             stood_by: true,
+            returns: 0,
+            came_back: false,
             found_s: None,
             ready: None,
             done: Vec::new(),
@@ -375,6 +406,7 @@ impl Repair {
     fn begin(&mut self, peer: Option<PeerId>) {
         if self.lost.is_empty() && !self.trying && self.ready.is_none() {
             (self.since, self.load) = (Instant::now(), Duration::ZERO);
+            (self.returns, self.came_back) = (0, false);
             self.layers.clear();
         }
         // It is noticed more than once: by others, and here.
@@ -391,14 +423,16 @@ impl Repair {
     /// Whoever stood by for a peer that is lost has its place.
     fn promoted(&mut self, hop: usize, peer: Option<PeerId>) {
         self.begin(peer);
+        self.came_back = false;
         self.layers.push(hop);
         self.tries_now();
         self.found_s.get_or_insert(self.since.elapsed().as_secs_f64());
     }
 
-    /// Others were asked to take the places.
-    fn tries(&mut self) {
+    /// Others were asked to take the places, or the same to go on.
+    fn tries(&mut self, is_back: bool) {
         let lost = std::mem::take(&mut self.lost);
+        self.came_back = is_back && (self.came_back || self.layers.is_empty());
         self.stood_by = false;
         self.layers.extend(lost.iter().map(|(hop, _)| hop));
         self.first = lost.into_iter().next().map(|(_, error)| error).or(self.first.take());
@@ -422,7 +456,8 @@ impl Repair {
         let ready_s = self.since.elapsed().as_secs_f64();
         let found_s = self.found_s.take().unwrap_or(ready_s);
         let (stood_by, load_s) = (std::mem::replace(&mut self.stood_by, true), self.load.as_secs_f64());
-        self.ready = Some(RepairTimes { layers, stood_by, found_s, load_s, ready_s, answered_s: ready_s });
+        let (came_back, answered_s) = (self.came_back, ready_s);
+        self.ready = Some(RepairTimes { layers, stood_by, came_back, found_s, load_s, ready_s, answered_s });
     }
 
     /// Tells whoever reads along who has gone, and who is there instead.
@@ -436,6 +471,9 @@ impl Repair {
             |(peer, layers): &(Option<PeerId>, LayerRange)| Some(format!("{} has layers {layers}", (*peer)?.short()));
         let now = places.filter_map(has).collect::<Vec<_>>().join(", ");
         let seconds = self.since.elapsed().as_secs_f64();
+        if self.came_back {
+            return self.substitutes.tell(format!("the connection was lost; the answer goes on after {seconds:.1} s"));
+        }
         let what = match &gone[..] {
             [] => "an engine was lost".into(),
             gone => format!("gone: peer {}", gone.join(", ")),
@@ -461,12 +499,11 @@ impl Repair {
         std::mem::take(&mut self.done)
     }
 
-    /// Begins to look for peers in the places of all that are lost.
-    fn look(&mut self, route: &[Hop], positions: u32) {
+    fn look(&mut self, route: &[Hop], positions: u32, parted: Option<Parted>) {
         self.end_search();
         self.again = None;
         let vacancies = Vacancy::of(route, &self.lost, positions);
-        let find = |node| tokio::spawn(self.substitutes.clone().find(node, vacancies));
+        let find = |node| tokio::spawn(self.substitutes.clone().find(node, vacancies, parted));
         self.search = self.node.clone().map(find);
     }
 
@@ -498,10 +535,11 @@ impl Repair {
             let found = search.await;
             self.search = None;
             match found {
-                Ok(Ok(Search { places, load })) => {
+                Ok(Ok(Search::Others { places, load })) => {
                     self.load += load;
                     return Found::Others(places);
                 }
+                Ok(Ok(Search::Back)) => return Found::Same,
                 Ok(Err(failure)) => {
                     tracing::info!(code = %failure.code, "{}", failure.message);
                     return Found::Nobody;

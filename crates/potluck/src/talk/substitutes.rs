@@ -5,7 +5,11 @@ use std::time::{Duration, Instant};
 use potluck_chain::{Hop, RemoteStage, SessionError, plan::Wish};
 use potluck_core::{LayerRange, Offer, PeerId, StageSpec};
 use potluck_net::Node;
-use tokio::time::{sleep, timeout_at};
+use potluck_wire::PeerAddress;
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout, timeout_at},
+};
 
 use crate::{
     failure::Failure,
@@ -32,6 +36,12 @@ const HELD_WITHIN: Duration = Duration::from_secs(55);
 
 /// How often it is asked whether they are there.
 const ASKED_EVERY: Duration = Duration::from_millis(500);
+
+/// How long it is tried to come back to peers where nobody answers: what is lost by going on elsewhere is what was computed. One attempt, and
+/// how long is waited before the next: packets that are lost while the line is cut are sent again ever later.
+const BACK_WITHIN: Duration = Duration::from_secs(8);
+const BACK_ATTEMPT: Duration = Duration::from_millis(1_500);
+const BACK_EVERY: Duration = Duration::from_millis(200);
 
 /// How long a better one is waited for after the first: somebody reads along.
 const MOMENT: Duration = Duration::from_millis(200);
@@ -65,15 +75,30 @@ enum Nobody {
     Loads(PeerId),
     /// Somebody may notice that they are missing: some peers choose for themselves what they serve.
     Noticed(Failure),
+    /// Nobody answers at all.
+    Silence(Failure),
 }
 
 /// What a search has come to.
 #[derive(Debug)]
-pub(super) struct Search {
-    /// Who is to take which place.
-    pub(super) places: Places,
-    /// How long it was waited until somebody had loaded what was missing.
-    pub(super) load: Duration,
+pub(super) enum Search {
+    /// Others can take the places.
+    Others {
+        /// Who is to take which.
+        places: Places,
+        /// How long it was waited until somebody had loaded what was missing.
+        load: Duration,
+    },
+    /// Those that were lost are reached again: it was the way to them alone.
+    Back,
+}
+
+/// Peers to which the connections are lost, and of which no more is known.
+#[derive(Debug, Clone)]
+pub(super) struct Parted {
+    pub(super) peers: Vec<PeerAddress>,
+    /// They are all that the session has: it may well be this machine that is cut off.
+    pub(super) are_all: bool,
 }
 
 /// A stage whose peer is lost.
@@ -164,7 +189,7 @@ impl Vacancy {
 impl Nobody {
     fn into_failure(self) -> Failure {
         match self {
-            Self::Soon(failure) | Self::Noticed(failure) => failure,
+            Self::Soon(failure) | Self::Noticed(failure) | Self::Silence(failure) => failure,
             Self::Loads(peer) => {
                 let message = format!("peer {} is still loading the layers that are missing", peer.short());
                 Failure::new("no_route", message, "run it again in a while")
@@ -208,23 +233,53 @@ impl Substitutes {
         Ok(places)
     }
 
+    /// A peer for each of them; or those that were lost, where these are reached sooner. Where nobody answers at all, it is tried for a
+    /// while to reach them.
+    ///
+    /// # Errors
+    /// `no_route` where there is nobody for one of them.
+    pub(super) async fn find(
+        self,
+        node: Node,
+        vacancies: Vec<Vacancy>,
+        parted: Option<Parted>,
+    ) -> Result<Search, Failure> {
+        let Some(Parted { peers, are_all }) = parted else {
+            return self.others(node, vacancies).await.map_err(Nobody::into_failure);
+        };
+        let until = Instant::now() + BACK_WITHIN;
+        let mut back = std::pin::pin!(timeout_at(until.into(), reach(node.clone(), peers)));
+        let nobody = tokio::select! {
+            biased;
+            Ok(()) = &mut back => return Ok(Search::Back),
+            found = self.others(node, vacancies) => match found {
+                Ok(found) => return Ok(found),
+                Err(nobody) => nobody,
+            },
+        };
+        match nobody {
+            Nobody::Silence(_) if are_all && back.as_mut().await.is_ok() => Ok(Search::Back),
+            nobody => Err(nobody.into_failure()),
+        }
+    }
+
     /// A peer for each of them, the nearest and fastest that answers; the same one again where its engine starts again and nobody else has
     /// the stage. Where nobody has it and somebody is loading it, or may be about to, that one is waited for.
     ///
     /// # Errors
     /// `no_route` where there is nobody for one of them.
-    pub(super) async fn find(self, node: Node, vacancies: Vec<Vacancy>) -> Result<Search, Failure> {
+    async fn others(self, node: Node, vacancies: Vec<Vacancy>) -> Result<Search, Nobody> {
         let (begun, mut since, mut loads) = (Instant::now(), None, None);
         loop {
             let nobody = match self.ask(&node, &vacancies).await {
                 Ok(places) => {
                     let load = since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
-                    return Ok(Search { places, load });
+                    return Ok(Search::Others { places, load });
                 }
                 Err(nobody) => nobody,
             };
             let within = match &nobody {
-                Nobody::Soon(_) => Duration::ZERO,
+                Nobody::Soon(_) | Nobody::Silence(_) => Duration::ZERO,
                 Nobody::Noticed(_) => MENDED_WITHIN,
                 Nobody::Loads(_) => HELD_WITHIN,
             };
@@ -234,7 +289,7 @@ impl Substitutes {
                 self.tell(format!("peer {} is loading the layers that are missing", peer.short()));
             }
             if begun.elapsed() >= within {
-                return Err(nobody.into_failure());
+                return Err(nobody);
             }
             since.get_or_insert_with(Instant::now);
             sleep(ASKED_EVERY).await;
@@ -252,9 +307,9 @@ impl Substitutes {
     }
 
     async fn in_swarm(home: &Home, trusted_layers: u32, node: &Node, vacancies: &[Vacancy]) -> Result<Places, Nobody> {
-        let contacts = Membership::open(home)?.contacts;
+        let membership = Membership::open(home)?;
         let list = trusted(home)?;
-        let mut hearing = Hearing::begin(node, &contacts);
+        let mut hearing = Hearing::begin(node, &membership.contacts);
         let asked_until = Instant::now() + ASKED_WITHIN;
         // Who does not answer is not waited for any longer; what the others know counts.
         let most = hearing.most(MOMENT, |offer| vacancies.iter().any(|vacancy| vacancy.suits(offer)));
@@ -294,6 +349,11 @@ impl Substitutes {
                 }
                 let is_sensitive = Wish::touches_ends(vacancy.spec().layers, trusted_layers, vacancy.layers);
                 let may = |offer: &&Offer| !is_sensitive || list.contains(&offer.peer);
+                // What this machine lends itself it reaches without any line.
+                let is_another = |peer: &&PeerId| membership.grant(**peer).is_err();
+                if hearing.shut_out().is_none() && !hearing.heard().iter().any(|peer| is_another(&peer)) {
+                    return Err(Nobody::Silence(vacancy.to_nobody()));
+                }
                 let is_there = |offer: &&Offer| node.path_to(offer.peer).is_some();
                 return Err(vacancy.hope(&offers.iter().filter(may).filter(is_there).collect::<Vec<_>>()));
             };
@@ -305,12 +365,28 @@ impl Substitutes {
     }
 }
 
+/// Waits until there are connections to all of them.
+async fn reach(node: Node, peers: Vec<PeerAddress>) {
+    let mut reached = JoinSet::new();
+    for peer in peers {
+        let node = node.clone();
+        reached.spawn(async move {
+            // A way by a relay takes longer than one that was cut a moment ago.
+            for attempt in 1.. {
+                if matches!(timeout(BACK_ATTEMPT * attempt, node.connect(&peer)).await, Ok(Ok(_))) {
+                    return;
+                }
+                sleep(BACK_EVERY).await;
+            }
+        });
+    }
+    while reached.join_next().await.is_some() {}
+}
+
 #[cfg(test)]
 mod tests {
-    use potluck_core::{ModelId, StageShape, StageSpeed};
-    use potluck_wire::PeerAddress;
-
     use super::*;
+    use potluck_core::{ModelId, StageShape, StageSpeed};
 
     fn spec(start: u32, end: u32) -> StageSpec {
         let layers = LayerRange::new(start, end).unwrap();

@@ -239,6 +239,36 @@ impl Swarm {
         Row { phase, fault, stage, delay, outcome, answer: answer.unwrap_or_default() }
     }
 
+    /// The client is cut off from everybody in mid-answer, for so long.
+    fn cut_off(&self, time: Duration) -> Value {
+        let model = model();
+        let fixed =
+            ["run", "--model", &model, "Tell me of the sea.", "--temperature=0", "--context", CONTEXT, "--exact"];
+        let more = ["--threads", "1", "--prefer", "swarm", "--ignore-eos", "--max-tokens", "160", "--trace", "--json"];
+        let ticks = || self.lenders.iter().map(Lender::ticks).sum::<u64>();
+        let ask = |cuts: bool| {
+            let before = ticks();
+            let mut answering = self.client.start(&[&fixed[..], &more].concat());
+            if cuts {
+                wait_until("it is under way", || ticks() > before + 30);
+                self.star.cut(0, [true; 2]).unwrap();
+                pass(time);
+                self.star.cut(0, [false; 2]).unwrap();
+            }
+            answering.object()
+        };
+        let (whole, answer) = (ask(false), ask(true));
+        let positions = |answer: &Value| {
+            let stages = answer["trace"]["decode"]["stages"].as_array().cloned().unwrap_or_default();
+            stages.iter().map(|stage| stage["positions"].clone()).collect::<Vec<_>>()
+        };
+        json!({
+            "seconds": time.as_secs_f64(), "same": answer["tokens"] == whole["tokens"] && answer["tokens"].is_array(),
+            "repairs": answer["repairs"], "resumed": answer["resumed"], "longest_pause_s": answer["longest_pause_s"],
+            "positions": positions(&answer), "positions_unbroken": positions(&whole), "error": answer["error"],
+        })
+    }
+
     /// What the middle stage's peer costs that is lost behind a prompt of some four thousand tokens, `late`: and three hundred tokens of
     /// an answer. Beside it, what that stage had computed for.
     fn replayed(&mut self, (exact, late): (bool, bool)) -> Value {
@@ -451,16 +481,24 @@ fn whatever_happens_to_a_peer_no_token_is_lost_or_changed() {
     let Some(mut swarm) = Swarm::new(seed) else { return };
     println!("seed {seed}");
     let rows = runs(&mut swarm, seed, count);
+    // As often as there is room for one beside twenty of the others.
+    let cut_off: Vec<_> =
+        (0..count.div_ceil(20)).map(|at| swarm.cut_off(Duration::from_secs(6 + at as u64 % 4))).collect();
+    cut_off.iter().for_each(|it| println!("{it}"));
     let path = env::var_os("POTLUCK_PROVE_RECOVERY");
     if let Some(path) = &path {
         let beside = llama_rpc(&swarm);
         drop(swarm);
         let replays = [(true, false), (true, true), (false, false), (false, true)];
         let replays = Swarm::with_context(seed, LONG_CONTEXT).map(|mut swarm| replays.map(|how| swarm.replayed(how)));
-        write(Path::new(path), seed, &rows, beside, json!(replays));
+        write(Path::new(path), seed, (&rows, &cut_off), beside, json!(replays));
     }
     let bad: Vec<_> = rows.iter().filter(|row| !row.holds()).map(Row::json).collect();
     assert!(bad.is_empty(), "seed {seed}: {bad:#?}");
+    let stayed =
+        |it: &&Value| it["same"] == true && it["resumed"].is_null() && it["positions"] == it["positions_unbroken"];
+    let others: Vec<_> = cut_off.iter().filter(|it| !stayed(it) || it["repairs"][0]["came_back"] != true).collect();
+    assert!(others.is_empty(), "seed {seed}: {others:#?}");
     let hit = rows.iter().filter(|row| row.hit()).count();
     assert!(2 * hit > rows.len(), "seed {seed}: {hit} of {} answers lost a peer: that proves little", rows.len());
     let pairs = PHASES.iter().flat_map(|phase| FAULTS.map(|fault| (*phase, fault)));
@@ -478,7 +516,7 @@ fn spread(mut values: Vec<f64>) -> Value {
     json!({ "count": values.len(), "median": at(0.5), "p99": at(0.99), "most": values.last() })
 }
 
-fn write(path: &Path, seed: u64, rows: &[Row], beside: Option<Value>, replays: Value) {
+fn write(path: &Path, seed: u64, (rows, cut_off): (&[Row], &[Value]), beside: Option<Value>, replays: Value) {
     let seconds = |what: &str, stood_by: bool| {
         let those = rows.iter().flat_map(Row::repairs).filter(|repair| repair["stood_by"] == stood_by);
         spread(those.filter_map(|repair| repair[what].as_f64()).collect())
@@ -503,7 +541,7 @@ fn write(path: &Path, seed: u64, rows: &[Row], beside: Option<Value>, replays: V
         "seconds_since_the_loss_was_noticed": times(false), "where_peers_stood_by": times(true),
         "longest_pause_where_a_place_was_taken": spread(pauses),
         "longest_pause_where_the_route_was_planned_anew": spread(anew),
-        "replays": replays, "beside": beside, "each": rows.iter().map(Row::json).collect::<Vec<_>>(),
+        "where_the_client_was_cut_off": cut_off, "replays": replays, "beside": beside, "each": rows.iter().map(Row::json).collect::<Vec<_>>(),
     });
     std::fs::write(path, format!("{results:#}\n")).unwrap();
 }
