@@ -475,6 +475,7 @@ impl Repair {
             return self.substitutes.tell(format!("the connection was lost; the answer goes on after {seconds:.1} s"));
         }
         let what = match &gone[..] {
+            [] if self.returns > 0 => "the connection was lost".into(),
             [] => "an engine was lost".into(),
             gone => format!("gone: peer {}", gone.join(", ")),
         };
