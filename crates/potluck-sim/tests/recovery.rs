@@ -43,9 +43,10 @@ fn a_cut_connection_costs_no_session() {
 
 #[test]
 fn a_client_that_was_cut_off_goes_on_where_it_was() {
-    for drafts in [false, true] {
+    // Those who guess ahead are done sooner.
+    for (drafts, returned) in [(false, 150), (true, 60)] {
         let total = total(Faults { outages: 4, ..Faults::default() }, drafts);
-        assert!(total.returned > 100, "{total:?}");
+        assert!(total.returned > returned, "{total:?}");
     }
 }
 
