@@ -76,6 +76,7 @@ impl Peer {
             credit: Default::default(),
             epochs: Epochs { previous: open.epoch, next: open.epoch },
             grace: None,
+            early: Vec::new(),
             missing_since: None,
             next_expects: 0,
             replays: false,

@@ -233,7 +233,7 @@ impl Peer {
             (Role::Client(key) | Role::HopOut(key), Frame::Credit { frames }) => self.credited(stream, key, frames),
             (Role::Client(key), Frame::RowRequest { sequence, row }) => self.row_requested(key, sequence, row),
             (Role::Client(key), Frame::AskAccount) => self.account_asked(stream, key),
-            (Role::Client(key), Frame::Keep(keep)) => self.keep(key, keep),
+            (Role::Client(key), Frame::Keep(keep)) => self.keep(now, key, keep),
             (Role::Client(key), Frame::Reroute(reroute)) => self.reroute(now, key, *reroute),
             (Role::Client(key), Frame::Mirror(mirror)) => self.mirror(now, key, *mirror),
             (Role::HopOut(key), Frame::HopReady) => self.next_confirmed(stream, key, 0),

@@ -25,7 +25,7 @@ pub(crate) enum Side {
 
 impl Peer {
     /// The client wants its session to outlive its neighbours.
-    pub(crate) fn keep(&mut self, key: SessionKey, keep: Keep) {
+    pub(crate) fn keep(&mut self, now: Now, key: SessionKey, keep: Keep) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         if session.grace.is_some() || session.expected > 0 {
             let failure = Failure::new(FailureCode::Protocol, "a session is kept from its beginning, or not at all");
@@ -45,7 +45,10 @@ impl Peer {
         let expects = if session.open.next == NextHop::Client { keep.answered } else { session.next_expects };
         if expects > 0 && !session.journal.resume(expects, 0) {
             let detail = "a session that begins with another's positions cannot take a lost peer's place";
-            self.end_session(key, Failure::new(FailureCode::Forgotten, detail));
+            return self.end_session(key, Failure::new(FailureCode::Forgotten, detail));
+        }
+        for (stream, step, due) in std::mem::take(&mut session.early) {
+            self.step_came(now, stream, key, &step, Some(due));
         }
     }
 

@@ -66,6 +66,9 @@ pub(crate) struct Session {
     pub(crate) epochs: Epochs,
     /// How long it waits for another neighbour where one is lost; none: it ends then.
     pub(crate) grace: Option<Duration>,
+    /// Steps that came again before the client's word that the session is to be kept, and their streams: whoever sends them was told
+    /// of this peer at the same time.
+    pub(crate) early: Vec<(StreamId, StepFrame, u32)>,
     /// Since when a neighbour is missing.
     pub(crate) missing_since: Option<Instant>,
     /// The step from which on the next peer takes them, where it has said so.
@@ -200,6 +203,11 @@ impl Session {
     pub(crate) fn newest_epoch(&self) -> u32 {
         let standby = self.standby.as_ref().map_or(0, |standby| standby.epoch);
         self.epochs.previous.max(self.epochs.next).max(standby)
+    }
+
+    /// Whether a step that comes again may have overtaken the client's word: as many may as are sent without credit.
+    pub(crate) fn waits_for_keep(&self) -> bool {
+        self.grace.is_none() && self.expected == 0 && self.early.len() < HOP_FRAMES_MAX as usize
     }
 
     /// Whoever had sent what is under way here waits for nothing any more.

@@ -27,6 +27,9 @@ impl Peer {
             let failure = Failure::new(FailureCode::Protocol, "steps of this session come from another peer");
             return self.misbehaved(stream, failure);
         }
+        if let Some(due) = due.filter(|_| session.waits_for_keep()) {
+            return session.early.push((stream, frame.clone(), due));
+        }
         let before = watch.now();
         match session.arrive(now.instant, frame, due) {
             Ok(Arrival::Stale) => self.count_stale(),

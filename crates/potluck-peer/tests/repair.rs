@@ -135,6 +135,25 @@ fn a_substitute_passes_on_what_its_next_peer_has_not_had() {
 }
 
 #[test]
+fn what_is_sent_again_before_the_client_has_said_that_the_session_is_kept_waits_for_that() {
+    let mut test = ready();
+    assert!(test.frame(2, again(0, step(0, 0, 0, 2))).is_empty());
+    assert!(test.frame(2, again(1, step(1, 0, 2, 1))).is_empty());
+    let effects = test.frame(1, keep(0));
+    assert_eq!(harness::runs(&effects), 1, "{effects:?}");
+    assert_eq!(sent(&test.tell(ran(1, 2)), 3), [(0, 0, true)]);
+    assert_eq!(sent(&test.tell(ran(2, 1)), 3), [(1, 0, true)]);
+    // Not for ever, and no more than there is credit for.
+    let mut test = ready();
+    for sequence in 0..16 {
+        assert!(test.frame(2, again(sequence, step(sequence, 0, 0, 1))).is_empty());
+    }
+    let effects = test.frame(2, again(16, step(16, 0, 0, 1)));
+    assert_eq!(closes(&effects, 1).map(|failure| failure.code), Some(FailureCode::Protocol));
+    test.assert_empty();
+}
+
+#[test]
 fn a_session_waits_for_another_neighbour_no_longer_than_its_grace() {
     let mut test = kept();
     test.tell(lost(2));
@@ -202,8 +221,16 @@ fn a_step_that_is_missing_among_those_sent_again_ends_the_session() {
 #[test]
 fn a_step_that_comes_again_where_none_may_ends_the_session() {
     let mut test = ready();
-    let effects = test.frame(2, again(0, step(3, 0, 0, 1)));
+    // The client's word that the session is kept would have come before any other step.
+    test.frame(2, Frame::Step(step(0, 0, 0, 1)));
+    let effects = test.frame(2, again(1, step(3, 0, 1, 1)));
     assert_eq!(closes(&effects, 1).map(|failure| failure.code), Some(FailureCode::Protocol));
+    // A client that says nothing of the kind is not waited for any longer than one that says nothing.
+    let mut test = ready();
+    assert!(test.frame(2, again(0, step(3, 0, 0, 1))).is_empty());
+    test.seconds += 30;
+    let effects = test.tell(Event::Timeout);
+    assert_eq!(closes(&effects, 1).map(|failure| failure.code), Some(FailureCode::Idle));
     test.assert_empty();
 }
 
