@@ -495,6 +495,32 @@ mod tests {
     }
 
     #[test]
+    fn who_goes_on_where_it_was_needs_nothing_that_it_has_had() {
+        let sent = |journal: &mut Journal| {
+            std::iter::from_fn(|| journal.send(0)).map(|it| it.step.sequence).collect::<Vec<_>>()
+        };
+        // The session began with another's positions: whoever is there has them.
+        let mut journal = Journal::default();
+        journal.keep(true);
+        journal.push(step(0, 4, 1), false, false);
+        assert!(!journal.resume(0, 0) && journal.go_on(0, 0));
+        assert_eq!(sent(&mut journal), [0]);
+        journal.push(step(1, 5, 1), false, false);
+        assert!(journal.go_on(1, 0));
+        assert_eq!(journal.pass_over(), 0);
+        assert_eq!(sent(&mut journal), [1]);
+        // Whoever was in the midst of merged steps goes on with none of those that were left out.
+        let mut journal = Journal::default();
+        journal.keep(false);
+        (0..40).for_each(|n| journal.push(step(n, n, 1), false, false));
+        sent(&mut journal);
+        assert!(journal.resume(0, 40));
+        journal.send(0);
+        assert!(!journal.go_on(2, 40));
+        assert!(journal.go_on(0, 40) && journal.go_on(39, 40));
+    }
+
+    #[test]
     fn a_skipped_step_keeps_its_number_and_overwrites_nothing() {
         let mut journal = after(&[(0, 8), (8, 4)]);
         journal.push(StepFrame::skipped(2, 0, 8, 1), false, false);

@@ -377,11 +377,10 @@ impl Session {
         let node = self.node.clone().ok_or((first, SessionError::Closed))?;
         let reached = reach(&node, &places).await?;
         let forgetful = reached.iter().find(|(_, link, _)| link.welcome.features & FEATURE_RETURN == 0);
-        if let Some((hop, link, _)) = forgetful {
+        if let Some((hop, ..)) = forgetful {
             let failure =
                 Failure::new(FailureCode::Version, "its Potluck keeps no sessions for clients that come back");
-            let layers = self.machine.route().get(*hop).map_or(String::new(), |stage| stage.layers().to_string());
-            return Err((*hop, SessionError::Peer { peer: link.peer, layers, failure }));
+            return Err((*hop, failed(&self.machine.route()[*hop], failure)));
         }
         reached.into_iter().for_each(|(hop, link, halves)| self.is_next(hop, link, halves));
         let asked = self.machine.come_back(Instant::now()).map_err(|error| (first, error));

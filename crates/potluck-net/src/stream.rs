@@ -383,6 +383,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_a_connection_that_nobody_closed_broke_off() {
+        let closed = |code: FailureCode| {
+            let error_code = VarInt::from_u32(code.number());
+            ConnectionError::ApplicationClosed(iroh::endpoint::ApplicationClose { error_code, reason: Bytes::new() })
+        };
+        let code = |error: ReadError| match lost(&error) {
+            Inbound::Closed(failure) => (failure.code, false),
+            Inbound::Broken(failure) => (failure.code, true),
+            other => panic!("{other:?}"),
+        };
+        let ended = |error| code(ReadError::ConnectionLost(error));
+        assert_eq!(ended(ConnectionError::TimedOut), (FailureCode::PeerLost, true));
+        assert_eq!(ended(ConnectionError::Reset), (FailureCode::PeerLost, true));
+        assert_eq!(ended(ConnectionError::LocallyClosed), (FailureCode::PeerLost, false));
+        // A program that ends says so, if nothing else.
+        assert_eq!(ended(closed(FailureCode::Done)), (FailureCode::PeerLost, false));
+        assert_eq!(ended(closed(FailureCode::NotAdmitted)), (FailureCode::NotAdmitted, false));
+        let reset = ReadError::Reset(VarInt::from_u32(FailureCode::OverBudget.number()));
+        assert_eq!(code(reset), (FailureCode::OverBudget, false));
+    }
+
+    #[test]
     fn a_buffer_is_used_again_once_the_other_side_has_what_is_in_it() {
         let mut buffers = Buffers::default();
         let first = buffers.lend(vec![7; 1_000]);

@@ -29,7 +29,7 @@ pub(crate) const DIALS_MAX: usize = 256;
 pub(crate) const DIALS_PER_CLIENT_MAX: usize = 32;
 
 /// Bytes of steps that wait for one stage, over all sessions. Beyond it the session whose step came ends with `OverBudget`.
-const WAITING_BYTES_MAX: usize = 512 << 20;
+pub(crate) const WAITING_BYTES_MAX: usize = 512 << 20;
 
 /// How long a session may be at rest in a stage that is drained. A gateway's slots are open for as long as it runs: without it,
 /// they would hold a stage for ever.
@@ -98,8 +98,10 @@ pub struct PeerStatus {
     pub sessions: usize,
     /// Dials under way.
     pub dials: usize,
-    /// Caches that whoever comes can have, over all stages: those that no session holds, or one whose client is away.
+    /// Caches that no session holds, over all stages.
     pub free_caches: u16,
+    /// Sessions whose clients are away, over all stages: whoever comes can have their caches.
+    pub away: u16,
     /// Steps that wait for a stage, over all sessions.
     pub steps_waiting: usize,
     /// Frames dropped as twins or as late, so far.
@@ -163,7 +165,8 @@ impl Peer {
             parked: self.parked(),
             sessions: self.sessions.len(),
             dials: self.dials.len(),
-            free_caches: (0..self.stages.len()).map(|slot| self.room_in(StageSlot(slot as u16))).sum(),
+            free_caches: self.stages.iter().map(StageQueue::free_caches).sum(),
+            away: self.sessions.values().filter(|session| session.away_since.is_some()).count() as u16,
             steps_waiting: self.stages.iter().map(StageQueue::waiting).sum(),
             stale_frames: self.stale_frames,
             failed_sessions: self.failed_sessions,

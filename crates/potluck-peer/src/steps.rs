@@ -7,6 +7,7 @@ use potluck_wire::{Failure, FailureCode, Frame, NextHop, StepFrame};
 
 use crate::{
     Effect, Now, Peer, StageSlot, StreamId,
+    peer::WAITING_BYTES_MAX,
     queue::{Queued, StageQueue},
     session::{Answering, Arrival, Session},
 };
@@ -28,7 +29,8 @@ impl Peer {
             return self.misbehaved(stream, failure);
         }
         if let Some(due) = due.filter(|_| session.waits_for_keep()) {
-            return session.early.push((stream, frame.clone(), due));
+            session.early.push((stream, frame.clone(), due));
+            return self.bound_early(stream);
         }
         let before = watch.now();
         match session.arrive(now.instant, frame, due) {
@@ -57,6 +59,16 @@ impl Peer {
                 self.enqueue(slot, key, Queued { serial, sequence, count, arrived, yields, step });
             }
             Err(failure) => self.misbehaved(stream, failure),
+        }
+    }
+
+    /// What waits for clients' words is bounded as what waits for a stage is, over all sessions.
+    fn bound_early(&mut self, stream: StreamId) {
+        let early = self.sessions.values().flat_map(|session| &session.early);
+        let bytes: usize = early.map(|(_, step, _)| step.bytes()).sum();
+        if bytes > WAITING_BYTES_MAX {
+            let detail = format!("{bytes} bytes of steps wait for their sessions to be kept");
+            self.misbehaved(stream, Failure::new(FailureCode::OverBudget, detail));
         }
     }
 

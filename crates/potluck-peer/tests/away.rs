@@ -14,8 +14,8 @@ use potluck_core::{
 use potluck_grant::{Caveats, Gate, Role};
 use potluck_peer::{AWAY_MAX, Effect, Event, Peer, PeerConfig, StageSlot, StreamId};
 use potluck_wire::{
-    AnswerFrame, Codec, Failure, FailureCode, Frame, HOP_FRAMES_MAX, Keep, NeighbourLost, NextHop, OpenSession,
-    PreviousHop, Return, StepFrame,
+    AnswerFrame, Codec, Failure, FailureCode, Frame, HOP_FRAMES_MAX, HopOpen, Keep, NeighbourLost, NextHop,
+    OpenSession, Prefix, PreviousHop, Reroute, Return, StepFrame,
 };
 
 const GRACE_MS: u32 = 60_000;
@@ -242,18 +242,81 @@ fn who_comes_back_is_told_what_it_has_missed() {
 }
 
 #[test]
+fn what_was_told_of_a_neighbour_is_over_with_another_in_its_place() {
+    let mut test = kept();
+    test.tell(broken(2));
+    test.frame(
+        1,
+        Frame::Reroute(Box::new(Reroute {
+            epoch: 1,
+            previous: Some(PreviousHop::Peer(id(6))),
+            next: None,
+            answered: 0,
+            merges: false,
+        })),
+    );
+    test.stream(5, 6, Frame::HopOpen(HopOpen { epoch: 1, ..harness::hop(0) }));
+    test.tell(broken(1));
+    let right = Return { session: SessionId::from_bytes([4; 16]), previous: 1, next: 0, answered: 0 };
+    let effects = test.stream(4, 9, Frame::Return(right));
+    let is_told = |effect: &Effect| matches!(effect, Effect::Send { frame: Frame::NeighbourLost(_), .. });
+    assert!(sends(&effects, 4, &Frame::Returned { expected: 0 }) && !effects.iter().any(is_told), "{effects:?}");
+}
+
+#[test]
+fn what_was_let_go_of_ends_the_session_of_who_has_not_had_it() {
+    // More answers than a client may wait for; or more bytes of them than are kept.
+    let many = |rows: fn(u64) -> Event, steps: u32, answered: u32| {
+        let mut test = alone();
+        for sequence in 0..steps {
+            test.frame(1, token(sequence));
+            test.tell(rows(u64::from(sequence) + 1));
+        }
+        test.tell(broken(1));
+        let effects = test.stream(4, 9, back(answered));
+        let sent = effects.iter().filter(|e| matches!(e, Effect::Send { frame: Frame::Answer(_), .. })).count();
+        (closes(&effects, 4).map(|failure| failure.code), sent, test.peer.status().sessions)
+    };
+    let wide = |batch| {
+        let results = vec![Ok(Output::Logits(vec![Logits::Whole(Hidden(vec![0.5; 1 << 20]))]))];
+        Event::Stage { stage: StageSlot(0), reply: StageReply::Forwarded { batch, results, compute_us: 1 } }
+    };
+    let forgotten = (Some(FailureCode::Forgotten), 0, 0);
+    assert_eq!(many(ran, 70, 6), (None, 64, 1));
+    assert_eq!(many(ran, 70, 5), forgotten);
+    assert_eq!(many(wide, 3, 2), (None, 1, 1));
+    assert_eq!(many(wide, 3, 1), forgotten);
+}
+
+#[test]
+fn a_session_that_is_forked_is_not_the_one_that_makes_room() {
+    let mut test = kept();
+    test.frame(2, Frame::Step(step(0, 0, 0, 2)));
+    let results = vec![Ok(Output::Hidden(Hidden(vec![1.0; 2 * harness::WIDTH as usize])))];
+    let ran = StageReply::Forwarded { batch: 1, results, compute_us: 1 };
+    test.tell(Event::Stage { stage: StageSlot(0), reply: ran });
+    let own = |n: u8| OpenSession { session: SessionId::from_bytes([n; 16]), ..open() };
+    test.stream(10, 8, Frame::Open(Box::new(own(10))));
+    test.stream(11, 8, Frame::Open(Box::new(own(11))));
+    test.tell(broken(1));
+    let prefix = Some(Prefix { session: open().session, positions: 2 });
+    let effects = test.stream(12, 9, Frame::Open(Box::new(OpenSession { prefix, ..own(12) })));
+    assert_eq!(closes(&effects, 12).map(|failure| failure.code), Some(FailureCode::UnknownSession), "{effects:?}");
+}
+
+#[test]
 fn who_is_away_makes_room_for_who_is_there() {
     let mut test = kept();
     let own = |n: u8| Frame::Open(Box::new(OpenSession { session: SessionId::from_bytes([n; 16]), ..open() }));
     // The limit of one client, with the first of these; another takes the last cache.
     test.stream(10, 9, own(10));
     test.stream(11, 8, own(11));
-    let room = |test: &Test| test.peer.status().free_caches;
-    assert_eq!((room(&test), test.peer.status().sessions), (0, 3));
+    let room = |test: &Test| (test.peer.status().free_caches, test.peer.status().away);
+    assert_eq!((room(&test), test.peer.status().sessions), ((0, 0), 3));
     let busy = |effects: &[Effect], on| closes(effects, on).map(|failure| failure.code) == Some(FailureCode::Busy);
     assert!(busy(&test.stream(12, 9, own(12)), 12));
     test.tell(broken(1));
-    assert_eq!(room(&test), 1, "it is offered");
+    assert_eq!(room(&test), (0, 1), "which is offered");
     let effects = test.stream(13, 9, own(13));
     assert!(closes(&effects, 13).is_none(), "{effects:?}");
     // Its neighbours go on with another, if it is there again.

@@ -138,16 +138,9 @@ impl World {
         }
     }
 
-    pub(crate) fn client_stream_closed(&mut self, client: usize, stream: usize, failure: Failure) {
-        if let Some(hop) = self.hop_of(client, stream) {
-            self.inform(client, Event::Closed { hop, failure });
-        }
-    }
-
-    pub(crate) fn client_stream_broke_off(&mut self, client: usize, stream: usize, failure: Failure) {
-        if let Some(hop) = self.hop_of(client, stream) {
-            self.inform(client, Event::Broken { hop, failure });
-        }
+    pub(crate) fn client_stream_ended(&mut self, client: usize, stream: usize, (failure, broke_off): (Failure, bool)) {
+        let Some(hop) = self.hop_of(client, stream) else { return };
+        self.inform(client, if broke_off { Event::Broken { hop, failure } } else { Event::Closed { hop, failure } });
     }
 
     /// A standby's stream may be a stage's by now, and one that was ended is nobody's.

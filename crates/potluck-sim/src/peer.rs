@@ -119,12 +119,9 @@ impl World {
         self.tell(peer, Event::Frame { stream: StreamId(stream as u64), frame });
     }
 
-    pub(crate) fn peer_stream_closed(&mut self, peer: usize, stream: usize, failure: Failure) {
-        self.tell(peer, Event::Closed { stream: StreamId(stream as u64), failure });
-    }
-
-    pub(crate) fn peer_stream_broke_off(&mut self, peer: usize, stream: usize, failure: Failure) {
-        self.tell(peer, Event::Broken { stream: StreamId(stream as u64), failure });
+    pub(crate) fn peer_stream_ended(&mut self, peer: usize, stream: usize, (failure, broke_off): (Failure, bool)) {
+        let stream = StreamId(stream as u64);
+        self.tell(peer, if broke_off { Event::Broken { stream, failure } } else { Event::Closed { stream, failure } });
     }
 
     pub(crate) fn dialed(&mut self, peer: usize, life: u64, dial: DialId, result: Result<usize, Failure>) {

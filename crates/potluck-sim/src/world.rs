@@ -261,7 +261,7 @@ impl World {
         match self.streams[stream].links[side].poll(self.now) {
             Some(Parcel::Opened) => self.stream_opened(stream),
             Some(Parcel::Bytes(bytes)) => self.bytes_arrived(stream, side, &bytes),
-            Some(Parcel::Closed(failure)) => self.stream_closed(stream, side, failure),
+            Some(Parcel::Closed(failure)) => self.stream_ended(stream, side, (failure, false)),
             None => self.check(false, "a link brings what it said, when it said"),
         }
     }
@@ -275,7 +275,7 @@ impl World {
         }
         match due {
             Due::Arrive { stream, side } => self.arrived(stream, side),
-            Due::Broken { stream, side, failure } => self.stream_broke_off(stream, side, failure),
+            Due::Broken { stream, side, failure } => self.stream_ended(stream, side, (failure, true)),
             Due::Dialed { peer, life, dial, result } => self.dialed(peer, life, dial, result),
             Due::Replied { peer, slot, generation, reply } => self.replied(peer, slot, generation, reply),
             Due::Wake(End::Peer(peer)) => self.wake_peer(peer),
@@ -332,32 +332,23 @@ impl World {
                 Err(error) => {
                     let failure = Failure::new(FailureCode::Protocol, error);
                     self.close(stream, side, failure.clone());
-                    self.deliver_closed(stream, side, failure);
+                    self.deliver_end(stream, side, (failure, false));
                 }
             }
         }
     }
 
-    fn stream_closed(&mut self, stream: usize, side: usize, failure: Failure) {
+    /// `broke_off`: with its connection, and without a word.
+    fn stream_ended(&mut self, stream: usize, side: usize, (failure, broke_off): (Failure, bool)) {
         if std::mem::replace(&mut self.streams[stream].open[side], false) {
-            self.deliver_closed(stream, side, failure);
+            self.deliver_end(stream, side, (failure, broke_off));
         }
     }
 
-    fn stream_broke_off(&mut self, stream: usize, side: usize, failure: Failure) {
-        if !std::mem::replace(&mut self.streams[stream].open[side], false) {
-            return;
-        }
+    fn deliver_end(&mut self, stream: usize, side: usize, how: (Failure, bool)) {
         match self.streams[stream].ends[side] {
-            End::Peer(peer) => self.peer_stream_broke_off(peer, stream, failure),
-            End::Client(client) => self.client_stream_broke_off(client, stream, failure),
-        }
-    }
-
-    fn deliver_closed(&mut self, stream: usize, side: usize, failure: Failure) {
-        match self.streams[stream].ends[side] {
-            End::Peer(peer) => self.peer_stream_closed(peer, stream, failure),
-            End::Client(client) => self.client_stream_closed(client, stream, failure),
+            End::Peer(peer) => self.peer_stream_ended(peer, stream, how),
+            End::Client(client) => self.client_stream_ended(client, stream, how),
         }
     }
 

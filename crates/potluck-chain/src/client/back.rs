@@ -63,7 +63,6 @@ impl ClientSession {
         if expected > self.sequence {
             return Err(self.protocol(hop, format!("it expects step {expected}, which has not been")));
         }
-        self.repair.came_back(hop, expected);
-        self.one_is_ready(now, hop)
+        self.one_is_ready(now, hop, Some(expected))
     }
 }

@@ -16,7 +16,7 @@ impl ClientSession {
             StageReply::Opened { result, .. } => {
                 result.map_err(own_failed)?;
                 if self.waiting_for.get(hop) == Some(&true) {
-                    return self.one_is_ready(now, hop);
+                    return self.one_is_ready(now, hop, None);
                 }
                 Ok(())
             }

@@ -39,8 +39,6 @@ struct Stage {
     broke_off: bool,
     /// Its peer was asked to go on with the session.
     is_returning: bool,
-    /// It does, with this step.
-    expected: Option<u32>,
 }
 
 impl Repair {
@@ -77,7 +75,7 @@ impl Repair {
         let epoch = self.epoch;
         let stage = &mut self.stages[hop];
         (stage.epoch, stage.is_opening, stage.stood_by) = (epoch, true, false);
-        (stage.broke_off, stage.is_returning, stage.expected) = (false, false, None);
+        (stage.broke_off, stage.is_returning) = (false, false);
         (self.streams[hop], self.streams[hop + 1]) = (epoch, epoch);
     }
 
@@ -116,21 +114,14 @@ impl Repair {
         self.since.get_or_insert(now);
         for &hop in hops {
             let stage = &mut self.stages[hop];
-            (stage.is_opening, stage.is_returning, stage.broke_off) = (true, true, false);
-            stage.stood_by = false;
+            (stage.is_opening, stage.is_returning) = (true, true);
+            (stage.broke_off, stage.stood_by) = (false, false);
         }
     }
 
     /// Whether a peer was asked to go on, and has not said that it does.
     pub(super) fn is_returning(&self, hop: usize) -> bool {
         self.stages.get(hop).is_some_and(|stage| stage.is_returning)
-    }
-
-    /// A peer goes on with that step.
-    pub(super) fn came_back(&mut self, hop: usize, expected: u32) {
-        if let Some(stage) = self.stages.get_mut(hop) {
-            (stage.is_returning, stage.expected) = (false, Some(expected));
-        }
     }
 
     /// Whether no peer is at that place and ready.
@@ -235,7 +226,7 @@ impl ClientSession {
         self.leaving[hop] = None;
         let stage = &mut self.repair.stages[hop];
         stage.away.get_or_insert_with(|| error.clone());
-        (stage.is_opening, stage.is_returning, stage.expected) = (false, false, None);
+        (stage.is_opening, stage.is_returning) = (false, false);
         self.repair.since.get_or_insert(now);
         self.waiting_for[hop] = true;
         self.effects.push_back(Effect::Lost { hop, error });
@@ -302,14 +293,15 @@ impl ClientSession {
         }
     }
 
-    /// A peer is ready. Where it has taken another's place, it is told what the other was told.
-    pub(super) fn is_back(&mut self, hop: usize) -> Result<(), SessionError> {
+    /// A peer is ready. Where it has taken another's place, it is told what the other was told; `expected`: where it was there before, the
+    /// step that it goes on with.
+    pub(super) fn is_back(&mut self, hop: usize, expected: Option<u32>) -> Result<(), SessionError> {
         let stage = &mut self.repair.stages[hop];
         if !std::mem::take(&mut stage.is_opening) {
             return Ok(());
         }
         let (lost, stood_by) = (stage.away.take(), std::mem::take(&mut stage.stood_by));
-        let expected = stage.expected.take();
+        stage.is_returning = false;
         self.repair.last = lost.or(self.repair.last.take());
         if self.config.route.iter().position(|hop| hop.peer().is_some()) == Some(hop) {
             if !stood_by {

@@ -17,7 +17,7 @@ impl ClientSession {
             // Its neighbour has said meanwhile that it is lost.
             Frame::Returned { .. } if self.repair.is_lost(hop) => self.stale_came(hop),
             Frame::Ready if self.waiting_for.get(hop) == Some(&true) && !self.repair.is_returning(hop) => {
-                self.one_is_ready(now, hop)
+                self.one_is_ready(now, hop, None)
             }
             // Of two changes of its neighbours, the second came before the first was complete.
             Frame::Ready if self.config.deadlines.grace.is_some() && !self.repair.is_returning(hop) => Ok(()),
@@ -40,9 +40,10 @@ impl ClientSession {
         }
     }
 
-    pub(super) fn one_is_ready(&mut self, now: Instant, hop: usize) -> Result<(), SessionError> {
+    /// A stage is ready; see [`is_back`](Self::is_back).
+    pub(super) fn one_is_ready(&mut self, now: Instant, hop: usize, expected: Option<u32>) -> Result<(), SessionError> {
         self.waiting_for[hop] = false;
-        self.is_back(hop)?;
+        self.is_back(hop, expected)?;
         if self.waiting_for.contains(&true) {
             return Ok(());
         }

@@ -196,7 +196,9 @@ impl Announcer {
     }
 
     fn offer(&mut self, peer: &ServingPeer, seconds: u64) -> Option<SignedOffer> {
-        let free_caches = peer.serving.status.borrow().free_caches;
+        let status = *peer.serving.status.borrow();
+        // Who is away makes room for whoever comes.
+        let free_caches = status.free_caches + status.away;
         Some(self.sign(&peer.node, peer.shape.clone(), peer.speed?, (free_caches, seconds)))
     }
 
