@@ -94,7 +94,7 @@ impl Outgoing {
     /// The frame that carries it.
     pub fn frame(self) -> Frame {
         let Self { step, again, due, .. } = self;
-        if again { Frame::Replay { due, step } } else { Frame::Step(step) }
+        if again { Frame::Replay { due, step, checked: true } } else { Frame::Step(step) }
     }
 }
 

@@ -8,6 +8,9 @@ use potluck_core::bounds::{SESSION_POSITIONS_MAX, STAGE_SESSIONS_MAX, STEP_POSIT
 
 use crate::{EngineError, cores::default_threads};
 
+/// Per cent of the time in which an engine may be let compute. With less, a chunk of some seconds would be waited for in vain.
+const SHARES: std::ops::RangeInclusive<u8> = 20..=100;
+
 /// Threads that one engine may use: more than any machine of today has cores.
 pub const THREADS_MAX: u16 = 512;
 
@@ -95,6 +98,9 @@ pub struct EngineSettings {
     pub load_timeout: Duration,
     /// How long one command may take; then the engine's process is ended.
     pub step_timeout: Duration,
+    /// Per cent of the time in which it is let compute, on whatever device. Its peer sees to that; the engine, where that is not all the
+    /// time, says that it is done when its device is.
+    pub share: u8,
     /// How long the cells of a closed session may keep what they held while others are open; when none is, they are overwritten
     /// at once. None: neither, and memory that is given back keeps its content.
     pub wipe_within: Option<Duration>,
@@ -120,6 +126,7 @@ impl Default for EngineSettings {
             cache_bytes_max: 8 << 30,
             load_timeout: Duration::from_secs(60),
             step_timeout: Duration::from_secs(120),
+            share: 100,
             wipe_within: Some(Duration::from_secs(60)),
         }
     }
@@ -151,6 +158,10 @@ impl EngineSettings {
             return Err(EngineError::Settings(
                 "exact results do not go with lanes, which make sessions share a memory".into(),
             ));
+        }
+        if !SHARES.contains(&self.share) {
+            let (share, least) = (self.share, SHARES.start());
+            return Err(EngineError::Settings(format!("share is {share}; it is per cent, {least} to 100")));
         }
         if self.poll.is_some_and(|poll| poll > 100) {
             return Err(EngineError::Settings("poll is a share of 0 to 100".into()));

@@ -13,7 +13,7 @@ use iroh::endpoint::{Connection, Incoming};
 use potluck_core::{Defence, PeerId};
 use potluck_grant::Member;
 use potluck_peer::StreamId;
-use potluck_wire::{FailureCode, TUNNEL_ALPN};
+use potluck_wire::{FEATURE_CHECKS, FailureCode, TUNNEL_ALPN};
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tracing::{debug, info};
 
@@ -156,6 +156,7 @@ async fn take_streams(
 ) {
     let peer = member.peer();
     let echoes = Echoes::agreed(connection, features);
+    let checks = features & FEATURE_CHECKS != 0;
     let mut revoked = node.revoked.subscribe();
     // What was taken back since the greeting counts, too.
     revoked.mark_changed();
@@ -164,7 +165,10 @@ async fn take_streams(
             biased;
             Ok(()) = revoked.changed() => None,
             halves = connection.accept_bi() => match halves {
-                Ok((send, recv)) => Some(Halves { send, recv, echoes: echoes.clone() }),
+                Ok((send, recv)) => {
+                    let upload = node.upload.get().cloned();
+                    Some(Halves { send, recv, echoes: echoes.clone(), checks, upload })
+                },
                 Err(_) => return,
             },
         };

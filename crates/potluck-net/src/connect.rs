@@ -13,7 +13,7 @@ use iroh::{
 };
 use potluck_core::{PeerId, with_causes};
 use potluck_grant::Member;
-use potluck_wire::{ALPN, FailureCode, PeerAddress, Welcome};
+use potluck_wire::{ALPN, FEATURE_CHECKS, FailureCode, PeerAddress, Welcome};
 use tokio::{
     sync::OnceCell,
     time::{Instant, sleep, timeout},
@@ -273,7 +273,10 @@ impl Link {
     pub(crate) async fn open_stream(&self, node: &Node) -> Result<Halves, NetError> {
         let lost = |reason: String| NetError::Lost { peer: self.peer, reason };
         match timeout(node.deadlines.open_stream, self.connection.open_bi()).await {
-            Ok(Ok((send, recv))) => Ok(Halves { send, recv, echoes: self.echoes.clone() }),
+            Ok(Ok((send, recv))) => {
+                let checks = self.welcome.features & FEATURE_CHECKS != 0;
+                Ok(Halves { send, recv, echoes: self.echoes.clone(), checks, upload: node.upload.get().cloned() })
+            }
             Ok(Err(error)) => Err(lost(error.to_string())),
             Err(_) => {
                 let code = FailureCode::Deadline;

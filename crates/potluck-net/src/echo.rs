@@ -447,7 +447,12 @@ mod tests {
         let echoes = Echoes::agreed(&ends[1].1, FEATURE_ECHOES);
         let (inbound, mut came) = mpsc::channel(8);
         let mut tasks = JoinSet::new();
-        let _stream = Stream::start(&mut tasks, Halves { send: back, recv, echoes }, inbound, |what| what);
+        let _stream = Stream::start(
+            &mut tasks,
+            Halves { send: back, recv, echoes, checks: true, upload: None },
+            inbound,
+            |what| what,
+        );
         // The echo is there first: what comes on another stream meanwhile says so.
         ends[0].1.send_datagram(encode_echo(send.id().into(), 1, &written[1..]).into()).unwrap();
         let (mut other, _) = ends[0].1.open_bi().await.unwrap();

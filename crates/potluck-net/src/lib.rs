@@ -42,6 +42,7 @@ mod session;
 mod shelf;
 mod stream;
 mod tunnel;
+mod upload;
 
 pub use check::NetCheck;
 pub use connect::{Found, Link};

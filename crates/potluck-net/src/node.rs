@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -25,6 +26,7 @@ use crate::{
     public::{PublicLookup, Records},
     relay::{RelayUse, Relays},
     tunnel::{DATAGRAM_BYTES, TunnelsCell},
+    upload::Upload,
 };
 
 /// Streams that one connection may have open from the other side: a client's or a neighbour's stream for each session
@@ -111,6 +113,8 @@ pub struct Node {
     pub(crate) shelf: Arc<OnceLock<Shelf>>,
     /// Nothing of the shelf is given away for now.
     pub(crate) rests: Arc<AtomicBool>,
+    /// How fast streams may be written to.
+    pub(crate) upload: Arc<OnceLock<Upload>>,
     pub(crate) orders: Arc<OnceLock<Orders>>,
     pub(crate) lending: Arc<OnceLock<Lending>>,
     pub(crate) tunnels: TunnelsCell,
@@ -170,6 +174,7 @@ impl Node {
             door: Arc::default(),
             shelf: Arc::default(),
             rests: Arc::default(),
+            upload: Arc::default(),
             orders: Arc::default(),
             lending: Arc::default(),
             tunnels: TunnelsCell::default(),
@@ -180,6 +185,13 @@ impl Node {
     /// Whether whoever wants parts of models is turned away for now: the machine's owner has it.
     pub fn rest(&self, rests: bool) {
         self.rests.store(rests, Ordering::Relaxed);
+    }
+
+    /// Sends that many bytes a second at most, on all streams together that are opened from now on: steps and parts of models alike, none
+    /// of which is echoed then. Greetings, the answers of an upstream and tunnels are not limited; headers of packets, and what is sent
+    /// again since it was lost, not counted. It is said once.
+    pub fn limit_upload(&self, bytes_per_second: NonZeroU32) {
+        let _ = self.upload.set(Upload::new(bytes_per_second));
     }
 
     /// The same node, which looks peers up there as well, and is found there where it is published.

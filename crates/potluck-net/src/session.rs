@@ -7,8 +7,8 @@ use potluck_chain::{
 };
 use potluck_core::{Account, Hidden, StageCommand, StageReply};
 use potluck_wire::{
-    Codec, FEATURE_ACCOUNTS, FEATURE_DRAFTS, FEATURE_ECHOES, FEATURE_PADDING, FEATURE_RECOVERY, FEATURE_RETURN,
-    Failure, FailureCode, Frame, PeerAddress, Welcome,
+    Codec, FEATURE_ACCOUNTS, FEATURE_CHECKS, FEATURE_DRAFTS, FEATURE_ECHOES, FEATURE_PADDING, FEATURE_RECOVERY,
+    FEATURE_RETURN, Failure, FailureCode, Frame, PeerAddress, Welcome,
 };
 use tokio::{sync::mpsc, task::JoinSet, time::sleep_until};
 use tracing::{Span, info_span};
@@ -666,10 +666,10 @@ impl Drop for Session {
     }
 }
 
-/// Whether those features are all that a session has agreed on. Echoes are each connection's own, and who keeps a session for a client
-/// that comes back does so alone.
+/// Whether those features are all that a session has agreed on. Echoes and checks are each connection's own, and who keeps a session for a
+/// client that comes back does so alone.
 fn knows(agreed: u64, features: u64) -> bool {
-    agreed & !FEATURE_ECHOES & !FEATURE_RETURN & !features == 0
+    agreed & !(FEATURE_ECHOES | FEATURE_CHECKS | FEATURE_RETURN) & !features == 0
 }
 
 #[cfg(test)]
@@ -683,6 +683,7 @@ mod tests {
         assert!(knows(FEATURES, FEATURES) && knows(FEATURES & !FEATURE_DRAFTS, FEATURES));
         assert!(!knows(FEATURES, FEATURES & !FEATURE_DRAFTS) && !knows(FEATURES, 0));
         assert!(knows(FEATURES, FEATURES & !FEATURE_ECHOES), "an older one, by a connection without echoes");
+        assert!(knows(FEATURES, FEATURES & !FEATURE_CHECKS), "an older one, which is sent no checks");
         assert!(knows(FEATURES, FEATURES & !FEATURE_RETURN), "an older one, to which nobody comes back");
     }
 }

@@ -22,6 +22,7 @@ use tracing::Span;
 use crate::{
     echo::{Echoes, Echoing, Incoming},
     shelf::Turn,
+    upload::Upload,
 };
 
 /// Writes that may wait for one stream. Credit keeps steps far below it; beyond it the stream ends with `OverBudget`.
@@ -34,7 +35,7 @@ const WAITING_BYTES_MAX: usize = 128 << 20;
 /// Longest that the last bytes of a stream that we have ended may wait to be taken. Beyond it the stream is reset.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
-/// The same for a part of a model, which may be a megabyte on a slow line.
+/// The same for a part of a model, which may be a megabyte on a slow line, and where it is the owner who has made it slow.
 const PART_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Buffers of a stream that are kept to be used again: as many steps as are on their way to the other side now and then.
@@ -49,6 +50,10 @@ pub(crate) struct Halves {
     pub(crate) send: SendStream,
     pub(crate) recv: RecvStream,
     pub(crate) echoes: Option<Echoes>,
+    /// Whether both sides of it know the checks of steps that are sent again.
+    pub(crate) checks: bool,
+    /// How fast it may be written to; none: as fast as it takes.
+    pub(crate) upload: Option<Upload>,
 }
 
 /// What a stream's reader found.
@@ -83,6 +88,7 @@ pub(crate) struct Stream {
     written_bytes: u64,
     pending: Vec<u8>,
     buffers: Buffers,
+    checks: bool,
     _reader: Reading,
     open: oneshot::Sender<Ending>,
     /// Of the session that it carries: it ends with the stream.
@@ -129,6 +135,14 @@ impl Buffers {
     }
 }
 
+/// A frame as the other side knows it.
+fn as_agreed(mut frame: Frame, checks: bool) -> Frame {
+    if let Frame::Replay { checked, .. } = &mut frame {
+        *checked &= checks;
+    }
+    frame
+}
+
 /// A reader's task, which ends when this is dropped.
 #[derive(Debug)]
 struct Reading(AbortHandle);
@@ -143,7 +157,7 @@ impl Stream {
     /// Starts both tasks. What is read goes to `inbound` through `label`.
     pub(crate) fn start<T: Send + 'static>(
         tasks: &mut JoinSet<()>,
-        Halves { send, recv, echoes }: Halves,
+        Halves { send, recv, echoes, checks, upload }: Halves,
         inbound: mpsc::Sender<T>,
         label: impl Fn(Inbound) -> T + Send + 'static,
     ) -> Self {
@@ -155,8 +169,10 @@ impl Stream {
         let counts = (read_bytes.clone(), echoed_bytes.clone());
         let reader = Reading(tasks.spawn(read(incoming, limit.clone(), counts, inbound, label)));
         let (open, closed) = oneshot::channel();
-        let echoing = Echoing::new(echoes, send.id());
-        tokio::spawn(write((send, echoing), queue, waiting_bytes.clone(), closed));
+        // Who sends little sends nothing twice.
+        let echoing = Echoing::new(echoes.filter(|_| upload.is_none()), send.id());
+        let drain = if upload.is_some() { PART_DEADLINE } else { DRAIN_DEADLINE };
+        tokio::spawn(write((send, echoing, upload), queue, waiting_bytes.clone(), (closed, drain)));
         Self {
             writes,
             waiting_bytes,
@@ -166,6 +182,7 @@ impl Stream {
             written_bytes: 0,
             pending: Vec::new(),
             buffers: Buffers::default(),
+            checks,
             _reader: reader,
             open,
             span: None,
@@ -187,7 +204,7 @@ impl Stream {
         if self.pending.capacity() == 0 {
             self.pending = self.buffers.take();
         }
-        frame.encode_last(&mut self.pending);
+        as_agreed(frame, self.checks).encode_last(&mut self.pending);
     }
 
     /// Hands everything that was pushed to the writer, as one write.
@@ -255,10 +272,10 @@ impl Stream {
 
 /// Writes what is queued until the stream's owner is gone; then what is left, within a deadline.
 async fn write(
-    (mut send, mut echoing): (SendStream, Echoing),
+    (mut send, mut echoing, upload): (SendStream, Echoing, Option<Upload>),
     mut queue: mpsc::Receiver<Bytes>,
     waiting_bytes: Arc<AtomicUsize>,
-    closed: oneshot::Receiver<Ending>,
+    (closed, drain): (oneshot::Receiver<Ending>, Duration),
 ) {
     let drained = async {
         loop {
@@ -269,8 +286,15 @@ async fn write(
             };
             let Some(bytes) = bytes else { break };
             let len = bytes.len();
-            if send.write_chunk(bytes.clone()).await.is_err() {
-                return;
+            let mut left = bytes.clone();
+            while !left.is_empty() {
+                let piece = match &upload {
+                    Some(upload) => upload.next(&mut left).await,
+                    None => std::mem::take(&mut left),
+                };
+                if send.write_chunk(piece).await.is_err() {
+                    return;
+                }
             }
             echoing.wrote(bytes);
             waiting_bytes.fetch_sub(len, Ordering::Relaxed);
@@ -288,7 +312,7 @@ async fn write(
         let (patience, _turn) = match closed.await {
             Ok(Ending::Given(to)) => return Some(to),
             Ok(Ending::Part(turn)) => (PART_DEADLINE, Some(turn)),
-            Err(_) => (DRAIN_DEADLINE, None),
+            Err(_) => (drain, None),
         };
         tokio::time::sleep(patience).await;
         None
@@ -402,6 +426,15 @@ mod tests {
         assert_eq!(ended(closed(FailureCode::NotAdmitted)), (FailureCode::NotAdmitted, false));
         let reset = ReadError::Reset(VarInt::from_u32(FailureCode::OverBudget.number()));
         assert_eq!(code(reset), (FailureCode::OverBudget, false));
+    }
+
+    #[test]
+    fn who_knows_no_checks_is_sent_none() {
+        let step = || potluck_wire::StepFrame::skipped(7, 2, 30, 1);
+        let replay = |checked| Frame::Replay { due: 7, step: step(), checked };
+        assert_eq!(as_agreed(replay(true), true), replay(true));
+        assert_eq!(as_agreed(replay(true), false), replay(false));
+        assert_eq!(as_agreed(Frame::Step(step()), false), Frame::Step(step()));
     }
 
     #[test]

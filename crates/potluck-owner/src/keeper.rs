@@ -51,6 +51,8 @@ pub enum Reason {
     Hours,
     /// Somebody used it so long ago.
     InUse(Duration),
+    /// Something fills its screen, or keeps it awake.
+    Watched,
     /// Whether somebody is there, or what it runs on, cannot be known: what hinders it.
     Unseen(String),
     /// Other programs compute: per cent of all processors.
@@ -68,6 +70,7 @@ impl Reason {
             Self::Paused(_) => "paused",
             Self::Hours => "hours",
             Self::InUse(_) => "in_use",
+            Self::Watched => "watched",
             Self::Unseen(_) => "unseen",
             Self::Others(_) => "others",
             Self::Battery(_) => "battery",
@@ -84,6 +87,7 @@ impl fmt::Display for Reason {
             Self::Hours => f.write_str("not lent at this hour"),
             Self::InUse(since) if since.as_secs() < 60 => f.write_str("somebody uses it"),
             Self::InUse(since) => write!(f, "somebody used it {} minutes ago", since.as_secs() / 60),
+            Self::Watched => f.write_str("something fills its screen, or keeps it awake"),
             Self::Unseen(error) => write!(f, "what its owner asks for cannot be seen: {error}"),
             Self::Others(per_cent) => write!(f, "other programs compute: {per_cent} % of its processors"),
             Self::Battery(per_cent) => write!(f, "on battery, at {per_cent} %"),
@@ -162,6 +166,8 @@ fn presence(terms: &Terms, presence: &Presence) -> Option<Reason> {
     match presence {
         Presence::Nobody => None,
         Presence::Somebody { since_input } => (*since_input < idle).then_some(Reason::InUse(*since_input)),
+        Presence::Watches { since_input } if *since_input < idle => Some(Reason::InUse(*since_input)),
+        Presence::Watches { .. } => Some(Reason::Watched),
         Presence::Unseen(error) => Some(Reason::Unseen(error.clone())),
     }
 }
@@ -238,6 +244,10 @@ mod tests {
     #[test]
     fn where_nobody_can_be_seen_nobody_is_assumed_to_be_away() {
         let terms = Preset::Gentle.terms(4);
+        let watches =
+            |seconds| Seen { presence: Presence::Watches { since_input: Duration::from_secs(seconds) }, ..seen() };
+        assert_eq!(decided(&terms, &watches(10)), Verdict::Not(Reason::InUse(Duration::from_secs(10))));
+        assert_eq!(decided(&terms, &watches(3_600)), Verdict::Not(Reason::Watched));
         let blind = Seen { presence: Presence::Unseen("no display".into()), ..seen() };
         assert_eq!(decided(&terms, &blind), Verdict::Not(Reason::Unseen("no display".into())));
         // A machine without screen or terminal has nobody in front of it.

@@ -8,6 +8,7 @@ mod keeper;
 mod senses;
 mod terminals;
 mod terms;
+mod watched;
 
 pub use hours::{Hours, HoursError, Moment};
 pub use keeper::{Keeper, Pause, Reason, Verdict};

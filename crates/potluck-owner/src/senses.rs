@@ -10,10 +10,13 @@ use std::{
 use starship_battery::{Manager, State, units::ratio::percent};
 use sysinfo::{Components, Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
-use crate::{Battery, Moment, Terms, terminals};
+use crate::{Battery, Moment, Terms, terminals, watched::is_watched};
 
 /// How often what changes slowly, or takes work to see, is looked at.
 const SLOWLY: Duration = Duration::from_secs(2);
+
+/// What is watched is watched for so long without a key or a movement: nobody is there any more after that.
+const WATCHED_MAX: Duration = Duration::from_secs(4 * 3_600);
 
 /// What was seen.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +40,11 @@ pub enum Presence {
     Nobody,
     /// Somebody did, so long ago.
     Somebody {
+        /// Since the last key, or movement.
+        since_input: Duration,
+    },
+    /// Nobody has touched anything for as long as that; but a film fills the screen, or something else keeps it awake.
+    Watches {
         /// Since the last key, or movement.
         since_input: Duration,
     },
@@ -75,6 +83,7 @@ struct Slow {
     others_cpu: Option<f32>,
     power: Power,
     temperature: Option<f32>,
+    is_watched: bool,
 }
 
 impl Default for Senses {
@@ -87,11 +96,13 @@ impl Default for Senses {
 impl Senses {
     /// Sees what those terms ask for. It may be called several times a second.
     pub fn look(&mut self, terms: &Terms) -> Seen {
+        let Slow { others_cpu, power, temperature, is_watched, .. } = self.slow(terms);
+        // Last, for it is what must not be late.
         let presence = match terms.idle() {
             Some(idle) => presence(screen(), terminals::since_input(), idle),
             None => Presence::Nobody,
         };
-        let Slow { others_cpu, power, temperature, .. } = self.slow(terms);
+        let presence = if is_watched { presence.watching() } else { presence };
         Seen { presence, others_cpu, power, temperature, moment: Moment::now() }
     }
 
@@ -102,7 +113,8 @@ impl Senses {
         let others_cpu = terms.others_cpu.and_then(|_| self.others_cpu());
         let power = if terms.battery == Battery::Any { Power::Mains } else { self.power() };
         let temperature = terms.temperature.and_then(|_| self.temperature());
-        let slow = Slow { at: Instant::now(), terms: terms.clone(), others_cpu, power, temperature };
+        let is_watched = terms.idle_s.is_some() && is_watched();
+        let slow = Slow { at: Instant::now(), terms: terms.clone(), others_cpu, power, temperature, is_watched };
         self.last = Some(slow.clone());
         slow
     }
@@ -160,6 +172,16 @@ impl Senses {
         self.components.refresh(true);
         let parts = self.components.iter().filter_map(|part| Some((part.label(), part.temperature()?)));
         hottest(&parts.collect::<Vec<_>>())
+    }
+}
+
+impl Presence {
+    /// The same, where something is watched.
+    fn watching(self) -> Self {
+        match self {
+            Self::Somebody { since_input } if since_input < WATCHED_MAX => Self::Watches { since_input },
+            other => other,
+        }
     }
 }
 
@@ -255,6 +277,15 @@ mod tests {
         assert_eq!(presence(Some(Err("mute".into())), Some(short), IDLE), somebody(short));
         assert_eq!(presence(Some(Err("mute".into())), Some(long), IDLE), Presence::Unseen("mute".into()));
         assert_eq!(presence(Some(Err("mute".into())), None, IDLE), Presence::Unseen("mute".into()));
+    }
+
+    #[test]
+    fn whoever_watches_something_is_there_for_as_long_as_a_film_may_take() {
+        let somebody = |since_input| Presence::Somebody { since_input };
+        assert_eq!(somebody(IDLE).watching(), Presence::Watches { since_input: IDLE });
+        assert_eq!(somebody(WATCHED_MAX).watching(), somebody(WATCHED_MAX));
+        assert_eq!(Presence::Nobody.watching(), Presence::Nobody);
+        assert_eq!(Presence::Unseen("mute".into()).watching(), Presence::Unseen("mute".into()));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What an owner sets.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, num::NonZeroU32, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,13 @@ pub struct Terms {
     pub cores: Option<u16>,
     /// Bytes of memory that a model may take, where layers are chosen for it.
     pub memory: Option<u64>,
+    /// Per cent of the time in which an engine may compute, on the graphics card or the processors.
+    // A build that knows no such limit reads terms that set none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<u8>,
+    /// Bytes a second that are sent to others at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload: Option<NonZeroU32>,
 }
 
 /// Whether a machine is lent while it runs on its battery.
@@ -58,7 +65,7 @@ pub enum Preset {
 impl Terms {
     /// Whether something has to be looked at for them, again and again.
     pub fn are_any(&self) -> bool {
-        let Self { idle_s, hours, others_cpu, battery, temperature, cores: _, memory: _ } = self;
+        let Self { idle_s, hours, others_cpu, battery, temperature, cores: _, memory: _, share: _, upload: _ } = self;
         let senses = idle_s.is_some() || others_cpu.is_some() || temperature.is_some();
         senses || !hours.is_empty() || *battery != Battery::Any
     }

@@ -158,6 +158,11 @@ impl Peer {
         StageSlot((self.stages.len() - 1) as u16)
     }
 
+    /// Each stage runs for so many per cent of the time at most, 1 to 100, and rests after each batch until that holds.
+    pub fn limit_share(&mut self, per_cent: u8) {
+        self.stages.iter_mut().for_each(|stage| stage.limit_share(per_cent));
+    }
+
     /// How much of the peer is in use.
     pub fn status(&self) -> PeerStatus {
         PeerStatus {
@@ -230,7 +235,7 @@ impl Peer {
             }
             (Role::Fresh { .. }, Frame::Return(back)) => self.client_returns(now, stream, back),
             (Role::Client(key) | Role::HopIn(key), Frame::Step(step)) => self.step_came(now, stream, key, &step, None),
-            (Role::Client(key) | Role::HopIn(key), Frame::Replay { due, step }) => {
+            (Role::Client(key) | Role::HopIn(key), Frame::Replay { due, step, .. }) => {
                 self.step_came(now, stream, key, &step, Some(due))
             }
             (Role::Client(key) | Role::HopOut(key), Frame::Credit { frames }) => self.credited(stream, key, frames),

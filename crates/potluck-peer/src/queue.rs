@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use potluck_core::{CacheId, PeerId, SessionKey, StageShape, Step};
@@ -87,6 +87,10 @@ pub(crate) struct StageQueue {
     /// the next session.
     owed: BTreeSet<CacheId>,
     waiting_bytes: usize,
+    /// Per cent of the time in which it may run.
+    share: u8,
+    /// No batch begins before that.
+    rests_until: Option<Instant>,
 }
 
 impl StageQueue {
@@ -105,7 +109,19 @@ impl StageQueue {
             caches: BTreeSet::new(),
             owed: BTreeSet::new(),
             waiting_bytes: 0,
+            share: 100,
+            rests_until: None,
         }
+    }
+
+    /// It runs for so many per cent of the time at most: after each batch it rests until that holds.
+    pub(crate) fn limit_share(&mut self, per_cent: u8) {
+        self.share = per_cent.clamp(1, 100);
+    }
+
+    /// How long it rests after a batch that took so long.
+    fn rest_after(&self, ran: Duration) -> Duration {
+        ran * u32::from(100 - self.share) / u32::from(self.share)
     }
 
     pub(crate) fn shape(&self) -> &StageShape {
@@ -223,9 +239,10 @@ impl StageQueue {
     /// ones alone wait, they wait a little longer for those that are due ([`Company`]). Those who yield run where nobody else waits, and
     /// after [`PASSED_MAX`] batches of others.
     pub(crate) fn next_batch(&mut self, now: Instant) -> Option<(u64, Vec<Step>)> {
-        if !self.ready || self.running.is_some() {
+        if !self.ready || self.running.is_some() || self.rests_until.is_some_and(|until| now < until) {
             return None;
         }
+        self.rests_until = None;
         let Some(first) = self.choose() else {
             self.company.begun();
             return None;
@@ -272,24 +289,28 @@ impl StageQueue {
     /// The batch that ended, if it is the one that runs.
     pub(crate) fn finish(&mut self, batch: u64, now: Instant) -> Option<Batch> {
         let ended = self.running.take_if(|running| running.number == batch)?;
+        let ran = now.saturating_duration_since(ended.begun);
+        self.rests_until = Some(self.rest_after(ran)).filter(|rest| !rest.is_zero()).map(|rest| now + rest);
         if !self.shape.exact && !self.last_was_long {
             let sessions = ended.steps.iter().map(|step| step.session);
             // Whoever has sent more is here.
             let sessions = sessions.filter(|session| !self.waiting.contains_key(session));
-            self.company.ran(sessions, now, now.saturating_duration_since(ended.begun));
+            self.company.ran(sessions, now, ran);
         }
         Some(ended)
     }
 
     /// Until when the steps that wait are held back at most.
     pub(crate) fn held_until(&self) -> Option<Instant> {
-        self.company.held_until()
+        let rests_until = self.rests_until.filter(|_| !self.turn.is_empty());
+        rests_until.max(self.company.held_until())
     }
 
     /// The engine is gone, and every cache with it.
     pub(crate) fn lose(&mut self) {
         self.ready = false;
         self.running = None;
+        self.rests_until = None;
         self.company = Company::default();
         self.turn.clear();
         (self.served, self.passed) = Default::default();
@@ -392,6 +413,40 @@ mod tests {
             .iter()
             .map(|r| (r.session.client.as_bytes()[0], r.sequence))
             .collect()
+    }
+
+    #[test]
+    fn a_stage_rests_until_it_has_run_for_its_share_of_the_time() {
+        let mut queue = queue(true);
+        queue.limit_share(25);
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        (0..3).for_each(|sequence| push_at(&mut queue, 1, sequence, 1, start));
+        assert_eq!(queue.held_until(), None);
+        let (batch, _) = queue.next_batch(start).unwrap();
+        assert!(queue.finish(batch, at(30)).is_some());
+        assert_eq!(queue.held_until(), Some(at(120)), "three times as long as it ran");
+        assert!(queue.next_batch(at(119)).is_none());
+        let (batch, _) = queue.next_batch(at(120)).unwrap();
+        assert_eq!(queue.held_until(), None, "it runs");
+        assert!(queue.finish(batch, at(130)).is_some());
+        // Whoever comes later than that does not wait, and nobody is waited for.
+        let (batch, _) = queue.next_batch(at(200)).unwrap();
+        assert!(queue.finish(batch, at(210)).is_some());
+        assert_eq!(queue.held_until(), None, "nothing waits");
+        push_at(&mut queue, 1, 3, 1, at(215));
+        assert_eq!(queue.held_until(), Some(at(240)));
+        // A new engine has not run yet.
+        queue.lose();
+        queue.revive(queue.shape.clone());
+        push_at(&mut queue, 1, 0, 1, at(220));
+        assert!(queue.next_batch(at(220)).is_some());
+        // All the time is no rest.
+        let mut all = self::queue(true);
+        push_at(&mut all, 1, 0, 1, start);
+        push_at(&mut all, 1, 1, 1, start);
+        let (batch, _) = all.next_batch(start).unwrap();
+        assert!(all.finish(batch, at(30)).is_some() && all.next_batch(at(30)).is_some());
     }
 
     #[test]

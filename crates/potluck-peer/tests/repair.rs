@@ -51,7 +51,7 @@ fn ran(batch: u64, rows: usize) -> Event {
 
 /// A step that is sent again, behind those before number `due`.
 fn again(due: u32, step: StepFrame) -> Frame {
-    Frame::Replay { due, step }
+    Frame::Replay { due, step, checked: true }
 }
 
 /// Numbers and epochs of the steps that are sent on that stream, and whether they are sent again.

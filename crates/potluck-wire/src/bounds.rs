@@ -35,9 +35,18 @@ pub const FEATURE_ECHOES: u64 = 64;
 /// peer's: each of a route has it or has it not.
 pub const FEATURE_RETURN: u64 = 128;
 
+/// Feature bit: a step that is sent again may carry a check ([`Frame::Replay`](crate::Frame::Replay)). It is a connection's, as echoes
+/// are.
+pub const FEATURE_CHECKS: u64 = 256;
+
 /// All features that this program knows. A greeting agrees on those that both know.
-pub const FEATURES: u64 =
-    FEATURE_ACCOUNTS | FEATURE_PADDING | FEATURE_DRAFTS | FEATURE_RECOVERY | FEATURE_ECHOES | FEATURE_RETURN;
+pub const FEATURES: u64 = FEATURE_ACCOUNTS
+    | FEATURE_PADDING
+    | FEATURE_DRAFTS
+    | FEATURE_RECOVERY
+    | FEATURE_ECHOES
+    | FEATURE_RETURN
+    | FEATURE_CHECKS;
 
 /// Bytes of the shortest padded answer, and of the shortest padded part of a conversation: longer ones are a power of two.
 pub const PADDED_BYTES_MIN: usize = 1 << 10;
@@ -45,8 +54,8 @@ pub const PADDED_BYTES_MIN: usize = 1 << 10;
 /// Bytes of the header of a step or an answer, length and kind included.
 pub const HEADER_BYTES: usize = 24;
 
-/// Bytes of the header of a step that is sent again: which number was due comes first.
-pub const REPLAY_HEADER_BYTES: usize = HEADER_BYTES + size_of::<u32>();
+/// Bytes of the header of a step that is sent again: its check and which number was due come first. One without a check has four less.
+pub const REPLAY_HEADER_BYTES: usize = HEADER_BYTES + 2 * size_of::<u32>();
 
 /// Bytes of any frame whose body is not a payload (hello, open, failure, ...). A longer one closes the stream,
 /// unallocated.

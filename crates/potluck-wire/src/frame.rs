@@ -158,6 +158,10 @@ pub enum Frame {
         due: u32,
         /// The step.
         step: StepFrame,
+        /// Whether the frame carries a check, the CRC-32 of all that follows it. Nobody behind a substitute computes these steps, so
+        /// that none would notice a position that was changed on its way. Whoever has not agreed on
+        /// [`FEATURE_CHECKS`](crate::FEATURE_CHECKS) is sent none.
+        checked: bool,
     },
     /// Tail to client.
     Answer(AnswerFrame),
@@ -281,12 +285,19 @@ const LEAVING: u8 = 41;
 const CAUGHT_UP: u8 = 42;
 const RETURN: u8 = 43;
 const RETURNED: u8 = 44;
+const CHECKED_REPLAY: u8 = 45;
 
 /// Bytes that a replay has in front of a step's header.
-const DUE_BYTES: usize = REPLAY_HEADER_BYTES - HEADER_BYTES;
+const DUE_BYTES: usize = size_of::<u32>();
+/// Bytes that one with a check has in front of that.
+const CHECK_BYTES: usize = size_of::<u32>();
 
 const _: () =
-    assert!(DUE_BYTES <= TREE_ROWS_MAX, "the longest step has no tree: sent again, it is no longer than a step may be");
+    assert!(REPLAY_HEADER_BYTES == CHECK_BYTES + DUE_BYTES + HEADER_BYTES, "a replay begins with all of these");
+const _: () = assert!(
+    CHECK_BYTES + DUE_BYTES <= TREE_ROWS_MAX,
+    "the longest step has no tree: sent again, it is no longer than a step may be"
+);
 
 impl Frame {
     /// Its kind in words, for errors and logs.
@@ -313,7 +324,8 @@ impl Frame {
             Self::Return(_) => RETURN,
             Self::Returned { .. } => RETURNED,
             Self::Step(_) => STEP,
-            Self::Replay { .. } => REPLAY,
+            Self::Replay { checked: false, .. } => REPLAY,
+            Self::Replay { checked: true, .. } => CHECKED_REPLAY,
             Self::Answer(_) => ANSWER,
             Self::Credit { .. } => CREDIT,
             Self::RowRequest { .. } => ROW_REQUEST,
@@ -350,7 +362,8 @@ impl Frame {
             out.reserve(step.bytes());
         }
         out.extend_from_slice(&[0, 0, 0, 0, self.number()]);
-        if let Self::Replay { due, .. } = self {
+        if let Self::Replay { due, checked, .. } = self {
+            out.resize(out.len() + if *checked { CHECK_BYTES } else { 0 }, 0);
             out.extend_from_slice(&due.to_le_bytes());
         }
         match self {
@@ -414,6 +427,11 @@ impl Frame {
             | Self::AskAccount
             | Self::ListUpstreams => {}
         }
+        if let Self::Replay { checked: true, .. } = self {
+            let check = at + 5..at + 5 + CHECK_BYTES;
+            let sum = crc32fast::hash(&out[check.end..]);
+            out[check].copy_from_slice(&sum.to_le_bytes());
+        }
         let len = (out.len() - at - 4) as u32;
         out[at..at + 4].copy_from_slice(&len.to_le_bytes());
     }
@@ -442,7 +460,7 @@ impl Frame {
             READY => decode_empty(kind, body, Self::Ready)?,
             HOP_OPEN => Self::HopOpen(decode_bounded(kind, body)?),
             HOP_READY => decode_empty(kind, body, Self::HopReady)?,
-            STEP | REPLAY => {
+            STEP | REPLAY | CHECKED_REPLAY => {
                 let (lead, payload) = body.split_at(step_lead(kind, body).min(body.len()));
                 Self::step(kind, lead, payload.to_vec())?
             }
@@ -499,7 +517,7 @@ impl Frame {
     pub(crate) fn lead(begun: &[u8]) -> usize {
         match begun.split_first() {
             None => 1,
-            Some((&kind @ (STEP | REPLAY), body)) => 1 + step_lead(kind, body),
+            Some((&kind @ (STEP | REPLAY | CHECKED_REPLAY), body)) => 1 + step_lead(kind, body),
             Some(_) => usize::MAX,
         }
     }
@@ -507,25 +525,46 @@ impl Frame {
     /// As [`decode`](Self::decode), of a frame that was cut in two after its [`lead`](Self::lead).
     pub(crate) fn decode_cut(lead: &[u8], payload: Vec<u8>) -> Result<Self, WireError> {
         match lead.split_first() {
-            Some((&kind @ (STEP | REPLAY), lead)) => Self::step(kind, lead, payload),
+            Some((&kind @ (STEP | REPLAY | CHECKED_REPLAY), lead)) => Self::step(kind, lead, payload),
             _ => Self::decode(lead),
         }
     }
 
     /// A step, for the first time or once more.
     fn step(kind: u8, lead: &[u8], payload: Vec<u8>) -> Result<Self, WireError> {
-        if kind != REPLAY {
+        if kind == STEP {
             return Ok(Self::Step(StepFrame::decode(lead, payload)?));
         }
-        let (due, lead) = lead.split_first_chunk().ok_or_else(|| malformed(kind, "shorter than its header"))?;
-        Ok(Self::Replay { due: u32::from_le_bytes(*due), step: StepFrame::decode(lead, payload)? })
+        let number = |lead| split_number(lead).ok_or_else(|| malformed(kind, "shorter than its header"));
+        let checked = kind == CHECKED_REPLAY;
+        let mut lead = lead;
+        if checked {
+            let (check, rest) = number(lead)?;
+            let mut sum = crc32fast::Hasher::new();
+            sum.update(rest);
+            sum.update(&payload);
+            if sum.finalize() != check {
+                return Err(malformed(kind, "its check says that it was changed"));
+            }
+            lead = rest;
+        }
+        let (due, lead) = number(lead)?;
+        Ok(Self::Replay { due, step: StepFrame::decode(lead, payload)?, checked })
     }
 }
 
 /// Bytes of the body of a step before its payload, as far as can be said of one that begins like this.
 fn step_lead(kind: u8, begun: &[u8]) -> usize {
-    let due = if kind == REPLAY { DUE_BYTES } else { 0 };
-    due + StepFrame::lead(begun.get(due..).unwrap_or_default())
+    let before = match kind {
+        REPLAY => DUE_BYTES,
+        CHECKED_REPLAY => CHECK_BYTES + DUE_BYTES,
+        _ => 0,
+    };
+    before + StepFrame::lead(begun.get(before..).unwrap_or_default())
+}
+
+fn split_number(bytes: &[u8]) -> Option<(u32, &[u8])> {
+    bytes.split_first_chunk().map(|(number, rest)| (u32::from_le_bytes(*number), rest))
 }
 
 fn kind_name(kind: u8) -> &'static str {
@@ -569,6 +608,7 @@ fn kind_name(kind: u8) -> &'static str {
         NEIGHBOUR_LOST => "neighbour-lost",
         HOP_RESUMED => "hop-resumed",
         REPLAY => "replay",
+        CHECKED_REPLAY => "checked-replay",
         LEAVING => "leaving",
         CAUGHT_UP => "caught-up",
         RETURN => "return",

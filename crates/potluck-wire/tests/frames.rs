@@ -52,7 +52,7 @@ fn the_bytes_of_each_frame_are_pinned() {
 #[test]
 fn every_kind_has_an_example() {
     let kinds: BTreeSet<_> = examples().iter().map(|(_, frame)| frame.kind()).collect();
-    assert_eq!(kinds.len(), 44, "{kinds:?}");
+    assert_eq!(kinds.len(), 45, "{kinds:?}");
     let unknown: Vec<_> = (0..=u8::MAX).filter(|kind| Frame::decode(&[*kind]) == Err(WireError::Kind(*kind))).collect();
     assert_eq!(unknown.len(), 256 - kinds.len(), "a kind without an example decodes");
 }
@@ -97,9 +97,28 @@ fn an_empty_frame_and_an_empty_body_where_one_belongs_are_malformed() {
         // A step's payload is its codec's business, which knows its length only with the model's width.
         assert_eq!(
             Frame::decode(&longer).is_ok(),
-            bare || matches!(&frame, Frame::Step(step) | Frame::Replay { step, .. } if !step.pad && !step.skipped),
+            bare || matches!(&frame, Frame::Step(step) | Frame::Replay { step, checked: false, .. } if !step.pad && !step.skipped),
             "{name} with a byte too many"
         );
+    }
+}
+
+#[test]
+fn no_bit_of_a_checked_replay_flips_unnoticed() {
+    for (name, frame) in examples() {
+        let Frame::Step(step) = frame else { continue };
+        let bytes = encode(&Frame::Replay { due: 6, step, checked: true });
+        for bit in 0..8 * (bytes.len() - 4) {
+            let mut flipped = bytes[4..].to_vec();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(Frame::decode(&flipped).is_err(), "{name}: bit {bit}");
+            let (lead, payload) = bytes.split_at(bit / 8 + 4);
+            let mut reader = FrameReader::new(CONTROL_BYTES_MAX);
+            reader.push(lead);
+            assert_eq!(reader.next(), Ok(None));
+            reader.push(&[&[payload[0] ^ 1 << (bit % 8)], &payload[1..]].concat());
+            assert!(reader.next().is_err(), "{name}: bit {bit}, where it is cut in two there");
+        }
     }
 }
 

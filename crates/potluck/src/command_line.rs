@@ -9,7 +9,14 @@ use clap::{
 
 use potluck_engine::memory;
 
-use crate::{args::Reach, commands as c, failure::Failure, home::Home, screen::Screen, telemetry::Telemetry};
+use crate::{
+    args::Reach,
+    commands as c,
+    failure::Failure,
+    home::Home,
+    screen::Screen,
+    telemetry::{Telemetry, log_tasks},
+};
 
 /// One private AI out of the devices that people already own
 #[derive(Debug, Parser)]
@@ -114,6 +121,7 @@ fn run(home: &Home, command: Command, screen: Screen) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::io("starting the runtime", &error))?;
+    runtime.spawn(log_tasks());
     runtime.block_on(async {
         match command {
             Command::Run(command) => command.run(home, screen).await,

@@ -1,6 +1,6 @@
 //! Logs to stderr, and traces to whoever collects them.
 
-use std::{env, io::stderr};
+use std::{env, io::stderr, time::Duration};
 
 use opentelemetry::{KeyValue, trace::TracerProvider as _};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _};
@@ -37,6 +37,20 @@ impl Telemetry {
         });
         tracing_subscriber::registry().with(traces).with(logs().with_filter(filter)).init();
         Self { provider }
+    }
+}
+
+/// How often the number of tasks is logged.
+const TASKS_EVERY: Duration = Duration::from_secs(10);
+
+/// Says, now and then, how many tasks the program has, this one included, where `RUST_LOG=potluck::tasks=debug` asks for it: whether they
+/// become more.
+pub(crate) async fn log_tasks() {
+    let metrics = tokio::runtime::Handle::current().metrics();
+    let mut ticks = tokio::time::interval(TASKS_EVERY);
+    while tracing::enabled!(target: "potluck::tasks", tracing::Level::DEBUG) {
+        ticks.tick().await;
+        tracing::debug!(target: "potluck::tasks", tasks = metrics.num_alive_tasks());
     }
 }
 

@@ -47,7 +47,7 @@ fn a_client_comes_back_to_peers_that_have_its_session_still() {
     let sent: Vec<(u32, bool)> = effects
         .iter()
         .filter_map(|effect| match effect {
-            Effect::Send { hop: 0, frame: Frame::Replay { due, step } } if *due == step.sequence => {
+            Effect::Send { hop: 0, frame: Frame::Replay { due, step, .. } } if *due == step.sequence => {
                 Some((step.sequence, true))
             }
             Effect::Send { hop: 0, frame: Frame::Step(step) } => Some((step.sequence, false)),
@@ -163,7 +163,8 @@ fn an_own_tail_is_sent_again_what_it_has_not_had() {
     assert_eq!(asked.iter().map(|(hop, back)| (*hop, back.answered)).collect::<Vec<_>>(), [(1, 1)]);
     assert!(matches!(test.tell(returned(1, 3))[..], [Effect::Repaired]));
     for sequence in 1..3 {
-        let effects = test.tell(Event::Frame { hop: 1, frame: Frame::Replay { due: sequence, step: step(sequence) } });
+        let effects = test
+            .tell(Event::Frame { hop: 1, frame: Frame::Replay { due: sequence, step: step(sequence), checked: true } });
         let runs = |effect: &Effect| matches!(effect, Effect::Own { hop: 2, command: StageCommand::Forward { .. } });
         assert!(effects.iter().any(runs), "{effects:?}");
     }

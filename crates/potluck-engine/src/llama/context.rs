@@ -31,6 +31,8 @@ pub(crate) struct Context {
     chunk: usize,
     /// The first of the sequences that branches of a tree borrow, and how many there are.
     lanes: (u16, u16),
+    /// A batch is done when the device is done with it.
+    settles: bool,
     _pools: Vec<ThreadPool>,
 }
 
@@ -188,7 +190,8 @@ impl Context {
         // SAFETY: the context was just made.
         let memory = unsafe { sys::llama_get_memory(ptr.as_ptr()) };
         let (chunk, lanes) = (settings.chunk.into(), (settings.caches, settings.lanes));
-        let mut context = Self { ptr, memory, capture, model, chunk, lanes, _pools: Vec::new() };
+        let mut context =
+            Self { ptr, memory, capture, model, chunk, lanes, settles: settings.share < 100, _pools: Vec::new() };
         if memory.is_null() {
             return Err(EngineError::NotAStage("it keeps no cache".into()));
         }
@@ -235,6 +238,10 @@ impl Context {
             0 => {}
             1 => return Err(DecodeError::NoRoom),
             code => return Err(DecodeError::Failed(code)),
+        }
+        if self.settles {
+            // SAFETY: the context is alive.
+            unsafe { sys::llama_synchronize(self.ptr.as_ptr()) };
         }
         self.check_capture(rows)
     }

@@ -125,7 +125,8 @@ pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
         ("caught-up", Frame::CaughtUp { epoch: 9 }),
         ("return", Frame::Return(Return { session, previous: 2, next: 3, answered: 300 })),
         ("returned", Frame::Returned { expected: 300 }),
-        ("replay", Frame::Replay { due: 6, step: step.clone() }),
+        ("replay", Frame::Replay { due: 6, step: step.clone(), checked: false }),
+        ("checked-replay", Frame::Replay { due: 6, step: step.clone(), checked: true }),
         ("step", Frame::Step(step)),
         ("step-tokens", Frame::Step(tokens.clone())),
         (
@@ -312,8 +313,8 @@ fn any_repair() -> impl Strategy<Value = Frame> {
         (any::<u32>(), any_code(), option::of(any_peer()), ".{0,40}").prop_map(|(epoch, code, peer, detail)| {
             Frame::NeighbourLost(NeighbourLost { epoch, failure: Failure { code, peer, detail } })
         }),
-        (any_step(), any::<u32>()).prop_map(|(step, due)| match step {
-            Frame::Step(step) => Frame::Replay { due, step },
+        (any_step(), any::<u32>(), any::<bool>()).prop_map(|(step, due, checked)| match step {
+            Frame::Step(step) => Frame::Replay { due, step, checked },
             other => other,
         }),
     ]

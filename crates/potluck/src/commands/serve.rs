@@ -123,11 +123,15 @@ impl Lend {
         let mut interrupt = Interrupt::listen()?;
         let terms = home.terms()?;
         let settings = self.engine.settings_with(CACHES, terms.cores);
+        let settings = EngineSettings { share: terms.share.unwrap_or(settings.share), ..settings };
         settings.check()?;
         let owner = Owner::watch(home)?;
         memory::keep_freed(settings.wipe_within.is_none());
         let present = Present::enter(home, screen, self.bind).await?;
         let (node, membership) = (present.node.clone(), &present.membership);
+        if let Some(upload) = terms.upload {
+            node.limit_upload(upload);
+        }
         let library = Library::new(home.models());
         node.open_shelf(library.shelf());
         let _exposing = self.expose.open(home, screen, &node)?;

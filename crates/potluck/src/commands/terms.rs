@@ -1,6 +1,7 @@
 //! `potluck terms|pause|resume`: on which terms this machine is lent, and what is lent to whom.
 
 use std::{
+    num::NonZeroU32,
     thread::available_parallelism,
     time::{Duration, Instant, UNIX_EPOCH},
 };
@@ -23,6 +24,9 @@ const DONE_WITHIN: Duration = Duration::from_secs(3);
 
 /// Longest pause that ends by itself.
 const PAUSE_MAX: Duration = Duration::from_secs(366 * 86_400);
+
+/// Bytes a second of what is sent to others: as slow as eight parts of a model and a long step are waited for.
+const UPLOAD: std::ops::RangeInclusive<f64> = 625e3..=1.25e9;
 
 /// How often it looks.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -51,6 +55,12 @@ pub(crate) struct TermsCommand {
     /// Threads that an engine computes with, from the next start on; no: as potluck serve says
     #[arg(long, value_name = "N|no", value_parser = parse_cores)]
     cores: Option<Limit<u16>>,
+    /// Per cent of the time in which an engine may compute, on the graphics card or the processors, from the next start on; no: all of it
+    #[arg(long, value_name = "PERCENT|no", value_parser = parse_share)]
+    share: Option<Limit<u8>>,
+    /// What is sent to others at most, such as 20Mbit a second, from the next start on; no: whatever the line takes
+    #[arg(long, value_name = "RATE|no", value_parser = parse_upload)]
+    upload: Option<Limit<NonZeroU32>>,
     /// Memory for a model whose layers are chosen, from the next start on; no: most of what is free
     #[arg(long, value_name = "BYTES|no", value_parser = parse_memory)]
     memory: Option<Limit<u64>>,
@@ -119,6 +129,22 @@ fn parse_cores(text: &str) -> Result<Limit<u16>, String> {
     limit(text, |text| ranged(text, 1..=512))
 }
 
+fn parse_share(text: &str) -> Result<Limit<u8>, String> {
+    limit(text, |text| ranged(text.trim_end_matches('%'), 20..=100))
+}
+
+/// Bytes a second.
+fn parse_upload(text: &str) -> Result<Limit<NonZeroU32>, String> {
+    limit(text, |text| {
+        let units = [("kbit", 1e3), ("mbit", 1e6), ("gbit", 1e9)];
+        let lower = text.to_ascii_lowercase();
+        let of = |(unit, bits): (&str, f64)| Some(lower.strip_suffix(unit)?.trim().parse::<f64>().ok()? * bits / 8.0);
+        let bytes = units.into_iter().find_map(of).filter(|bytes| UPLOAD.contains(bytes));
+        let whole = bytes.and_then(|bytes| NonZeroU32::new(bytes as u32));
+        whole.ok_or_else(|| format!("`{text}` is no rate from 5Mbit to 10Gbit"))
+    })
+}
+
 fn parse_memory(text: &str) -> Result<Limit<u64>, String> {
     limit(text, parse_bytes)
 }
@@ -154,6 +180,8 @@ impl TermsCommand {
         set(self.temperature, &mut terms.temperature);
         terms.idle_s = self.idle.map_or(terms.idle_s, |Limit(limit)| limit);
         terms.cores = self.cores.map_or(terms.cores, |Limit(limit)| limit);
+        set(self.share, &mut terms.share);
+        terms.upload = self.upload.map_or(terms.upload, |Limit(limit)| limit);
         terms.memory = self.memory.map_or(terms.memory, |Limit(limit)| limit);
         terms.battery = self.battery.unwrap_or(terms.battery);
         if !self.hours.is_empty() {
@@ -254,7 +282,7 @@ fn row(Lending { lends, reason, sessions, gave_back_ms }: &Lending) -> Value {
 }
 
 fn spelled(terms: &Terms) -> Vec<(&'static str, String)> {
-    let Terms { idle_s, hours, others_cpu, battery, temperature, cores, memory } = terms;
+    let Terms { idle_s, hours, others_cpu, battery, temperature, cores, memory, share, upload } = terms;
     let idle = idle_s.map(|seconds| humantime::format_duration(Duration::from_secs(seconds)).to_string());
     let hours: Vec<String> = hours.iter().map(Hours::to_string).collect();
     let battery = match battery {
@@ -269,6 +297,8 @@ fn spelled(terms: &Terms) -> Vec<(&'static str, String)> {
         ("on battery", battery),
         ("temperature", temperature.map(|degrees| format!("{degrees} degrees at most"))),
         ("cores", cores.map(|cores| cores.to_string())),
+        ("share", share.map(|per_cent| format!("computes {per_cent} % of the time at most"))),
+        ("upload", upload.map(|bytes| format!("{} Mbit/s at most", f64::from(bytes.get()) * 8.0 / 1e6))),
         ("memory", memory.map(size)),
     ];
     lines.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
@@ -306,6 +336,9 @@ mod tests {
         let gentle = changed(&terms, &["--preset", "gentle", "--temperature", "70", "--cores", "1"]);
         assert_eq!((gentle.temperature, gentle.cores, gentle.hours.len()), (Some(70), Some(1), 0));
         assert_eq!(changed(&gentle, &["--preset", "always"]), none);
+        let slow = changed(&none, &["--share", "50%", "--upload", "7.5Mbit"]);
+        assert_eq!((slow.share, slow.upload), (Some(50), NonZeroU32::new(937_500)));
+        assert_eq!(changed(&slow, &["--share", "no", "--upload", "no"]), none);
     }
 
     #[test]
@@ -319,6 +352,11 @@ mod tests {
             ["--temperature", "5"],
             ["--cores", "0"],
             ["--memory", "some"],
+            ["--share", "19"],
+            ["--upload", "4900kbit"],
+            ["--upload", "20"],
+            ["--upload", "NaNMbit"],
+            ["--upload", "11Gbit"],
         ];
         for [name, value] in lines {
             assert!(Line::try_parse_from(["terms", name, value]).is_err(), "{name} {value}");

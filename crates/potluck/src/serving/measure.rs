@@ -30,7 +30,9 @@ pub(crate) async fn measure(
     timed.close().await?;
     single_us.sort_unstable();
     let decode_us = single_us.get(single_us.len() / 2).copied().unwrap_or(prefill_us);
-    Ok(StageSpeed { decode_us, prefill_position_us: prefill_us / u64::from(chunk) })
+    // It will rest after each.
+    let with_rest = |us: u64| us * 100 / u64::from(settings.share.max(1));
+    Ok(StageSpeed { decode_us: with_rest(decode_us), prefill_position_us: with_rest(prefill_us) / u64::from(chunk) })
 }
 
 /// A session of a stage whose steps are timed.

@@ -147,6 +147,8 @@ pub(crate) struct LoadedStage {
     shape: StageShape,
     speed: Option<StageSpeed>,
     lent_to: LentTo,
+    /// Per cent of the time in which it may compute.
+    share: u8,
     pipe: EnginePipe,
     engine: RunningEngine,
 }
@@ -163,15 +165,16 @@ impl LoadedStage {
         let (engine, mut pipe) = RunningEngine::start(load_stage(entry, spec, settings)?).await?;
         let shape = engine.shape.clone();
         let speed = if lent_to == LentTo::Members { Some(measure(&shape, settings, &mut pipe).await?) } else { None };
-        Ok(Self { shape, speed, lent_to, pipe, engine })
+        Ok(Self { shape, speed, lent_to, share: settings.share, pipe, engine })
     }
 
     /// Serves it on that endpoint from then on.
     pub(crate) fn serve(self, node: Node, meter: Meter) -> ServingPeer {
-        let Self { shape, speed, lent_to, pipe: EnginePipe { commands, replies }, engine } = self;
+        let Self { shape, speed, lent_to, share, pipe: EnginePipe { commands, replies }, engine } = self;
         let mut machine = empty(&node, lent_to.sessions_per_client(shape.caches));
         machine.set_meter(meter);
         machine.add_stage(shape.clone());
+        machine.limit_share(share);
         let serving = serve(node.clone(), machine, vec![StagePort { commands, replies }]);
         ServingPeer { node, shape, speed, serving, engine }
     }

@@ -118,7 +118,7 @@ impl Phase {
 
 /// A peer: its machine, and what runs there.
 pub(crate) struct Lender {
-    machine: Machine,
+    pub(crate) machine: Machine,
     pub(crate) serving: Running,
     stage: usize,
     /// Its place in the star.
@@ -155,14 +155,22 @@ pub(crate) struct Swarm {
 
 impl Swarm {
     /// All lend.
-    pub(crate) fn lending(seed: u64) -> Option<Self> {
-        Self::with_context(seed, CONTEXT)
+    fn lending(seed: u64) -> Option<Self> {
+        Self::lend(seed, CONTEXT, false)
     }
 
-    fn with_context(seed: u64, context: &'static str) -> Option<Self> {
+    /// The same, and each says how many tasks it has.
+    pub(crate) fn telling_tasks(seed: u64) -> Option<Self> {
+        Self::lend(seed, CONTEXT, true)
+    }
+
+    fn lend(seed: u64, context: &'static str, logs_tasks: bool) -> Option<Self> {
         let line = Profile { delay: Duration::from_millis(5), ..Profile::default() };
         let star = Star::or_skip(&[[line, line]; 1 + REPLICAS * STAGES.len()], seed)?;
-        let inside = |place: usize| Machine::inside(star.machines()[place].name().to_owned());
+        let inside = |place: usize| {
+            let machine = Machine::inside(star.machines()[place].name().to_owned());
+            if logs_tasks { machine.logging("error,potluck::tasks=debug") } else { machine }
+        };
         let client = inside(0);
         let mut lenders: Vec<Lender> = Vec::new();
         for place in 1..star.machines().len() {
@@ -490,7 +498,7 @@ fn whatever_happens_to_a_peer_no_token_is_lost_or_changed() {
         let beside = llama_rpc(&swarm);
         drop(swarm);
         let replays = [(true, false), (true, true), (false, false), (false, true)];
-        let replays = Swarm::with_context(seed, LONG_CONTEXT).map(|mut swarm| replays.map(|how| swarm.replayed(how)));
+        let replays = Swarm::lend(seed, LONG_CONTEXT, false).map(|mut swarm| replays.map(|how| swarm.replayed(how)));
         write(Path::new(path), seed, (&rows, &cut_off), beside, json!(replays));
     }
     let bad: Vec<_> = rows.iter().filter(|row| !row.holds()).map(Row::json).collect();

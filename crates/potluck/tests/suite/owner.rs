@@ -186,3 +186,34 @@ fn what_is_lent_and_on_which_terms_is_told() {
     serving.signal("TERM");
     assert_eq!(serving.end().0, Some(0));
 }
+
+#[test]
+fn no_more_is_computed_and_sent_than_its_owner_allows() {
+    let [owner, asking, pulling] = [(); 3].map(|()| Machine::new());
+    owner.json(&["swarm", "create"]);
+    let (terms, code) = owner.json(&["terms", "--share", "20", "--upload", "200Mbit"]);
+    assert_eq!((code, &terms["terms"]["upload"]), (0, &json!(25_000_000)), "{terms}");
+    let (lending, _) = serve(&owner, "0..30");
+    [&asking, &pulling].into_iter().for_each(|machine| join(&owner, machine));
+    wait_until("the offer is known", || {
+        let (peers, _) = asking.json(&["peers"]);
+        peers["peers"].as_array().is_some_and(|peers| peers.len() == 1)
+    });
+    // What the engine computes takes a fifth of the time at most, whatever else the time goes on.
+    let (before, begun) = (ticks(&lending), Instant::now());
+    let more = ["--prefer", "swarm", "--context", "512", "--exact", "--ignore-eos"];
+    let answer = asking.answer("Tell me of the sea.", 96, &more);
+    let (computed, passed) = (Duration::from_millis(10 * (ticks(&lending) - before)), begun.elapsed());
+    assert_eq!(answer["route"].as_array().map(Vec::len), Some(1), "{answer}");
+    assert!(computed >= Duration::from_millis(200), "it has computed: {computed:?}");
+    assert!(computed <= passed / 4, "{computed:?} of {passed:?}");
+    // And what is sent takes as long as it must.
+    let (models, _) = owner.json(&["model", "list"]);
+    let begun = Instant::now();
+    let (pulled, code) = pulling.json(&["model", "pull", models["models"][0]["name"].as_str().unwrap()]);
+    assert_eq!((code, &pulled["held_bytes"]), (0, &pulled["bytes"]), "{pulled}");
+    let received = pulled["received_bytes"].as_f64().unwrap();
+    assert!(received > 5e7, "{pulled}");
+    // All but what may go at once, a fiftieth of a second's.
+    assert!(begun.elapsed().as_secs_f64() >= received / 25e6 - 0.02, "{:?}: {pulled}", begun.elapsed());
+}

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use crate::{
     losses::{ANSWERS_WITHIN, FAULTS, Fault, STAGES, Swarm, pass},
-    machine::{model, wait_until},
+    machine::{Machine, model, wait_until},
 };
 
 /// From one failure to the next; and how long it lasts.
@@ -30,8 +30,9 @@ const LASTS: Duration = Duration::from_secs(6);
 /// Who asks at once.
 const ASKING: usize = 2;
 
-/// What may come and go: handles and threads more than there were, for what is under way.
+/// What may come and go: handles and threads more than there were, for what is under way; and tasks, of which a connection has several.
 const HANDLES: usize = 6;
+const TASKS: u64 = 24;
 
 /// How much memory may grow in an hour: a twentieth, and some.
 const GROWTH: (f64, u64) = (1.05, 8 << 20);
@@ -45,17 +46,26 @@ struct Held {
     bytes: u64,
     handles: usize,
     threads: u64,
+    /// Of its runtime.
+    tasks: u64,
+}
+
+/// How often the one process that this machine keeps running has said how many tasks it has, and how many these were the last time.
+fn tasks(machine: &Machine) -> (usize, u64) {
+    let log = machine.log();
+    let told = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()?["fields"]["tasks"].as_u64());
+    told.fold((0, 0), |(times, _), tasks| (times + 1, tasks))
 }
 
 impl Held {
-    fn by(pid: u32) -> Self {
+    fn by(pid: u32, machine: &Machine) -> Self {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("0");
             line.split_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or(0)
         };
         let handles = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
-        Self { bytes: field("VmRSS:") << 10, handles, threads: field("Threads:") }
+        Self { bytes: field("VmRSS:") << 10, handles, threads: field("Threads:"), tasks: tasks(machine).1 }
     }
 }
 
@@ -67,7 +77,21 @@ fn middle(held: &[Held]) -> Held {
         values[values.len() / 2]
     };
     let handles = of(|held| held.handles as u64) as usize;
-    Held { bytes: of(|held| held.bytes), handles, threads: of(|held| held.threads) }
+    Held { bytes: of(|held| held.bytes), handles, threads: of(|held| held.threads), tasks: of(|held| held.tasks) }
+}
+
+/// The machines of those that are watched: peers that are never killed, and the gateway.
+fn watched(swarm: &Swarm) -> impl Iterator<Item = &Machine> {
+    swarm.lenders[..STAGES.len()].iter().map(|lender| &lender.machine).chain([&swarm.client])
+}
+
+/// Waits until each has said anew how many tasks it has.
+fn all_say_their_tasks(swarm: &Swarm) {
+    let before: Vec<usize> = watched(swarm).map(|machine| tasks(machine).0).collect();
+    wait_until("each says its tasks", || {
+        pass(Duration::from_millis(100));
+        watched(swarm).zip(&before).all(|(machine, before)| tasks(machine).0 > *before)
+    });
 }
 
 /// Asks the gateway, whose machine that is; the answer's text, or what came instead.
@@ -101,7 +125,7 @@ fn a_gateway_outlives_an_hour_of_failures_and_nothing_grows() {
     // In the short form each kind comes once, one after the other.
     let every = if out.is_some() { EVERY } else { LASTS };
     let seed = 11;
-    let Some(mut swarm) = Swarm::lending(seed) else { return };
+    let Some(mut swarm) = Swarm::telling_tasks(seed) else { return };
     let model = model();
     let fixed = ["gateway", "--model", &model, "--prefer", "swarm", "--exact", "--context", "1024", "--threads", "1"];
     let mut gateway = swarm.client.start(&[&fixed[..], &["--alias", "any", "--slots", "2", "--json"]].concat());
@@ -109,11 +133,13 @@ fn a_gateway_outlives_an_hour_of_failures_and_nothing_grows() {
     let url = ready["url"].as_str().unwrap_or_else(|| panic!("{ready}"));
     let port: u16 = url.rsplit(':').next().unwrap().parse().unwrap();
     let whole: Vec<String> = PROMPTS.iter().map(|prompt| ask(&swarm, port, prompt).unwrap()).collect();
-    // Those of the peers that are never killed, and the gateway.
     let elders = swarm.lenders[..STAGES.len()].iter().map(|lender| lender.serving.child.id());
-    let watched: Vec<u32> = elders.chain([gateway.child.id()]).collect();
-    let held = || watched.iter().map(|pid| Held::by(*pid)).collect::<Vec<_>>();
-    let first = held();
+    let pids: Vec<u32> = elders.chain([gateway.child.id()]).collect();
+    let held = |swarm: &Swarm| -> Vec<Held> {
+        pids.iter().zip(watched(swarm)).map(|(pid, machine)| Held::by(*pid, machine)).collect()
+    };
+    all_say_their_tasks(&swarm);
+    let first = held(&swarm);
 
     let (ends, answers, wrong) = (AtomicBool::new(false), AtomicUsize::new(0), Mutex::new(Vec::new()));
     let ask_on = |swarm: &Swarm, mut turn: usize| {
@@ -150,17 +176,20 @@ fn a_gateway_outlives_an_hour_of_failures_and_nothing_grows() {
         });
         wakes.into_iter().for_each(|wakes| wakes.join().unwrap());
         swarm.mend(victim, fault);
-        samples.push(held());
+        samples.push(held(&swarm));
         pass(every.saturating_sub(round.elapsed()));
     }
     let wrong = wrong.into_inner().unwrap();
     assert!(wrong.is_empty(), "{struck:?}\n{wrong:#?}");
     // What was under way is over: nothing is held any more.
-    wait_until("handles and threads are what they were", || {
-        let now = held();
-        now.iter()
-            .zip(&first)
-            .all(|(now, first)| now.handles <= first.handles + HANDLES && now.threads <= first.threads + HANDLES as u64)
+    wait_until("handles, threads and tasks are what they were", || {
+        all_say_their_tasks(&swarm);
+        let now = held(&swarm);
+        now.iter().zip(&first).all(|(now, first)| {
+            now.handles <= first.handles + HANDLES
+                && now.threads <= first.threads + HANDLES as u64
+                && now.tasks <= first.tasks + TASKS
+        })
     });
     let answers = answers.into_inner();
     println!("{answers} answers, {} failures", struck.len());
@@ -168,7 +197,7 @@ fn a_gateway_outlives_an_hour_of_failures_and_nothing_grows() {
     let Some(out) = out else { return };
     let quarter = samples.len() / 4;
     let of = |samples: &[Vec<Held>], at: usize| middle(&samples.iter().map(|held| held[at]).collect::<Vec<_>>());
-    let told = |held: Held| json!({ "bytes": held.bytes, "handles": held.handles, "threads": held.threads });
+    let told = |held: Held| json!({ "bytes": held.bytes, "handles": held.handles, "threads": held.threads, "tasks": held.tasks });
     let mut grown = Vec::new();
     let names = ["peer of the first stage", "peer of the second", "peer of the third", "gateway"];
     let rows: Vec<_> = names

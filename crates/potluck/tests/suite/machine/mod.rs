@@ -36,6 +36,8 @@ pub(crate) struct Machine {
     namespace: Option<String>,
     /// What runs there.
     program: PathBuf,
+    /// What processes that are left running log, to a file of its own.
+    logs: Option<&'static str>,
 }
 
 /// A `potluck` that runs, killed when dropped.
@@ -86,7 +88,7 @@ impl Machine {
 
     /// With nothing on it but that program.
     pub(crate) fn with(program: PathBuf) -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), namespace: None, program }
+        Self { dir: tempfile::tempdir().unwrap(), namespace: None, program, logs: None }
     }
 
     /// What is on it stays, and is this version's from now on.
@@ -97,6 +99,16 @@ impl Machine {
     /// With nothing on it, in a network namespace of that name.
     pub(crate) fn inside(namespace: String) -> Self {
         Self { namespace: Some(namespace), ..Self::new() }
+    }
+
+    /// The same, which logs that.
+    pub(crate) fn logging(self, filter: &'static str) -> Self {
+        Self { logs: Some(filter), ..self }
+    }
+
+    /// What was logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
     /// A path below its home.
@@ -165,7 +177,12 @@ impl Machine {
 
     /// Starts it with this for stdin.
     pub(crate) fn start_with(&self, args: &[&str], stdin: Stdio) -> Running {
-        let mut child = self.command(args).stdin(stdin).stdout(Stdio::piped()).spawn().unwrap();
+        let mut command = self.command(args);
+        if let Some(filter) = self.logs {
+            let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
+            command.env("RUST_LOG", filter).env("POTLUCK_LOG", "json").stderr(log);
+        }
+        let mut child = command.stdin(stdin).stdout(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         Running { child, stdout }
     }
