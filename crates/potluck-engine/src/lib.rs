@@ -50,7 +50,7 @@ pub use process::fuzzing;
 pub use process::{
     EngineProcess, EngineProgram, EngineStage, FRAME_BYTES_MAX, RESTARTS_MAX, child_main, try_out_sandbox,
 };
-pub use settings::{EngineSettings, FlashAttention, KvType, THREADS_MAX};
+pub use settings::{EngineSettings, FlashAttention, KvType, SHARES, THREADS_MAX};
 pub use stage::{KEPT_ROWS_MAX, LlamaStage};
 pub use vocabulary::{GrammarId, GrammarSource, VocabularyClient, VocabularyError, VocabularyInfo};
 

@@ -9,7 +9,7 @@ use potluck_core::bounds::{SESSION_POSITIONS_MAX, STAGE_SESSIONS_MAX, STEP_POSIT
 use crate::{EngineError, cores::default_threads};
 
 /// Per cent of the time in which an engine may be let compute. With less, a chunk of some seconds would be waited for in vain.
-const SHARES: std::ops::RangeInclusive<u8> = 20..=100;
+pub const SHARES: std::ops::RangeInclusive<u8> = 20..=100;
 
 /// Threads that one engine may use: more than any machine of today has cores.
 pub const THREADS_MAX: u16 = 512;

@@ -109,6 +109,7 @@ pub fn serve(node: Node, mut machine: Peer, stages: Vec<StagePort>) -> Serving {
     let commands = connect_stages(stages, &events, &mut tasks);
     let streams = Arc::new(AtomicU64::new(0));
     tasks.spawn(accept(node.clone(), events.clone(), streams.clone()));
+    let uploads = Uploads::of(&node);
     let driver = Driver {
         node,
         machine,
@@ -117,7 +118,7 @@ pub fn serve(node: Node, mut machine: Peer, stages: Vec<StagePort>) -> Serving {
         open: HashMap::new(),
         fresh: HashMap::new(),
         asked: HashMap::new(),
-        uploads: Uploads::default(),
+        uploads,
         asks: Asks::default(),
         lenders: Lenders::default(),
         streams,

@@ -25,6 +25,9 @@ use crate::{NetError, Node};
 /// Parts that are read from the disk or under way to others at once. Whoever asks for more waits.
 const UPLOADS_MAX: usize = 64;
 
+/// The same where the owner limits what is sent: steps take turns with them.
+const LIMITED_UPLOADS_MAX: usize = 2;
+
 /// The same for one member: who reads slowly holds up itself.
 const MEMBER_UPLOADS_MAX: usize = 8;
 
@@ -94,11 +97,20 @@ pub(crate) struct Turn {
 
 impl Default for Uploads {
     fn default() -> Self {
-        Self { all: Arc::new(Semaphore::new(UPLOADS_MAX)), members: Arc::default() }
+        Self::at_once(UPLOADS_MAX)
     }
 }
 
 impl Uploads {
+    /// Of that node.
+    pub(crate) fn of(node: &Node) -> Self {
+        if node.upload.get().is_some() { Self::at_once(LIMITED_UPLOADS_MAX) } else { Self::default() }
+    }
+
+    fn at_once(uploads: usize) -> Self {
+        Self { all: Arc::new(Semaphore::new(uploads)), members: Arc::default() }
+    }
+
     /// What the shelf answers to a member, when it is its turn.
     pub(crate) async fn answer(self, shelf: Shelf, by: PeerId, question: Question) -> Result<(Frame, Turn), Failure> {
         let member = self.member(by);

@@ -21,15 +21,21 @@ mod linux {
     };
     use zbus::blocking::{Connection, connection::Builder};
 
-    /// Longest that logind may take to answer: whoever comes back meanwhile waits as long.
+    /// Longest that each question on a bus may take to be answered: whoever comes back meanwhile waits as long.
     const PATIENCE: Duration = Duration::from_millis(250);
+
+    /// In what GNOME's sessions are inhibited: from being idle.
+    const GNOME_IDLE: u32 = 8;
 
     /// Whether the window in front fills the screen, or a program keeps the session from being idle, as players of films do. What cannot be
     /// asked says nothing.
     pub(crate) fn is_watched() -> bool {
-        let display = || x11rb::connect(None);
-        let is_full = std::env::var_os("DISPLAY").is_some() && is_full_screen(display()).unwrap_or(false);
-        is_full || Builder::system().and_then(|bus| is_kept_awake(bus)).unwrap_or(false)
+        let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let bus = |builder: zbus::Result<Builder<'_>>| builder?.method_timeout(PATIENCE).build();
+        let is_full = is_set("DISPLAY") && is_full_screen(x11rb::connect(None)).unwrap_or(false);
+        is_full
+            || is_set("DBUS_SESSION_BUS_ADDRESS") && bus(Builder::session()).is_ok_and(|bus| is_inhibited(&bus))
+            || bus(Builder::system()).and_then(|bus| is_kept_awake(&bus)).unwrap_or(false)
     }
 
     #[derive(Debug, thiserror::Error)]
@@ -63,14 +69,29 @@ mod linux {
     /// Of an inhibitor logind says: what, who, why, mode, user, process.
     type Inhibitor = (String, String, String, String, u32, u32);
 
-    /// As logind knows it: a lock on `idle`, which desktops take for a film's player.
-    fn is_kept_awake(bus: Builder<'_>) -> zbus::Result<bool> {
-        let bus: Connection = bus.method_timeout(PATIENCE).build()?;
+    /// As the desktop knows it: GNOME, or those that have the older interface of freedesktop.org (KDE, Xfce, MATE).
+    fn is_inhibited(bus: &Connection) -> bool {
+        let gnome = || {
+            let (name, path) = ("org.gnome.SessionManager", "/org/gnome/SessionManager");
+            bus.call_method(Some(name), path, Some(name), "IsInhibited", &GNOME_IDLE)?.body().deserialize()
+        };
+        let others = || {
+            let (name, path) = ("org.freedesktop.PowerManagement", "/org/freedesktop/PowerManagement/Inhibit");
+            let interface = "org.freedesktop.PowerManagement.Inhibit";
+            bus.call_method(Some(name), path, Some(interface), "HasInhibit", &())?.body().deserialize()
+        };
+        let or_not = |answer: zbus::Result<bool>| answer.unwrap_or(false);
+        or_not(gnome()) || or_not(others())
+    }
+
+    /// As logind knows it: a lock on `idle`, as `systemd-inhibit` takes it.
+    fn is_kept_awake(bus: &Connection) -> zbus::Result<bool> {
         let (name, path, interface) =
             ("org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager");
         let reply = bus.call_method(Some(name), path, Some(interface), "ListInhibitors", &())?;
         let inhibitors: Vec<Inhibitor> = reply.body().deserialize()?;
-        Ok(inhibitors.iter().any(|(what, .., mode, _, _)| mode == "block" && what.split(':').any(|it| it == "idle")))
+        let blocks = |mode: &str| ["block", "block-weak"].contains(&mode);
+        Ok(inhibitors.iter().any(|(what, .., mode, _, _)| blocks(mode) && what.split(':').any(|it| it == "idle")))
     }
 
     #[cfg(test)]
@@ -93,7 +114,9 @@ mod linux {
 
         impl Drop for Server {
             fn drop(&mut self) {
-                let _ = self.0.kill();
+                // Killed, a screen would leave its socket behind, which says that there is one.
+                let pid = self.0.id().to_string();
+                let _ = Command::new("kill").args(["-TERM", &pid]).status();
                 let _ = self.0.wait();
             }
         }
@@ -116,7 +139,7 @@ mod linux {
 
         #[test]
         fn a_window_that_fills_the_screen_is_seen_where_it_is_in_front() {
-            let args = ["-displayfd", "1", "-screen", "0", "320x240x24", "-nolisten", "tcp"];
+            let args = ["-displayfd", "1", "-screen", "0", "320x240x24", "-nolisten", "tcp", "-noreset"];
             let Some((_server, number)) = start("Xvfb", &args) else { return };
             let display = format!(":{number}");
             let looks = || is_full_screen(x11rb::connect(Some(&display))).unwrap();
@@ -164,21 +187,52 @@ mod linux {
             let lock = |what: &str, mode: &str| {
                 (what.to_owned(), "player".to_owned(), "film".to_owned(), mode.to_owned(), 1000, 77)
             };
-            let looks = || is_kept_awake(Builder::address(address.as_str()).unwrap());
-            assert!(looks().is_err(), "nobody is there to ask");
+            let bus = Builder::address(address.as_str()).unwrap().build().unwrap();
+            assert!(is_kept_awake(&bus).is_err(), "nobody is there to ask");
             let cases = [
                 (vec![], false),
                 (vec![lock("sleep", "delay"), lock("handle-lid-switch", "block")], false),
                 (vec![lock("idle", "delay")], false),
                 (vec![lock("sleep", "delay"), lock("sleep:idle", "block")], true),
+                (vec![lock("idle", "block-weak")], true),
             ];
+            let at = || Builder::address(address.as_str()).unwrap();
             for (inhibitors, is_awake) in cases {
-                let bus = Builder::address(address.as_str()).unwrap().name("org.freedesktop.login1").unwrap();
-                // The one before it may not be gone yet.
-                let bus = bus.allow_name_replacements(true).replace_existing_names(true);
                 let manager = Manager(inhibitors.clone());
-                let _logind = bus.serve_at("/org/freedesktop/login1", manager).unwrap().build().unwrap();
-                assert_eq!(looks().unwrap(), is_awake, "{inhibitors:?}");
+                let logind = at().serve_at("/org/freedesktop/login1", manager).unwrap();
+                // The one before it may not be gone yet.
+                let logind = logind.allow_name_replacements(true).replace_existing_names(true);
+                let _logind = logind.name("org.freedesktop.login1").unwrap().build().unwrap();
+                assert_eq!(is_kept_awake(&bus).unwrap(), is_awake, "{inhibitors:?}");
+            }
+
+            assert!(!is_inhibited(&bus), "no desktop is there to ask");
+            let others = at().serve_at("/org/freedesktop/PowerManagement/Inhibit", Others).unwrap();
+            let others = others.name("org.freedesktop.PowerManagement").unwrap().build().unwrap();
+            assert!(is_inhibited(&bus));
+            drop(others.close());
+            let gnome = at().serve_at("/org/gnome/SessionManager", Gnome).unwrap();
+            let _gnome = gnome.name("org.gnome.SessionManager").unwrap().build().unwrap();
+            assert!(is_inhibited(&bus));
+        }
+
+        /// What GNOME's session would say, where it is kept from being idle and from nothing else.
+        struct Gnome;
+
+        #[zbus::interface(name = "org.gnome.SessionManager")]
+        impl Gnome {
+            fn is_inhibited(&self, flags: u32) -> bool {
+                flags & GNOME_IDLE != 0
+            }
+        }
+
+        /// What other desktops would.
+        struct Others;
+
+        #[zbus::interface(name = "org.freedesktop.PowerManagement.Inhibit")]
+        impl Others {
+            fn has_inhibit(&self) -> bool {
+                true
             }
         }
     }

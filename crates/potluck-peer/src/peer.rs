@@ -83,6 +83,7 @@ pub struct Peer {
     stale_frames: u64,
     failed_sessions: u64,
     pub(crate) draining: bool,
+    share: u8,
     pub(crate) meter: Meter,
     pub(crate) stopwatch: Option<fn() -> Instant>,
 }
@@ -127,6 +128,7 @@ impl Peer {
             stale_frames: 0,
             failed_sessions: 0,
             draining: false,
+            share: 100,
             meter: Meter::default(),
             stopwatch: None,
         }
@@ -154,12 +156,16 @@ impl Peer {
 
     /// Adds a stage that is loaded and ready. Its slot is where the driver sends [`Effect::Stage`].
     pub fn add_stage(&mut self, shape: StageShape) -> StageSlot {
-        self.stages.push(StageQueue::new(shape));
+        let mut stage = StageQueue::new(shape);
+        stage.limit_share(self.share);
+        self.stages.push(stage);
         StageSlot((self.stages.len() - 1) as u16)
     }
 
-    /// Each stage runs for so many per cent of the time at most, 1 to 100, and rests after each batch until that holds.
+    /// Each stage, also those that are added later, runs for so many per cent of the time at most, 1 to 100, and rests after each batch
+    /// until that holds.
     pub fn limit_share(&mut self, per_cent: u8) {
+        self.share = per_cent;
         self.stages.iter_mut().for_each(|stage| stage.limit_share(per_cent));
     }
 

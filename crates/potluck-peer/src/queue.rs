@@ -16,6 +16,10 @@ const SHARED_ROWS_MAX: usize = 8;
 /// Batches in a row that may pass by those who yield; then one of theirs runs.
 const PASSED_MAX: u32 = 15;
 
+/// Longest that a stage rests after a batch: clients wait two minutes for a step. What takes so long for a share of 20 per cent to rest
+/// longer is a peer that stood still.
+const REST_MAX: Duration = Duration::from_secs(60);
+
 /// Clients of which it is known when they were served last. Of more, those served longest ago count as new.
 const CLIENTS_KNOWN_MAX: usize = 1_024;
 
@@ -64,6 +68,17 @@ pub(crate) struct Batch {
     number: u64,
     pub(crate) begun: Instant,
     pub(crate) steps: Vec<Running>,
+    /// Until when the stage had rested.
+    rested_until: Option<Instant>,
+}
+
+impl Batch {
+    /// How long a step of it has waited for others, and for the stage to have rested.
+    pub(crate) fn waited(&self, step: &Running) -> (Duration, Duration) {
+        let rested =
+            self.rested_until.map_or(step.arrived, |until| until.clamp(step.arrived, self.begun.max(step.arrived)));
+        (self.begun.saturating_duration_since(rested), rested.saturating_duration_since(step.arrived))
+    }
 }
 
 /// One stage as its peer sees it.
@@ -121,7 +136,7 @@ impl StageQueue {
 
     /// How long it rests after a batch that took so long.
     fn rest_after(&self, ran: Duration) -> Duration {
-        ran * u32::from(100 - self.share) / u32::from(self.share)
+        (ran * u32::from(100 - self.share) / u32::from(self.share)).min(REST_MAX)
     }
 
     pub(crate) fn shape(&self) -> &StageShape {
@@ -242,7 +257,6 @@ impl StageQueue {
         if !self.ready || self.running.is_some() || self.rests_until.is_some_and(|until| now < until) {
             return None;
         }
-        self.rests_until = None;
         let Some(first) = self.choose() else {
             self.company.begun();
             return None;
@@ -282,7 +296,8 @@ impl StageQueue {
         }
         self.company.begun();
         self.batches += 1;
-        self.running = Some(Batch { number: self.batches, begun: now, steps: running });
+        self.running =
+            Some(Batch { number: self.batches, begun: now, steps: running, rested_until: self.rests_until.take() });
         Some((self.batches, steps))
     }
 
@@ -427,20 +442,28 @@ mod tests {
         assert!(queue.finish(batch, at(30)).is_some());
         assert_eq!(queue.held_until(), Some(at(120)), "three times as long as it ran");
         assert!(queue.next_batch(at(119)).is_none());
-        let (batch, _) = queue.next_batch(at(120)).unwrap();
+        let (batch, _) = queue.next_batch(at(121)).unwrap();
         assert_eq!(queue.held_until(), None, "it runs");
-        assert!(queue.finish(batch, at(130)).is_some());
+        let ran = queue.finish(batch, at(131)).unwrap();
+        let ms = Duration::from_millis;
+        assert_eq!(ran.waited(&ran.steps[0]), (ms(1), ms(120)), "the rest is the stage's own time");
         // Whoever comes later than that does not wait, and nobody is waited for.
         let (batch, _) = queue.next_batch(at(200)).unwrap();
-        assert!(queue.finish(batch, at(210)).is_some());
+        let ran = queue.finish(batch, at(210)).unwrap();
+        assert_eq!(ran.waited(&ran.steps[0]), (ms(39), ms(161)));
         assert_eq!(queue.held_until(), None, "nothing waits");
         push_at(&mut queue, 1, 3, 1, at(215));
         assert_eq!(queue.held_until(), Some(at(240)));
+        // However long it stood still.
+        let (batch, _) = queue.next_batch(at(240)).unwrap();
+        assert!(queue.finish(batch, at(100_240)).is_some());
+        push_at(&mut queue, 1, 4, 1, at(100_240));
+        assert_eq!(queue.held_until(), Some(at(100_240) + REST_MAX));
         // A new engine has not run yet.
         queue.lose();
         queue.revive(queue.shape.clone());
-        push_at(&mut queue, 1, 0, 1, at(220));
-        assert!(queue.next_batch(at(220)).is_some());
+        push_at(&mut queue, 1, 0, 1, at(100_250));
+        assert!(queue.next_batch(at(100_250)).is_some());
         // All the time is no rest.
         let mut all = self::queue(true);
         push_at(&mut all, 1, 0, 1, start);

@@ -90,7 +90,9 @@ impl Peer {
             let same = |session: &&mut Session| session.serial == ran.serial;
             let Some(session) = self.sessions.get_mut(&ran.session).filter(same) else { continue };
             session.last_step = now.instant;
-            session.tally.ran(ran.count, batch.begun.saturating_duration_since(ran.arrived), away, compute);
+            let (waited, rested) = batch.waited(ran);
+            // That it rests is what the stage is like, and nobody else's doing.
+            session.tally.ran(ran.count, waited, away + rested, compute);
             let before = watch.now();
             let labelled =
                 result.map_err(|error| engine_failure(&error)).and_then(|out| session.label(ran.sequence, out));

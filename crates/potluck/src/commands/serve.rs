@@ -122,8 +122,10 @@ impl Lend {
         let home = &hold_root(&self.root.of(&self.disk.limit(home)))?;
         let mut interrupt = Interrupt::listen()?;
         let terms = home.terms()?;
-        let settings = self.engine.settings_with(CACHES, terms.cores);
-        let settings = EngineSettings { share: terms.share.unwrap_or(settings.share), ..settings };
+        let share = terms.share.unwrap_or(100);
+        // Each session waits for all others' steps, and the rest after each.
+        let caches = (CACHES * u16::from(share) / 100).max(1);
+        let settings = EngineSettings { share, ..self.engine.settings_with(caches, terms.cores) };
         settings.check()?;
         let owner = Owner::watch(home)?;
         memory::keep_freed(settings.wipe_within.is_none());

@@ -7,6 +7,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
+use potluck_engine::SHARES;
 use potluck_owner::{Battery, Hours, Pause, Preset, Terms};
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -25,7 +26,7 @@ const DONE_WITHIN: Duration = Duration::from_secs(3);
 /// Longest pause that ends by itself.
 const PAUSE_MAX: Duration = Duration::from_secs(366 * 86_400);
 
-/// Bytes a second of what is sent to others: as slow as eight parts of a model and a long step are waited for.
+/// Bytes a second of what is sent to others: as slow as a long step and the parts of a model beside it are waited for.
 const UPLOAD: std::ops::RangeInclusive<f64> = 625e3..=1.25e9;
 
 /// How often it looks.
@@ -130,7 +131,7 @@ fn parse_cores(text: &str) -> Result<Limit<u16>, String> {
 }
 
 fn parse_share(text: &str) -> Result<Limit<u8>, String> {
-    limit(text, |text| ranged(text.trim_end_matches('%'), 20..=100))
+    limit(text, |text| ranged(text.trim_end_matches('%'), SHARES))
 }
 
 /// Bytes a second.

@@ -191,8 +191,8 @@ fn what_is_lent_and_on_which_terms_is_told() {
 fn no_more_is_computed_and_sent_than_its_owner_allows() {
     let [owner, asking, pulling] = [(); 3].map(|()| Machine::new());
     owner.json(&["swarm", "create"]);
-    let (terms, code) = owner.json(&["terms", "--share", "20", "--upload", "200Mbit"]);
-    assert_eq!((code, &terms["terms"]["upload"]), (0, &json!(25_000_000)), "{terms}");
+    let (terms, code) = owner.json(&["terms", "--share", "20", "--upload", "100Mbit"]);
+    assert_eq!((code, &terms["terms"]["upload"]), (0, &json!(12_500_000)), "{terms}");
     let (lending, _) = serve(&owner, "0..30");
     [&asking, &pulling].into_iter().for_each(|machine| join(&owner, machine));
     wait_until("the offer is known", || {
@@ -215,5 +215,5 @@ fn no_more_is_computed_and_sent_than_its_owner_allows() {
     let received = pulled["received_bytes"].as_f64().unwrap();
     assert!(received > 5e7, "{pulled}");
     // All but what may go at once, a fiftieth of a second's.
-    assert!(begun.elapsed().as_secs_f64() >= received / 25e6 - 0.02, "{:?}: {pulled}", begun.elapsed());
+    assert!(begun.elapsed().as_secs_f64() >= received / 12.5e6 - 0.02, "{:?}: {pulled}", begun.elapsed());
 }

@@ -185,6 +185,7 @@ fn a_gateway_outlives_an_hour_of_failures_and_nothing_grows() {
     wait_until("handles, threads and tasks are what they were", || {
         all_say_their_tasks(&swarm);
         let now = held(&swarm);
+        println!("{first:?}\n{now:?}");
         now.iter().zip(&first).all(|(now, first)| {
             now.handles <= first.handles + HANDLES
                 && now.threads <= first.threads + HANDLES as u64
