@@ -256,18 +256,33 @@ async fn open_within(
     }
 }
 
-/// A session; where a peer is loading what is missing for one, that is waited for.
+/// A session; where a peer is loading what is missing for one, that is waited for. Where one is lost while the session opens, the route is
+/// planned again: the next may not lead over it, or it may be back.
 async fn open_when_loaded(wanted: &Wanted<'_>, route: &RouteArgs) -> Result<Opened, Failure> {
-    let (begun, mut bar) = (Instant::now(), None);
+    let (begun, mut bar, mut lost) = (Instant::now(), None, None);
     loop {
         match open(wanted, route).await {
             Err(failure) if failure.code == LOADING && begun.elapsed() < LOADED_WITHIN => {
                 bar = bar.or_else(|| Some(wanted.screen?.wait(failure.message)));
+                sleep(LOADED_EVERY).await;
+            }
+            // Peers that this command starts have no others beside them.
+            Err(failure) if route.peers.is_none() && is_lost(&failure) && begun.elapsed() < RESUME_WITHIN => {
+                tracing::info!(code = %failure.code, "the route is planned again: {}", failure.message);
+                lost = Some(Instant::now());
+                sleep(REOPEN_EVERY).await;
+            }
+            Err(failure) if comes_back(&failure) && lost.is_some_and(|at| at.elapsed() < REOPEN_WITHIN) => {
+                sleep(REOPEN_EVERY).await;
             }
             opened => return opened,
         }
-        sleep(LOADED_EVERY).await;
     }
+}
+
+/// True where a peer was there when the route was planned, and is not any more.
+fn is_lost(failure: &Failure) -> bool {
+    ["engine_lost", "peer_lost", "deadline"].contains(&failure.code.as_ref())
 }
 
 /// True for what a peer says while its engine starts again, and for what is said of one that is not there for a while.

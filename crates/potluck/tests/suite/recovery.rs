@@ -4,7 +4,7 @@ use std::{io::Write, process::Stdio};
 
 use serde_json::Value;
 
-use crate::machine::{Machine, Running, children, cpu_ticks, model, wait_until};
+use crate::machine::{Machine, Running, children, cpu_ticks, kill, model, wait_until};
 
 /// Lends layers of the small model; returns its id once they are served.
 pub(crate) fn serve(machine: &Machine, layers: &str) -> (Running, String) {
@@ -57,6 +57,44 @@ fn a_machine_that_is_killed_costs_a_pause_and_no_token() {
     assert!(answer["repairs"].as_array().is_some_and(|repairs| repairs.len() == 1), "{answer}");
     assert_ne!(answer["route"][1]["peer"].as_str(), Some(id.as_str()), "{answer}");
     assert!(answer["resumed"].is_null(), "the first machine kept what it held: {answer}");
+}
+
+#[test]
+fn a_machine_that_is_killed_while_a_session_opens_is_not_the_end_of_it() {
+    let [owner, second, third, asking] = [(); 4].map(|()| Machine::new());
+    owner.json(&["swarm", "create"]);
+    let (_first, _) = serve(&owner, "0..15");
+    [&second, &third, &asking].into_iter().for_each(|machine| join(&owner, machine));
+    let last: Vec<_> = [&second, &third].into_iter().map(|machine| serve(machine, "15..30")).collect();
+    let free = |id: &str| {
+        let (peers, _) = asking.json(&["peers"]);
+        let offer = peers["peers"].as_array()?.iter().find(|offer| offer["peer"] == id)?.clone();
+        offer["free_caches"].as_u64()
+    };
+    wait_until("all offers are known", || last.iter().all(|(_, id)| free(id).is_some()));
+    let all = free(&last[0].1).unwrap();
+    let signal = |which: usize, signal| {
+        children(last[which].0.child.id()).into_iter().for_each(|engine| kill(engine, signal));
+    };
+    // They take the session, and do not get as far as to say so.
+    (0..2).for_each(|which| signal(which, "STOP"));
+    let model = model();
+    let ask = ["run", "--model", &model, "--temperature", "0", "--max-tokens", "8", "--threads", "1"];
+    let over = ["--context", "512", "--exact", "--prefer", "swarm", "--json", "Tell me of the sea."];
+    let mut answering = asking.start(&[&ask[..], &over].concat());
+    let mut at = None;
+    wait_until("one of them has the session", || {
+        at = last.iter().position(|(_, id)| free(id).is_some_and(|free| free < all));
+        at.is_some()
+    });
+    let at = at.unwrap();
+    last[at].0.signal("KILL");
+    signal(1 - at, "CONT");
+    let answer: Value = answering.object();
+    assert_eq!(answer["tokens"].as_array().map(Vec::len), Some(8), "{answer}");
+    assert_eq!(answer["route"][1]["peer"].as_str(), Some(last[1 - at].1.as_str()), "{answer}");
+    // Nothing of it was computed before.
+    assert!(answer["resumed"].is_null() && answer["repairs"].is_null(), "{answer}");
 }
 
 /// Lends what the swarm needs most.
