@@ -76,9 +76,15 @@ impl ClientSession {
     }
 
     pub(super) fn account_came(&mut self, now: Instant, hop: usize, account: Account) -> Result<(), SessionError> {
-        match self.accounts.due.get_mut(hop) {
-            Some(due) if *due => *due = false,
-            _ => return Err(self.protocol(hop, "it gave an account that nobody asked for".into())),
+        // It was asked while it was not lost yet.
+        if self.repair.is_lost(hop) {
+            return self.stale_came(hop);
+        }
+        if !std::mem::take(&mut self.accounts.due[hop]) {
+            return match self.hears(now, hop)? {
+                true => Ok(()),
+                false => Err(self.protocol(hop, "it gave an account that nobody asked for".into())),
+            };
         }
         self.accounts.stages[hop] = account;
         // The others have as long from here on: accounts may be asked for, and looked for when the next prompt comes.

@@ -13,10 +13,10 @@ use crate::SessionError;
 impl ClientSession {
     /// A stream broke off with its connection.
     pub(super) fn broke_off(&mut self, now: Instant, hop: usize, failure: Failure) -> Result<(), SessionError> {
-        let was_lost = self.repair.is_lost(hop);
+        // Somebody else has said so.
+        let was_missed = self.repair.is_lost(hop) || self.doubts.are_about(hop);
         self.peer_gone(now, hop, failure)?;
-        // Of one that is lost already, somebody else has said so.
-        if !was_lost {
+        if !was_missed {
             self.repair.broke_off(hop);
         }
         Ok(())

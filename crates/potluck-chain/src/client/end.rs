@@ -87,6 +87,7 @@ impl ClientSession {
     pub(super) fn end(&mut self, failure: Failure) {
         self.over = true;
         self.pending.clear();
+        self.doubts.end();
         for hop in 0..self.config.route.len() {
             let effect = match self.config.route[hop] {
                 Hop::Remote(_) => Effect::Close { hop, failure: failure.clone() },

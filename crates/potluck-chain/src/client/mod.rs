@@ -2,6 +2,7 @@
 
 mod accounts;
 mod back;
+mod doubts;
 mod end;
 mod open;
 mod own;
@@ -18,7 +19,7 @@ use potluck_wire::{Codec, Failure, FailureCode, Frame, StepFrame};
 pub use self::types::{
     Answer, Effect, Event, Hop, OwnStage, RemoteStage, STEPS_IN_FLIGHT_MAX, SessionConfig, SharedPrefix, Submission,
 };
-use self::{accounts::Accounts, repair::Repair, standby::Standby};
+use self::{accounts::Accounts, doubts::Doubts, repair::Repair, standby::Standby};
 use crate::{Credit, Journal, Receipts, SessionError};
 
 /// Frames of one session that may come twice or late. More are malice, and end it.
@@ -57,6 +58,7 @@ pub struct ClientSession {
     /// What goes to the first peer, and what has gone.
     journal: Journal,
     repair: Repair,
+    doubts: Doubts,
     /// Who stands by for each stage.
     standbys: Vec<Option<Standby>>,
     /// Since when the peers of stages are about to go that are.
@@ -94,6 +96,7 @@ impl ClientSession {
             returned: 0,
             journal: Journal::default(),
             repair: Repair::new(config.epoch, config.route.len()),
+            doubts: Doubts::default(),
             standbys: config.route.iter().map(|_| None).collect(),
             leaving: vec![None; config.route.len()],
             credit: Credit::default(),
@@ -135,7 +138,7 @@ impl ClientSession {
             Event::Own { hop, reply } => self.own(now, hop, reply),
             Event::Timeout => {
                 self.drop_late_standbys(now);
-                self.check_deadlines(now)
+                self.lose_the_deaf(now).and_then(|()| self.check_deadlines(now))
             }
         };
         if let Err(error) = result {
@@ -150,7 +153,8 @@ impl ClientSession {
 
     /// When to call `handle` with [`Event::Timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.deadlines().map(|(at, ..)| at).chain(self.levels_due().map(|(at, _)| at)).min()
+        let others = self.levels_due().map(|(at, _)| at).chain(self.doubts.until());
+        self.deadlines().map(|(at, ..)| at).chain(others).min()
     }
 
     /// Sends tokens down the route, and returns the step's number.

@@ -209,7 +209,17 @@ impl ClientSession {
         let place = beside.into_iter().find(|beside| named.is_some() && self.peer(*beside) == named);
         // What it says of a peer that is on the route no more, or was opened anew since, is old.
         let Some(place) = place.filter(|place| epoch >= self.repair.epoch_into(hop.max(*place))) else { return Ok(()) };
-        // It is not this client alone that has lost it.
+        // That it cannot be heard may be its own doing. Whatever else it says of a neighbour it has from there.
+        let may_be_deaf = failure.code == FailureCode::PeerLost && !self.repair.is_lost(place);
+        if may_be_deaf && self.ready && self.config.deadlines.grace.is_some() {
+            self.doubt(now, hop, place, failure);
+            return Ok(());
+        }
+        self.neighbour_gone(now, place, failure)
+    }
+
+    /// A peer is lost, by the word of a neighbour: it is not this client alone that has lost it.
+    pub(super) fn neighbour_gone(&mut self, now: Instant, place: usize, failure: Failure) -> Result<(), SessionError> {
         self.repair.stages[place].broke_off = false;
         self.peer_gone(now, place, failure)
     }
@@ -219,6 +229,7 @@ impl ClientSession {
     }
 
     fn lose(&mut self, now: Instant, hop: usize, error: SessionError) {
+        self.doubts.forget(hop);
         if self.repair.is_lost(hop) || self.promote(now, hop, &error) {
             return;
         }
@@ -263,6 +274,7 @@ impl ClientSession {
         for &hop in &replaced {
             self.drop_standbys_at(hop);
             self.leaving[hop] = None;
+            self.doubts.forget(hop);
             self.repair.opens(now, hop);
             self.waiting_for[hop] = true;
             self.effects.push_back(Effect::Reopen { hop });

@@ -261,6 +261,7 @@ impl ClientSession {
         }
         self.config.route[hop] = Hop::Remote(stage);
         self.leaving[hop] = None;
+        self.doubts.forget(hop);
         let epoch = self.repair.promoted(now, hop, fed, error.clone());
         self.waiting_for[hop] = true;
         self.effects.push_back(Effect::Promoted { hop });

@@ -1,7 +1,7 @@
 //! How a client comes back to peers that it has lost only the connection to.
 
 use super::{
-    repair::{kept, lost, missed, replaced},
+    repair::{kept, lost, missed, misses, replaced},
     *,
 };
 
@@ -109,7 +109,7 @@ fn a_peer_that_has_let_go_of_the_session_is_replaced() {
     test.tell(broke_off(1));
     asked_back(&mut test);
     test.tell(returned(0, 0));
-    assert!(matches!(test.tell(Event::Frame { hop: 0, frame: missed(3, 2) })[..], [Effect::Lost { hop: 1, .. }]));
+    assert!(matches!(misses(&mut test, 0, missed(3, 2))[..], [Effect::Lost { hop: 1, .. }]));
     assert!(test.tell(returned(1, 0)).is_empty());
     assert!(!test.session.is_over());
     // One that was asked to go on, and is given up, is opened anew.

@@ -19,6 +19,13 @@ pub(crate) fn missed(epoch: u32, whom: u8) -> Frame {
     Frame::NeighbourLost(NeighbourLost { epoch, failure })
 }
 
+/// A peer says that it misses a neighbour, and hears when it is asked whether it does.
+pub(crate) fn misses(test: &mut Test, hop: usize, frame: Frame) -> Vec<Effect> {
+    let asked = test.tell(Event::Frame { hop, frame });
+    assert!(matches!(asked[..], [Effect::Send { hop: at, frame: Frame::AskAccount }] if at == hop), "{asked:?}");
+    test.tell(Event::Frame { hop, frame: Frame::Account(Account::default()) })
+}
+
 /// Peer `n` takes the place of the one at `hop`.
 pub(crate) fn replaced(test: &mut Test, hop: usize, n: u8) -> Vec<Effect> {
     let layers = test.session.route()[hop].layers();
@@ -56,9 +63,62 @@ fn who_is_lost_itself_misses_nobody_and_nobody_misses_what_has_not_been() {
     replaced(&mut test, 1, 5);
     // What was noticed before the change is old.
     assert!(test.tell(Event::Frame { hop: 0, frame: missed(3, 5) }).is_empty());
-    assert!(matches!(&test.tell(Event::Frame { hop: 0, frame: missed(4, 5) })[..], [Effect::Lost { hop: 1, .. }]));
+    assert!(matches!(&misses(&mut test, 0, missed(4, 5))[..], [Effect::Lost { hop: 1, .. }]));
     let error = test.error(Event::Frame { hop: 2, frame: missed(5, 5) });
     assert!(matches!(error, SessionError::Protocol { peer: p, .. } if p == peer(3)), "{error:?}");
+}
+
+fn are_lost(effects: &[Effect]) -> Vec<usize> {
+    let of = |effect: &Effect| match effect {
+        Effect::Lost { hop, .. } => Some(*hop),
+        _ => None,
+    };
+    effects.iter().filter_map(of).collect()
+}
+
+#[test]
+fn who_misses_a_neighbour_and_hears_nothing_is_itself_the_one_that_is_lost() {
+    let three = || kept(vec![remote(1, 0, 3), remote(2, 3, 6), remote(3, 6, 9)], &[]);
+    let account = |hop| Event::Frame { hop, frame: Frame::Account(Account::default()) };
+    let says = |hop, whom| Event::Frame { hop, frame: missed(3, whom) };
+    let mut test = three();
+    assert_eq!(told(&test.tell(says(1, 1))), [(1, "ask-account")]);
+    // It is asked once, for all that it misses.
+    assert!(test.tell(says(1, 3)).is_empty() && test.tell(says(1, 3)).is_empty());
+    test.now = test.session.poll_timeout().unwrap();
+    assert_eq!(are_lost(&test.tell(Event::Timeout)), [1]);
+    // It was slow, and is heard no more.
+    assert!(test.tell(account(1)).is_empty());
+    assert!(test.session.broken_off().is_none());
+
+    let mut test = three();
+    test.tell(says(1, 1));
+    test.tell(says(1, 3));
+    assert_eq!(are_lost(&test.tell(account(1))), [0, 2]);
+
+    // The line between two of them is cut: whoever hears first is believed, and the other is not asked any more.
+    let mut test = three();
+    test.tell(says(0, 2));
+    test.tell(says(1, 1));
+    assert_eq!(are_lost(&test.tell(account(1))), [0]);
+    assert!(test.tell(account(0)).is_empty());
+
+    // This client loses it as well: it is gone, and not this client's own connection alone.
+    let mut test = three();
+    test.tell(says(0, 2));
+    let failure = Failure::new(FailureCode::PeerLost, "timed out");
+    assert_eq!(are_lost(&test.tell(Event::Broken { hop: 1, failure })), [1]);
+    assert!(test.session.broken_off().is_none());
+    assert!(test.tell(account(0)).is_empty());
+
+    // What is more than silence it has from there.
+    let mut test = three();
+    let failure = Failure::new(FailureCode::EngineLost, "gone").of(peer(2));
+    let frame = Frame::NeighbourLost(NeighbourLost { epoch: 3, failure });
+    assert_eq!(are_lost(&test.tell(Event::Frame { hop: 0, frame })), [1]);
+
+    // Nobody asked.
+    assert!(matches!(three().error(account(1)), SessionError::Protocol { .. }));
 }
 
 #[test]
@@ -147,7 +207,7 @@ fn who_stands_by_takes_a_lost_peers_place_unasked() {
     // Its stream from the first peer has the epoch of its own opening, the one to the last peer that of the change.
     assert!(test.tell(Event::Frame { hop: 0, frame: missed(3, 5) }).is_empty());
     assert!(test.tell(Event::Frame { hop: 2, frame: missed(4, 5) }).is_empty());
-    assert!(matches!(&test.tell(Event::Frame { hop: 0, frame: missed(4, 5) })[..], [Effect::Lost { hop: 1, .. }]));
+    assert!(matches!(&misses(&mut test, 0, missed(4, 5))[..], [Effect::Lost { hop: 1, .. }]));
 }
 
 #[test]

@@ -244,7 +244,8 @@ impl Swarm {
         let text = answer.ok().and_then(Result::ok);
         let answer = text.as_deref().and_then(|text| serde_json::from_str(text).ok());
         let outcome = self.judge(phase, answer.as_ref());
-        Row { phase, fault, stage, delay, outcome, answer: answer.unwrap_or_default() }
+        let whole_first_s = self.whole[phase as usize]["ttft_s"].as_f64().unwrap_or(f64::NAN);
+        Row { phase, fault, stage, delay, outcome, whole_first_s, answer: answer.unwrap_or_default() }
     }
 
     /// The client is cut off from everybody in mid-answer, for so long.
@@ -431,6 +432,8 @@ struct Row {
     stage: usize,
     delay: Duration,
     outcome: Outcome,
+    /// How long the first token of the unbroken answer took.
+    whole_first_s: f64,
     answer: Value,
 }
 
@@ -442,6 +445,16 @@ impl Row {
 
     fn repairs(&self) -> impl Iterator<Item = &Value> {
         self.answer["repairs"].as_array().into_iter().flatten()
+    }
+
+    /// Where a prompt was under way: how much longer than unbroken the rest of it took, from the moment that the loss was noticed, at most.
+    /// It had begun no earlier than the stage.
+    fn prompt_later_s(&self) -> Option<f64> {
+        let first = self.answer["ttft_s"].as_f64()?;
+        let rest = (self.whole_first_s - self.delay.as_secs_f64()).max(0.0);
+        let answered = self.repairs().next()?["answered_s"].as_f64()?;
+        // What is answered before the first token is a part of the prompt.
+        (self.phase == Phase::Prefill && first > answered).then_some(answered - rest)
     }
 
     fn holds(&self) -> bool {
@@ -458,7 +471,7 @@ impl Row {
             "phase": format!("{:?}", self.phase), "fault": format!("{:?}", self.fault), "stage": self.stage,
             "delay_ms": self.delay.as_millis() as u64, "outcome": format!("{:?}", self.outcome), "repairs": times,
             "resumed": self.answer["resumed"], "longest_pause_s": self.answer["longest_pause_s"],
-            "error": self.answer["error"],
+            "error": self.answer["error"], "first_token_s": self.answer["ttft_s"], "unbroken_first_token_s": self.whole_first_s,
         })
     }
 }
@@ -467,8 +480,12 @@ impl Row {
 fn runs(swarm: &mut Swarm, seed: u64, count: usize) -> Vec<Row> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut rows = Vec::new();
+    // One alone, where an idea is tried.
+    let only = env::var("POTLUCK_PROVE_FAULT").ok().filter(|only| !only.is_empty());
+    let faults: Vec<_> =
+        FAULTS.iter().copied().filter(|fault| only.as_ref().is_none_or(|only| *only == format!("{fault:?}"))).collect();
     for run in 0..count {
-        let fault = FAULTS[run % FAULTS.len()];
+        let fault = faults[run % faults.len()];
         // Five and eight have no common divisor: each goes with each.
         let phase = PHASES[run % PHASES.len()];
         let delay = phase.begins() + Duration::from_millis(rng.u64(..phase.lasts().as_millis() as u64));
@@ -536,6 +553,11 @@ fn write(path: &Path, seed: u64, (rows, cut_off): (&[Row], &[Value]), beside: Op
         })
     };
     let repaired = rows.iter().filter(|row| row.repairs().next().is_some());
+    let (prompts, answers): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| row.phase == Phase::Prefill);
+    let after = |rows: &[&Row]| {
+        let those = rows.iter().flat_map(|row| row.repairs()).filter(|repair| repair["stood_by"] == false);
+        spread(those.filter_map(|repair| repair["answered_s"].as_f64()).collect())
+    };
     let pauses = repaired.filter_map(|row| row.answer["longest_pause_s"].as_f64()).collect();
     let resumed = rows.iter().filter(|row| row.answer["resumed"].as_u64().is_some());
     let anew = resumed.clone().filter_map(|row| row.answer["longest_pause_s"].as_f64()).collect();
@@ -547,6 +569,8 @@ fn write(path: &Path, seed: u64, (rows, cut_off): (&[Row], &[Value]), beside: Op
         "runs": rows.len(), "under_way_when_struck": rows.iter().filter(|row| row.hit()).count(),
         "lost_or_changed": rows.iter().filter(|row| !row.holds()).count(), "parted_at_near_ties": parted,
         "seconds_since_the_loss_was_noticed": times(false), "where_peers_stood_by": times(true),
+        "until_the_next_answer_where_tokens_had_come": after(&answers), "until_the_next_answer_where_a_prompt_was_under_way": after(&prompts),
+        "of_it_longer_than_the_rest_of_the_unbroken_prompt": spread(prompts.iter().filter_map(|row| row.prompt_later_s()).collect()),
         "longest_pause_where_a_place_was_taken": spread(pauses),
         "longest_pause_where_the_route_was_planned_anew": spread(anew),
         "where_the_client_was_cut_off": cut_off, "replays": replays, "beside": beside, "each": rows.iter().map(Row::json).collect::<Vec<_>>(),
