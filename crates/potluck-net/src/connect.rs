@@ -269,6 +269,12 @@ impl Link {
         PathInfo::of(&self.connection)
     }
 
+    /// How often the peer's machine has acknowledged what it was sent. One to which nothing gets through does not.
+    pub(crate) fn acknowledgements(&self) -> u64 {
+        let received = self.connection.stats().frame_rx;
+        received.acks + received.path_acks
+    }
+
     /// Opens a stream, within the node's deadline.
     pub(crate) async fn open_stream(&self, node: &Node) -> Result<Halves, NetError> {
         let lost = |reason: String| NetError::Lost { peer: self.peer, reason };

@@ -120,6 +120,8 @@ pub struct Session {
     last_life: u64,
     /// Which of the streams to each stage is the present one.
     lives: Vec<u64>,
+    /// What each peer's machine had acknowledged when it was asked for its account last.
+    acknowledged: HashMap<usize, u64>,
     /// Streams that were a standby's, and are a stage's.
     promoted: HashMap<u64, usize>,
     events: mpsc::Sender<Happened>,
@@ -146,7 +148,10 @@ impl Node {
                 remote.grant.clone_from(&link.welcome.grant);
             }
         }
-        if !links.iter().flatten().all(|link| link.welcome.features & FEATURE_RECOVERY != 0) {
+        // Who misses another is asked for its account.
+        let recovers =
+            |link: &Link| [FEATURE_RECOVERY, FEATURE_ACCOUNTS].iter().all(|it| link.welcome.features & it != 0);
+        if !links.iter().flatten().all(recovers) {
             // A peer that knows nothing of it ends its session with the first neighbour that is lost.
             config.deadlines.grace = None;
         }
@@ -203,6 +208,7 @@ impl Node {
             streams,
             next_streams: HashMap::new(),
             last_life: 0,
+            acknowledged: HashMap::new(),
             promoted: HashMap::new(),
             events,
             own,
@@ -489,11 +495,11 @@ impl Session {
             tokio::select! {
                 biased;
                 Some(happened) = self.inbox.recv() => self.happen(happened),
-                () = alarm => self.tell(Event::Timeout),
+                () = alarm => {}
             }
             // Events that never cease must not keep a deadline from passing.
             if self.machine.poll_timeout().is_some_and(|at| at <= Instant::now()) {
-                self.tell(Event::Timeout);
+                self.time_passes();
             }
         }
     }
@@ -571,6 +577,24 @@ impl Session {
         }
     }
 
+    /// A deadline has passed: what has come by now is not late, nor is a peer that has acknowledged anything meanwhile, though its answer may
+    /// be behind much else.
+    fn time_passes(&mut self) {
+        for _ in 0..EVENTS_MAX {
+            let Ok(happened) = self.inbox.try_recv() else { break };
+            self.happen(happened);
+        }
+        let asked: Vec<usize> = self.machine.doubted().collect();
+        for hop in asked {
+            let link = self.links.get(hop).and_then(Option::as_ref);
+            let now = link.map(Link::acknowledgements);
+            if now.zip(self.acknowledged.get(&hop)).is_some_and(|(now, before)| now > *before) {
+                self.tell(Event::Heard { hop });
+            }
+        }
+        self.tell(Event::Timeout);
+    }
+
     fn tell(&mut self, event: Event) {
         self.machine.handle(Instant::now(), event);
         self.perform_all();
@@ -601,6 +625,9 @@ impl Session {
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Send { hop, frame } => {
+                if let (Frame::AskAccount, Some(link)) = (&frame, &self.links[hop]) {
+                    self.acknowledged.insert(hop, link.acknowledgements());
+                }
                 if let Some(stream) = self.streams.get_mut(&hop) {
                     stream.push(frame);
                 }

@@ -67,6 +67,10 @@ impl SimPeer {
         };
         let gate = Gate::new(root.public());
         let mut machine = Peer::new(config, gate.clone());
+        if scenario.shares {
+            let mut rng = fastrand::Rng::with_seed(scenario.seed ^ (index as u64) << 16);
+            machine.limit_share(if rng.bool() { rng.u8(20..=100) } else { 100 });
+        }
         let stage = ToyStage::new(toy::spec(range, scenario.layers), scenario.caches, CONTEXT);
         machine.add_stage(stage.shape().clone());
         Self {

@@ -109,6 +109,9 @@ pub struct Scenario {
     pub exact: Option<bool>,
     /// Tokens of the longest answers.
     pub longest: usize,
+    /// Whether some peers compute for a part of the time alone, as their owners want it.
+    #[serde(default)]
+    pub shares: bool,
     /// Whether peers stand by for those of a session.
     pub standbys: bool,
     /// Whether users send guesses at what follows, several steps at a time.
@@ -186,6 +189,7 @@ impl Scenario {
             recovers: false,
             exact: None,
             longest: 24,
+            shares: false,
             standbys: false,
             drafts: false,
             survives: false,
@@ -237,6 +241,7 @@ impl Scenario {
             returns: rng.u32(..=3),
             caches: rng.u16(2..=8),
             line,
+            shares: shares(seed),
             faults,
             ..Self::calm(seed)
         }
@@ -277,6 +282,7 @@ impl Scenario {
             line: Line::up_to(rng.u64(30..=200)),
             recovers: true,
             longest: if rng.bool() { 24 } else { 120 },
+            shares: shares(seed),
             standbys: rng.bool(),
             drafts: rng.bool(),
             survives: true,
@@ -308,7 +314,7 @@ impl Scenario {
         let (stages, layers, caches) = (4, 8, 64);
         let (recovers, survives) = (true, true);
         let shape = Self { peers, stages, layers, sessions, caches, line, ..Self::calm(seed) };
-        Self { recovers, survives, drafts, standbys, faults, ..shape }
+        Self { recovers, survives, drafts, shares: shares(seed), standbys, faults, ..shape }
     }
 }
 
@@ -333,6 +339,11 @@ impl Scenario {
         let shape = Self { peers, stages, layers, sessions, caches, hours, line, ..Self::calm(seed) };
         Self { recovers: true, drafts: true, standbys: true, longest: 120, faults, ..shape }
     }
+}
+
+/// Drawn apart, as a third of all seeds: what the others meant, they mean.
+fn shares(seed: u64) -> bool {
+    fastrand::Rng::with_seed(seed ^ 0x5a4e).u8(..3) == 0
 }
 
 /// What came of a run.

@@ -80,17 +80,17 @@ impl ClientSession {
         if self.repair.is_lost(hop) {
             return self.stale_came(hop);
         }
-        if !std::mem::take(&mut self.accounts.due[hop]) {
-            return match self.hears(now, hop)? {
-                true => Ok(()),
-                false => Err(self.protocol(hop, "it gave an account that nobody asked for".into())),
-            };
+        // Whoever is about to take a place was not asked for what is due: it will be.
+        if self.accounts.due[hop] && !self.repair.is_away(hop) {
+            self.accounts.due[hop] = false;
+            self.accounts.stages[hop] = account;
+            // The others have as long from here on: accounts may be asked for, and looked for when the next prompt comes.
+            self.accounts.since = Some(now);
+            self.tell_accounts();
+        } else if !self.doubts.was_owed(hop) {
+            return Err(self.protocol(hop, "it gave an account that nobody asked for".into()));
         }
-        self.accounts.stages[hop] = account;
-        // The others have as long from here on: accounts may be asked for, and looked for when the next prompt comes.
-        self.accounts.since = Some(now);
-        self.tell_accounts();
-        Ok(())
+        self.hears(now, hop)
     }
 
     /// Another peer has the place of one whose account may be due.

@@ -96,7 +96,7 @@ impl ClientSession {
             returned: 0,
             journal: Journal::default(),
             repair: Repair::new(config.epoch, config.route.len()),
-            doubts: Doubts::default(),
+            doubts: Doubts::new(config.route.len()),
             standbys: config.route.iter().map(|_| None).collect(),
             leaving: vec![None; config.route.len()],
             credit: Credit::default(),
@@ -136,6 +136,7 @@ impl ClientSession {
             Event::Closed { hop, failure } => self.peer_gone(now, hop, failure),
             Event::Broken { hop, failure } => self.broke_off(now, hop, failure),
             Event::Own { hop, reply } => self.own(now, hop, reply),
+            Event::Heard { hop } => self.hears(now, hop),
             Event::Timeout => {
                 self.drop_late_standbys(now);
                 self.lose_the_deaf(now).and_then(|()| self.check_deadlines(now))

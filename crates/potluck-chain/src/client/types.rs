@@ -153,6 +153,11 @@ pub enum Event {
         /// What.
         reply: StageReply,
     },
+    /// The peer's machine has acknowledged something since it was [asked whether it hears](crate::ClientSession::doubted).
+    Heard {
+        /// Which stage of the route.
+        hop: usize,
+    },
     /// The time that `poll_timeout` named has come.
     Timeout,
 }

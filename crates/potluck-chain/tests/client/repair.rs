@@ -117,8 +117,54 @@ fn who_misses_a_neighbour_and_hears_nothing_is_itself_the_one_that_is_lost() {
     let frame = Frame::NeighbourLost(NeighbourLost { epoch: 3, failure });
     assert_eq!(are_lost(&test.tell(Event::Frame { hop: 0, frame })), [1]);
 
+    // Its answer is behind much else: its machine has acknowledged something, which is enough. The answer comes when it comes.
+    let mut test = three();
+    test.tell(says(0, 2));
+    assert_eq!(test.session.doubted().collect::<Vec<_>>(), [0]);
+    assert_eq!(are_lost(&test.tell(Event::Heard { hop: 0 })), [1]);
+    assert_eq!(test.session.doubted().count(), 0);
+    assert!(test.tell(account(0)).is_empty());
+
     // Nobody asked.
     assert!(matches!(three().error(account(1)), SessionError::Protocol { .. }));
+    assert!(matches!(test.error(account(0)), SessionError::Protocol { .. }), "once is enough");
+}
+
+#[test]
+fn accounts_that_are_asked_for_and_whether_somebody_hears_are_two_questions() {
+    let three = || kept(vec![remote(1, 0, 3), remote(2, 3, 6), remote(3, 6, 9)], &[]);
+    let account = |steps| Frame::Account(Account { steps, ..Account::default() });
+    let told_all = |effects: &[Effect]| -> Option<Vec<u64>> {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Accounts(all) => Some(all.iter().map(|account| account.steps).collect()),
+            _ => None,
+        })
+    };
+    for asked_first in [true, false] {
+        let mut test = three();
+        if asked_first {
+            test.session.ask_accounts(test.now).unwrap();
+        }
+        test.tell(Event::Frame { hop: 0, frame: missed(3, 2) });
+        if !asked_first {
+            test.session.ask_accounts(test.now).unwrap();
+        }
+        test.drain();
+        // Two come, and either says that it hears.
+        assert_eq!(are_lost(&test.tell(Event::Frame { hop: 0, frame: account(7) })), [1]);
+        assert!(test.tell(Event::Frame { hop: 0, frame: account(7) }).is_empty());
+        replaced(&mut test, 1, 5);
+        // Who takes the place cannot reach the next one, and is not ready: it hears, and its account is asked for when it is.
+        assert_eq!(told(&test.tell(Event::Frame { hop: 1, frame: missed(4, 3) })), [(1, "ask-account")]);
+        assert_eq!(are_lost(&test.tell(Event::Frame { hop: 1, frame: account(1) })), [2]);
+        replaced(&mut test, 2, 6);
+        let ready = |hop| Event::Frame { hop, frame: Frame::Ready };
+        assert_eq!(told(&test.tell(ready(1))), [(1, "ask-account")]);
+        assert!(told_all(&test.tell(Event::Frame { hop: 1, frame: account(8) })).is_none());
+        test.tell(ready(0));
+        test.tell(ready(2));
+        assert_eq!(told_all(&test.tell(Event::Frame { hop: 2, frame: account(9) })), Some(vec![7, 8, 9]));
+    }
 }
 
 #[test]

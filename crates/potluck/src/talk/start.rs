@@ -238,7 +238,10 @@ async fn open_within(
                 Some(embedded) => {
                     own_peers::open_again(wanted, embedded, route.ends()).await.map(|chain| (chain, None))
                 }
-                None => open(wanted, route).await.map(|opened| (opened.chain, Some(opened.verdict))),
+                None => {
+                    let opened = open(wanted, route).await?;
+                    Ok((opened.chain, Some(opened.verdict)))
+                }
             }
         };
         match timeout_at(until.into(), opened).await {
@@ -259,30 +262,61 @@ async fn open_within(
 /// A session; where a peer is loading what is missing for one, that is waited for. Where one is lost while the session opens, the route is
 /// planned again: the next may not lead over it, or it may be back.
 async fn open_when_loaded(wanted: &Wanted<'_>, route: &RouteArgs) -> Result<Opened, Failure> {
-    let (begun, mut bar, mut lost) = (Instant::now(), None, None);
+    let (begun, mut bar, mut lost) = (Instant::now(), None, None::<(Failure, Instant)>);
     loop {
-        match open(wanted, route).await {
-            Err(failure) if failure.code == LOADING && begun.elapsed() < LOADED_WITHIN => {
-                bar = bar.or_else(|| Some(wanted.screen?.wait(failure.message)));
-                sleep(LOADED_EVERY).await;
-            }
-            // Peers that this command starts have no others beside them.
-            Err(failure) if route.peers.is_none() && is_lost(&failure) && begun.elapsed() < RESUME_WITHIN => {
-                tracing::info!(code = %failure.code, "the route is planned again: {}", failure.message);
-                lost = Some(Instant::now());
+        let failure = match open(wanted, route).await {
+            Ok(opened) => return Ok(opened),
+            Err(Unopened::Lost(error)) if begun.elapsed() < RESUME_WITHIN => {
+                if let Some(screen) = wanted.screen {
+                    screen.aside(format!("{error}: the route is planned again"));
+                }
+                lost = Some((error.into(), Instant::now()));
                 sleep(REOPEN_EVERY).await;
+                continue;
             }
-            Err(failure) if comes_back(&failure) && lost.is_some_and(|at| at.elapsed() < REOPEN_WITHIN) => {
-                sleep(REOPEN_EVERY).await;
-            }
-            opened => return opened,
+            Err(unopened) => Failure::from(unopened),
+        };
+        if failure.code == LOADING && begun.elapsed() < LOADED_WITHIN {
+            bar = bar.or_else(|| Some(wanted.screen?.wait(failure.message)));
+            sleep(LOADED_EVERY).await;
+            continue;
+        }
+        match &lost {
+            Some((_, at)) if comes_back(&failure) && at.elapsed() < REOPEN_WITHIN => sleep(REOPEN_EVERY).await,
+            // That nobody else can says less than who is gone.
+            Some((lost, _)) if failure.code == "no_route" => return Err(lost.clone()),
+            _ => return Err(failure),
         }
     }
 }
 
-/// True where a peer was there when the route was planned, and is not any more.
-fn is_lost(failure: &Failure) -> bool {
-    ["engine_lost", "peer_lost", "deadline"].contains(&failure.code.as_ref())
+/// Why there is no session.
+pub(super) enum Unopened {
+    /// A peer was there when the route was planned, and is not any more.
+    Lost(SessionError),
+    /// Anything else.
+    Failed(Failure),
+}
+
+impl From<SessionError> for Unopened {
+    fn from(error: SessionError) -> Self {
+        if error.is_loss() { Self::Lost(error) } else { Self::Failed(error.into()) }
+    }
+}
+
+impl From<Failure> for Unopened {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<Unopened> for Failure {
+    fn from(unopened: Unopened) -> Self {
+        match unopened {
+            Unopened::Lost(error) => error.into(),
+            Unopened::Failed(failure) => failure,
+        }
+    }
 }
 
 /// True for what a peer says while its engine starts again, and for what is said of one that is not there for a while.
@@ -291,10 +325,11 @@ fn comes_back(failure: &Failure) -> bool {
     codes.contains(&failure.code.as_ref())
 }
 
-async fn open(wanted: &Wanted<'_>, route: &RouteArgs) -> Result<Opened, Failure> {
+async fn open(wanted: &Wanted<'_>, route: &RouteArgs) -> Result<Opened, Unopened> {
     match route.peers {
-        Some(peers) => own_peers::open(wanted, peers.into(), route.ends()).await,
-        None if route.local => local(wanted, String::new()).await,
+        // Peers that this command starts have no others beside them.
+        Some(peers) => Ok(own_peers::open(wanted, peers.into(), route.ends()).await?),
+        None if route.local => Ok(local(wanted, String::new()).await?),
         None => swarm::open(wanted, route.prefer).await,
     }
 }

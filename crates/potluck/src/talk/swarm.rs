@@ -10,7 +10,7 @@ use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig};
 use super::{
     AnyChain,
     route::RouteChain,
-    start::{LOADING, OWN_CACHE, Opened, Wanted, local, own_engine, session_config},
+    start::{LOADING, OWN_CACHE, Opened, Unopened, Wanted, local, own_engine, session_config},
     substitutes::Substitutes,
 };
 use crate::{
@@ -193,7 +193,7 @@ fn loads_what_is_missing(
 }
 
 /// Opens a session as the planner says.
-pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, Failure> {
+pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, Unopened> {
     let Surveyed { preview, silent, node, offers } = survey(wanted, prefer, false).await?;
     silent.iter().for_each(|why| tracing::info!("{why}"));
     let preview = match preview {
@@ -202,7 +202,7 @@ pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, 
             if let Some(node) = node {
                 wanted.home.let_go(&node).await;
             }
-            return Err(failure);
+            return Err(failure.into());
         }
     };
     let verdict = preview.verdict.reason.clone();
@@ -219,7 +219,7 @@ pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, 
                 Hop::Own(OwnStage { spec, cache: OWN_CACHE })
             }
             Who::Started(_) => {
-                return Err(Failure::new("internal", "a plan of the swarm starts no peer", "report this"));
+                return Err(Failure::new("internal", "a plan of the swarm starts no peer", "report this").into());
             }
             Who::Peer(peer) => remote_hop(&offers, peer, spec)?,
         });
