@@ -120,7 +120,7 @@ pub struct Session {
     last_life: u64,
     /// Which of the streams to each stage is the present one.
     lives: Vec<u64>,
-    /// What each peer's machine had acknowledged when it was asked for its account last.
+    /// What the machine of each peer had acknowledged when it was asked whether it hears, as long as that is not known.
     acknowledged: HashMap<usize, u64>,
     /// Streams that were a standby's, and are a stage's.
     promoted: HashMap<u64, usize>,
@@ -495,7 +495,8 @@ impl Session {
             tokio::select! {
                 biased;
                 Some(happened) = self.inbox.recv() => self.happen(happened),
-                () = alarm => {}
+                // What is there already is read before it counts as late.
+                () = alarm => tokio::task::yield_now().await,
             }
             // Events that never cease must not keep a deadline from passing.
             if self.machine.poll_timeout().is_some_and(|at| at <= Instant::now()) {
@@ -597,6 +598,10 @@ impl Session {
 
     fn tell(&mut self, event: Event) {
         self.machine.handle(Instant::now(), event);
+        if !self.acknowledged.is_empty() {
+            let doubted: Vec<usize> = self.machine.doubted().collect();
+            self.acknowledged.retain(|hop, _| doubted.contains(hop));
+        }
         self.perform_all();
     }
 
@@ -625,8 +630,10 @@ impl Session {
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Send { hop, frame } => {
-                if let (Frame::AskAccount, Some(link)) = (&frame, &self.links[hop]) {
-                    self.acknowledged.insert(hop, link.acknowledgements());
+                if let (Frame::AskAccount, Some(link)) = (&frame, &self.links[hop])
+                    && self.machine.doubted().any(|doubted| doubted == hop)
+                {
+                    self.acknowledged.entry(hop).or_insert_with(|| link.acknowledgements());
                 }
                 if let Some(stream) = self.streams.get_mut(&hop) {
                     stream.push(frame);

@@ -267,10 +267,12 @@ async fn open_when_loaded(wanted: &Wanted<'_>, route: &RouteArgs) -> Result<Open
         let failure = match open(wanted, route).await {
             Ok(opened) => return Ok(opened),
             Err(Unopened::Lost(error)) if begun.elapsed() < RESUME_WITHIN => {
-                if let Some(screen) = wanted.screen {
-                    screen.aside(format!("{error}: the route is planned again"));
+                let again = Failure::from(error);
+                let is_told = lost.is_some_and(|(told, _)| told == again);
+                if let Some(screen) = wanted.screen.filter(|_| !is_told) {
+                    screen.aside(format!("{}: the route is planned again", again.message));
                 }
-                lost = Some((error.into(), Instant::now()));
+                lost = Some((again, Instant::now()));
                 sleep(REOPEN_EVERY).await;
                 continue;
             }
