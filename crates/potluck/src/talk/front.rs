@@ -23,10 +23,11 @@ use super::{
     Talk,
     draft::{Drafter, drafting},
     lent::Lenders,
+    opening::{LOADED_EVERY, LOADED_WITHIN, LOADING, PassedOver, RESUME_WITHIN, Unopened},
     own_peers,
     route::{RouteChain, stage_of},
     shared::SharedEngine,
-    start::{LOADED_EVERY, LOADED_WITHIN, LOADING, OWN_CACHE, Wanted, session_config, session_id},
+    start::{OWN_CACHE, Wanted, session_config, session_id},
     substitutes::Substitutes,
     swarm::{client_node, has_both_ends, shared_route},
 };
@@ -338,19 +339,29 @@ impl Opener for Sessions {
         // Peers come and go: a session that is opened later may find a better way than the first one did.
         if self.planned.get().elapsed() >= PLAN_AGAIN
             && let Some(swarm) = &self.swarm
-            && let Err(failure) = self.plan(swarm).await
+            && let Err(failure) = self.plan(swarm, &PassedOver::default()).await
         {
             tracing::info!(code = %failure.code, "the last plan stands");
         }
-        let chain = match (self.try_open().await, &self.swarm) {
-            (Err(failure), Some(swarm)) => {
-                tracing::info!(code = %failure.code, "the route is planned again");
-                self.plan_when_loaded(swarm).await.map_err(problem)?;
-                self.try_open().await
+        let (begun, mut passed, mut is_first) = (Instant::now(), PassedOver::default(), true);
+        let chain = loop {
+            let unopened = match self.try_open().await {
+                Ok(chain) => break chain,
+                Err(unopened) => unopened,
+            };
+            // Whoever is gone, full or stuck is passed over, one after the other.
+            let is_passed = matches!(&unopened, Unopened::Session(error) if passed.note(error));
+            let failure = Failure::from(unopened);
+            match &self.swarm {
+                Some(swarm) if is_first || (is_passed && begun.elapsed() < RESUME_WITHIN) => {
+                    tracing::info!(code = %failure.code, "the route is planned again");
+                    self.plan_when_loaded(swarm, &passed).await.map_err(problem)?;
+                }
+                _ => return Err(problem(failure)),
             }
-            (opened, _) => opened,
+            is_first = false;
         };
-        Ok(self.session(chain.map_err(problem)?).await)
+        Ok(self.session(chain).await)
     }
 
     async fn open_beside(&self, of: &Session<RouteChain>, positions: usize) -> Option<Session<RouteChain>> {
@@ -383,7 +394,7 @@ impl Sessions {
         Self { node, config, vocabulary, swarm, engines, drafts, drafter, opened, planned, planning }
     }
 
-    async fn plan(&self, swarm: &Swarm) -> Result<(), Failure> {
+    async fn plan(&self, swarm: &Swarm, passed: &PassedOver) -> Result<(), Failure> {
         let _alone = self.planning.lock().await;
         self.planned.set(Instant::now());
         // One that has ended serves nobody again: another takes its place.
@@ -393,7 +404,8 @@ impl Sessions {
         let wanted = Wanted { home, entry, settings, codec: *codec, memory, privacy, standby, screen };
         let membership = Membership::open(home)?;
         // This machine alone was not the better choice when it began: now the last plan stands.
-        let Some(route) = shared_route(&wanted, *prefer, &(self.node.clone(), membership)).await? else {
+        let among = (self.node.clone(), membership);
+        let Some(route) = shared_route(&wanted, *prefer, &among, passed.peers()).await? else {
             return Ok(());
         };
         let running: Vec<StageSpec> = self.engines.borrow().iter().map(|(spec, _)| *spec).collect();
@@ -411,10 +423,10 @@ impl Sessions {
     }
 
     /// Where a peer is loading what is missing for a route, that is waited for.
-    async fn plan_when_loaded(&self, swarm: &Swarm) -> Result<(), Failure> {
+    async fn plan_when_loaded(&self, swarm: &Swarm, passed: &PassedOver) -> Result<(), Failure> {
         let begun = Instant::now();
         loop {
-            match self.plan(swarm).await {
+            match self.plan(swarm, passed).await {
                 Err(failure) if failure.code == LOADING && begun.elapsed() < LOADED_WITHIN => {}
                 planned => return planned,
             }
@@ -460,7 +472,7 @@ impl Sessions {
         }
     }
 
-    async fn try_open(&self) -> Result<RouteChain, Failure> {
+    async fn try_open(&self) -> Result<RouteChain, Unopened> {
         let config = self.config.borrow().clone();
         self.open_on(config, None).await
     }
@@ -476,11 +488,11 @@ impl Sessions {
             prefix: Prefix { session: of.session(), positions: positions as u32 },
             own: own.map(|(hop, _)| (hop, OWN_CACHE)).collect(),
         });
-        self.open_on(config, Some(of.number())).await.map(Some)
+        Ok(Some(self.open_on(config, Some(of.number())).await?))
     }
 
     /// `beside`: the number of the session whose prefix it shares.
-    async fn open_on(&self, mut config: SessionConfig, beside: Option<u64>) -> Result<RouteChain, Failure> {
+    async fn open_on(&self, mut config: SessionConfig, beside: Option<u64>) -> Result<RouteChain, Unopened> {
         self.check_trust(&config.route.iter().map(stage_of).collect::<Vec<_>>())?;
         config.key.id = session_id()?;
         let number = self.opened.get() + 1;
@@ -535,7 +547,7 @@ async fn route_of(
     swarm: Option<&(Node, Membership)>,
 ) -> Result<(Node, Vec<Hop>, Option<Embedded>), Failure> {
     if let Some(swarm) = swarm
-        && let Some(hops) = shared_route(wanted, route.prefer, swarm).await?
+        && let Some(hops) = shared_route(wanted, route.prefer, swarm, &[]).await?
     {
         return Ok((swarm.0.clone(), hops, None));
     }

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     RouteStage,
-    start::REOPEN_EVERY,
+    opening::REOPEN_EVERY,
     substitutes::{Parted, Places, Search, Substitutes, Vacancy},
 };
 use crate::{engines::RunningEngine, failure::Failure};

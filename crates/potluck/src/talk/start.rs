@@ -1,9 +1,9 @@
 //! From arguments to a model that is ready to answer.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use potluck_chain::{
-    Deadlines, Hop, SessionConfig, SessionError,
+    Deadlines, Hop, SessionConfig,
     plan::{Preference, Preview, Wish},
 };
 use potluck_client::{ChatTemplate, Conversation, LocalChain, Session, SpecialTokens};
@@ -13,15 +13,14 @@ use potluck_model::facts;
 use potluck_net::OwnPort;
 use potluck_peer::GRACE_MAX;
 use potluck_store::Entry;
-use tokio::time::{sleep, timeout_at};
 
 use super::{
     AnyChain, Talk,
     advice::advice,
     draft::{Drafter, drafting},
+    opening::{REOPEN_WITHIN, open_when_loaded, open_within},
     own_peers,
     route::OwnEngine,
-    swarm,
 };
 use crate::{
     args::{EngineArgs, Privacy, RouteArgs},
@@ -37,25 +36,9 @@ use crate::{
 /// The cache that a session of this command uses in its own engines: they have one.
 pub(super) const OWN_CACHE: CacheId = CacheId(0);
 
-/// How long a lost session's peers may take to be ready again: between two answers, and in the midst of one.
-const REOPEN_WITHIN: Duration = Duration::from_secs(10);
-const RESUME_WITHIN: Duration = Duration::from_secs(30);
-
 /// How long the others of a route keep what they hold while another peer is looked for in the place of a lost one: as long as peers allow,
 /// for somebody may have to load what the lost one had.
 const REPLACED_WITHIN: Duration = GRACE_MAX;
-
-/// How long is waited for a peer that is loading what is missing for a route.
-pub(super) const LOADED_WITHIN: Duration = Duration::from_secs(300);
-
-/// How often it is looked whether it is there.
-pub(super) const LOADED_EVERY: Duration = Duration::from_secs(2);
-
-/// Nobody has the layers that are missing for a route, and somebody is loading them.
-pub(super) const LOADING: &str = "loading";
-
-/// How often they are asked.
-pub(super) const REOPEN_EVERY: Duration = Duration::from_millis(200);
 
 /// What is to be opened.
 pub(crate) struct Wanted<'a> {
@@ -203,137 +186,6 @@ fn slower_than_alone(wanted: &Wanted<'_>, route: &RouteArgs, plan: Option<&Previ
     let own = known_machine(wanted).ok()??;
     let placed = own_peers::own_peers_plan_on(wanted, &own, route.peers?.into(), route.ends());
     advice(&placed.ok()?, name)
-}
-
-/// Another session in the midst of an answer that has lost its own, and why it is what it is where that may have changed.
-pub(super) async fn open_again(
-    wanted: &Wanted<'_>,
-    route: &RouteArgs,
-    embedded: Option<&Embedded>,
-    lost: &SessionError,
-) -> Result<(AnyChain, Option<String>), Failure> {
-    // An engine comes back; a peer that this command started does not.
-    if embedded.is_some() && lost.code() != "engine_lost" {
-        return Err(lost.clone().into());
-    }
-    open_within(wanted, route, embedded, RESUME_WITHIN).await
-}
-
-/// Another session after one was lost: over the same peers where this command started them.
-///
-/// What comes back by itself is waited for, for `patience` at most: an engine that starts again, a peer that is about to be at
-/// another relay.
-async fn open_within(
-    wanted: &Wanted<'_>,
-    route: &RouteArgs,
-    embedded: Option<&Embedded>,
-    patience: Duration,
-) -> Result<(AnyChain, Option<String>), Failure> {
-    let (begun, seconds) = (Instant::now(), patience.as_secs());
-    let mut last = Failure::new("deadline", format!("no other route within {seconds} s"), "run it again");
-    let mut until = begun + patience;
-    loop {
-        let opened = async {
-            match embedded {
-                Some(embedded) => {
-                    own_peers::open_again(wanted, embedded, route.ends()).await.map(|chain| (chain, None))
-                }
-                None => {
-                    let opened = open(wanted, route).await?;
-                    Ok((opened.chain, Some(opened.verdict)))
-                }
-            }
-        };
-        match timeout_at(until.into(), opened).await {
-            // What is loaded may take longer to be there.
-            Ok(Err(failure)) if failure.code == LOADING => {
-                until = until.max((Instant::now() + patience).min(begun + LOADED_WITHIN));
-                last = failure;
-                sleep(LOADED_EVERY).await;
-            }
-            Ok(Err(failure)) if comes_back(&failure) => last = failure,
-            Ok(opened) => return opened,
-            Err(_) => return Err(last),
-        }
-        sleep(REOPEN_EVERY).await;
-    }
-}
-
-/// A session; where a peer is loading what is missing for one, that is waited for. Where one is lost while the session opens, the route is
-/// planned again: the next may not lead over it, or it may be back.
-async fn open_when_loaded(wanted: &Wanted<'_>, route: &RouteArgs) -> Result<Opened, Failure> {
-    let (begun, mut bar, mut lost) = (Instant::now(), None, None::<(Failure, Instant)>);
-    loop {
-        let failure = match open(wanted, route).await {
-            Ok(opened) => return Ok(opened),
-            Err(Unopened::Lost(error)) if begun.elapsed() < RESUME_WITHIN => {
-                let again = Failure::from(error);
-                let is_told = lost.is_some_and(|(told, _)| told == again);
-                if let Some(screen) = wanted.screen.filter(|_| !is_told) {
-                    screen.aside(format!("{}: the route is planned again", again.message));
-                }
-                lost = Some((again, Instant::now()));
-                sleep(REOPEN_EVERY).await;
-                continue;
-            }
-            Err(unopened) => Failure::from(unopened),
-        };
-        if failure.code == LOADING && begun.elapsed() < LOADED_WITHIN {
-            bar = bar.or_else(|| Some(wanted.screen?.wait(failure.message)));
-            sleep(LOADED_EVERY).await;
-            continue;
-        }
-        match &lost {
-            Some((_, at)) if comes_back(&failure) && at.elapsed() < REOPEN_WITHIN => sleep(REOPEN_EVERY).await,
-            // That nobody else can says less than who is gone.
-            Some((lost, _)) if failure.code == "no_route" => return Err(lost.clone()),
-            _ => return Err(failure),
-        }
-    }
-}
-
-/// Why there is no session.
-pub(super) enum Unopened {
-    /// A peer was there when the route was planned, and is not any more.
-    Lost(SessionError),
-    /// Anything else.
-    Failed(Failure),
-}
-
-impl From<SessionError> for Unopened {
-    fn from(error: SessionError) -> Self {
-        if error.is_loss() { Self::Lost(error) } else { Self::Failed(error.into()) }
-    }
-}
-
-impl From<Failure> for Unopened {
-    fn from(failure: Failure) -> Self {
-        Self::Failed(failure)
-    }
-}
-
-impl From<Unopened> for Failure {
-    fn from(unopened: Unopened) -> Self {
-        match unopened {
-            Unopened::Lost(error) => error.into(),
-            Unopened::Failed(failure) => failure,
-        }
-    }
-}
-
-/// True for what a peer says while its engine starts again, and for what is said of one that is not there for a while.
-fn comes_back(failure: &Failure) -> bool {
-    let codes = ["engine_lost", "not_served", "busy", "peer_lost", "peer_failed", "deadline", "no_route", LOADING];
-    codes.contains(&failure.code.as_ref())
-}
-
-async fn open(wanted: &Wanted<'_>, route: &RouteArgs) -> Result<Opened, Unopened> {
-    match route.peers {
-        // Peers that this command starts have no others beside them.
-        Some(peers) => Ok(own_peers::open(wanted, peers.into(), route.ends()).await?),
-        None if route.local => Ok(local(wanted, String::new()).await?),
-        None => swarm::open(wanted, route.prefer).await,
-    }
 }
 
 /// One engine here, on the original file.

@@ -9,8 +9,9 @@ use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig};
 
 use super::{
     AnyChain,
+    opening::{LOADING, Unopened},
     route::RouteChain,
-    start::{LOADING, OWN_CACHE, Opened, Unopened, Wanted, local, own_engine, session_config},
+    start::{OWN_CACHE, Opened, Wanted, local, own_engine, session_config},
     substitutes::Substitutes,
 };
 use crate::{
@@ -33,12 +34,17 @@ pub(crate) struct Surveyed {
 }
 
 /// Asks the swarm who offers what, and plans. `may_load`: machines may load what they have not loaded.
-pub(super) async fn survey(wanted: &Wanted<'_>, prefer: Prefer, may_load: bool) -> Result<Surveyed, Failure> {
+pub(super) async fn survey(
+    wanted: &Wanted<'_>,
+    prefer: Prefer,
+    may_load: bool,
+    without: &[PeerId],
+) -> Result<Surveyed, Failure> {
     let swarm = match Membership::find(wanted.home)? {
         Some(membership) => Some((client_node(wanted.home, &membership).await?, membership)),
         None => None,
     };
-    let (preview, silent, offers) = plan_over(wanted, prefer, may_load, swarm.as_ref()).await?;
+    let (preview, silent, offers) = plan_over(wanted, prefer, may_load, swarm.as_ref(), without).await?;
     Ok(Surveyed { preview, silent, node: swarm.map(|(node, _)| node), offers })
 }
 
@@ -50,6 +56,7 @@ async fn plan_over(
     prefer: Prefer,
     may_load: bool,
     swarm: Option<&(Node, Membership)>,
+    without: &[PeerId],
 ) -> Result<Planned, Failure> {
     let missing = missing_layers(wanted.entry);
     // Of a model that is not here this machine can run nothing yet.
@@ -95,7 +102,7 @@ async fn plan_over(
             let offered = distances.machines(&hearing.offers()).into_iter();
             all.extend(offered.map(|machine| Machine { trusted: trusted(&machine), ..machine }));
         }
-        let planned = plan(&facts, &all, &wish);
+        let planned = plan_without(&facts, &all, &wish, without);
         let Some((hearing, distances)) = &mut asked else { break planned };
         // Where nobody but this machine would read what is said, it is worth the wait; and so is any way, where there is none.
         let open = planned.as_ref().is_ok_and(|preview| preview.preference != Preference::Private);
@@ -166,6 +173,23 @@ async fn plan_over(
     Ok((preview, silent, offers))
 }
 
+/// A plan over others than these; over them, too, where there is none over others.
+fn plan_without(
+    facts: &ModelFacts,
+    machines: &[Machine],
+    wish: &Wish,
+    without: &[PeerId],
+) -> Result<Preview, PlanError> {
+    let is_other = |machine: &&Machine| !matches!(machine.who, Who::Peer(peer) if without.contains(&peer));
+    let others: Vec<_> = machines.iter().filter(is_other).cloned().collect();
+    if others.len() < machines.len()
+        && let Ok(preview) = plan(facts, &others, wish)
+    {
+        return Ok(preview);
+    }
+    plan(facts, machines, wish)
+}
+
 /// A peer that is loading layers, where there will be a route once it has. Who did not answer may be gone, and loads nothing then.
 fn loads_what_is_missing(
     wanted: &Wanted<'_>,
@@ -192,9 +216,9 @@ fn loads_what_is_missing(
     plan(facts, &machines, wish).is_ok().then_some(coming.peer)
 }
 
-/// Opens a session as the planner says.
-pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Opened, Unopened> {
-    let Surveyed { preview, silent, node, offers } = survey(wanted, prefer, false).await?;
+/// Opens a session as the planner says: over others than these, where there is a route over others.
+pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer, without: &[PeerId]) -> Result<Opened, Unopened> {
+    let Surveyed { preview, silent, node, offers } = survey(wanted, prefer, false, without).await?;
     silent.iter().for_each(|why| tracing::info!("{why}"));
     let preview = match preview {
         Ok(preview) => preview,
@@ -239,13 +263,14 @@ pub(super) fn substitutes(wanted: &Wanted<'_>) -> Substitutes {
 }
 
 /// A route for sessions that share it, with stages of this machine at its ends where they fit and nothing else was asked for;
-/// none where this machine alone is the better choice.
+/// none where this machine alone is the better choice. Over others than `without`, where there is a route over others.
 pub(super) async fn shared_route(
     wanted: &Wanted<'_>,
     prefer: Prefer,
     swarm: &(Node, Membership),
+    without: &[PeerId],
 ) -> Result<Option<Vec<Hop>>, Failure> {
-    let (preview, silent, offers) = plan_over(wanted, prefer, false, Some(swarm)).await?;
+    let (preview, silent, offers) = plan_over(wanted, prefer, false, Some(swarm), without).await?;
     silent.iter().for_each(|why| tracing::info!("{why}"));
     let preview = preview?;
     if is_own(&preview) {
@@ -295,7 +320,7 @@ pub(crate) async fn client_node(home: &Home, membership: &Membership) -> Result<
 
 /// Plans without opening anything: `potluck model plan`.
 pub(crate) async fn preview(wanted: &Wanted<'_>, prefer: Prefer) -> Result<Surveyed, Failure> {
-    let mut surveyed = survey(wanted, prefer, true).await?;
+    let mut surveyed = survey(wanted, prefer, true, &[]).await?;
     if let Some(node) = surveyed.node.take() {
         wanted.home.let_go(&node).await;
     }

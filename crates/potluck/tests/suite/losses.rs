@@ -484,6 +484,7 @@ fn runs(swarm: &mut Swarm, seed: u64, count: usize) -> Vec<Row> {
     let only = env::var("POTLUCK_PROVE_FAULT").ok().filter(|only| !only.is_empty());
     let faults: Vec<_> =
         FAULTS.iter().copied().filter(|fault| only.as_ref().is_none_or(|only| *only == format!("{fault:?}"))).collect();
+    assert!(!faults.is_empty(), "POTLUCK_PROVE_FAULT is one of {FAULTS:?}");
     for run in 0..count {
         let fault = faults[run % faults.len()];
         // Five and eight have no common divisor: each goes with each.

@@ -8,9 +8,13 @@ use crate::machine::{Machine, Running, children, cpu_ticks, kill, model, wait_un
 
 /// Lends layers of the small model; returns its id once they are served.
 pub(crate) fn serve(machine: &Machine, layers: &str) -> (Running, String) {
+    serve_as(machine, layers, &[])
+}
+
+fn serve_as(machine: &Machine, layers: &str, more: &[&str]) -> (Running, String) {
     let model = model();
     let args = ["serve", "--model", &model, "--layers", layers, "--bind", "127.0.0.1:0", "--threads", "1", "--exact"];
-    let mut serving = machine.start(&[&args[..], &["--context", "512", "--json"]].concat());
+    let mut serving = machine.start(&[&args[..], &["--context", "512", "--json"], more].concat());
     let ready = serving.object();
     let id = ready["id"].as_str().unwrap_or_else(|| panic!("{ready}")).to_owned();
     (serving, id)
@@ -27,30 +31,85 @@ pub(crate) fn ticks(serving: &Running) -> u64 {
     children(serving.child.id()).into_iter().map(cpu_ticks).max().unwrap_or(0)
 }
 
+/// A swarm in which one machine has the first layers and two have the rest, each all of it; and who asks.
+struct Spare {
+    _first: (Machine, Running),
+    last: [(Machine, Running, String); 2],
+    asking: Machine,
+}
+
+const OVER: [&str; 5] = ["--context", "512", "--exact", "--prefer", "swarm"];
+
+impl Spare {
+    /// `more`: how the two lend.
+    fn new(more: &[&str]) -> Self {
+        let [owner, second, third, asking] = [(); 4].map(|()| Machine::new());
+        owner.json(&["swarm", "create"]);
+        let (first, _) = serve(&owner, "0..15");
+        [&second, &third, &asking].into_iter().for_each(|machine| join(&owner, machine));
+        let last = [second, third].map(|machine| {
+            let (serving, id) = serve_as(&machine, "15..30", more);
+            (machine, serving, id)
+        });
+        wait_until("all offers are known", || {
+            let (peers, _) = asking.json(&["peers"]);
+            peers["peers"].as_array().is_some_and(|peers| peers.len() == 3)
+        });
+        Self { _first: (owner, first), last, asking }
+    }
+
+    fn ask(&self, tokens: &str) -> Running {
+        let model = model();
+        let ask = ["run", "--model", &model, "--temperature", "0", "--max-tokens", tokens, "--threads", "1"];
+        self.asking.start(&[&ask[..], &OVER, &["--ignore-eos", "--json", "Tell me of the sea."]].concat())
+    }
+
+    fn signal_engines(&self, which: usize, signal: &str) {
+        children(self.last[which].1.child.id()).into_iter().for_each(|engine| kill(engine, signal));
+    }
+
+    /// Both take a session, and do not get as far as to say so. Which of them has one.
+    fn ask_stuck(&self, tokens: &str) -> (Running, usize) {
+        (0..2).for_each(|which| self.signal_engines(which, "STOP"));
+        let asking = self.ask(tokens);
+        (asking, self.has_session())
+    }
+
+    /// Which of the two has a session, once one has.
+    fn has_session(&self) -> usize {
+        let mut at = None;
+        wait_until("one of them has the session", || {
+            at = self.last.iter().position(|(machine, ..)| {
+                let (terms, _) = machine.json(&["terms"]);
+                terms["lending"]["sessions"].as_array().is_some_and(|sessions| !sessions.is_empty())
+            });
+            at.is_some()
+        });
+        at.unwrap()
+    }
+
+    /// An answer of `tokens` tokens, all of them over this one of the two.
+    fn check(&self, answer: &Value, tokens: usize, over: usize) {
+        assert_eq!(answer["tokens"].as_array().map(Vec::len), Some(tokens), "{answer}");
+        assert_eq!(answer["route"][1]["peer"].as_str(), Some(self.last[over].2.as_str()), "{answer}");
+        // Nothing of it was computed before.
+        assert!(answer["resumed"].is_null() && answer["repairs"].is_null(), "{answer}");
+    }
+}
+
 #[test]
 fn a_machine_that_is_killed_costs_a_pause_and_no_token() {
-    let [owner, second, third, asking] = [(); 4].map(|()| Machine::new());
-    owner.json(&["swarm", "create"]);
-    let (_first, _) = serve(&owner, "0..15");
-    [&second, &third, &asking].into_iter().for_each(|machine| join(&owner, machine));
-    let last: Vec<_> = [&second, &third].into_iter().map(|machine| serve(machine, "15..30")).collect();
-    wait_until("all offers are known", || {
-        let (peers, _) = asking.json(&["peers"]);
-        peers["peers"].as_array().is_some_and(|peers| peers.len() == 3)
-    });
-    let over = ["--context", "512", "--exact", "--prefer", "swarm", "--ignore-eos"];
-    let whole = asking.answer("Tell me of the sea.", 160, &over);
-    let before: Vec<u64> = last.iter().map(|(serving, _)| ticks(serving)).collect();
-    let model = model();
-    let ask = ["run", "--model", &model, "--temperature", "0", "--max-tokens", "160", "--threads", "1"];
-    let mut answering = asking.start(&[&ask[..], &over, &["--json", "Tell me of the sea."]].concat());
+    let spare = Spare::new(&[]);
+    let whole = spare.asking.answer("Tell me of the sea.", 160, &[&OVER[..], &["--ignore-eos"]].concat());
+    let before: Vec<u64> = spare.last.iter().map(|(_, serving, _)| ticks(serving)).collect();
+    let mut answering = spare.ask("160");
     let mut at = None;
     wait_until("the answer is under way", || {
-        at = last.iter().zip(&before).position(|((serving, _), before)| ticks(serving) >= before + 20);
+        at = spare.last.iter().zip(&before).position(|((_, serving, _), before)| ticks(serving) >= before + 20);
         at.is_some()
     });
     // The one that it goes over.
-    let (killed, id) = &last[at.unwrap()];
+    let (_, killed, id) = &spare.last[at.unwrap()];
     killed.signal("KILL");
     let answer: Value = answering.object();
     assert_eq!(answer["tokens"], whole["tokens"], "{answer}");
@@ -61,40 +120,30 @@ fn a_machine_that_is_killed_costs_a_pause_and_no_token() {
 
 #[test]
 fn a_machine_that_is_killed_while_a_session_opens_is_not_the_end_of_it() {
-    let [owner, second, third, asking] = [(); 4].map(|()| Machine::new());
-    owner.json(&["swarm", "create"]);
-    let (_first, _) = serve(&owner, "0..15");
-    [&second, &third, &asking].into_iter().for_each(|machine| join(&owner, machine));
-    let last: Vec<_> = [&second, &third].into_iter().map(|machine| serve(machine, "15..30")).collect();
-    let free = |id: &str| {
-        let (peers, _) = asking.json(&["peers"]);
-        let offer = peers["peers"].as_array()?.iter().find(|offer| offer["peer"] == id)?.clone();
-        offer["free_caches"].as_u64()
-    };
-    wait_until("all offers are known", || last.iter().all(|(_, id)| free(id).is_some()));
-    let all = free(&last[0].1).unwrap();
-    let signal = |which: usize, signal| {
-        children(last[which].0.child.id()).into_iter().for_each(|engine| kill(engine, signal));
-    };
-    // They take the session, and do not get as far as to say so.
-    (0..2).for_each(|which| signal(which, "STOP"));
-    let model = model();
-    let ask = ["run", "--model", &model, "--temperature", "0", "--max-tokens", "8", "--threads", "1"];
-    let over = ["--context", "512", "--exact", "--prefer", "swarm", "--json", "Tell me of the sea."];
-    let mut answering = asking.start(&[&ask[..], &over].concat());
-    let mut at = None;
-    wait_until("one of them has the session", || {
-        at = last.iter().position(|(_, id)| free(id).is_some_and(|free| free < all));
-        at.is_some()
-    });
-    let at = at.unwrap();
-    last[at].0.signal("KILL");
-    signal(1 - at, "CONT");
-    let answer: Value = answering.object();
-    assert_eq!(answer["tokens"].as_array().map(Vec::len), Some(8), "{answer}");
-    assert_eq!(answer["route"][1]["peer"].as_str(), Some(last[1 - at].1.as_str()), "{answer}");
-    // Nothing of it was computed before.
-    assert!(answer["resumed"].is_null() && answer["repairs"].is_null(), "{answer}");
+    let spare = Spare::new(&[]);
+    let (mut answering, at) = spare.ask_stuck("8");
+    spare.last[at].1.signal("KILL");
+    spare.signal_engines(1 - at, "CONT");
+    spare.check(&answering.object(), 8, 1 - at);
+}
+
+#[test]
+fn a_machine_that_is_stuck_when_a_session_opens_is_passed_over() {
+    let spare = Spare::new(&[]);
+    let (mut answering, at) = spare.ask_stuck("8");
+    spare.signal_engines(1 - at, "CONT");
+    spare.check(&answering.object(), 8, 1 - at);
+    spare.signal_engines(at, "CONT");
+}
+
+#[test]
+fn a_machine_that_is_full_is_passed_over() {
+    let spare = Spare::new(&["--caches", "1"]);
+    let mut sits = spare.ask("440");
+    let full = spare.has_session();
+    // Its offer still says that it is free.
+    spare.check(&spare.ask("8").object(), 8, 1 - full);
+    spare.check(&sits.object(), 440, full);
 }
 
 /// Lends what the swarm needs most.
