@@ -124,6 +124,12 @@ impl<C: Chain> Session<C> {
         self
     }
 
+    /// Its chain holds these already, of a session that was put aside: they were evaluated in steps that begin at `cuts`.
+    pub fn begin_with(&mut self, held: Vec<u32>, cuts: &[usize]) {
+        self.cuts = cuts.iter().copied().filter(|start| *start < held.len()).collect();
+        self.held = held;
+    }
+
     /// Drops all that it holds, its draft model's cache included: the next answer evaluates its whole prompt.
     pub fn forget_all(&mut self) {
         self.forget(0);
@@ -184,6 +190,21 @@ impl<C: Chain> Session<C> {
     /// The tokens that the caches hold, or will once every step in flight has run.
     pub fn held(&self) -> &[u32] {
         &self.held
+    }
+
+    /// Where the steps begin that those were evaluated in.
+    pub fn cuts(&self) -> &[usize] {
+        &self.cuts
+    }
+
+    /// The chain, to ask it for something between two answers.
+    pub fn chain_mut(&mut self) -> &mut C {
+        &mut self.chain
+    }
+
+    /// Lets go of all that its chain has: only another may follow.
+    pub async fn let_go(&mut self) {
+        self.chain.let_go().await;
     }
 
     /// The vocabulary.

@@ -96,6 +96,8 @@ impl LocalChain {
             StageReply::Opened { .. } => "opened",
             StageReply::Forwarded { .. } => "forwarded",
             StageReply::Row { .. } => "row",
+            StageReply::Saved { .. } | StageReply::Restored { .. } => "saved",
+            StageReply::Exported { .. } | StageReply::Imported { .. } => "exported",
             StageReply::Lost { .. } | StageReply::Ready(_) => "state",
         };
         own(self.layers, StageError::Engine(format!("a {kind} reply was not due")))

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CacheId, LayerRange, ModelId, Tree};
+use crate::{CacheId, LayerRange, ModelId, SessionKey, Tree};
 
 /// Which part of which model a stage is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -154,6 +154,48 @@ pub enum Output {
     Logits(Vec<Logits>),
 }
 
+/// Bytes of what a cache holds that are given at a time at most.
+pub const STATE_PART_BYTES_MAX: usize = 1 << 20;
+
+/// What is encrypted with it is read by whoever has it, and by nobody else.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateKey(pub [u8; 32]);
+
+impl fmt::Debug for StateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StateKey(..)")
+    }
+}
+
+/// A part of what a cache holds, in the engine's own words. Nobody reads it but an engine of the same version with the same stage.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatePart {
+    /// Positions that the cache holds.
+    pub positions: u32,
+    /// Bytes of all of it.
+    pub total: u64,
+    /// Where this part begins.
+    pub offset: u64,
+    /// At most [`STATE_PART_BYTES_MAX`].
+    #[serde(with = "serde_bytes")]
+    pub bytes: Vec<u8>,
+}
+
+impl fmt::Debug for StatePart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { positions, total, offset, bytes } = self;
+        // Never the values: what was said can be read back from them.
+        write!(f, "StatePart({positions} positions, {} bytes at {offset} of {total})", bytes.len())
+    }
+}
+
+impl StatePart {
+    /// Whether all of it is there with this part.
+    pub fn is_last(&self) -> bool {
+        self.offset.saturating_add(self.bytes.len() as u64) >= self.total
+    }
+}
+
 /// Why a stage did not run a step.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -228,6 +270,23 @@ pub trait Stage {
     /// # Errors
     /// `UnknownCache`; `BadInput` where the row was not kept.
     fn row(&mut self, cache: CacheId, row: u16) -> Result<Hidden, StageError>;
+
+    /// A part of what `cache` holds, from that byte on. At 0 it is taken down; what is asked for afterwards is of that moment, as long as
+    /// nobody else is asked.
+    ///
+    /// # Errors
+    /// `UnknownCache`; `BadInput` where there is no such part, or the stage cannot say what it holds.
+    fn export(&mut self, cache: CacheId, _offset: u64) -> Result<StatePart, StageError> {
+        Err(StageError::BadInput(format!("what cache {cache:?} holds cannot be taken down here")))
+    }
+
+    /// Gives a cache what another held, part by part, in order. With the last one it holds that, and nothing else.
+    ///
+    /// # Errors
+    /// `UnknownCache`; `BadInput` where the part does not follow, or is no such thing; `ContextFull`. The cache is empty then.
+    fn import(&mut self, cache: CacheId, _part: StatePart) -> Result<(), StageError> {
+        Err(StageError::BadInput(format!("cache {cache:?} can be given nothing here")))
+    }
 }
 
 /// What a peer asks of a stage that runs elsewhere: the [`Stage`] trait as a message. Answered in order.
@@ -268,6 +327,41 @@ pub enum StageCommand {
         /// Which row of its last step.
         row: u16,
     },
+    /// Keep what the cache holds, encrypted, for a while. Answered by [`StageReply::Saved`]. No stage does it: whoever speaks to one may,
+    /// by [`Export`](Self::Export).
+    Save {
+        /// The cache.
+        cache: CacheId,
+        /// Whose it is.
+        session: SessionKey,
+        /// What it is encrypted with: whoever keeps it forgets it.
+        key: StateKey,
+        /// For how long at most.
+        seconds: u32,
+    },
+    /// Give the cache what was kept of a session. Answered by [`StageReply::Restored`].
+    Restore {
+        /// The cache: it holds nothing.
+        cache: CacheId,
+        /// Whose state was kept.
+        session: SessionKey,
+        /// What it is encrypted with.
+        key: StateKey,
+    },
+    /// [`Stage::export`]. Answered by [`StageReply::Exported`].
+    Export {
+        /// The cache.
+        cache: CacheId,
+        /// From which byte on.
+        offset: u64,
+    },
+    /// [`Stage::import`]. Answered by [`StageReply::Imported`].
+    Import {
+        /// The cache.
+        cache: CacheId,
+        /// The part.
+        part: StatePart,
+    },
 }
 
 /// What a stage answers to a [`StageCommand`].
@@ -305,6 +399,34 @@ pub enum StageReply {
     },
     /// Unasked: the stage can run (again).
     Ready(StageShape),
+    /// To `Save`.
+    Saved {
+        /// The cache.
+        cache: CacheId,
+        /// Bytes that are kept.
+        result: Result<u64, StageError>,
+    },
+    /// To `Restore`.
+    Restored {
+        /// The cache.
+        cache: CacheId,
+        /// Positions that it holds now.
+        result: Result<u32, StageError>,
+    },
+    /// To `Export`.
+    Exported {
+        /// The cache.
+        cache: CacheId,
+        /// The part.
+        result: Result<StatePart, StageError>,
+    },
+    /// To `Import`.
+    Imported {
+        /// The cache.
+        cache: CacheId,
+        /// Whether it was taken.
+        result: Result<(), StageError>,
+    },
 }
 
 impl StageCommand {
@@ -323,8 +445,16 @@ impl StageCommand {
                 Some(StageReply::Forwarded { batch, results: stage.forward(&mut steps), compute_us: 0 })
             }
             Self::Row { cache, row } => Some(StageReply::Row { cache, row, result: stage.row(cache, row) }),
+            Self::Save { cache, .. } => Some(StageReply::Saved { cache, result: Err(nobody_keeps()) }),
+            Self::Restore { cache, .. } => Some(StageReply::Restored { cache, result: Err(nobody_keeps()) }),
+            Self::Export { cache, offset } => Some(StageReply::Exported { cache, result: stage.export(cache, offset) }),
+            Self::Import { cache, part } => Some(StageReply::Imported { cache, result: stage.import(cache, part) }),
         }
     }
+}
+
+fn nobody_keeps() -> StageError {
+    StageError::BadInput("nobody keeps what caches hold here".into())
 }
 
 #[cfg(test)]

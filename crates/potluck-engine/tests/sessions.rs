@@ -4,7 +4,9 @@
 mod common;
 
 use common::{Chain, Gguf, argmax, bits, exact, small_model, tokens, whole};
-use potluck_core::{CacheId, Hidden, Input, LayerRange, Output, Rows, Stage, StageError, Step, Tree};
+use potluck_core::{
+    CacheId, Hidden, Input, LayerRange, Output, Rows, STATE_PART_BYTES_MAX, Stage, StageError, StatePart, Step, Tree,
+};
 use potluck_engine::{EngineProgram, EngineSettings, EngineStage, FlashAttention, LlamaStage};
 
 const SESSIONS: u16 = 8;
@@ -199,4 +201,72 @@ fn memory_after_the_tenth_round_is_that_after_the_second() {
         let growth = resident(pid) / second;
         assert!(growth < 1.02, "process {pid} grew by {:.1} %", (growth - 1.0) * 100.0);
     }
+}
+
+/// All of what a cache holds.
+fn state(stage: &mut dyn Stage, cache: CacheId) -> Vec<StatePart> {
+    let mut parts = vec![stage.export(cache, 0).unwrap()];
+    while !parts.last().unwrap().is_last() {
+        let offset = parts.iter().map(|part| part.bytes.len() as u64).sum();
+        parts.push(stage.export(cache, offset).unwrap());
+    }
+    assert!(parts.iter().all(|part| part.bytes.len() <= STATE_PART_BYTES_MAX));
+    parts
+}
+
+#[test]
+fn a_session_that_was_put_aside_goes_on_as_if_it_never_was() {
+    let model = small_model();
+    let (prompt, rest) = (tokens(7, 90, 49_152), tokens(8, 5, 49_152));
+    for exact in [true, false] {
+        let loads = model.chain(3, &settings(exact));
+        let mut chain = Chain::load(&loads);
+        [1, 2].into_iter().for_each(|cache| chain.open(CacheId(cache), 128));
+        chain.run(CacheId(2), 0, &tokens(9, 30, 49_152), Rows::Last).unwrap();
+        chain.run(CacheId(1), 0, &prompt, Rows::Last).unwrap();
+        let states: Vec<_> = chain.0.iter_mut().map(|stage| state(stage.as_mut(), CacheId(1))).collect();
+        assert!(states.iter().flatten().all(|part| part.positions == 90), "{states:?}");
+        let unbroken = chain.run(CacheId(1), 90, &rest, Rows::All).unwrap();
+        // In other engines, in another place.
+        let mut others = Chain::load(&loads);
+        [4, 5].into_iter().for_each(|cache| others.open(CacheId(cache), 128));
+        for (stage, parts) in others.0.iter_mut().zip(&states) {
+            parts.iter().for_each(|part| stage.import(CacheId(5), part.clone()).unwrap());
+        }
+        let after = others.run(CacheId(5), 90, &rest, Rows::All).unwrap();
+        for (after, unbroken) in after.iter().zip(&unbroken) {
+            assert_eq!(argmax(after), argmax(unbroken));
+            assert!(!exact || bits(after) == bits(unbroken));
+        }
+        // It is cut back as any other, and given another state in its place.
+        let cut = others.run(CacheId(5), 40, &prompt[40..], Rows::Last).unwrap();
+        assert_eq!(cut[0].len(), unbroken[0].len());
+        let stage = &mut others.0[1];
+        let part = &states[1][0];
+        let refused = |stage: &mut dyn Stage, part: StatePart| {
+            assert!(stage.import(CacheId(4), part.clone()).is_err(), "{part:?}");
+        };
+        refused(stage.as_mut(), StatePart { offset: 1, ..part.clone() });
+        refused(stage.as_mut(), StatePart { positions: 129, ..part.clone() });
+        refused(stage.as_mut(), StatePart { total: u64::MAX, ..part.clone() });
+        refused(stage.as_mut(), StatePart { bytes: Vec::new(), ..part.clone() });
+        refused(stage.as_mut(), StatePart { positions: 89, ..part.clone() });
+        assert!(stage.export(CacheId(4), 1).is_err() && stage.export(CacheId(9), 0).is_err());
+        assert_eq!(state(stage.as_mut(), CacheId(4))[0].positions, 0, "nothing of it stays");
+    }
+}
+
+#[test]
+fn a_state_goes_through_an_engines_process() {
+    let load = small_model().whole(&settings(true));
+    let program = EngineProgram { program: env!("CARGO_BIN_EXE_potluck-engine-child").into(), args: Vec::new() };
+    let mut engines = [(); 2].map(|()| EngineStage::start(program.clone(), load.clone()).unwrap());
+    let (prompt, cache) = (tokens(7, 90, 49_152), CacheId(3));
+    engines.iter_mut().for_each(|engine| engine.open(cache, 128).unwrap());
+    engines[0].forward(&mut [step(3, 0, &prompt)]).remove(0).unwrap();
+    for part in state(&mut engines[0], cache) {
+        engines[1].import(cache, part).unwrap();
+    }
+    let next = engines.each_mut().map(|engine| engine.forward(&mut [step(3, 90, &[11])]).remove(0).unwrap());
+    assert_eq!(next[0], next[1]);
 }

@@ -40,6 +40,7 @@ mod revoke;
 mod serve;
 mod session;
 mod shelf;
+mod states;
 mod stream;
 mod tunnel;
 mod upload;
@@ -58,9 +59,10 @@ pub use orders::{Giver, Orders};
 pub use path::{PathInfo, PathKind};
 pub use public::PublicLookup;
 pub use relay::{RELAYS_MAX, RelayAt, RelayInvitation, RelayUse};
-pub use serve::{Serving, StagePort, StatusWatch, serve};
+pub use serve::{Serving, StagePort, StatusWatch, serve, serve_keeping};
 pub use session::{OwnPort, Session, SessionEvent};
 pub use shelf::{Question, Shelf};
+pub use states::{StateJob, StateJobs};
 pub use tunnel::{TUNNEL_STREAMS_MAX, Tunnel, Tunnels};
 
 /// The halves of a tunnel's stream.

@@ -27,6 +27,7 @@ use crate::{
     lenders::Lenders,
     lending::{Asks, answer},
     shelf::{Question, Turn, Uploads},
+    states::{StateJobs, States, Word},
     stream::{Asking, Halves, Inbound, Stream},
 };
 
@@ -94,10 +95,20 @@ impl Serving {
     }
 }
 
-/// Serves `machine` on `node` from now on; `stages` are the machine's, in the order of their slots.
+/// Serves `machine` on `node` from now on; `stages` are the machine's, in the order of their slots. Nobody keeps what sessions hold that are
+/// put aside.
 ///
 /// Must be called within a tokio runtime; a current-thread one keeps a hop free of wake-ups between threads.
-pub fn serve(node: Node, mut machine: Peer, stages: Vec<StagePort>) -> Serving {
+pub fn serve(node: Node, machine: Peer, stages: Vec<StagePort>) -> Serving {
+    serve_all(node, machine, stages, None)
+}
+
+/// The same, where somebody keeps it.
+pub fn serve_keeping(node: Node, machine: Peer, stages: Vec<StagePort>, states: StateJobs) -> Serving {
+    serve_all(node, machine, stages, Some(states))
+}
+
+fn serve_all(node: Node, mut machine: Peer, stages: Vec<StagePort>, states: Option<StateJobs>) -> Serving {
     machine.set_stopwatch(Instant::now);
     let (events, inbox) = mpsc::channel(EVENTS_MAX);
     let (status, status_watch) = watch::channel(machine.status());
@@ -121,6 +132,7 @@ pub fn serve(node: Node, mut machine: Peer, stages: Vec<StagePort>) -> Serving {
         uploads,
         asks: Asks::default(),
         lenders: Lenders::default(),
+        states: States::new(states),
         streams,
         status,
         clients: say_clients,
@@ -195,6 +207,8 @@ struct Driver {
     asks: Asks,
     /// Members that lend by an upstream, as they have said.
     lenders: Lenders,
+    /// What sessions hold, on its way.
+    states: States,
     streams: Arc<AtomicU64>,
     status: watch::Sender<PeerStatus>,
     clients: watch::Sender<BTreeMap<PeerId, usize>>,
@@ -243,6 +257,7 @@ impl Driver {
                 }
                 () = alarm => self.tell(Event::Timeout),
                 Some(offer) = own_offers.recv() => self.keep(offer),
+                (stage, word) = self.states.next() => self.state_word(stage, word),
                 Ok(()) = revoked.changed() => self.review(),
                 // Tasks that ended are let go of.
                 Some(_) = self.tasks.join_next(), if !self.tasks.is_empty() => continue,
@@ -281,7 +296,11 @@ impl Driver {
                 });
                 self.tell(Event::Dialed { dial, result });
             }
-            Happened::Stage { slot, reply } => self.tell(Event::Stage { stage: slot, reply }),
+            Happened::Stage { slot, reply } => {
+                if let Some(reply) = self.states.reply(usize::from(slot.0), reply) {
+                    self.tell(Event::Stage { stage: slot, reply });
+                }
+            }
             Happened::Looked { stream, found } => {
                 if let Some(stream) = self.asked.remove(&stream) {
                     match found {
@@ -290,6 +309,14 @@ impl Driver {
                     }
                 }
             }
+        }
+    }
+
+    /// Whoever keeps states asks a stage for a part, or is done.
+    fn state_word(&mut self, stage: usize, word: Word) {
+        match word {
+            Word::Ask(command) => self.command(StageSlot(stage as u16), command),
+            Word::Done(reply) => self.tell(Event::Stage { stage: StageSlot(stage as u16), reply }),
         }
     }
 
@@ -569,13 +596,24 @@ impl Driver {
                 });
             }
             Effect::Stage { stage, command } => {
-                let sent = self.commands.get(usize::from(stage.0)).map(|commands| commands.send(command));
-                if !matches!(sent, Some(Ok(()))) {
-                    warn!(stage = stage.0, "the stage takes no commands any more");
-                    let reply = StageReply::Lost { reason: "the stage takes no commands any more".into() };
-                    self.machine.handle(now(), Event::Stage { stage, reply });
+                let slot = usize::from(stage.0);
+                let command = match self.machine.stage_spec(stage) {
+                    Some(spec) => self.states.command(slot, spec, command),
+                    None => Some(command),
+                };
+                if let Some(command) = command {
+                    self.command(stage, command);
                 }
             }
+        }
+    }
+
+    fn command(&mut self, stage: StageSlot, command: StageCommand) {
+        let sent = self.commands.get(usize::from(stage.0)).map(|commands| commands.send(command));
+        if !matches!(sent, Some(Ok(()))) {
+            warn!(stage = stage.0, "the stage takes no commands any more");
+            let reply = StageReply::Lost { reason: "the stage takes no commands any more".into() };
+            self.machine.handle(now(), Event::Stage { stage, reply });
         }
     }
 

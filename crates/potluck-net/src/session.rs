@@ -5,16 +5,17 @@ use std::{collections::HashMap, time::Instant};
 use potluck_chain::{
     Answer, ClientSession, Effect, Event, Hop, RemoteStage, SessionConfig, SessionError, Submission, chunks::Place,
 };
-use potluck_core::{Account, Hidden, StageCommand, StageReply};
+use potluck_core::{Account, Hidden, SessionId, StageCommand, StageReply, StateKey};
 use potluck_wire::{
     Codec, FEATURE_ACCOUNTS, FEATURE_CHECKS, FEATURE_DRAFTS, FEATURE_ECHOES, FEATURE_PADDING, FEATURE_RECOVERY,
-    FEATURE_RETURN, Failure, FailureCode, Frame, PeerAddress, Welcome,
+    FEATURE_RETURN, FEATURE_SAVING, Failure, FailureCode, Frame, PeerAddress, Welcome,
 };
 use tokio::{sync::mpsc, task::JoinSet, time::sleep_until};
 use tracing::{Span, info_span};
 
 use crate::{
     Link, NetError, Node, PathInfo, PathKind,
+    states::{StateJobs, States, Word},
     stream::{Halves, Inbound, Stream},
 };
 
@@ -50,6 +51,18 @@ pub enum SessionEvent {
     },
     /// What each stage of the route has done for the session, in the route's order.
     Accounts(Vec<Account>),
+    /// Every stage keeps so many positions, which are all that the session holds; or 0, where one does not. [`Session::save`].
+    Saved {
+        /// Positions.
+        positions: u32,
+        /// Bytes that they take, over all stages.
+        bytes: u64,
+    },
+    /// Every stage holds so many positions of the earlier session; or 0, where one does not. [`Session::restore`].
+    Restored {
+        /// Positions.
+        positions: u32,
+    },
     /// A peer is lost, and the session waits for another in its place: [`Session::replace`]. Steps may be submitted meanwhile.
     Lost {
         /// Which stage of the route.
@@ -128,6 +141,8 @@ pub struct Session {
     own: HashMap<usize, mpsc::UnboundedSender<StageCommand>>,
     inbox: mpsc::Receiver<Happened>,
     told: std::collections::VecDeque<Result<SessionEvent, SessionError>>,
+    /// What own stages hold, on its way.
+    states: States,
     tasks: JoinSet<()>,
     closed_bytes: (u64, u64),
     /// As long as the session is open. Each peer of the route has one with the same session's id.
@@ -140,7 +155,20 @@ impl Node {
     ///
     /// # Errors
     /// `PeerLost` where a peer is not reached or does not let us in, else as [`ClientSession::new`].
-    pub async fn open(&self, mut config: SessionConfig, own: Vec<OwnPort>) -> Result<Session, SessionError> {
+    pub async fn open(&self, config: SessionConfig, own: Vec<OwnPort>) -> Result<Session, SessionError> {
+        self.open_keeping(config, own, None).await
+    }
+
+    /// The same; `states`: whoever keeps what own stages hold, where the session is put aside.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn open_keeping(
+        &self,
+        mut config: SessionConfig,
+        own: Vec<OwnPort>,
+        states: Option<StateJobs>,
+    ) -> Result<Session, SessionError> {
         let mut links = self.connect_route(&config.route).await?;
         // What a peer showed as its grant is what its previous peer will check.
         for (hop, link) in config.route.iter_mut().zip(&links) {
@@ -214,6 +242,7 @@ impl Node {
             own,
             inbox,
             told: Default::default(),
+            states: States::new(states),
             tasks,
             closed_bytes: (0, 0),
             _span: span,
@@ -463,6 +492,31 @@ impl Session {
         self.links.iter().flatten().all(|link| link.welcome.features & feature != 0)
     }
 
+    /// True where every peer of the route can keep what sessions hold.
+    pub fn keeps_states(&self) -> bool {
+        self.all_have(FEATURE_SAVING)
+    }
+
+    /// Asks every stage to keep what it holds. See [`ClientSession::save`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn save(&mut self, key: StateKey, seconds: u32) -> Result<(), SessionError> {
+        self.machine.save(Instant::now(), key, seconds)?;
+        self.perform_all();
+        Ok(())
+    }
+
+    /// Asks every stage for what it has kept of an earlier session. See [`ClientSession::restore`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restore(&mut self, session: SessionId, key: StateKey) -> Result<(), SessionError> {
+        self.machine.restore(Instant::now(), session, key)?;
+        self.perform_all();
+        Ok(())
+    }
+
     /// Asks each stage what it has done so far. See [`ClientSession::ask_accounts`].
     ///
     /// # Errors
@@ -495,6 +549,7 @@ impl Session {
             tokio::select! {
                 biased;
                 Some(happened) = self.inbox.recv() => self.happen(happened),
+                (hop, word) = self.states.next() => self.state_word(hop, word),
                 // What is there already is read before it counts as late.
                 () = alarm => tokio::task::yield_now().await,
             }
@@ -574,7 +629,27 @@ impl Session {
             }
             Happened::Came { hop, what: Inbound::Closed(failure), .. } => self.tell(Event::Closed { hop, failure }),
             Happened::Came { hop, what: Inbound::Broken(failure), .. } => self.tell(Event::Broken { hop, failure }),
-            Happened::Own { hop, reply } => self.tell(Event::Own { hop, reply }),
+            Happened::Own { hop, reply } => {
+                if let Some(reply) = self.states.reply(hop, reply) {
+                    self.tell(Event::Own { hop, reply });
+                }
+            }
+        }
+    }
+
+    /// Whoever keeps states asks an own stage for a part, or is done.
+    fn state_word(&mut self, hop: usize, word: Word) {
+        match word {
+            Word::Ask(command) => self.command(hop, command),
+            Word::Done(reply) => self.tell(Event::Own { hop, reply }),
+        }
+    }
+
+    fn command(&mut self, hop: usize, command: StageCommand) {
+        let sent = self.own.get(&hop).map(|commands| commands.send(command));
+        if !matches!(sent, Some(Ok(()))) && !self.machine.is_over() {
+            let reply = StageReply::Lost { reason: "the stage takes no commands any more".into() };
+            self.machine.handle(Instant::now(), Event::Own { hop, reply });
         }
     }
 
@@ -666,12 +741,13 @@ impl Session {
             Effect::StandsBy { hop } => self.told.push_back(Ok(SessionEvent::StandsBy { hop })),
             Effect::StandbyLost { hop, error } => self.told.push_back(Ok(SessionEvent::StandbyLost { hop, error })),
             Effect::Own { hop, command } => {
-                let sent = self.own.get(&hop).map(|commands| commands.send(command));
-                if !matches!(sent, Some(Ok(()))) && !self.machine.is_over() {
-                    let reply = StageReply::Lost { reason: "the stage takes no commands any more".into() };
-                    self.machine.handle(Instant::now(), Event::Own { hop, reply });
+                let spec = self.machine.route()[hop].spec();
+                if let Some(command) = self.states.command(hop, spec, command) {
+                    self.command(hop, command);
                 }
             }
+            Effect::Saved { positions, bytes } => self.told.push_back(Ok(SessionEvent::Saved { positions, bytes })),
+            Effect::Restored { positions } => self.told.push_back(Ok(SessionEvent::Restored { positions })),
             Effect::Ready => self.told.push_back(Ok(SessionEvent::Ready)),
             Effect::Lost { hop, error } => self.told.push_back(Ok(SessionEvent::Lost { hop, error })),
             Effect::Leaving { hop } => self.told.push_back(Ok(SessionEvent::Leaving { hop })),
@@ -701,9 +777,9 @@ impl Drop for Session {
 }
 
 /// Whether those features are all that a session has agreed on. Echoes and checks are each connection's own, and who keeps a session for a
-/// client that comes back does so alone.
+/// client that comes back, or what one holds that is put aside, does so alone.
 fn knows(agreed: u64, features: u64) -> bool {
-    agreed & !(FEATURE_ECHOES | FEATURE_CHECKS | FEATURE_RETURN) & !features == 0
+    agreed & !(FEATURE_ECHOES | FEATURE_CHECKS | FEATURE_RETURN | FEATURE_SAVING) & !features == 0
 }
 
 #[cfg(test)]
@@ -719,5 +795,6 @@ mod tests {
         assert!(knows(FEATURES, FEATURES & !FEATURE_ECHOES), "an older one, by a connection without echoes");
         assert!(knows(FEATURES, FEATURES & !FEATURE_CHECKS), "an older one, which is sent no checks");
         assert!(knows(FEATURES, FEATURES & !FEATURE_RETURN), "an older one, to which nobody comes back");
+        assert!(knows(FEATURES, FEATURES & !FEATURE_SAVING), "an older one, which keeps nothing");
     }
 }

@@ -21,6 +21,7 @@ mod open;
 mod peer;
 mod queue;
 mod repair;
+mod saving;
 mod session;
 mod standby;
 mod steps;

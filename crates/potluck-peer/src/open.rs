@@ -91,6 +91,7 @@ impl Peer {
             answered: None,
             row_wanted: None,
             row_to_come: None,
+            moving: None,
             in_flight: Default::default(),
             tally: Default::default(),
             last_step: now.instant,

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use potluck_core::{PeerId, SessionKey, StageCommand, StageReply, StageShape};
+use potluck_core::{PeerId, SessionKey, StageCommand, StageReply, StageShape, StageSpec};
 use potluck_grant::{Authorized, Gate, Member, Meter, Place, Request};
 use potluck_wire::{Failure, FailureCode, Frame, NextHop, PreviousHop};
 
@@ -169,6 +169,11 @@ impl Peer {
         self.stages.iter_mut().for_each(|stage| stage.limit_share(per_cent));
     }
 
+    /// Which part of which model a stage is.
+    pub fn stage_spec(&self, slot: StageSlot) -> Option<StageSpec> {
+        self.stages.get(usize::from(slot.0)).map(|stage| stage.shape().spec)
+    }
+
     /// How much of the peer is in use.
     pub fn status(&self) -> PeerStatus {
         PeerStatus {
@@ -250,6 +255,8 @@ impl Peer {
             (Role::Client(key), Frame::Keep(keep)) => self.keep(now, key, keep),
             (Role::Client(key), Frame::Reroute(reroute)) => self.reroute(now, key, *reroute),
             (Role::Client(key), Frame::Mirror(mirror)) => self.mirror(now, key, *mirror),
+            (Role::Client(key), Frame::Save(save)) => self.save(key, &save),
+            (Role::Client(key), Frame::Restore(restore)) => self.restore(key, &restore),
             (Role::HopOut(key), Frame::HopReady) => self.next_confirmed(stream, key, 0),
             (Role::HopOut(key), Frame::HopResumed { expected }) => self.next_confirmed(stream, key, expected),
             (_, Frame::Failed(failure)) => {
@@ -402,6 +409,10 @@ impl Peer {
                 self.forwarded(now, slot, (batch, Duration::from_micros(compute_us)), results);
             }
             StageReply::Row { cache, row, result } => self.row_came(slot, cache, row, result),
+            StageReply::Saved { cache, result } => self.saved(slot, cache, &result),
+            StageReply::Restored { cache, result } => self.restored(slot, cache, &result),
+            // A stage's driver asks for them itself.
+            StageReply::Exported { .. } | StageReply::Imported { .. } => {}
             StageReply::Lost { reason } => self.stage_lost(slot, &reason),
             StageReply::Ready(shape) => {
                 if let Some(stage) = self.stages.get_mut(usize::from(slot.0)) {

@@ -13,7 +13,7 @@ use potluck_wire::{
     StepFrame, answer_rows_max,
 };
 
-use crate::{StageSlot, StreamId, account::Tally, standby::Standby};
+use crate::{StageSlot, StreamId, account::Tally, saving::Moving, standby::Standby};
 
 /// Frames of one session that may come twice or late. Streams are reliable and in order: more is malice, and ends it.
 const STALE_FRAMES_MAX: u32 = 1_024;
@@ -95,6 +95,8 @@ pub(crate) struct Session {
     pub(crate) row_wanted: Option<(u32, u16)>,
     /// A row of a step that is computed once more, and has not been yet.
     pub(crate) row_to_come: Option<(u32, u16)>,
+    /// What its cache holds is on its way out or back.
+    pub(crate) moving: Option<Moving>,
     /// Frames dropped as twins or as late.
     pub(crate) stale: u32,
     /// Steps that have arrived and whose output has not left.

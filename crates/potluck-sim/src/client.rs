@@ -3,12 +3,13 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use potluck_chain::{ClientSession, Deadlines, Effect, Event, Hop, OwnStage, RemoteStage, SessionConfig};
-use potluck_core::{CacheId, LayerRange, PeerId, SessionId, SessionKey, Stage as _, StageCommand};
+use potluck_core::{CacheId, LayerRange, PeerId, SessionId, SessionKey, Stage as _, StageCommand, StateKey};
 use potluck_grant::Root;
 use potluck_wire::{Codec, Failure, FailureCode, Frame};
 
 use crate::{
     Scenario,
+    disk::Disk,
     peer::{CONTEXT, SimPeer, grant, key},
     toy::{self, ToyStage},
     user::{User, random_tokens},
@@ -50,6 +51,11 @@ pub(crate) struct SimClient {
     /// It is gone, without a word.
     pub(crate) has_left: bool,
     pub(crate) user: User,
+    /// What own stages keep of sessions that were put aside.
+    disk: Disk,
+    /// The session that was put aside, until there is another; and what that one is to begin with.
+    parked: Option<(SessionId, StateKey)>,
+    restores: Option<(SessionId, StateKey)>,
     /// How often the user will still open a session of the same name, at the same epoch, after one has ended.
     returns: u32,
     pub(crate) prompt: Vec<Vec<u32>>,
@@ -120,6 +126,9 @@ impl SimClient {
             wake_at: None,
             has_left: false,
             user,
+            disk: Disk::default(),
+            parked: None,
+            restores: None,
             returns,
             prompt,
         }
@@ -127,6 +136,18 @@ impl SimClient {
 
     pub(crate) fn is_over(&self) -> bool {
         self.session.as_ref().is_none_or(ClientSession::is_over)
+    }
+}
+
+impl SimClient {
+    /// Nothing of the old session is for the next one.
+    fn begins_anew(&mut self) {
+        self.streams.fill(None);
+        self.lost.clear();
+        self.leaving.clear();
+        self.replaced.clear();
+        (self.mends, self.sought, self.asked_back) = (0, 0, 0);
+        self.own.iter_mut().for_each(|(_, stage)| stage.close(CacheId(0)));
     }
 }
 
@@ -154,6 +175,7 @@ impl World {
             return;
         }
         match &self.clients[client].session {
+            Some(session) if session.is_over() && self.clients[client].parked.is_some() => self.take_up(client),
             Some(session) if session.is_over() && self.clients[client].returns > 0 => self.come_back(client),
             Some(_) => return self.inform(client, Event::Timeout),
             None => {}
@@ -170,16 +192,35 @@ impl World {
     fn come_back(&mut self, client: usize) {
         let client = &mut self.clients[client];
         client.returns -= 1;
-        client.streams.fill(None);
-        client.lost.clear();
-        client.leaving.clear();
-        client.replaced.clear();
-        (client.mends, client.sought, client.asked_back) = (0, 0, 0);
+        client.restores = None;
+        client.begins_anew();
         client.user = User::new(client.user.wanted);
         for chunk in client.prompt.iter_mut().flatten() {
             *chunk = (*chunk + 1) % toy::VOCABULARY;
         }
-        client.own.iter_mut().for_each(|(_, stage)| stage.close(CacheId(0)));
+    }
+
+    /// The session is at rest, and every stage keeps what it holds: it ends, and another goes on in its place, some time later.
+    pub(crate) fn park(&mut self, client: usize, key: StateKey) {
+        let sim = &mut self.clients[client];
+        if let Some(session) = &mut sim.session {
+            // Whoever has taken a place has kept what it holds.
+            sim.config.route = session.route().to_vec();
+            session.close();
+        }
+        sim.parked = Some((sim.config.key.id, key));
+        sim.user.rests();
+        self.report.parked += 1;
+        self.note(|| format!("client {client}: its session is put aside"));
+    }
+
+    /// The user goes on with what was put aside, in another session.
+    fn take_up(&mut self, client: usize) {
+        let named = self.rng.u64(..);
+        let client = &mut self.clients[client];
+        client.restores = client.parked.take();
+        client.config.key.id = SessionId::from_bytes((u128::from(named) << 64).to_le_bytes());
+        client.begins_anew();
     }
 
     fn inform(&mut self, client: usize, event: Event) {
@@ -194,8 +235,12 @@ impl World {
         while let Some(effect) = self.clients[client].session.as_mut().and_then(ClientSession::poll) {
             self.carry_out(client, effect);
         }
-        if self.clients[client].session.as_ref().is_some_and(ClientSession::is_over) && self.clients[client].returns > 0
-        {
+        let is_over = self.clients[client].session.as_ref().is_some_and(ClientSession::is_over);
+        if is_over && self.clients[client].parked.is_some() {
+            let later = Duration::from_millis(self.rng.u64(200..=3_000));
+            return self.after(later, Due::Wake(End::Client(client)));
+        }
+        if is_over && self.clients[client].returns > 0 {
             let soon = Duration::from_micros(self.rng.u64(..20_000));
             return self.after(soon, Due::Wake(End::Client(client)));
         }
@@ -232,10 +277,15 @@ impl World {
             }
             Effect::Own { hop, command } => self.own_compute(client, hop, command),
             Effect::Reopen { hop } => self.reopen(client, hop),
-            Effect::Ready => {
-                self.send_prompt(client);
-                self.seek_standbys(client);
-            }
+            Effect::Ready => match self.clients[client].restores.take() {
+                Some(kept) => self.restore(client, kept),
+                None => {
+                    self.send_prompt(client);
+                    self.seek_standbys(client);
+                }
+            },
+            Effect::Saved { positions, .. } => self.saved(client, positions),
+            Effect::Restored { positions } => self.restored(client, positions),
             Effect::Lost { hop, .. } => self.lost(client, hop),
             Effect::Leaving { hop } => {
                 self.clients[client].leaving.insert(hop);
@@ -438,8 +488,11 @@ impl World {
     }
 
     fn own_compute(&mut self, client: usize, hop: usize, command: StageCommand) {
-        let own = self.clients[client].own.iter_mut().find(|(place, _)| *place == hop);
-        let Some(reply) = own.and_then(|(_, stage)| command.apply(stage)) else { return };
+        let fails = self.disk_fails(&command);
+        let SimClient { own, disk, .. } = &mut self.clients[client];
+        let Some((_, stage)) = own.iter_mut().find(|(place, _)| *place == hop) else { return };
+        let moved = disk.carry_out(stage, &command, fails);
+        let Some(reply) = moved.or_else(|| command.apply(stage)) else { return };
         let now = self.instant();
         if let Some(session) = &mut self.clients[client].session {
             session.handle(now, Event::Own { hop, reply });

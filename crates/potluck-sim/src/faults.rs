@@ -212,7 +212,7 @@ impl World {
         self.break_streams(|ends| ends.contains(&Node::Peer(peer)), Duration::ZERO);
     }
 
-    /// The peer is back, and has forgotten everything but who it is.
+    /// The peer is back, and has forgotten everything but who it is, and what was put aside.
     pub(crate) fn restart(&mut self, peer: usize) {
         let SimPeer { range, skew_s, life, generation, is_gone, .. } = self.peers[peer];
         if is_gone {
@@ -220,6 +220,8 @@ impl World {
         }
         let mut anew = SimPeer::new(peer, range, &self.scenario, &self.root);
         (anew.skew_s, anew.life, anew.generation) = (skew_s, life + 1, generation + 1);
+        // What it keeps is on its disk.
+        anew.disk = std::mem::take(&mut self.peers[peer].disk);
         self.peers[peer] = anew;
     }
 
@@ -232,9 +234,9 @@ impl World {
         sim.stage = ToyStage::new(shape.spec, shape.caches, shape.context);
         let (slot, generation) = (StageSlot(0), sim.generation);
         let reply = StageReply::Lost { reason: "killed by signal 9".into() };
-        self.after(Duration::ZERO, Due::Replied { peer, slot, generation, reply });
+        self.after(Duration::ZERO, Due::Replied { peer, slot, generation, reply, way: None });
         let reply = StageReply::Ready(shape);
-        self.after(Duration::from_secs(1), Due::Replied { peer, slot, generation, reply });
+        self.after(Duration::from_secs(1), Due::Replied { peer, slot, generation, reply, way: None });
     }
 
     fn cut(&mut self, draw: u64) {

@@ -13,6 +13,7 @@
 //! that breaks a promise as well.
 
 mod client;
+mod disk;
 mod faults;
 mod minimise;
 mod peer;

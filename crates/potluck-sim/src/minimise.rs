@@ -108,6 +108,7 @@ fn smaller(scenario: &Scenario) -> Vec<Scenario> {
     }
     less(&|s| s.faults.skew_s = 0);
     less(&|s| s.shares = false);
+    less(&|s| s.parks = false);
     less(&|s| s.standbys = false);
     less(&|s| s.drafts = false);
     less(&|s| s.longest = (s.longest / 2).max(1));

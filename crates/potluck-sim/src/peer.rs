@@ -1,15 +1,17 @@
 //! A simulated peer: the production machine, a toy stage, and a driver that decides nothing.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use potluck_core::{Account, LayerRange, PeerId, SecretKey, Stage as _, StageCommand, StageReply};
+use potluck_core::{Account, CacheId, LayerRange, PeerId, SecretKey, Stage as _, StageCommand, StageReply};
 use potluck_grant::{Gate, Root};
 use potluck_peer::{DialId, Effect, Event, Peer, PeerConfig, StageSlot, StreamId};
 use potluck_wire::{Failure, FailureCode, Frame, HOP_FRAMES_MAX, PeerAddress};
 
 use crate::{
     Scenario,
+    disk::Disk,
     toy::{self, ToyStage},
+    user::PARKS_MAX,
     wire::{End, Node},
     world::{Due, UTC_START, World},
 };
@@ -24,6 +26,10 @@ pub(crate) struct SimPeer {
     pub(crate) gate: Gate,
     pub(crate) machine: Peer,
     pub(crate) stage: ToyStage,
+    /// What it keeps of sessions that were put aside; and, for each cache whose state is on its way, which of these ways it is.
+    pub(crate) disk: Disk,
+    moving: BTreeMap<CacheId, u64>,
+    ways: u64,
     pub(crate) range: LayerRange,
     /// Counts the engine's lives: what an earlier one still owed is never delivered.
     pub(crate) generation: u64,
@@ -79,6 +85,9 @@ impl SimPeer {
             gate,
             machine,
             stage,
+            disk: Disk::default(),
+            moving: BTreeMap::new(),
+            ways: 0,
             range,
             generation: 0,
             life: 0,
@@ -96,6 +105,22 @@ impl SimPeer {
     /// Whether it is taken for one that takes sessions. `heard`: also by who would have to have heard that it is about to go.
     pub(crate) fn is_offered(&self, heard: bool) -> bool {
         self.alive && !(heard && self.is_leaving)
+    }
+
+    /// Which way of a state a command begins; whoever closes a cache ends what was on its way.
+    fn way(&mut self, command: &StageCommand) -> Option<u64> {
+        match command {
+            StageCommand::Save { cache, .. } | StageCommand::Restore { cache, .. } => {
+                self.ways += 1;
+                self.moving.insert(*cache, self.ways);
+                Some(self.ways)
+            }
+            StageCommand::Open { cache, .. } | StageCommand::Close { cache } | StageCommand::Fork { to: cache, .. } => {
+                self.moving.remove(cache);
+                None
+            }
+            _ => None,
+        }
     }
 
     pub(crate) fn address(&self) -> PeerAddress {
@@ -136,8 +161,22 @@ impl World {
         self.tell(peer, Event::Dialed { dial, result });
     }
 
-    pub(crate) fn replied(&mut self, peer: usize, slot: StageSlot, generation: u64, reply: StageReply) {
-        if self.peers[peer].generation == generation {
+    pub(crate) fn replied(
+        &mut self,
+        peer: usize,
+        slot: StageSlot,
+        (generation, way): (u64, Option<u64>),
+        reply: StageReply,
+    ) {
+        let sim = &mut self.peers[peer];
+        // Of a session that has ended meanwhile, a driver says nothing.
+        let is_present = match (&reply, way) {
+            (StageReply::Saved { cache, .. } | StageReply::Restored { cache, .. }, Some(_)) => {
+                sim.moving.get(cache).copied() == way
+            }
+            _ => true,
+        };
+        if sim.generation == generation && is_present {
             self.tell(peer, Event::Stage { stage: slot, reply });
         }
     }
@@ -176,7 +215,8 @@ impl World {
         }
         self.set_alarm(peer);
         let status = self.peers[peer].machine.status();
-        let names = self.scenario.sessions * (1 + self.scenario.returns as usize);
+        let lives = 1 + self.scenario.returns + if self.scenario.parks { PARKS_MAX } else { 0 };
+        let names = self.scenario.sessions * lives as usize;
         let each = if self.scenario.standbys { 4 } else { 3 };
         let streams_max = each * names + 2 * self.scenario.peers;
         self.check(status.sessions <= self.scenario.caches.into(), "no more sessions than caches");
@@ -239,20 +279,28 @@ impl World {
         self.after(wait, Due::Dialed { peer, life, dial, result });
     }
 
+    /// Whether a disk is full, or has lost what is asked for: now and then.
+    pub(crate) fn disk_fails(&mut self, command: &StageCommand) -> bool {
+        matches!(command, StageCommand::Save { .. } | StageCommand::Restore { .. }) && self.rng.u8(..6) == 0
+    }
+
     fn compute(&mut self, peer: usize, slot: StageSlot, command: StageCommand) {
         let rows: usize = match &command {
             StageCommand::Forward { steps, .. } => steps.iter().map(|step| step.positions(toy::WIDTH)).sum(),
             _ => 0,
         };
+        let fails = self.disk_fails(&command);
         let sim = &mut self.peers[peer];
-        let reply = command.apply(&mut sim.stage);
+        let moved = sim.disk.carry_out(&mut sim.stage, &command, fails);
+        let way = sim.way(&command);
+        let reply = moved.or_else(|| command.apply(&mut sim.stage));
         let start = sim.busy_until.max(self.now);
         let (times, until) = sim.slow;
         let times = if until > self.now { times } else { 1 };
         sim.busy_until = start + times * Duration::from_micros(200 + 100 * rows as u64);
         let (at, generation) = (sim.busy_until, sim.generation);
         if let Some(reply) = reply {
-            self.at(at, Due::Replied { peer, slot, generation, reply });
+            self.at(at, Due::Replied { peer, slot, generation, reply, way });
         }
     }
 }

@@ -112,6 +112,9 @@ pub struct Scenario {
     /// Whether some peers compute for a part of the time alone, as their owners want it.
     #[serde(default)]
     pub shares: bool,
+    /// Whether users put sessions aside, and take them up again.
+    #[serde(default)]
+    pub parks: bool,
     /// Whether peers stand by for those of a session.
     pub standbys: bool,
     /// Whether users send guesses at what follows, several steps at a time.
@@ -190,6 +193,7 @@ impl Scenario {
             exact: None,
             longest: 24,
             shares: false,
+            parks: false,
             standbys: false,
             drafts: false,
             survives: false,
@@ -242,6 +246,7 @@ impl Scenario {
             caches: rng.u16(2..=8),
             line,
             shares: shares(seed),
+            parks: parks(seed),
             faults,
             ..Self::calm(seed)
         }
@@ -283,6 +288,7 @@ impl Scenario {
             recovers: true,
             longest: if rng.bool() { 24 } else { 120 },
             shares: shares(seed),
+            parks: parks(seed),
             standbys: rng.bool(),
             drafts: rng.bool(),
             survives: true,
@@ -314,7 +320,7 @@ impl Scenario {
         let (stages, layers, caches) = (4, 8, 64);
         let (recovers, survives) = (true, true);
         let shape = Self { peers, stages, layers, sessions, caches, line, ..Self::calm(seed) };
-        Self { recovers, survives, drafts, shares: shares(seed), standbys, faults, ..shape }
+        Self { recovers, survives, drafts, shares: shares(seed), parks: parks(seed), standbys, faults, ..shape }
     }
 }
 
@@ -346,6 +352,10 @@ fn shares(seed: u64) -> bool {
     fastrand::Rng::with_seed(seed ^ 0x5a4e).u8(..3) == 0
 }
 
+fn parks(seed: u64) -> bool {
+    fastrand::Rng::with_seed(seed ^ 0x9a4c).u8(..3) == 0
+}
+
 /// What came of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Report {
@@ -355,7 +365,7 @@ pub struct Report {
     pub left: usize,
     /// Sessions that ended with an error, by its code.
     pub failed: BTreeMap<&'static str, usize>,
-    /// Those of them whose route had been ready.
+    /// Those of them that had begun to compute, and not with what was kept of another.
     pub failed_under_way: usize,
     /// Tokens delivered; each was the right one.
     pub tokens: usize,
@@ -365,6 +375,10 @@ pub struct Report {
     pub repairs: usize,
     /// How often a peer went on with the session of a client that came back.
     pub returned: usize,
+    /// How often a session was put aside, and how often another began with what had been kept of it.
+    pub parked: usize,
+    /// See `parked`.
+    pub taken_up: usize,
     /// How often a peer that was about to go was replaced while it was there, and how many sessions such peers had yet when they went.
     pub handed_over: usize,
     /// See `handed_over`.
@@ -400,6 +414,8 @@ impl Report {
         self.losses += other.losses;
         self.repairs += other.repairs;
         self.returned += other.returned;
+        self.parked += other.parked;
+        self.taken_up += other.taken_up;
         self.handed_over += other.handed_over;
         self.left_behind += other.left_behind;
         self.standbys += other.standbys;

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use potluck_core::{
-    CacheId, Hidden, Input, LayerRange, Logits, ModelId, Output, Rows, Stage, StageError, StageShape, StageSpec, Step,
+    CacheId, Hidden, Input, LayerRange, Logits, ModelId, Output, Rows, Stage, StageError, StageShape, StageSpec,
+    StatePart, Step,
 };
 
 /// Values in a toy hidden state.
@@ -11,6 +12,9 @@ pub const WIDTH: u32 = 4;
 
 /// Tokens of the toy vocabulary.
 pub const VOCABULARY: u32 = 64;
+
+/// Bytes of a toy cache that are given at a time: a few positions.
+const PART_BYTES: usize = 48;
 
 /// Largest toy hidden value: integers up to here survive the `f16` codec unchanged.
 const VALUE_MAX: u64 = 2_048;
@@ -28,6 +32,8 @@ pub struct ToyStage {
 struct Cache {
     positions: u32,
     states: Vec<Vec<u64>>,
+    /// What another held, as far as it has come.
+    coming: Vec<u8>,
     rows: Vec<Vec<f32>>,
 }
 
@@ -125,7 +131,7 @@ impl Stage for ToyStage {
             return Err(StageError::Busy { caches });
         }
         let states = vec![Vec::new(); self.shape.spec.layers.count() as usize];
-        self.caches.insert(cache, Cache { positions, states, rows: Vec::new() });
+        self.caches.insert(cache, Cache { positions, states, ..Cache::default() });
         Ok(())
     }
 
@@ -153,6 +159,41 @@ impl Stage for ToyStage {
         let cache = self.caches.get(&cache).ok_or(StageError::UnknownCache(cache))?;
         let row = cache.rows.get(usize::from(row)).cloned();
         row.map(Hidden).ok_or_else(|| StageError::BadInput("no such row is kept".into()))
+    }
+
+    fn export(&mut self, cache: CacheId, offset: u64) -> Result<StatePart, StageError> {
+        let states = &self.caches.get(&cache).ok_or(StageError::UnknownCache(cache))?.states;
+        let all: Vec<u8> = states.iter().flatten().flat_map(|state| state.to_le_bytes()).collect();
+        let rest = all.get(offset as usize..).ok_or_else(|| StageError::BadInput("no such part".into()))?;
+        let (positions, total) = (states[0].len() as u32, all.len() as u64);
+        Ok(StatePart { positions, total, offset, bytes: rest[..rest.len().min(PART_BYTES)].to_vec() })
+    }
+
+    fn import(&mut self, cache: CacheId, part: StatePart) -> Result<(), StageError> {
+        let layers = self.shape.spec.layers.count() as usize;
+        let into = self.caches.get_mut(&cache).ok_or(StageError::UnknownCache(cache))?;
+        let bad = |why: &str| Err(StageError::BadInput(why.into()));
+        if part.positions > into.positions || part.total != 8 * layers as u64 * u64::from(part.positions) {
+            return bad("another stage's state");
+        }
+        if part.offset == 0 {
+            into.coming.clear();
+            into.states.iter_mut().for_each(Vec::clear);
+        }
+        if into.coming.len() as u64 != part.offset {
+            return bad("a part that does not follow");
+        }
+        into.coming.extend(&part.bytes);
+        if part.is_last() {
+            let values: Vec<u64> = into
+                .coming
+                .chunks_exact(8)
+                .map(|eight| eight.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+                .collect();
+            into.states = values.chunks(part.positions.max(1) as usize).map(<[u64]>::to_vec).collect();
+            into.coming.clear();
+        }
+        Ok(())
     }
 }
 

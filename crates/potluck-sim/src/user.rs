@@ -2,10 +2,16 @@
 
 use std::collections::VecDeque;
 
-use potluck_chain::{Answer, SessionError, Submission};
-use potluck_core::{Account, Hidden, Logits, Rows, Tree};
+use potluck_chain::{Answer, ClientSession, SessionError, Submission};
+use potluck_core::{Account, Hidden, Logits, Rows, SessionId, StateKey, Tree};
 
 use crate::{client::SimClient, toy, world::World};
+
+/// How often a user puts a session aside, at most.
+pub(crate) const PARKS_MAX: u32 = 3;
+
+/// Positions of a step in which text is sent anew.
+const ANEW_POSITIONS: usize = 24;
 
 /// What the client wants, and what it has seen.
 #[derive(Debug, Default)]
@@ -24,6 +30,13 @@ pub(crate) struct User {
     /// The token to go on with, once the accounts have come.
     accounting: Option<u32>,
     done: bool,
+    /// The token to go on with, and the key, once it is known what is kept; and the token with which another session begins.
+    saving: Option<(u32, StateKey)>,
+    resumes: Option<u32>,
+    /// How often the session was put aside.
+    parks: u32,
+    /// It began with what was kept of another: where it loses a peer, all of it is computed again, in yet another.
+    is_short: bool,
 }
 
 /// A step in flight.
@@ -62,6 +75,11 @@ impl User {
     /// One who wants so many tokens.
     pub(crate) fn new(wanted: usize) -> Self {
         Self { wanted, ..Self::default() }
+    }
+
+    /// Its session has ended as it wanted, and another has computed nothing yet.
+    pub(crate) fn rests(&mut self) {
+        self.submitted = (0, 0);
     }
 
     /// A step was answered that is of use, whose rows from `first` on say these tokens. Returns the token to go on with; none where a
@@ -167,7 +185,73 @@ impl World {
             self.clients[client].user.accounting = Some(token);
             return;
         }
+        if draw == 3 && rests && self.scenario.parks && self.clients[client].user.parks < PARKS_MAX {
+            return self.save(client, token);
+        }
         self.go_on(client, token, draw == 1);
+    }
+
+    /// The user puts the session aside, where every stage keeps what it holds.
+    fn save(&mut self, client: usize, token: u32) {
+        let (now, key) = (self.instant(), StateKey([self.rng.u8(..); 32]));
+        let session = self.clients[client].session.as_mut();
+        let asked = session.map(|session| session.save(now, key, 3_600));
+        match asked {
+            Some(Ok(())) => {
+                let user = &mut self.clients[client].user;
+                user.parks += 1;
+                // Where every stage is the client's own, it is known already.
+                user.saving = Some((token, key));
+            }
+            // A peer is lost just now.
+            _ => self.go_on(client, token, false),
+        }
+    }
+
+    pub(crate) fn saved(&mut self, client: usize, positions: u32) {
+        let Some((token, key)) = self.clients[client].user.saving.take() else {
+            return self.check(false, "what is kept is told where it was asked for");
+        };
+        let held = self.clients[client].session.as_ref().map_or(0, ClientSession::held);
+        self.check(positions == 0 || positions == held, "all that a session holds is kept, or nothing");
+        // Now and then the user goes on all the same: what is kept harms nobody.
+        if positions == 0 || self.rng.u8(..4) == 0 {
+            return self.go_on(client, token, false);
+        }
+        self.clients[client].user.resumes = Some(token);
+        self.park(client, key);
+    }
+
+    /// The session that goes on in another's place is ready.
+    pub(crate) fn restore(&mut self, client: usize, (session, key): (SessionId, StateKey)) {
+        let now = self.instant();
+        let asked = self.clients[client].session.as_mut().map(|open| open.restore(now, session, key));
+        self.check(matches!(asked, Some(Ok(()))), "a session may begin with what was kept");
+    }
+
+    /// So many positions need not be computed again.
+    pub(crate) fn restored(&mut self, client: usize, positions: u32) {
+        let Some(token) = self.clients[client].user.resumes.take() else {
+            return self.check(false, "what comes back is told where it was asked for");
+        };
+        self.report.taken_up += usize::from(positions > 0);
+        let user = &mut self.clients[client].user;
+        // Guesses that were not wanted may have been kept, too.
+        user.held = user.held.min(positions as usize);
+        user.is_short = positions > 0;
+        if positions > 0 {
+            return self.go_on(client, token, false);
+        }
+        user.text.push(token);
+        let text = std::mem::take(&mut user.text);
+        let chunks = text.chunks(ANEW_POSITIONS).count();
+        for (index, chunk) in text.chunks(ANEW_POSITIONS).enumerate() {
+            let rows = if index + 1 == chunks { Rows::Last } else { Rows::None };
+            let before = text[..index * ANEW_POSITIONS].to_vec();
+            let (tokens, tree, certain, stale) = (chunk.to_vec(), Tree::chain(), chunk.len(), false);
+            self.fly(client, Flight { before, tokens, tree, certain, stale }, rows);
+        }
+        self.clients[client].user.text = text;
     }
 
     /// Every stage has computed each position once, and no other.
@@ -270,7 +354,8 @@ impl World {
     /// A session has ended otherwise than its user wanted.
     pub(crate) fn failed(&mut self, client: usize, code: &'static str) {
         *self.report.failed.entry(code).or_default() += 1;
-        self.report.failed_under_way += usize::from(self.clients[client].user.submitted.0 > 0);
+        let user = &self.clients[client].user;
+        self.report.failed_under_way += usize::from(user.submitted.0 > 0 && !user.is_short);
     }
 
     pub(crate) fn session_failed(&mut self, client: usize, error: &SessionError) {

@@ -60,6 +60,7 @@ pub(crate) enum Due {
         slot: StageSlot,
         generation: u64,
         reply: StageReply,
+        way: Option<u64>,
     },
     Wake(End),
     /// That client looks for other peers.
@@ -277,7 +278,7 @@ impl World {
             Due::Arrive { stream, side } => self.arrived(stream, side),
             Due::Broken { stream, side, failure } => self.stream_ended(stream, side, (failure, true)),
             Due::Dialed { peer, life, dial, result } => self.dialed(peer, life, dial, result),
-            Due::Replied { peer, slot, generation, reply } => self.replied(peer, slot, generation, reply),
+            Due::Replied { peer, slot, generation, reply, way } => self.replied(peer, slot, (generation, way), reply),
             Due::Wake(End::Peer(peer)) => self.wake_peer(peer),
             Due::Wake(End::Client(client)) => self.wake_client(client),
             Due::Mend(client) => self.mend(client),

@@ -126,3 +126,18 @@ fn weather_costs_no_session_that_is_under_way() {
     println!("{total:?}");
     assert!(total.repairs > 150 && total.failed_under_way == 0, "{total:?}");
 }
+
+#[test]
+fn a_session_that_was_put_aside_goes_on_with_what_was_kept_or_without() {
+    let faults = Faults { restarts: 1, engine_losses: 1, cuts: 1, ..Faults::default() };
+    for drafts in [false, true] {
+        let mut total = Report::default();
+        for seed in 0..SEEDS {
+            let parks = Scenario { parks: true, longest: 60, drafts, ..scenario(seed, faults) };
+            total.add(World::new(parks).run());
+        }
+        println!("{total:?}");
+        assert!(total.parked > 200 && total.taken_up > 100, "{total:?}");
+        assert!(total.taken_up < total.parked, "now and then a disk fails, or a machine: {total:?}");
+    }
+}

@@ -39,6 +39,10 @@ pub const FEATURE_RETURN: u64 = 128;
 /// are.
 pub const FEATURE_CHECKS: u64 = 256;
 
+/// Feature bit: what a session holds may be kept, and begun with later ([`Save`](crate::Save), [`Restore`](crate::Restore)). It is a
+/// peer's: each of a route has it or has it not.
+pub const FEATURE_SAVING: u64 = 512;
+
 /// All features that this program knows. A greeting agrees on those that both know.
 pub const FEATURES: u64 = FEATURE_ACCOUNTS
     | FEATURE_PADDING
@@ -46,7 +50,8 @@ pub const FEATURES: u64 = FEATURE_ACCOUNTS
     | FEATURE_RECOVERY
     | FEATURE_ECHOES
     | FEATURE_RETURN
-    | FEATURE_CHECKS;
+    | FEATURE_CHECKS
+    | FEATURE_SAVING;
 
 /// Bytes of the shortest padded answer, and of the shortest padded part of a conversation: longer ones are a power of two.
 pub const PADDED_BYTES_MIN: usize = 1 << 10;

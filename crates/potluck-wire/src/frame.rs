@@ -7,8 +7,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     Ask, Codec, CodecError, Failure, Fetch, HEADER_BYTES, Head, Held, Hello, HopOpen, Join, Joined, Keep, Lender,
-    Mirror, NeighbourLost, OpenSession, PART_BYTES_MAX, REPLAY_HEADER_BYTES, Refusal, Reroute, Return, SharedModel,
-    Upstreams, Welcome, message::Bounded, padded_bytes, padded_positions, spare,
+    Mirror, NeighbourLost, OpenSession, PART_BYTES_MAX, REPLAY_HEADER_BYTES, Refusal, Reroute, Restore, Return, Save,
+    SharedModel, Upstreams, Welcome, message::Bounded, padded_bytes, padded_positions, spare,
 };
 
 /// Whoever sent the bytes: they are no frame, or one that exceeds a bound.
@@ -149,6 +149,22 @@ pub enum Frame {
         /// The step that the peer has not had; of interest where steps come from the client.
         expected: u32,
     },
+    /// Client to a peer of the route. Answered with [`Saved`](Self::Saved).
+    Save(Save),
+    /// Peer to client.
+    Saved {
+        /// Positions that are kept; 0: none, and that is no failure.
+        positions: u32,
+        /// Bytes that they take there.
+        bytes: u64,
+    },
+    /// Client to a peer of the route. Answered with [`Restored`](Self::Restored).
+    Restore(Restore),
+    /// Peer to client.
+    Restored {
+        /// Positions that the session holds now; 0: none, and that is no failure.
+        positions: u32,
+    },
     /// Down the route.
     Step(StepFrame),
     /// Down the route once more, to a substitute for a peer that had had it: steps that were overwritten since are left out, and
@@ -286,6 +302,10 @@ const CAUGHT_UP: u8 = 42;
 const RETURN: u8 = 43;
 const RETURNED: u8 = 44;
 const CHECKED_REPLAY: u8 = 45;
+const SAVE: u8 = 46;
+const SAVED: u8 = 47;
+const RESTORE: u8 = 48;
+const RESTORED: u8 = 49;
 
 /// Bytes that a replay has in front of a step's header.
 const DUE_BYTES: usize = size_of::<u32>();
@@ -323,6 +343,10 @@ impl Frame {
             Self::CaughtUp { .. } => CAUGHT_UP,
             Self::Return(_) => RETURN,
             Self::Returned { .. } => RETURNED,
+            Self::Save(_) => SAVE,
+            Self::Saved { .. } => SAVED,
+            Self::Restore(_) => RESTORE,
+            Self::Restored { .. } => RESTORED,
             Self::Step(_) => STEP,
             Self::Replay { checked: false, .. } => REPLAY,
             Self::Replay { checked: true, .. } => CHECKED_REPLAY,
@@ -402,6 +426,10 @@ impl Frame {
             Self::CaughtUp { epoch } => encode_body(epoch, out),
             Self::Return(body) => encode_body(body, out),
             Self::Returned { expected } => encode_body(expected, out),
+            Self::Save(body) => encode_body(body, out),
+            Self::Saved { positions, bytes } => encode_body(&(positions, bytes), out),
+            Self::Restore(body) => encode_body(body, out),
+            Self::Restored { positions } => encode_body(positions, out),
             Self::Credit { frames } => encode_body(frames, out),
             Self::RowRequest { sequence, row } => encode_body(&(sequence, row), out),
             Self::Row { sequence, row, logits } => encode_body(&(sequence, row, logits), out),
@@ -473,6 +501,13 @@ impl Frame {
             CAUGHT_UP => Self::CaughtUp { epoch: decode_body(kind, body)? },
             RETURN => Self::Return(decode_body(kind, body)?),
             RETURNED => Self::Returned { expected: decode_body(kind, body)? },
+            SAVE => Self::Save(decode_body(kind, body)?),
+            SAVED => {
+                let (positions, bytes) = decode_body(kind, body)?;
+                Self::Saved { positions, bytes }
+            }
+            RESTORE => Self::Restore(decode_body(kind, body)?),
+            RESTORED => Self::Restored { positions: decode_body(kind, body)? },
             ANSWER => Self::Answer(AnswerFrame::decode(body)?),
             CREDIT => Self::Credit { frames: decode_body(kind, body)? },
             ROW_REQUEST => {
@@ -612,6 +647,10 @@ fn kind_name(kind: u8) -> &'static str {
         LEAVING => "leaving",
         CAUGHT_UP => "caught-up",
         RETURN => "return",
+        SAVE => "save",
+        SAVED => "saved",
+        RESTORE => "restore",
+        RESTORED => "restored",
         RETURNED => "returned",
         MIRROR => "mirror",
         _ => "unknown",

@@ -32,7 +32,7 @@ pub use echo::{ECHO_HEADER_BYTES_MAX, decode_echo, encode_echo};
 pub use frame::{AnswerFrame, Frame, StepFrame, WireError};
 pub use message::{
     Bounds, Failure, FailureCode, Fetch, Held, Hello, HopOpen, Join, Joined, Keep, Mirror, NeighbourLost, NextHop,
-    OpenSession, Part, PeerAddress, Prefix, PreviousHop, Refusal, Reroute, Return, SharedModel, Welcome,
+    OpenSession, Part, PeerAddress, Prefix, PreviousHop, Refusal, Reroute, Restore, Return, Save, SharedModel, Welcome,
 };
 pub use reader::FrameReader;
 pub use tunnel::{

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use potluck_core::{ModelId, PeerId, SessionId, SessionKey, SignedRevocation, StageSpec};
+use potluck_core::{ModelId, PeerId, SessionId, SessionKey, SignedRevocation, StageSpec, StateKey};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -258,6 +258,24 @@ pub struct Return {
     pub next: u32,
     /// The client has what comes back from the last peer for the steps before this one.
     pub answered: u32,
+}
+
+/// The client, to a peer of the route, when no step is under way: keep what the session holds here, encrypted, and forget the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Save {
+    /// What it is encrypted with: a new one each time.
+    pub key: StateKey,
+    /// For how long it is wanted. A peer keeps it for less where it has no room.
+    pub seconds: u32,
+}
+
+/// The client, to a peer of the route, before the first step: begin with what you have kept of an earlier session of mine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    /// What that session was called.
+    pub session: SessionId,
+    /// What it was encrypted with.
+    pub key: StateKey,
 }
 
 /// A peer, to the client: the session's stream from or to a neighbour ended.

@@ -61,6 +61,7 @@ mod screen;
 mod serving;
 mod signals;
 mod speeds;
+mod states;
 mod stragglers;
 mod talk;
 mod telemetry;

@@ -81,15 +81,19 @@ impl Hub {
             StageCommand::Open { positions, .. } => Some(StageCommand::Open { cache, positions }),
             StageCommand::Close { .. } => Some(StageCommand::Close { cache }),
             StageCommand::Row { row, .. } => Some(StageCommand::Row { cache, row }),
-            // No session of a measurement shares a prefix with another.
-            StageCommand::Fork { .. } => None,
+            // No session of a measurement shares a prefix with another, nor is one put aside.
+            StageCommand::Fork { .. }
+            | StageCommand::Save { .. }
+            | StageCommand::Restore { .. }
+            | StageCommand::Export { .. }
+            | StageCommand::Import { .. } => None,
         }
     }
 
     fn answer(&mut self, reply: StageReply) -> Option<StageCommand> {
         let session = match &reply {
             StageReply::Opened { cache, .. } | StageReply::Row { cache, .. } => Some(usize::from(cache.0)),
-            StageReply::Forwarded { .. } | StageReply::Ready(_) | StageReply::Lost { .. } => None,
+            _ => None,
         };
         // A session's own cache is always its first.
         match reply {
@@ -109,7 +113,8 @@ impl Hub {
                     self.tell(session, StageReply::Lost { reason: reason.clone() });
                 }
             }
-            StageReply::Ready(_) => {}
+            // Nobody here has asked for the others.
+            _ => {}
         }
         None
     }

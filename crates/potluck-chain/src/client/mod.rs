@@ -8,6 +8,7 @@ mod open;
 mod own;
 mod repair;
 mod returns;
+mod saving;
 mod standby;
 mod types;
 
@@ -19,7 +20,7 @@ use potluck_wire::{Codec, Failure, FailureCode, Frame, StepFrame};
 pub use self::types::{
     Answer, Effect, Event, Hop, OwnStage, RemoteStage, STEPS_IN_FLIGHT_MAX, SessionConfig, SharedPrefix, Submission,
 };
-use self::{accounts::Accounts, doubts::Doubts, repair::Repair, standby::Standby};
+use self::{accounts::Accounts, doubts::Doubts, repair::Repair, saving::Saving, standby::Standby};
 use crate::{Credit, Journal, Receipts, SessionError};
 
 /// Frames of one session that may come twice or late. More are malice, and end it.
@@ -70,6 +71,8 @@ pub struct ClientSession {
     answered: Option<(u32, u16)>,
     row_wanted: Option<(u32, u16)>,
     accounts: Accounts,
+    /// What the stages were asked to keep, or to give back.
+    saving: Option<Saving>,
     since: Instant,
     row_since: Instant,
     stale: u32,
@@ -105,6 +108,7 @@ impl ClientSession {
             answered: None,
             row_wanted: None,
             accounts: Accounts::new(config.route.len()),
+            saving: None,
             since: now,
             row_since: now,
             stale: 0,
@@ -139,6 +143,9 @@ impl ClientSession {
             Event::Heard { hop } => self.hears(now, hop),
             Event::Timeout => {
                 self.drop_late_standbys(now);
+                if self.saving_due().is_some_and(|at| at <= now) {
+                    self.end_saving();
+                }
                 self.lose_the_deaf(now).and_then(|()| self.check_deadlines(now))
             }
         };
@@ -154,7 +161,7 @@ impl ClientSession {
 
     /// When to call `handle` with [`Event::Timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let others = self.levels_due().map(|(at, _)| at).chain(self.doubts.until());
+        let others = self.levels_due().map(|(at, _)| at).chain(self.doubts.until()).chain(self.saving_due());
         self.deadlines().map(|(at, ..)| at).chain(others).min()
     }
 
@@ -249,6 +256,9 @@ impl ClientSession {
         }
         if !self.ready {
             return bad("the route is not ready yet".into());
+        }
+        if self.saving.is_some() {
+            return bad("what the stages hold is being kept, or comes back".into());
         }
         if tokens.is_empty() || tokens.len() > bounds::STEP_POSITIONS_MAX {
             return bad(format!("a step of {} positions; 1 to {} fit", tokens.len(), bounds::STEP_POSITIONS_MAX));

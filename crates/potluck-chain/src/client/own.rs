@@ -34,6 +34,10 @@ impl ClientSession {
                 }
                 Ok(())
             }
+            StageReply::Saved { result, .. } => self.own_saved(hop, result),
+            StageReply::Restored { result, .. } => self.own_restored(hop, result),
+            // The stage's driver asks for them itself.
+            StageReply::Exported { .. } | StageReply::Imported { .. } => Ok(()),
             StageReply::Lost { reason } => Err(own_failed(StageError::Lost(reason))),
             StageReply::Ready(_) => Ok(()),
         }

@@ -230,6 +230,8 @@ impl ClientSession {
 
     fn lose(&mut self, now: Instant, hop: usize, error: SessionError) {
         self.doubts.forget(hop);
+        // What it was asked to keep it does not say any more.
+        self.end_saving();
         if self.repair.is_lost(hop) || self.promote(now, hop, &error) {
             return;
         }

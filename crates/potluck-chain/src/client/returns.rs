@@ -35,6 +35,8 @@ impl ClientSession {
             Frame::Step(step) | Frame::Replay { step, .. } if last && !tail => self.step_returned(now, hop, &step),
             Frame::Row { sequence, row, logits } if tail => self.row_came(hop, sequence, row, logits),
             Frame::Account(account) => self.account_came(now, hop, account),
+            Frame::Saved { positions, bytes } => self.stage_saved(hop, positions, bytes),
+            Frame::Restored { positions } => self.stage_restored(hop, positions),
             Frame::Failed(failure) => self.peer_gone(now, hop, failure),
             other => Err(self.protocol(hop, format!("a {} frame does not belong here", other.kind()))),
         }

@@ -248,6 +248,18 @@ pub enum Effect {
     },
     /// Tell the caller: what each stage of the route has done for the session, in the route's order.
     Accounts(Vec<Account>),
+    /// Tell the caller: every stage keeps so many positions, which are all that the session holds; or 0, where one does not.
+    Saved {
+        /// Positions.
+        positions: u32,
+        /// Bytes that they take, over all stages.
+        bytes: u64,
+    },
+    /// Tell the caller: every stage holds so many positions of the earlier session; or 0, where one does not.
+    Restored {
+        /// Positions.
+        positions: u32,
+    },
     /// Tell the caller: the session is over. Nothing follows but `Close` effects.
     Failed(SessionError),
 }

@@ -19,6 +19,7 @@ use potluck_wire::{
 
 mod back;
 mod repair;
+mod saving;
 
 const WIDTH: u32 = 2;
 const VOCABULARY: u32 = 8;

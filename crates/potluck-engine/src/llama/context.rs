@@ -7,7 +7,7 @@ use std::{
 };
 
 use llama_cpp_sys_2 as sys;
-use zeroize::Zeroize as _;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use potluck_core::bounds::TREE_ROWS_MAX;
 
@@ -335,25 +335,37 @@ impl Context {
 
     /// Overwrites every cache with zeros, and gives these sequences back what they hold. Those that could not be given it.
     pub(crate) fn wipe_around(&mut self, keep: &[u16]) -> Vec<u16> {
-        let context = self.ptr.as_ptr();
-        let save = |&sequence: &u16| {
-            // SAFETY: the context is alive and has this sequence.
-            let mut held = vec![0u8; unsafe { sys::llama_state_seq_get_size(context, sequence.into()) }];
-            // SAFETY: the buffer has so many bytes.
-            let saved =
-                unsafe { sys::llama_state_seq_get_data(context, held.as_mut_ptr(), held.len(), sequence.into()) };
-            held.truncate(saved);
-            (sequence, held)
-        };
-        let saved: Vec<_> = keep.iter().map(save).collect();
+        let saved: Vec<_> = keep.iter().map(|&sequence| (sequence, self.saved(sequence))).collect();
         self.wipe();
-        let restore = |(sequence, mut held): (u16, Vec<u8>)| {
-            // SAFETY: as above; llama.cpp reads no more than these bytes.
-            let read = unsafe { sys::llama_state_seq_set_data(context, held.as_ptr(), held.len(), sequence.into()) };
-            held.as_mut_slice().zeroize();
-            (read == 0).then_some(sequence)
-        };
-        saved.into_iter().filter_map(restore).collect()
+        let lost = |(sequence, held): (u16, Zeroizing<Vec<u8>>)| (!self.restore(sequence, &held)).then_some(sequence);
+        saved.into_iter().filter_map(lost).collect()
+    }
+
+    /// What a sequence holds, in llama.cpp's own words.
+    pub(crate) fn saved(&self, sequence: u16) -> Zeroizing<Vec<u8>> {
+        let context = self.ptr.as_ptr();
+        // SAFETY: the context is alive and has this sequence.
+        let mut held = vec![0u8; unsafe { sys::llama_state_seq_get_size(context, sequence.into()) }];
+        // SAFETY: the buffer has so many bytes.
+        let saved = unsafe { sys::llama_state_seq_get_data(context, held.as_mut_ptr(), held.len(), sequence.into()) };
+        held.truncate(saved);
+        Zeroizing::new(held)
+    }
+
+    /// Gives a sequence what such words say; whether it holds that now. llama.cpp believes them: they are its own, from a context like
+    /// this one.
+    pub(crate) fn restore(&mut self, sequence: u16, held: &[u8]) -> bool {
+        let context = self.ptr.as_ptr();
+        // SAFETY: the context is alive and has this sequence; llama.cpp reads no more than these bytes.
+        let read = unsafe { sys::llama_state_seq_set_data(context, held.as_ptr(), held.len(), sequence.into()) };
+        read == held.len() && read > 0
+    }
+
+    /// Positions up to the last that a sequence holds.
+    pub(crate) fn held(&self, sequence: u16) -> u32 {
+        // SAFETY: the context is alive and has this sequence; -1 is said of an empty one.
+        let last = unsafe { sys::llama_memory_seq_pos_max(self.memory, sequence.into()) };
+        u32::try_from(last.saturating_add(1)).unwrap_or(0)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Write as _};
 
-use potluck_core::{CacheId, Hidden, Output, Stage, StageCommand, StageError, StageReply, StageShape, Step};
+use potluck_core::{CacheId, Hidden, Output, Stage, StageCommand, StageError, StageReply, StageShape, StatePart, Step};
 
 use super::{
     connect::{Connection, Loaded, UnderWay, connect, into_engine, is_end},
@@ -146,6 +146,20 @@ impl Stage for EngineStage {
     fn row(&mut self, cache: CacheId, row: u16) -> Result<Hidden, StageError> {
         match self.call(&StageCommand::Row { cache, row })? {
             Some(StageReply::Row { result, .. }) => result,
+            _ => Err(unasked()),
+        }
+    }
+
+    fn export(&mut self, cache: CacheId, offset: u64) -> Result<StatePart, StageError> {
+        match self.call(&StageCommand::Export { cache, offset })? {
+            Some(StageReply::Exported { result, .. }) => result,
+            _ => Err(unasked()),
+        }
+    }
+
+    fn import(&mut self, cache: CacheId, part: StatePart) -> Result<(), StageError> {
+        match self.call(&StageCommand::Import { cache, part })? {
+            Some(StageReply::Imported { result, .. }) => result,
             _ => Err(unasked()),
         }
     }

@@ -8,6 +8,10 @@ pub(super) enum Due {
     Opened(CacheId),
     Forwarded { batch: u64, steps: usize },
     Row(CacheId, u16),
+    Saved(CacheId),
+    Restored(CacheId),
+    Exported(CacheId),
+    Imported(CacheId),
 }
 
 impl Due {
@@ -19,13 +23,21 @@ impl Due {
             StageCommand::Close { .. } => None,
             StageCommand::Forward { batch, steps } => Some(Self::Forwarded { batch: *batch, steps: steps.len() }),
             StageCommand::Row { cache, row } => Some(Self::Row(*cache, *row)),
+            StageCommand::Save { cache, .. } => Some(Self::Saved(*cache)),
+            StageCommand::Restore { cache, .. } => Some(Self::Restored(*cache)),
+            StageCommand::Export { cache, .. } => Some(Self::Exported(*cache)),
+            StageCommand::Import { cache, .. } => Some(Self::Imported(*cache)),
         }
     }
 
     /// True if `reply` is the one that is owed.
     pub(super) fn is_paid_by(&self, reply: &StageReply) -> bool {
         match (*self, reply) {
-            (Self::Opened(due), StageReply::Opened { cache, .. }) => due == *cache,
+            (Self::Opened(due), StageReply::Opened { cache, .. })
+            | (Self::Saved(due), StageReply::Saved { cache, .. })
+            | (Self::Restored(due), StageReply::Restored { cache, .. })
+            | (Self::Exported(due), StageReply::Exported { cache, .. })
+            | (Self::Imported(due), StageReply::Imported { cache, .. }) => due == *cache,
             (Self::Forwarded { batch: due, steps }, StageReply::Forwarded { batch, results, .. }) => {
                 due == *batch && steps == results.len()
             }
@@ -42,6 +54,10 @@ impl Due {
                 StageReply::Forwarded { batch, results: vec![Err(error); steps], compute_us: 0 }
             }
             Self::Row(cache, row) => StageReply::Row { cache, row, result: Err(error) },
+            Self::Saved(cache) => StageReply::Saved { cache, result: Err(error) },
+            Self::Restored(cache) => StageReply::Restored { cache, result: Err(error) },
+            Self::Exported(cache) => StageReply::Exported { cache, result: Err(error) },
+            Self::Imported(cache) => StageReply::Imported { cache, result: Err(error) },
         }
     }
 }

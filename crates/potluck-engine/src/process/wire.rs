@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{EngineSettings, Part, sandbox::Attempt, vocabulary::VocabularyInfo};
 
 /// The version of everything between a peer and its engine. Both are the same program, unless it was replaced on disk.
-pub(crate) const VERSION: u16 = 2;
+pub(crate) const VERSION: u16 = 3;
 
 /// The first frame to a child.
 #[derive(Debug, Serialize, Deserialize)]

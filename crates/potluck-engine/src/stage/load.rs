@@ -64,8 +64,9 @@ impl LlamaStage {
         let threads = (settings.threads, settings.threads_batch);
         let pace = Pace::constant();
         let chunk = settings.chunk.into();
-        let (wipe_within, unwiped_since) = (settings.wipe_within, None);
-        let mut stage = Self { shape, chunk, entry, context, batch, caches, threads, pace, wipe_within, unwiped_since };
+        let (wipe_within, unwiped_since, passing) = (settings.wipe_within, None, None);
+        let mut stage =
+            Self { shape, chunk, entry, context, batch, caches, threads, pace, wipe_within, unwiped_since, passing };
         // Peers of one machine load at the same time: threads of theirs that spin for each other would take turns at it.
         stage.context.use_threads(1, 1);
         stage.try_out()?;

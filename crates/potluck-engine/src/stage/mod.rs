@@ -5,11 +5,12 @@ mod group;
 mod load;
 mod outputs;
 mod pace;
+mod state;
 mod tree;
 
 use std::time::{Duration, Instant};
 
-use potluck_core::{CacheId, Hidden, Input, Output, Rows, Stage, StageError, StageShape, Step, bounds};
+use potluck_core::{CacheId, Hidden, Input, Output, Rows, Stage, StageError, StageShape, StatePart, Step, bounds};
 
 use crate::llama::{Batch, Context, DecodeError, Rows as Content, Table};
 
@@ -17,6 +18,7 @@ use caches::Caches;
 use group::{Ready, groups};
 pub use outputs::KEPT_ROWS_MAX;
 use pace::Pace;
+use state::Passing;
 
 /// A layer range that llama.cpp has loaded in this process.
 ///
@@ -37,6 +39,8 @@ pub struct LlamaStage {
     wipe_within: Option<Duration>,
     /// When the first session was closed whose cells still hold what they held.
     unwiped_since: Option<Instant>,
+    /// What a cache holds, while it is given to somebody or comes from somebody.
+    passing: Option<Passing>,
 }
 
 /// How a step's input enters the graph.
@@ -89,6 +93,7 @@ impl Stage for LlamaStage {
     }
 
     fn close(&mut self, cache: CacheId) {
+        self.passing.take_if(|passing| passing.cache == cache);
         let Some(slot) = self.caches.close(cache) else { return };
         self.context.truncate(slot, 0);
         if self.wipe_within.is_none() {
@@ -129,6 +134,14 @@ impl Stage for LlamaStage {
             StageError::BadInput(format!("row {row} was not kept; a step keeps its last {KEPT_ROWS_MAX} rows"))
         })?;
         Ok(Hidden(row.to_vec()))
+    }
+
+    fn export(&mut self, cache: CacheId, offset: u64) -> Result<StatePart, StageError> {
+        self.give_state(cache, offset)
+    }
+
+    fn import(&mut self, cache: CacheId, part: StatePart) -> Result<(), StageError> {
+        self.take_state(cache, part)
     }
 }
 

@@ -3,12 +3,12 @@
 use potluck_core::{
     Account, Action, Endpoint, Hidden, LayerRange, Logits, ModelId, Offer, Order, PeerId, Renewal, Revocation, Revoked,
     Rows, SecretKey, SessionId, SessionKey, SignedOffer, SignedOrder, SignedRevocation, StageShape, StageSpec,
-    StageSpeed, Succession, Tree,
+    StageSpeed, StateKey, Succession, Tree,
 };
 use potluck_wire::{
     AnswerFrame, Ask, Bounds, Codec, CodecSet, Failure, FailureCode, Fetch, Frame, Head, Held, Hello, HopOpen, Join,
     Joined, Keep, Lender, Mirror, NeighbourLost, NextHop, OpenSession, Part, PeerAddress, Prefix, PreviousHop, Refusal,
-    Reroute, Return, SharedModel, StepFrame, Upstream, UpstreamModel, Upstreams, Welcome,
+    Reroute, Restore, Return, Save, SharedModel, StepFrame, Upstream, UpstreamModel, Upstreams, Welcome,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
@@ -125,6 +125,10 @@ pub(crate) fn examples() -> Vec<(&'static str, Frame)> {
         ("caught-up", Frame::CaughtUp { epoch: 9 }),
         ("return", Frame::Return(Return { session, previous: 2, next: 3, answered: 300 })),
         ("returned", Frame::Returned { expected: 300 }),
+        ("save", Frame::Save(Save { key: StateKey([0x5a; 32]), seconds: 86_400 })),
+        ("saved", Frame::Saved { positions: 300, bytes: 70_000 }),
+        ("restore", Frame::Restore(Restore { session, key: StateKey([0x5a; 32]) })),
+        ("restored", Frame::Restored { positions: 300 }),
         ("replay", Frame::Replay { due: 6, step: step.clone(), checked: false }),
         ("checked-replay", Frame::Replay { due: 6, step: step.clone(), checked: true }),
         ("step", Frame::Step(step)),
@@ -297,6 +301,12 @@ fn any_repair() -> impl Strategy<Value = Frame> {
         any::<u32>().prop_map(|epoch| Frame::CaughtUp { epoch }),
         Just(Frame::Leaving),
         any::<u32>().prop_map(|expected| Frame::Returned { expected }),
+        any::<([u8; 32], u32)>().prop_map(|(key, seconds)| Frame::Save(Save { key: StateKey(key), seconds })),
+        any::<(u32, u64)>().prop_map(|(positions, bytes)| Frame::Saved { positions, bytes }),
+        any::<([u8; 16], [u8; 32])>().prop_map(|(id, key)| {
+            Frame::Restore(Restore { session: SessionId::from_bytes(id), key: StateKey(key) })
+        }),
+        any::<u32>().prop_map(|positions| Frame::Restored { positions }),
         any::<([u8; 16], u32, u32, u32)>().prop_map(|(id, previous, next, answered)| {
             let session = SessionId::from_bytes(id);
             Frame::Return(Return { session, previous, next, answered })

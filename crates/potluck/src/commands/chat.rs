@@ -1,12 +1,14 @@
 //! `potluck chat`: a conversation.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use crate::{
     args::{EngineArgs, RouteArgs, SamplingArgs, StopArgs},
     failure::Failure,
     home::Home,
-    prompt::converse,
+    prompt::{converse, go_on},
     screen::Screen,
     signals::Interrupt,
     talk::{Asked, Talk},
@@ -17,6 +19,9 @@ pub(crate) struct Chat {
     /// What the model is told before anything else
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
+    /// Go on with a conversation that /save or /park kept
+    #[arg(long, value_name = "FILE")]
+    load: Option<PathBuf>,
     #[command(flatten)]
     stop: StopArgs,
     #[command(flatten)]
@@ -34,6 +39,9 @@ impl Chat {
         let mut talk = interrupt.or(Talk::start(home, screen, &self.route, &self.engine)).await??;
         if let Some(system) = self.system {
             talk.conversation.system(system);
+        }
+        if let Some(file) = &self.load {
+            interrupt.or(go_on(file, screen, &mut talk)).await??;
         }
         let result = converse(screen, &mut talk, &mut asked, &mut interrupt).await;
         talk.close().await;

@@ -34,6 +34,7 @@ use crate::{
         orders, serve_nothing, tell,
     },
     signals::Interrupt,
+    states::{STATES_BYTES, keep_states},
 };
 
 /// Where a peer listens unless the user says otherwise.
@@ -44,6 +45,11 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Sessions that a peer keeps caches for, unless the user says otherwise.
 const CACHES: u16 = 8;
+
+/// A size, or 0.
+fn parse_room(text: &str) -> Result<u64, String> {
+    if text.trim() == "0" { Ok(0) } else { parse_bytes(text) }
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
@@ -82,6 +88,9 @@ pub(crate) struct Lend {
     memory: Option<u64>,
     #[command(flatten)]
     disk: DiskArgs,
+    /// Disk that conversations may take which others have put aside, encrypted; 0: none are kept
+    #[arg(long, value_name = "BYTES", value_parser = parse_room, default_value_t = STATES_BYTES, hide_default_value = true)]
+    parked: u64,
     /// Where to listen
     #[arg(long, value_name = "IP:PORT", default_value_t = SocketAddr::from(([0, 0, 0, 0], PORT)))]
     bind: SocketAddr,
@@ -145,8 +154,9 @@ impl Lend {
         }
         let (taken, mut orders) = orders(node.identity().gate.clone(), node.id());
         node.take_orders(taken);
-        let (swarm, heard) = (membership.swarm.clone(), Vec::new());
-        let mut place = Place { node, library, announcer, settings, mending: None, coming: None, owner, swarm, heard };
+        let (swarm, heard, mending, coming) = (membership.swarm.clone(), Vec::new(), None, None);
+        let states = if self.parked > 0 { Some(keep_states(home, self.parked)?) } else { None };
+        let mut place = Place { node, library, announcer, settings, mending, coming, owner, swarm, heard, states };
 
         // What was asked for must work; what is ordered later may not, and then it goes on as before.
         let first = async {

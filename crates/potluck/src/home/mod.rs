@@ -165,7 +165,7 @@ impl Home {
 }
 
 /// Replaces a file, wherever it is, readable by its owner only, as a whole or not at all.
-fn write_private(path: &Path, text: &str) -> Result<(), Failure> {
+pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), Failure> {
     replace_private(path, text, true)
 }
 

@@ -3,11 +3,13 @@
 use std::{fs, path::Path};
 
 use potluck_client::Message;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     failure::{Failure, OrFail},
-    screen::Screen,
-    talk::{Asked, Talk},
+    home::write_private,
+    screen::{Screen, size},
+    talk::{Asked, Parked, Talk},
 };
 
 /// Bytes of a saved conversation. A larger file is not loaded.
@@ -20,6 +22,7 @@ const HELP: &str = "\
 /set [NAME VALUE]    temperature, top_k, top_p, min_p, typical_p, repeat_penalty, presence_penalty,
                      frequency_penalty, seed, max_tokens; nothing shows them
 /save FILE           keep the conversation
+/park FILE           the same, and what the machines have computed for it, for 7 days
 /load FILE           go on with one that was kept
 /route               who answers, over which layers
 /quit                leave (or Ctrl-D)
@@ -35,7 +38,7 @@ pub(super) enum Next {
 }
 
 /// Does what a line that begins with `/` says.
-pub(super) fn obey(line: &str, screen: Screen, talk: &mut Talk, asked: &mut Asked) -> Result<Next, Failure> {
+pub(super) async fn obey(line: &str, screen: Screen, talk: &mut Talk, asked: &mut Asked) -> Result<Next, Failure> {
     let (command, argument) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
     let argument = argument.trim();
     match command {
@@ -44,7 +47,8 @@ pub(super) fn obey(line: &str, screen: Screen, talk: &mut Talk, asked: &mut Aske
         "/system" => talk.conversation.system(argument),
         "/set" => screen.note(set(argument, asked)?),
         "/save" => save(argument, talk.conversation.messages())?,
-        "/load" => talk.conversation.set_messages(load(argument)?),
+        "/park" => park(argument, screen, talk).await?,
+        "/load" => go_on(Path::new(named(argument, "/load")?), screen, talk).await?,
         "/route" => screen.note(talk.show_route()),
         "/quit" | "/exit" | "/bye" => return Ok(Next::Leave),
         _ => return Err(Failure::new("bad_request", format!("there is no command {command}"), "/help lists them")),
@@ -104,8 +108,55 @@ fn save(path: &str, messages: &[Message]) -> Result<(), Failure> {
     fs::write(path, text + "\n").map_err(|error| Failure::io(path.display(), &error))
 }
 
-fn load(path: &str) -> Result<Vec<Message>, Failure> {
-    let path = named(path, "/load")?;
+/// What a file of a conversation holds.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Kept<P> {
+    /// As `/save` writes it.
+    Words(Vec<Message>),
+    /// As `/park` does.
+    Parked { messages: Vec<Message>, parked: P },
+}
+
+/// Keeps the conversation, and has the machines keep what they hold of it.
+async fn park(argument: &str, screen: Screen, talk: &mut Talk) -> Result<(), Failure> {
+    let path = named(argument, "/park")?;
+    let Some(parked) = talk.park().await? else {
+        save(argument, talk.conversation.messages())?;
+        screen.note(
+            "the words are kept; what was computed for them is not: no machine of a swarm has it, or one keeps nothing",
+        );
+        return Ok(());
+    };
+    let (positions, machines, bytes) = (parked.positions(), parked.machines(), size(parked.bytes));
+    let kept = Kept::Parked { messages: talk.conversation.messages().to_vec(), parked };
+    let text = serde_json::to_string_pretty(&kept).or_fail("internal", "report this")?;
+    // What is in it opens what the machines keep.
+    write_private(path, &(text + "\n"))?;
+    screen.note(format!(
+        "{positions} tokens are kept by {machines} machines, {bytes}, encrypted, for 7 days; the key is in {}",
+        path.display()
+    ));
+    Ok(())
+}
+
+/// Goes on with a conversation that was kept.
+pub(crate) async fn go_on(path: &Path, screen: Screen, talk: &mut Talk) -> Result<(), Failure> {
+    match load(path)? {
+        Kept::Words(messages) => talk.conversation.set_messages(messages),
+        Kept::Parked { messages, parked } => {
+            talk.conversation.set_messages(messages);
+            let (held, all) = (talk.take_up(&parked).await?, parked.positions());
+            screen.note(match held {
+                0 => format!("what was computed of it is not there any more: its {all} tokens are evaluated again"),
+                held => format!("{held} of its {all} tokens need not be evaluated again"),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn load(path: &Path) -> Result<Kept<Parked>, Failure> {
     let unreadable = |error| Failure::io(path.display(), &error);
     let bytes = fs::metadata(path).map_err(unreadable)?.len();
     if bytes > SAVED_BYTES_MAX {
@@ -113,7 +164,7 @@ fn load(path: &str) -> Result<Vec<Message>, Failure> {
         return Err(Failure::new("bad_request", message, "load a smaller one"));
     }
     let text = fs::read_to_string(path).map_err(unreadable)?;
-    serde_json::from_str(&text).or_fail("bad_request", "load what /save wrote")
+    serde_json::from_str(&text).or_fail("bad_request", "load what /save or /park wrote")
 }
 
 fn named<'a>(path: &'a str, command: &str) -> Result<&'a Path, Failure> {
@@ -148,9 +199,10 @@ mod tests {
         let path = dir.path().join("talk.json").display().to_string();
         let messages = vec![Message { role: potluck_client::Role::User, content: "hi\n".into() }];
         save(&path, &messages).unwrap();
-        assert_eq!(load(&path).unwrap(), messages);
+        let file = Path::new(&path);
+        assert!(matches!(load(file), Ok(Kept::Words(kept)) if kept == messages));
         fs::write(&path, "[{}]").unwrap();
-        assert_eq!(load(&path).unwrap_err().hint, "load what /save wrote");
-        assert!(load("").is_err());
+        assert_eq!(load(file).unwrap_err().hint, "load what /save or /park wrote");
+        assert!(named("", "/load").is_err());
     }
 }

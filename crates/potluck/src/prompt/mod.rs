@@ -12,6 +12,7 @@ use crate::{
     talk::{Asked, Talk, show_trace},
 };
 
+pub(crate) use command::go_on;
 use command::{Next, obey};
 use input::{Input, Turn};
 
@@ -30,7 +31,7 @@ pub(crate) async fn converse(
         match interrupt.or(input.turn()).await?? {
             Turn::Over => return Ok(()),
             Turn::Nothing => {}
-            Turn::Command(line) => match obey(&line, screen, talk, asked) {
+            Turn::Command(line) => match interrupt.or(obey(&line, screen, talk, asked)).await? {
                 Ok(Next::Leave) => return Ok(()),
                 Ok(Next::Stay) => {}
                 Err(failure) => failure.print(screen.json),

@@ -64,7 +64,10 @@ impl<'a> Timed<'a> {
                     return results.into_iter().try_for_each(|r| r.map(drop)).map(|()| elapsed).map_err(failed);
                 }
                 Some(StageReply::Opened { result, .. }) => result.map_err(failed)?,
+                // Nothing else was asked for.
                 Some(StageReply::Ready(_) | StageReply::Row { .. }) => {}
+                Some(StageReply::Saved { .. } | StageReply::Restored { .. }) => {}
+                Some(StageReply::Exported { .. } | StageReply::Imported { .. }) => {}
                 Some(StageReply::Lost { reason }) => return Err(failed(reason)),
                 None => return Err(failed("the engine ended")),
             }

@@ -20,7 +20,9 @@ use std::{collections::BTreeMap, time::Duration};
 use potluck_core::{PeerId, SignedOffer, StageShape, StageSpec, StageSpeed};
 use potluck_engine::EngineSettings;
 use potluck_grant::Meter;
-use potluck_net::{Bind, Identity, Lan, NetDeadlines, Node, NodeConfig, RelayUse, Serving, StagePort, serve};
+use potluck_net::{
+    Bind, Identity, Lan, NetDeadlines, Node, NodeConfig, RelayUse, Serving, StagePort, StateJobs, serve, serve_keeping,
+};
 use potluck_peer::{Peer, PeerConfig};
 use potluck_store::Entry;
 use potluck_wire::PeerAddress;
@@ -96,7 +98,7 @@ impl ServingPeer {
         lent_to: LentTo,
     ) -> Result<Self, Failure> {
         let stage = LoadedStage::load(entry, spec, settings, lent_to).await?;
-        Ok(stage.serve(bind_node(identity, bind, Lan::Off, Vec::new()).await?, Meter::default()))
+        Ok(stage.serve(bind_node(identity, bind, Lan::Off, Vec::new()).await?, Meter::default(), None))
     }
 
     /// Its id.
@@ -168,14 +170,18 @@ impl LoadedStage {
         Ok(Self { shape, speed, lent_to, share: settings.share, pipe, engine })
     }
 
-    /// Serves it on that endpoint from then on.
-    pub(crate) fn serve(self, node: Node, meter: Meter) -> ServingPeer {
+    /// Serves it on that endpoint from then on. `states`: whoever keeps what sessions hold that are put aside.
+    pub(crate) fn serve(self, node: Node, meter: Meter, states: Option<StateJobs>) -> ServingPeer {
         let Self { shape, speed, lent_to, share, pipe: EnginePipe { commands, replies }, engine } = self;
         let mut machine = empty(&node, lent_to.sessions_per_client(shape.caches));
         machine.set_meter(meter);
         machine.add_stage(shape.clone());
         machine.limit_share(share);
-        let serving = serve(node.clone(), machine, vec![StagePort { commands, replies }]);
+        let ports = vec![StagePort { commands, replies }];
+        let serving = match states {
+            Some(states) => serve_keeping(node.clone(), machine, ports, states),
+            None => serve(node.clone(), machine, ports),
+        };
         ServingPeer { node, shape, speed, serving, engine }
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use potluck_core::{Action, LayerRange, ModelId, PeerId, SignedOffer, StageShape, StageSpec};
 use potluck_engine::EngineSettings;
-use potluck_net::Node;
+use potluck_net::{Node, StateJobs};
 use potluck_pull::{Library, Pulled};
 use potluck_store::InUse;
 use potluck_wire::PeerAddress;
@@ -68,6 +68,8 @@ pub(crate) struct Place {
     pub(crate) swarm: String,
     /// What it has heard of others.
     pub(crate) heard: Vec<SignedOffer>,
+    /// Whoever keeps what sessions hold that are put aside.
+    pub(crate) states: Option<StateJobs>,
 }
 
 /// What was served, and what comes next.
@@ -187,7 +189,7 @@ impl Place {
     ) -> Result<Served, Failure> {
         let Loaded { mut entry, stage, spec, pulled } = loaded;
         self.library.share(entry.id);
-        let mut peer = stage.serve(self.node.clone(), meter(home, Counted::Peer)?);
+        let mut peer = stage.serve(self.node.clone(), meter(home, Counted::Peer)?, self.states.clone());
         for offer in std::mem::take(&mut self.heard) {
             peer.announce(offer).await;
         }

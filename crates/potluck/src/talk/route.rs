@@ -7,8 +7,8 @@ use std::{
 
 use potluck_chain::{Answer, Hop, SessionConfig, SessionError, Submission, chunks::Place, plan::Sees};
 use potluck_client::{Chain, ChainShape, RepairTimes, StageAccount};
-use potluck_core::{Account, Hidden, LayerRange, PeerId, SessionId};
-use potluck_net::{Node, OwnPort, PathKind, Session, SessionEvent};
+use potluck_core::{Account, Hidden, LayerRange, PeerId, SessionId, StateKey};
+use potluck_net::{Node, OwnPort, PathKind, Session, SessionEvent, StateJobs};
 use potluck_wire::{Codec, Failure as WireFailure, FailureCode, HEADER_BYTES, answer_rows_max, padded_positions};
 
 use tokio::{
@@ -111,7 +111,8 @@ pub(crate) struct OwnEngine {
 }
 
 impl RouteChain {
-    /// Opens a session on `node` and waits until every peer has confirmed it. `kept`: the node stays when the session ends.
+    /// Opens a session on `node` and waits until every peer has confirmed it. `kept`: the node stays when the session ends. `states`: whoever
+    /// keeps what own stages hold.
     ///
     /// # Errors
     /// See [`SessionError`]; there is a deadline.
@@ -120,10 +121,11 @@ impl RouteChain {
         kept: bool,
         config: SessionConfig,
         own: Vec<OwnEngine>,
+        states: Option<StateJobs>,
         substitutes: Substitutes,
     ) -> Result<Self, SessionError> {
         let (ports, engines): (_, Vec<RunningEngine>) = own.into_iter().map(|own| (own.port, own.engine)).unzip();
-        let opened = Self::ready(&node, config, ports, substitutes).await;
+        let opened = Self::ready(&node, config, (ports, states), substitutes).await;
         let node = (!kept).then_some(node);
         match opened {
             Ok(chain) => Ok(Self { node, engines, ..chain }),
@@ -146,21 +148,21 @@ impl RouteChain {
         number: u64,
         substitutes: Substitutes,
     ) -> Result<Self, SessionError> {
-        Ok(Self { number, ..Self::ready(node, config, own, substitutes).await? })
+        Ok(Self { number, ..Self::ready(node, config, (own, None), substitutes).await? })
     }
 
     /// Waits until every peer has confirmed; dropped before, the session ends on those that have.
     async fn ready(
         node: &Node,
         config: SessionConfig,
-        own: Vec<OwnPort>,
+        (own, states): (Vec<OwnPort>, Option<StateJobs>),
         substitutes: Substitutes,
     ) -> Result<Self, SessionError> {
         let shape = ChainShape { vocabulary: config.vocabulary, positions: config.positions };
         let stages = config.route.iter().map(stage_of).collect();
         let (pad, width, id) = (config.pad, config.width as usize, config.key.id);
         let is_whole = config.prefix.is_none();
-        let mut session = node.open(config, own).await?;
+        let mut session = node.open_keeping(config, own, states).await?;
         let codec = session.codec();
         while !matches!(session.next().await?, SessionEvent::Ready) {}
         let (answers, engines) = (VecDeque::new(), Vec::new());
@@ -230,6 +232,50 @@ impl RouteChain {
     /// Who holds which layers: none is this machine.
     pub(crate) fn stages(&self) -> &[(Option<PeerId>, LayerRange)] {
         &self.stages
+    }
+
+    /// Has every stage keep what it holds, for so many seconds: positions, and the bytes that they take; none where one does not.
+    ///
+    /// # Errors
+    /// See [`SessionError`]; there is a deadline.
+    pub(crate) async fn save(&mut self, key: StateKey, seconds: u32) -> Result<Option<(u32, u64)>, SessionError> {
+        if !self.session.keeps_states() {
+            return Ok(None);
+        }
+        self.session.save(key, seconds)?;
+        loop {
+            match self.event().await? {
+                SessionEvent::Saved { positions, bytes } => return Ok((positions > 0).then_some((positions, bytes))),
+                SessionEvent::Accounts(accounts) => self.hear(accounts),
+                SessionEvent::Answer(answer) => self.answers.push_back(answer),
+                _ => {}
+            }
+        }
+    }
+
+    /// Has every stage begin with what it has kept of that session: positions that all hold then.
+    ///
+    /// # Errors
+    /// See [`SessionError`]; there is a deadline.
+    pub(crate) async fn restore(&mut self, session: SessionId, key: StateKey) -> Result<u32, SessionError> {
+        if !self.session.keeps_states() {
+            return Ok(0);
+        }
+        self.session.restore(session, key)?;
+        loop {
+            match self.event().await? {
+                SessionEvent::Restored { positions } => {
+                    if positions > 0 {
+                        // Nobody could be sent what came before.
+                        self.standbys.end();
+                        self.standbys.node = None;
+                    }
+                    return Ok(positions);
+                }
+                SessionEvent::Accounts(accounts) => self.hear(accounts),
+                _ => {}
+            }
+        }
     }
 
     /// What the session tells next, but for the peers that it loses: others are looked for meanwhile. Dropping the future loses nothing.

@@ -183,6 +183,19 @@ impl Hub {
                     self.reply(number, StageReply::Row { cache, row, result });
                 }
             },
+            // Sessions of a gateway are not put aside.
+            StageCommand::Save { cache, .. } => {
+                self.reply(number, StageReply::Saved { cache, result: Err(StageError::UnknownCache(cache)) });
+            }
+            StageCommand::Restore { cache, .. } => {
+                self.reply(number, StageReply::Restored { cache, result: Err(StageError::UnknownCache(cache)) });
+            }
+            StageCommand::Export { cache, .. } => {
+                self.reply(number, StageReply::Exported { cache, result: Err(StageError::UnknownCache(cache)) });
+            }
+            StageCommand::Import { cache, .. } => {
+                self.reply(number, StageReply::Imported { cache, result: Err(StageError::UnknownCache(cache)) });
+            }
             StageCommand::Forward { batch, mut steps } => match port.cache {
                 Some((_, id)) => {
                     steps.iter_mut().for_each(|step| step.cache = id);
@@ -263,7 +276,9 @@ impl Hub {
                     self.reply(number, StageReply::Lost { reason: reason.clone() });
                 }
             }
-            StageReply::Ready(_) => {}
+            // Nobody here has asked for them.
+            StageReply::Saved { .. } | StageReply::Restored { .. } => {}
+            StageReply::Exported { .. } | StageReply::Imported { .. } | StageReply::Ready(_) => {}
         }
     }
 

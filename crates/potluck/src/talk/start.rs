@@ -167,12 +167,17 @@ impl Talk {
         let wanted = Wanted { home, entry, settings, codec: *codec, memory: Some(*memory), privacy, standby, screen };
         let (chain, verdict) = open_within(&wanted, &self.route, self.embedded.as_ref(), REOPEN_WITHIN).await?;
         self.verdict = verdict.unwrap_or_else(|| std::mem::take(&mut self.verdict));
+        self.replace_chain(chain).await;
+        Ok(())
+    }
+
+    /// The next answer goes over this one, which holds nothing.
+    pub(super) async fn replace_chain(&mut self, chain: AnyChain) {
         let vocabulary = self.session.vocabulary().clone();
         let mut session = Session::new(chain, vocabulary);
         session.set_drafting(drafting(self.route.drafts(), self.drafter.as_deref()).await);
         session.set_times(self.session.take_times());
         std::mem::replace(&mut self.session, session).close().await;
-        Ok(())
     }
 }
 

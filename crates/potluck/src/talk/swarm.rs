@@ -4,13 +4,13 @@ use potluck_chain::{
     Hop, OwnStage, RemoteStage,
     plan::{Machine, ModelFacts, PlanError, Preference, Preview, VerdictKind, Who, Wish, alone, plan},
 };
-use potluck_core::{Offer, PeerId, StageSpec, StageSpeed};
+use potluck_core::{LayerRange, Offer, PeerId, StageSpec, StageSpeed};
 use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig};
 
 use super::{
     AnyChain,
     opening::{LOADING, Unopened},
-    route::RouteChain,
+    route::{OwnEngine, RouteChain},
     start::{OWN_CACHE, Opened, Wanted, local, own_engine, session_config},
     substitutes::Substitutes,
 };
@@ -20,6 +20,7 @@ use crate::{
     home::{self, Home, Membership, Role, trusted},
     placement::{Distances, address, known_machine, members, missing_layers, model_facts, own_machine},
     serving::Hearing,
+    states::{STATES_BYTES, keep_states},
     stragglers::STRAGGLERS,
 };
 
@@ -249,11 +250,62 @@ pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer, without: &[PeerId]
         });
     }
     let ends_here = has_both_ends(&route);
+    let chain = open_route(wanted, node, route, own).await?;
+    Ok(Opened { chain, embedded: None, verdict, plan: Some(preview), ends_here })
+}
+
+async fn open_route(
+    wanted: &Wanted<'_>,
+    node: Node,
+    route: Vec<Hop>,
+    own: Vec<OwnEngine>,
+) -> Result<AnyChain, Unopened> {
     let config = session_config(wanted, node.id(), route)?;
     let kept = wanted.home.node().is_some();
-    let chain = RouteChain::open(node, kept, config, own, substitutes(wanted)).await?;
-    let chain = AnyChain::Route(Box::new(chain));
-    Ok(Opened { chain, embedded: None, verdict, plan: Some(preview), ends_here })
+    let states = if own.is_empty() { None } else { Some(keep_states(wanted.home, STATES_BYTES)?) };
+    let chain = RouteChain::open(node, kept, config, own, states, substitutes(wanted)).await?;
+    Ok(AnyChain::Route(Box::new(chain)))
+}
+
+/// Opens a session over these stages; none where one is not offered any more, or may not be at that peer now.
+pub(super) async fn open_over(
+    wanted: &Wanted<'_>,
+    stages: &[(Option<PeerId>, LayerRange)],
+) -> Result<Option<AnyChain>, Unopened> {
+    let list = trusted(wanted.home)?;
+    let Some((_, last)) = stages.last() else { return Ok(None) };
+    let (layers, wish) = (last.end(), wanted.wish(None, false));
+    let may = |(peer, range): &(Option<PeerId>, LayerRange)| {
+        let touches = |ends| Wish::touches_ends(*range, ends, layers);
+        peer.is_none_or(|peer| !touches(wish.hide_layers) && (!touches(wish.trusted_layers) || list.contains(&peer)))
+    };
+    if !stages.iter().all(may) {
+        return Ok(None);
+    }
+    let Surveyed { node, offers, .. } = survey(wanted, Prefer::Swarm, false, &[]).await?;
+    let Some(node) = node else { return Ok(None) };
+    let opened = async {
+        let (mut route, mut own) = (Vec::new(), Vec::new());
+        for (hop, (peer, range)) in stages.iter().enumerate() {
+            let (head, tail) = (range.start() == 0, range.end() == layers);
+            let spec = StageSpec { model: wanted.entry.id, layers: *range, head, tail };
+            route.push(match peer {
+                None => {
+                    own.push(own_engine(wanted, hop, spec).await?);
+                    Hop::Own(OwnStage { spec, cache: OWN_CACHE })
+                }
+                Some(peer) => remote_hop(&offers, *peer, spec)?,
+            });
+        }
+        Ok::<_, Failure>((route, own))
+    };
+    match opened.await {
+        Ok((route, own)) => open_route(wanted, node, route, own).await.map(Some),
+        Err(failure) => {
+            wanted.home.let_go(&node).await;
+            Err(failure.into())
+        }
+    }
 }
 
 /// Where others are looked for in the places of lost peers.

@@ -19,6 +19,7 @@ mod machine;
 #[cfg(target_os = "linux")]
 mod namespaces;
 mod owner;
+mod parked;
 mod places;
 mod plan;
 mod privacy;
