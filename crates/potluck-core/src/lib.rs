@@ -41,7 +41,7 @@ pub use piece::{PIECE_BYTES, PieceHash, piece_hash, piece_range, pieces_of, tens
 pub use range::{LayerRange, RangeError};
 pub use revocation::{Renewal, Revocation, RevocationError, Revoked, SignedRevocation, Succession};
 pub use stage::{
-    Hidden, Input, Logits, Output, Rows, STATE_PART_BYTES_MAX, Stage, StageCommand, StageError, StageReply, StageShape,
-    StageSpec, StateKey, StatePart, Step,
+    Hidden, Input, Logits, Output, Rows, STATE_FORGOTTEN, STATE_PART_BYTES_MAX, Stage, StageCommand, StageError,
+    StageReply, StageShape, StageSpec, StateKey, StatePart, Step,
 };
 pub use tree::{Tree, TreeError};

@@ -157,6 +157,9 @@ pub enum Output {
 /// Bytes of what a cache holds that are given at a time at most.
 pub const STATE_PART_BYTES_MAX: usize = 1 << 20;
 
+/// No state has a part there: whoever asks for it wants no more of what was taken down.
+pub const STATE_FORGOTTEN: u64 = u64::MAX;
+
 /// What is encrypted with it is read by whoever has it, and by nobody else.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateKey(pub [u8; 32]);
@@ -275,7 +278,8 @@ pub trait Stage {
     /// nobody else is asked.
     ///
     /// # Errors
-    /// `UnknownCache`; `BadInput` where there is no such part, or the stage cannot say what it holds.
+    /// `UnknownCache`; `BadInput` where there is no such part, or the stage cannot say what it holds. What was taken down of the cache is
+    /// forgotten then: whoever wants no more of it asks for a part [beyond its end](STATE_FORGOTTEN).
     fn export(&mut self, cache: CacheId, _offset: u64) -> Result<StatePart, StageError> {
         Err(StageError::BadInput(format!("what cache {cache:?} holds cannot be taken down here")))
     }
@@ -334,6 +338,10 @@ pub enum StageCommand {
         cache: CacheId,
         /// Whose it is.
         session: SessionKey,
+        /// How many positions it holds: nothing else is kept.
+        positions: u32,
+        /// Bytes that these take, as far as is known; what is kept may be a little longer.
+        bytes: u64,
         /// What it is encrypted with: whoever keeps it forgets it.
         key: StateKey,
         /// For how long at most.

@@ -44,6 +44,7 @@ pub mod vocabulary;
 pub mod zoo;
 
 pub use error::EngineError;
+pub use llama::LLAMA_BUILD;
 pub use load::{FILES_MAX, Load, Part};
 #[doc(hidden)]
 pub use process::fuzzing;

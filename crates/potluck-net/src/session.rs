@@ -507,6 +507,12 @@ impl Session {
         Ok(())
     }
 
+    /// What the stages were to keep is not waited for any longer. See [`ClientSession::stop_saving`].
+    pub fn stop_saving(&mut self) {
+        self.machine.stop_saving();
+        self.perform_all();
+    }
+
     /// Asks every stage for what it has kept of an earlier session. See [`ClientSession::restore`].
     ///
     /// # Errors

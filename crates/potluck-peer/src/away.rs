@@ -132,7 +132,7 @@ impl Peer {
         let old = std::mem::replace(&mut session.client, stream);
         (session.open, session.member) = (open, member);
         (session.away_since, session.returned_at) = (None, Some(now.instant));
-        (session.row_wanted, session.row_to_come) = (None, None);
+        (session.row_wanted, session.row_to_come, session.moving) = (None, None, None);
         if session.open.previous == PreviousHop::Client {
             session.receipts = Default::default();
             session.forgive();

@@ -92,6 +92,7 @@ impl Peer {
             row_wanted: None,
             row_to_come: None,
             moving: None,
+            saved_at: None,
             in_flight: Default::default(),
             tally: Default::default(),
             last_step: now.instant,

@@ -255,7 +255,7 @@ impl Peer {
             (Role::Client(key), Frame::Keep(keep)) => self.keep(now, key, keep),
             (Role::Client(key), Frame::Reroute(reroute)) => self.reroute(now, key, *reroute),
             (Role::Client(key), Frame::Mirror(mirror)) => self.mirror(now, key, *mirror),
-            (Role::Client(key), Frame::Save(save)) => self.save(key, &save),
+            (Role::Client(key), Frame::Save(save)) => self.save(now, key, &save),
             (Role::Client(key), Frame::Restore(restore)) => self.restore(key, &restore),
             (Role::HopOut(key), Frame::HopReady) => self.next_confirmed(stream, key, 0),
             (Role::HopOut(key), Frame::HopResumed { expected }) => self.next_confirmed(stream, key, expected),

@@ -3,10 +3,15 @@
 //! The machine only asks for it, and says what came of it: who keeps it is the driver's. That a stage has kept nothing, or something else,
 //! ends no session: its client computes what is missing.
 
+use std::time::Duration;
+
 use potluck_core::{CacheId, SessionKey, StageCommand, StageError};
 use potluck_wire::{Failure, FailureCode, Frame, Restore, Save};
 
-use crate::{Effect, Peer, StageSlot, session::Session};
+use crate::{Effect, Now, Peer, StageSlot, session::Session};
+
+/// What a session holds is kept no sooner than that after it was kept last: it is all written to a disk each time.
+const SAVED_EVERY: Duration = Duration::from_secs(10);
 
 /// What of a session's state is on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,19 +30,23 @@ impl Session {
 }
 
 impl Peer {
-    pub(crate) fn save(&mut self, key: SessionKey, save: &Save) {
+    pub(crate) fn save(&mut self, now: Now, key: SessionKey, save: &Save) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         if session.moving.is_some() {
             return self.end_session(key, twice());
         }
+        let is_soon = session.saved_at.is_some_and(|at| now.instant.saturating_duration_since(at) < SAVED_EVERY);
         // What was skipped is not in the cache.
-        if !session.is_at_rest() || session.held == 0 || session.solid != session.held {
+        if !session.is_at_rest() || session.held == 0 || session.solid != session.held || is_soon {
             return self.tell_client(key, Frame::Saved { positions: 0, bytes: 0 });
         }
-        session.moving = Some(Moving::Out { positions: session.held });
+        let positions = session.held;
+        (session.moving, session.saved_at) = (Some(Moving::Out { positions }), Some(now.instant));
         let (stage, cache) = (session.slot, session.cache);
         let Save { key: state, seconds } = *save;
-        let command = StageCommand::Save { cache, session: key, key: state, seconds };
+        let each = self.stages.get(usize::from(stage.0)).map_or(0, |stage| stage.shape().cache_bytes_per_position);
+        let bytes = each * u64::from(positions);
+        let command = StageCommand::Save { cache, session: key, positions, bytes, key: state, seconds };
         self.effects.push_back(Effect::Stage { stage, command });
     }
 
@@ -70,8 +79,8 @@ impl Peer {
         let Some((key, Moving::Back)) = self.moved(slot, cache) else { return };
         let Some(session) = self.sessions.get_mut(&key) else { return };
         let positions = match result {
-            Ok(positions) if session.expected == 0 => (*positions).min(session.open.positions),
-            _ => 0,
+            Ok(positions) => (*positions).min(session.open.positions),
+            Err(_) => 0,
         };
         if positions > 0 {
             (session.held, session.solid) = (positions, positions);

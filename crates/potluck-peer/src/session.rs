@@ -97,6 +97,8 @@ pub(crate) struct Session {
     pub(crate) row_to_come: Option<(u32, u16)>,
     /// What its cache holds is on its way out or back.
     pub(crate) moving: Option<Moving>,
+    /// When its client asked last that it be kept, and it was not refused.
+    pub(crate) saved_at: Option<Instant>,
     /// Frames dropped as twins or as late.
     pub(crate) stale: u32,
     /// Steps that have arrived and whose output has not left.

@@ -9,6 +9,7 @@ use crate::{
     Effect, Now, Peer, StageSlot, StreamId,
     peer::WAITING_BYTES_MAX,
     queue::{Queued, StageQueue},
+    saving::Moving,
     session::{Answering, Arrival, Session},
 };
 
@@ -27,6 +28,10 @@ impl Peer {
         if session.step_stream() != Some(stream) {
             let failure = Failure::new(FailureCode::Protocol, "steps of this session come from another peer");
             return self.misbehaved(stream, failure);
+        }
+        if session.moving == Some(Moving::Back) {
+            let failure = Failure::new(FailureCode::Protocol, "a step came before what the session begins with");
+            return self.end_session(key, failure);
         }
         if let Some(due) = due.filter(|_| session.waits_for_keep()) {
             session.early.push((stream, frame.clone(), due));

@@ -66,6 +66,8 @@ fn what_a_session_at_rest_holds_is_kept() {
     let command = StageCommand::Save {
         cache: CacheId(0),
         session: session(SessionId::from_bytes([4; 16])),
+        positions: 4,
+        bytes: 4,
         key: KEY,
         seconds: 60,
     };
@@ -76,6 +78,18 @@ fn what_a_session_at_rest_holds_is_kept() {
     let effects = test.tell(stage(StageReply::Saved { cache: CacheId(0), result: Ok(77) }));
     assert!(sends(&effects, 1, &Frame::Saved { positions: 4, bytes: 77 }), "{effects:?}");
     assert!(test.tell(stage(StageReply::Saved { cache: CacheId(0), result: Ok(77) })).is_empty(), "nobody has asked");
+}
+
+#[test]
+fn it_is_all_written_down_now_and_then_only() {
+    let mut test = ready();
+    stepped(&mut test);
+    assert_eq!(asks(&test.frame(1, save())).len(), 1);
+    test.tell(stage(StageReply::Saved { cache: CacheId(0), result: Ok(77) }));
+    let effects = test.frame(1, save());
+    assert!(sends(&effects, 1, &Frame::Saved { positions: 0, bytes: 0 }) && asks(&effects).is_empty());
+    test.seconds += 10;
+    assert_eq!(asks(&test.frame(1, save())).len(), 1);
 }
 
 #[test]
@@ -120,11 +134,14 @@ fn what_does_not_come_back_is_computed() {
     assert!(sends(&test.tell(restored(gone)), 1, &Frame::Restored { positions: 0 }));
     stepped(&mut test);
     assert!(sends(&test.frame(1, restore()), 1, &Frame::Restored { positions: 0 }), "it has begun otherwise");
-    // A step that came first counts.
+}
+
+#[test]
+fn nothing_is_computed_in_a_cache_that_is_being_given_something() {
     let mut test = ready();
     test.frame(1, restore());
-    stepped(&mut test);
-    assert!(sends(&test.tell(restored(Ok(10))), 1, &Frame::Restored { positions: 0 }));
+    assert_eq!(closes(&test.frame(2, Frame::Step(step(0, 0, 0, 4))), 1).unwrap().code, FailureCode::Protocol);
+    assert!(test.tell(restored(Ok(10))).is_empty(), "it has ended");
 }
 
 #[test]

@@ -54,11 +54,20 @@ pub(crate) struct SimClient {
     /// What own stages keep of sessions that were put aside.
     disk: Disk,
     /// The session that was put aside, until there is another; and what that one is to begin with.
-    parked: Option<(SessionId, StateKey)>,
-    restores: Option<(SessionId, StateKey)>,
+    parked: Option<Kept>,
+    restores: Option<Kept>,
     /// How often the user will still open a session of the same name, at the same epoch, after one has ended.
     returns: u32,
     pub(crate) prompt: Vec<Vec<u32>>,
+}
+
+/// Where what was computed in a session is, for one that goes on in its place.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kept {
+    /// Whoever computed it has it.
+    As(SessionId, StateKey),
+    /// It has to be computed again.
+    Nowhere,
 }
 
 impl SimClient {
@@ -208,7 +217,7 @@ impl World {
             sim.config.route = session.route().to_vec();
             session.close();
         }
-        sim.parked = Some((sim.config.key.id, key));
+        sim.parked = Some(Kept::As(sim.config.key.id, key));
         sim.user.rests();
         self.report.parked += 1;
         self.note(|| format!("client {client}: its session is put aside"));
@@ -278,7 +287,8 @@ impl World {
             Effect::Own { hop, command } => self.own_compute(client, hop, command),
             Effect::Reopen { hop } => self.reopen(client, hop),
             Effect::Ready => match self.clients[client].restores.take() {
-                Some(kept) => self.restore(client, kept),
+                Some(Kept::As(session, key)) => self.restore(client, (session, key)),
+                Some(Kept::Nowhere) => self.restored(client, 0),
                 None => {
                     self.send_prompt(client);
                     self.seek_standbys(client);
@@ -322,6 +332,17 @@ impl World {
             self.break_stream(stream, Duration::ZERO);
         }
         stream
+    }
+
+    /// The session failed before it was known what it begins with: nothing is lost, and another begins with nothing. False where that was
+    /// not it.
+    pub(crate) fn begins_with_nothing(&mut self, client: usize) -> bool {
+        let sim = &mut self.clients[client];
+        let restored = sim.user.resumes.is_some() && sim.restores.is_none();
+        if restored {
+            sim.parked = Some(Kept::Nowhere);
+        }
+        restored
     }
 
     /// The client is gone: its session is nobody's any more.
@@ -488,7 +509,8 @@ impl World {
     }
 
     fn own_compute(&mut self, client: usize, hop: usize, command: StageCommand) {
-        let fails = self.disk_fails(&command);
+        let moves = matches!(command, StageCommand::Save { .. } | StageCommand::Restore { .. });
+        let fails = moves && self.disk_fails();
         let SimClient { own, disk, .. } = &mut self.clients[client];
         let Some((_, stage)) = own.iter_mut().find(|(place, _)| *place == hop) else { return };
         let moved = disk.carry_out(stage, &command, fails);

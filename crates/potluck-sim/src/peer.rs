@@ -28,7 +28,7 @@ pub(crate) struct SimPeer {
     pub(crate) stage: ToyStage,
     /// What it keeps of sessions that were put aside; and, for each cache whose state is on its way, which of these ways it is.
     pub(crate) disk: Disk,
-    moving: BTreeMap<CacheId, u64>,
+    moving: BTreeMap<CacheId, (u64, StageCommand)>,
     ways: u64,
     pub(crate) range: LayerRange,
     /// Counts the engine's lives: what an earlier one still owed is never delivered.
@@ -107,20 +107,26 @@ impl SimPeer {
         self.alive && !(heard && self.is_leaving)
     }
 
-    /// Which way of a state a command begins; whoever closes a cache ends what was on its way.
-    fn way(&mut self, command: &StageCommand) -> Option<u64> {
+    /// Which way of a state a command begins. Whoever closes a cache ends what was on its way, and so does whoever computes in it: the
+    /// caches of which that is said.
+    fn way(&mut self, command: &StageCommand) -> (Option<u64>, Vec<StageReply>) {
+        let mut called_off = Vec::new();
         match command {
             StageCommand::Save { cache, .. } | StageCommand::Restore { cache, .. } => {
                 self.ways += 1;
-                self.moving.insert(*cache, self.ways);
-                Some(self.ways)
+                self.moving.insert(*cache, (self.ways, command.clone()));
+                return (Some(self.ways), called_off);
             }
             StageCommand::Open { cache, .. } | StageCommand::Close { cache } | StageCommand::Fork { to: cache, .. } => {
                 self.moving.remove(cache);
-                None
             }
-            _ => None,
+            StageCommand::Forward { steps, .. } => {
+                let moving = steps.iter().filter_map(|step| self.moving.remove(&step.cache));
+                called_off.extend(moving.filter_map(|(_, command)| command.apply(&mut self.stage)));
+            }
+            _ => {}
         }
+        (None, called_off)
     }
 
     pub(crate) fn address(&self) -> PeerAddress {
@@ -172,12 +178,25 @@ impl World {
         // Of a session that has ended meanwhile, a driver says nothing.
         let is_present = match (&reply, way) {
             (StageReply::Saved { cache, .. } | StageReply::Restored { cache, .. }, Some(_)) => {
-                sim.moving.get(cache).copied() == way
+                sim.moving.remove(cache).is_some()
             }
             _ => true,
         };
         if sim.generation == generation && is_present {
             self.tell(peer, Event::Stage { stage: slot, reply });
+        }
+    }
+
+    /// It is the turn of a state that is to be kept, or to come back.
+    pub(crate) fn moves(&mut self, peer: usize, slot: StageSlot, generation: u64, way: u64) {
+        let sim = &mut self.peers[peer];
+        let command =
+            sim.moving.values().find(|(on_its_way, _)| *on_its_way == way).map(|(_, command)| command.clone());
+        let Some(command) = command.filter(|_| sim.generation == generation) else { return };
+        let fails = self.disk_fails();
+        let sim = &mut self.peers[peer];
+        if let Some(reply) = sim.disk.carry_out(&mut sim.stage, &command, fails) {
+            self.replied(peer, slot, (generation, Some(way)), reply);
         }
     }
 
@@ -280,8 +299,8 @@ impl World {
     }
 
     /// Whether a disk is full, or has lost what is asked for: now and then.
-    pub(crate) fn disk_fails(&mut self, command: &StageCommand) -> bool {
-        matches!(command, StageCommand::Save { .. } | StageCommand::Restore { .. }) && self.rng.u8(..6) == 0
+    pub(crate) fn disk_fails(&mut self) -> bool {
+        self.rng.u8(..6) == 0
     }
 
     fn compute(&mut self, peer: usize, slot: StageSlot, command: StageCommand) {
@@ -289,18 +308,27 @@ impl World {
             StageCommand::Forward { steps, .. } => steps.iter().map(|step| step.positions(toy::WIDTH)).sum(),
             _ => 0,
         };
-        let fails = self.disk_fails(&command);
         let sim = &mut self.peers[peer];
-        let moved = sim.disk.carry_out(&mut sim.stage, &command, fails);
-        let way = sim.way(&command);
-        let reply = moved.or_else(|| command.apply(&mut sim.stage));
+        let generation = sim.generation;
+        let (way, called_off) = sim.way(&command);
+        for reply in called_off {
+            self.after(Duration::ZERO, Due::Replied { peer, slot, generation, reply, way: None });
+        }
+        if let Some(way) = way {
+            // Others may have to be kept first, and the disk may be slow.
+            let most_ms = if self.rng.u8(..32) == 0 { 60_000 } else { 50 };
+            let wait = Duration::from_millis(self.rng.u64(..most_ms));
+            return self.after(wait, Due::Moves { peer, slot, generation, way });
+        }
+        let sim = &mut self.peers[peer];
+        let reply = command.apply(&mut sim.stage);
         let start = sim.busy_until.max(self.now);
         let (times, until) = sim.slow;
         let times = if until > self.now { times } else { 1 };
         sim.busy_until = start + times * Duration::from_micros(200 + 100 * rows as u64);
-        let (at, generation) = (sim.busy_until, sim.generation);
+        let at = sim.busy_until;
         if let Some(reply) = reply {
-            self.at(at, Due::Replied { peer, slot, generation, reply, way });
+            self.at(at, Due::Replied { peer, slot, generation, reply, way: None });
         }
     }
 }

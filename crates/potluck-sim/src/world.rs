@@ -62,6 +62,13 @@ pub(crate) enum Due {
         reply: StageReply,
         way: Option<u64>,
     },
+    /// The turn of a state of that peer's that is to be kept, or to come back.
+    Moves {
+        peer: usize,
+        slot: StageSlot,
+        generation: u64,
+        way: u64,
+    },
     Wake(End),
     /// That client looks for other peers.
     Mend(usize),
@@ -279,6 +286,7 @@ impl World {
             Due::Broken { stream, side, failure } => self.stream_ended(stream, side, (failure, true)),
             Due::Dialed { peer, life, dial, result } => self.dialed(peer, life, dial, result),
             Due::Replied { peer, slot, generation, reply, way } => self.replied(peer, slot, (generation, way), reply),
+            Due::Moves { peer, slot, generation, way } => self.moves(peer, slot, generation, way),
             Due::Wake(End::Peer(peer)) => self.wake_peer(peer),
             Due::Wake(End::Client(client)) => self.wake_client(client),
             Due::Mend(client) => self.mend(client),
@@ -311,7 +319,10 @@ impl World {
                     End::Client(_) => return None,
                 }
             }
-            Due::Dialed { peer, .. } | Due::Replied { peer, .. } | Due::Wake(End::Peer(peer)) => *peer,
+            Due::Dialed { peer, .. }
+            | Due::Replied { peer, .. }
+            | Due::Moves { peer, .. }
+            | Due::Wake(End::Peer(peer)) => *peer,
             _ => return None,
         };
         let until = self.peers[peer].frozen_until;

@@ -75,6 +75,9 @@ impl ClientSession {
     }
 
     pub(super) fn fail(&mut self, error: SessionError) {
+        if self.over {
+            return;
+        }
         let code = match error {
             SessionError::Protocol { .. } => FailureCode::Protocol,
             SessionError::Deadline { .. } => FailureCode::Deadline,

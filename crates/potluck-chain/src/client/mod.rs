@@ -73,6 +73,8 @@ pub struct ClientSession {
     accounts: Accounts,
     /// What the stages were asked to keep, or to give back.
     saving: Option<Saving>,
+    /// Which owe an answer to that which nobody waits for any more.
+    owed: Vec<bool>,
     since: Instant,
     row_since: Instant,
     stale: u32,
@@ -109,6 +111,7 @@ impl ClientSession {
             row_wanted: None,
             accounts: Accounts::new(config.route.len()),
             saving: None,
+            owed: vec![false; config.route.len()],
             since: now,
             row_since: now,
             stale: 0,
@@ -143,9 +146,7 @@ impl ClientSession {
             Event::Heard { hop } => self.hears(now, hop),
             Event::Timeout => {
                 self.drop_late_standbys(now);
-                if self.saving_due().is_some_and(|at| at <= now) {
-                    self.end_saving();
-                }
+                self.check_saving(now);
                 self.lose_the_deaf(now).and_then(|()| self.check_deadlines(now))
             }
         };

@@ -231,7 +231,10 @@ impl ClientSession {
     fn lose(&mut self, now: Instant, hop: usize, error: SessionError) {
         self.doubts.forget(hop);
         // What it was asked to keep it does not say any more.
-        self.end_saving();
+        if self.give_up_saving(error.clone()) {
+            return;
+        }
+        self.owed[hop] = false;
         if self.repair.is_lost(hop) || self.promote(now, hop, &error) {
             return;
         }
@@ -277,6 +280,7 @@ impl ClientSession {
             self.drop_standbys_at(hop);
             self.leaving[hop] = None;
             self.doubts.forget(hop);
+            self.owed[hop] = false;
             self.repair.opens(now, hop);
             self.waiting_for[hop] = true;
             self.effects.push_back(Effect::Reopen { hop });

@@ -1,12 +1,13 @@
 //! A session that is put aside: its stages keep what they hold, and a later session begins with that.
 //!
-//! Nothing depends on it. A stage that keeps nothing, is lost meanwhile or has something else costs its client the time to compute it:
-//! whatever stages hold from the first position of a step on is dropped.
+//! Nothing depends on it. A stage that keeps nothing, or has something else, costs its client the time to compute it: whatever stages hold
+//! from the first position of a step on is dropped. What a stage may yet be given by whoever kept it could be dropped by no step: a session
+//! that gives up waiting for it ends, and so does one that loses a peer meanwhile. Nothing was computed for it.
 
 use std::time::Instant;
 
 use potluck_core::{SessionId, SessionKey, StageCommand, StageError, StateKey};
-use potluck_wire::{Frame, Restore, Save};
+use potluck_wire::{Failure, FailureCode, Frame, Restore, Save};
 
 use super::{ClientSession, Effect, Hop, OwnStage};
 use crate::SessionError;
@@ -36,17 +37,18 @@ impl ClientSession {
     /// ([`FEATURE_SAVING`](potluck_wire::FEATURE_SAVING)).
     ///
     /// # Errors
-    /// `BadStep` where a step is under way, a peer is lost, or this was asked already; `Closed` after the end.
+    /// `BadStep` where a step is under way, a peer is lost, or a stage has not answered what it was asked before; `Closed` after the end.
     pub fn save(&mut self, now: Instant, key: StateKey, seconds: u32) -> Result<(), SessionError> {
         self.begin(now, Asked::Save)?;
         let session = self.config.key;
-        let own = |cache| StageCommand::Save { cache, session, key, seconds };
+        let (positions, bytes) = (self.held, 0);
+        let own = |cache| StageCommand::Save { cache, session, positions, bytes, key, seconds };
         self.ask_all(own, || Frame::Save(Save { key, seconds }));
         Ok(())
     }
 
     /// Asks each stage for what it has kept of this client's session of that name: [`Effect::Restored`] says how many positions they all
-    /// hold then. No step may be submitted until it comes.
+    /// hold then. No step may be submitted until it comes. Nobody stands by for this session any more: what it begins with nobody can send.
     ///
     /// # Errors
     /// As for [`save`](Self::save); `BadStep` where a step was submitted already, too.
@@ -55,6 +57,10 @@ impl ClientSession {
             return Err(SessionError::BadStep("a session begins with what was kept, or not at all".into()));
         }
         self.begin(now, Asked::Restore)?;
+        for hop in 0..self.standbys.len() {
+            let done = Failure::new(FailureCode::Done, "the session begins with what was kept");
+            self.drop_standby(hop, done, true);
+        }
         let of = SessionKey { id: session, ..self.config.key };
         let own = |cache| StageCommand::Restore { cache, session: of, key };
         self.ask_all(own, || Frame::Restore(Restore { session, key }));
@@ -66,7 +72,7 @@ impl ClientSession {
             return Err(SessionError::Closed);
         }
         let is_whole = self.ready && !self.repair.is_under_way();
-        if !is_whole || !self.pending.is_empty() || self.saving.is_some() {
+        if !is_whole || !self.pending.is_empty() || self.saving.is_some() || self.owed.contains(&true) {
             return Err(SessionError::BadStep("what the stages hold is not at rest".into()));
         }
         let stages = self.config.route.len();
@@ -107,7 +113,7 @@ impl ClientSession {
         let is_due = |saving: &&mut Saving| saving.asked == what && saving.due[hop];
         let Some(saving) = self.saving.as_mut().filter(is_due) else {
             // It was given up meanwhile.
-            return self.stale_came(hop);
+            return if std::mem::take(&mut self.owed[hop]) { Ok(()) } else { self.stale_came(hop) };
         };
         saving.due[hop] = false;
         let max = if what == Asked::Save { self.held } else { self.config.positions };
@@ -117,16 +123,16 @@ impl ClientSession {
         saving.positions[hop] = positions;
         saving.bytes = saving.bytes.saturating_add(bytes);
         if !saving.due.contains(&true) {
-            self.end_saving();
+            self.all_said();
         }
         Ok(())
     }
 
-    /// All have said what they have, or are not waited for any longer.
-    pub(super) fn end_saving(&mut self) {
-        let Some(Saving { asked, due, positions, bytes, .. }) = self.saving.take() else { return };
+    /// All have said what they have.
+    fn all_said(&mut self) {
+        let Some(Saving { asked, positions, bytes, .. }) = self.saving.take() else { return };
         let all = positions.first().copied().filter(|first| positions.iter().all(|other| other == first));
-        let positions = if due.contains(&true) { 0 } else { all.unwrap_or(0) };
+        let positions = all.unwrap_or(0);
         match asked {
             Asked::Save => {
                 let positions = if positions == self.held { positions } else { 0 };
@@ -140,6 +146,33 @@ impl ClientSession {
                 }
                 self.effects.push_back(Effect::Restored { positions });
             }
+        }
+    }
+
+    /// What the stages were asked for is not waited for any longer. True where the session ends with that.
+    pub(super) fn give_up_saving(&mut self, why: SessionError) -> bool {
+        let Some(Saving { asked, due, .. }) = self.saving.take() else { return false };
+        self.owed = due;
+        match asked {
+            Asked::Save => self.effects.push_back(Effect::Saved { positions: 0, bytes: 0 }),
+            Asked::Restore => self.fail(why),
+        }
+        self.over
+    }
+
+    /// What the stages were to keep is not waited for any longer, if it still is: a step may be submitted.
+    pub fn stop_saving(&mut self) {
+        if self.saving.as_ref().is_some_and(|saving| saving.asked == Asked::Save) {
+            self.give_up_saving(SessionError::Closed);
+        }
+    }
+
+    /// The same where it has lasted too long.
+    pub(super) fn check_saving(&mut self, now: Instant) {
+        if self.saving_due().is_some_and(|at| at <= now) {
+            let waiting = "the stages were to give back what they had kept".to_owned();
+            let seconds = self.config.deadlines.step.as_secs();
+            self.give_up_saving(SessionError::Deadline { waiting, seconds, setting: "step_timeout" });
         }
     }
 

@@ -48,6 +48,9 @@ impl ClientSession {
         if self.repair.is_under_way() {
             return bad("a peer is lost: its place comes first");
         }
+        if self.saving.is_some() {
+            return bad("what the stages hold is being kept, or comes back");
+        }
         if self.remote(hop).is_none_or(|present| present.spec != stage.spec) || self.standbys[hop].is_some() {
             return bad("it stands by for a stage of the route that has no standby, and is no other");
         }
@@ -210,7 +213,11 @@ impl ClientSession {
         }
         let (peer, layers) = (stage.address.peer, stage.spec.layers.to_string());
         let failure = Failure::new(FailureCode::Leaving, "it had said that it would go");
-        self.promote(now, hop, &SessionError::Peer { peer, layers, failure });
+        let error = SessionError::Peer { peer, layers, failure };
+        // Whoever takes its place was not asked to keep anything.
+        if !self.give_up_saving(error.clone()) && self.promote(now, hop, &error) {
+            self.owed[hop] = false;
+        }
     }
 
     /// Whether the peer of that stage is about to go.

@@ -215,7 +215,7 @@ fn what_takes_too_long_to_do_again_may_be_sent_anew_elsewhere() {
 }
 
 /// Peer `n` stands by for the one at `hop`; the epoch in which it was opened.
-fn stands_by(test: &mut Test, hop: usize, n: u8) -> u32 {
+pub(crate) fn stands_by(test: &mut Test, hop: usize, n: u8) -> u32 {
     let layers = test.session.route()[hop].layers();
     let Hop::Remote(other) = remote(n, layers.start(), layers.end()) else { unreachable!() };
     test.session.stand_by(test.now, hop, other).unwrap();

@@ -3,7 +3,10 @@
 use potluck_core::StateKey;
 use potluck_wire::{Restore, Save};
 
-use super::*;
+use super::{
+    repair::{kept, lost, stands_by},
+    *,
+};
 
 const KEY: StateKey = StateKey([9; 32]);
 const EARLIER: SessionId = SessionId::from_bytes([8; 16]);
@@ -64,7 +67,63 @@ fn every_stage_keeps_what_it_holds_or_it_is_as_if_none_did() {
     [0, 2].into_iter().for_each(|hop| drop(test.tell(saved(hop, 2))));
     test.now = test.session.poll_timeout().unwrap();
     assert_eq!(all_saved(&test.tell(Event::Timeout)).unwrap().0, 0);
-    assert!(!test.session.is_over() && all_saved(&test.tell(saved(1, 2))).is_none(), "too late");
+    assert!(
+        !test.session.is_over() && test.session.save(test.now, KEY, 60).is_err(),
+        "which of the two would it answer?"
+    );
+    assert!(all_saved(&test.tell(saved(1, 2))).is_none(), "too late");
+    test.session.save(test.now, KEY, 60).unwrap();
+    test.drain();
+    [0, 2].into_iter().for_each(|hop| drop(test.tell(saved(hop, 2))));
+    assert_eq!(all_saved(&test.tell(saved(1, 2))), Some((2, 300)));
+}
+
+#[test]
+fn a_session_ends_that_does_not_know_what_it_begins_with() {
+    let restoring = || {
+        let mut test = kept(vec![remote(1, 0, 3), remote(2, 3, 6), remote(3, 6, 9)], &[]);
+        test.session.restore(test.now, EARLIER, KEY).unwrap();
+        test.drain();
+        [0, 2].into_iter().for_each(|hop| drop(test.tell(restored(hop, 10))));
+        test
+    };
+    // What comes too late would write over what was computed meanwhile.
+    let mut test = restoring();
+    test.now = test.session.poll_timeout().unwrap();
+    assert!(matches!(test.error(Event::Timeout), SessionError::Deadline { setting: "step_timeout", .. }));
+    // Nobody could be sent what the others begin with.
+    let mut test = restoring();
+    assert!(test.error(lost(0)).is_loss());
+}
+
+#[test]
+fn nobody_stands_by_for_what_nobody_can_be_sent() {
+    let mut test = kept(vec![remote(1, 0, 3), remote(2, 3, 6), remote(3, 6, 9)], &[]);
+    stands_by(&mut test, 1, 5);
+    test.session.restore(test.now, EARLIER, KEY).unwrap();
+    let dropped = test.drain();
+    assert!(dropped.iter().any(|effect| matches!(effect, Effect::StandbyLost { hop: 1, .. })), "{dropped:?}");
+    let Hop::Remote(other) = remote(5, 3, 6) else { unreachable!() };
+    assert!(test.session.stand_by(test.now, 1, other).is_err());
+}
+
+#[test]
+fn whoever_takes_a_place_was_not_asked_to_keep_anything() {
+    let mut test = kept(vec![remote(1, 0, 3), remote(2, 3, 6), remote(3, 6, 9)], &[]);
+    let epoch = stands_by(&mut test, 1, 5);
+    test.submit(0, 2).unwrap();
+    test.drain();
+    test.tell(Event::Frame { hop: 2, frame: Frame::Answer(answer(0, good().rows)) });
+    test.tell(Event::Frame { hop: 0, frame: Frame::CaughtUp { epoch } });
+    test.session.save(test.now, KEY, 60).unwrap();
+    test.drain();
+    let effects = test.tell(Event::Frame { hop: 1, frame: Frame::Leaving });
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Promoted { hop: 1 })), "{effects:?}");
+    assert_eq!(all_saved(&effects).unwrap().0, 0);
+    (0..3).for_each(|hop| drop(test.tell(Event::Frame { hop, frame: Frame::Ready })));
+    assert!(test.session.save(test.now, KEY, 60).is_err(), "two have not answered");
+    [0, 2].into_iter().for_each(|hop| drop(test.tell(saved(hop, 2))));
+    test.session.save(test.now, KEY, 60).unwrap();
 }
 
 #[test]

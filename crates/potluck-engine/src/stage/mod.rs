@@ -178,6 +178,8 @@ impl LlamaStage {
             return Err(StageError::ContextFull { end, context: limit });
         }
         self.truncate(step.cache, step.start)?;
+        // Whoever computes in a cache is given nothing any more.
+        self.passing.take_if(|passing| passing.cache == step.cache && !passing.leaves);
         let cache = self.caches.get_mut(step.cache)?;
         cache.kept.clear();
         let alone = step.rows == Rows::Mean || !step.tree.is_chain();

@@ -18,12 +18,20 @@ pub(super) struct Passing {
     total: u64,
     bytes: Zeroizing<Vec<u8>>,
     /// It leaves.
-    leaves: bool,
+    pub(super) leaves: bool,
 }
 
 impl LlamaStage {
     /// See [`Stage::export`](potluck_core::Stage::export).
     pub(super) fn give_state(&mut self, cache: CacheId, offset: u64) -> Result<StatePart, StageError> {
+        let given = self.try_give(cache, offset);
+        if given.is_err() {
+            self.passing.take_if(|passing| passing.cache == cache && passing.leaves);
+        }
+        given
+    }
+
+    fn try_give(&mut self, cache: CacheId, offset: u64) -> Result<StatePart, StageError> {
         let held = self.caches.get(cache)?;
         if offset == 0 {
             let bytes = self.context.saved(held.slot);
@@ -33,7 +41,8 @@ impl LlamaStage {
         let no_such = || StageError::BadInput(format!("no state of cache {cache:?} is given away at {offset}"));
         let passing = self.passing.as_ref().filter(|passing| passing.cache == cache && passing.leaves);
         let &Passing { positions, total, ref bytes, .. } = passing.ok_or_else(no_such)?;
-        let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).ok_or_else(no_such)?;
+        let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).filter(|rest| !rest.is_empty());
+        let rest = rest.ok_or_else(no_such)?;
         let bytes = rest[..rest.len().min(STATE_PART_BYTES_MAX)].to_vec();
         let part = StatePart { positions, total, offset, bytes };
         if part.is_last() {

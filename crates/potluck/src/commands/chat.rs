@@ -8,7 +8,7 @@ use crate::{
     args::{EngineArgs, RouteArgs, SamplingArgs, StopArgs},
     failure::Failure,
     home::Home,
-    prompt::{converse, go_on},
+    prompt::{converse, go_on, load},
     screen::Screen,
     signals::Interrupt,
     talk::{Asked, Talk},
@@ -35,15 +35,19 @@ pub(crate) struct Chat {
 impl Chat {
     pub(crate) async fn run(self, home: &Home, screen: Screen) -> Result<(), Failure> {
         let mut asked = Asked::new(&self.sampling, &self.stop, &self.engine)?;
+        let kept = self.load.as_deref().map(load).transpose()?;
         let mut interrupt = Interrupt::listen()?;
         let mut talk = interrupt.or(Talk::start(home, screen, &self.route, &self.engine)).await??;
         if let Some(system) = self.system {
             talk.conversation.system(system);
         }
-        if let Some(file) = &self.load {
-            interrupt.or(go_on(file, screen, &mut talk)).await??;
-        }
-        let result = converse(screen, &mut talk, &mut asked, &mut interrupt).await;
+        let talked = async {
+            if let Some(kept) = kept {
+                interrupt.or(go_on(kept, screen, &mut talk)).await??;
+            }
+            converse(screen, &mut talk, &mut asked, &mut interrupt).await
+        };
+        let result = talked.await;
         talk.close().await;
         result
     }

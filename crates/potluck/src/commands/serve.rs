@@ -34,7 +34,7 @@ use crate::{
         orders, serve_nothing, tell,
     },
     signals::Interrupt,
-    states::{STATES_BYTES, keep_states},
+    states::{STATES_BYTES, Whose, keep_states, sweep_states},
 };
 
 /// Where a peer listens unless the user says otherwise.
@@ -88,7 +88,7 @@ pub(crate) struct Lend {
     memory: Option<u64>,
     #[command(flatten)]
     disk: DiskArgs,
-    /// Disk that conversations may take which others have put aside, encrypted; 0: none are kept
+    /// Disk that conversations may take which others have put aside, encrypted; 0: none, nor what is there
     #[arg(long, value_name = "BYTES", value_parser = parse_room, default_value_t = STATES_BYTES, hide_default_value = true)]
     parked: u64,
     /// Where to listen
@@ -155,7 +155,12 @@ impl Lend {
         let (taken, mut orders) = orders(node.identity().gate.clone(), node.id());
         node.take_orders(taken);
         let (swarm, heard, mending, coming) = (membership.swarm.clone(), Vec::new(), None, None);
-        let states = if self.parked > 0 { Some(keep_states(home, self.parked)?) } else { None };
+        let states = if self.parked > 0 {
+            Some(keep_states(home, Whose::Lent, self.parked, &settings)?)
+        } else {
+            sweep_states(home, None);
+            None
+        };
         let mut place = Place { node, library, announcer, settings, mending, coming, owner, swarm, heard, states };
 
         // What was asked for must work; what is ordered later may not, and then it goes on as before.

@@ -22,7 +22,7 @@ const HELP: &str = "\
 /set [NAME VALUE]    temperature, top_k, top_p, min_p, typical_p, repeat_penalty, presence_penalty,
                      frequency_penalty, seed, max_tokens; nothing shows them
 /save FILE           keep the conversation
-/park FILE           the same, and what the machines have computed for it, for 7 days
+/park FILE           the same, and what the machines have computed for it, for up to 7 days
 /load FILE           go on with one that was kept
 /route               who answers, over which layers
 /quit                leave (or Ctrl-D)
@@ -48,7 +48,7 @@ pub(super) async fn obey(line: &str, screen: Screen, talk: &mut Talk, asked: &mu
         "/set" => screen.note(set(argument, asked)?),
         "/save" => save(argument, talk.conversation.messages())?,
         "/park" => park(argument, screen, talk).await?,
-        "/load" => go_on(Path::new(named(argument, "/load")?), screen, talk).await?,
+        "/load" => go_on(load(named(argument, "/load")?)?, screen, talk).await?,
         "/route" => screen.note(talk.show_route()),
         "/quit" | "/exit" | "/bye" => return Ok(Next::Leave),
         _ => return Err(Failure::new("bad_request", format!("there is no command {command}"), "/help lists them")),
@@ -111,7 +111,7 @@ fn save(path: &str, messages: &[Message]) -> Result<(), Failure> {
 /// What a file of a conversation holds.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
-enum Kept<P> {
+pub(crate) enum Kept<P = Parked> {
     /// As `/save` writes it.
     Words(Vec<Message>),
     /// As `/park` does.
@@ -121,28 +121,33 @@ enum Kept<P> {
 /// Keeps the conversation, and has the machines keep what they hold of it.
 async fn park(argument: &str, screen: Screen, talk: &mut Talk) -> Result<(), Failure> {
     let path = named(argument, "/park")?;
+    let write = |kept: &Kept| {
+        let text = serde_json::to_string_pretty(kept).or_fail("internal", "report this")?;
+        // What is in it may open what the machines keep.
+        write_private(path, &(text + "\n"))
+    };
+    let messages = talk.conversation.messages().to_vec();
+    // The words first: they are there, whatever becomes of the rest.
+    write(&Kept::Words(messages.clone()))?;
     let Some(parked) = talk.park().await? else {
-        save(argument, talk.conversation.messages())?;
         screen.note(
-            "the words are kept; what was computed for them is not: no machine of a swarm has it, or one keeps nothing",
+            "the words are kept; what was computed for them is not: no machine of a swarm has it, one keeps nothing, \
+             or it was kept a moment ago",
         );
         return Ok(());
     };
     let (positions, machines, bytes) = (parked.positions(), parked.machines(), size(parked.bytes));
-    let kept = Kept::Parked { messages: talk.conversation.messages().to_vec(), parked };
-    let text = serde_json::to_string_pretty(&kept).or_fail("internal", "report this")?;
-    // What is in it opens what the machines keep.
-    write_private(path, &(text + "\n"))?;
+    write(&Kept::Parked { messages, parked })?;
     screen.note(format!(
-        "{positions} tokens are kept by {machines} machines, {bytes}, encrypted, for 7 days; the key is in {}",
+        "{positions} tokens are kept by {machines} machines, {bytes}, encrypted, for up to 7 days; the key is in {}",
         path.display()
     ));
     Ok(())
 }
 
 /// Goes on with a conversation that was kept.
-pub(crate) async fn go_on(path: &Path, screen: Screen, talk: &mut Talk) -> Result<(), Failure> {
-    match load(path)? {
+pub(crate) async fn go_on(kept: Kept, screen: Screen, talk: &mut Talk) -> Result<(), Failure> {
+    match kept {
         Kept::Words(messages) => talk.conversation.set_messages(messages),
         Kept::Parked { messages, parked } => {
             talk.conversation.set_messages(messages);
@@ -156,7 +161,8 @@ pub(crate) async fn go_on(path: &Path, screen: Screen, talk: &mut Talk) -> Resul
     Ok(())
 }
 
-fn load(path: &Path) -> Result<Kept<Parked>, Failure> {
+/// What such a file holds.
+pub(crate) fn load(path: &Path) -> Result<Kept, Failure> {
     let unreadable = |error| Failure::io(path.display(), &error);
     let bytes = fs::metadata(path).map_err(unreadable)?.len();
     if bytes > SAVED_BYTES_MAX {

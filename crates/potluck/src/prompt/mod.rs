@@ -12,8 +12,8 @@ use crate::{
     talk::{Asked, Talk, show_trace},
 };
 
-pub(crate) use command::go_on;
 use command::{Next, obey};
+pub(crate) use command::{go_on, load};
 use input::{Input, Turn};
 
 /// Talks until the user leaves. A failed answer is told, and the conversation goes on; a lost session is opened again.
@@ -31,7 +31,8 @@ pub(crate) async fn converse(
         match interrupt.or(input.turn()).await?? {
             Turn::Over => return Ok(()),
             Turn::Nothing => {}
-            Turn::Command(line) => match interrupt.or(obey(&line, screen, talk, asked)).await? {
+            // Interrupted, the command ends, and not the conversation.
+            Turn::Command(line) => match interrupt.or(obey(&line, screen, talk, asked)).await.flatten() {
                 Ok(Next::Leave) => return Ok(()),
                 Ok(Next::Stay) => {}
                 Err(failure) => failure.print(screen.json),

@@ -1,6 +1,6 @@
 //! Offers: told to the members that this machine knows, asked from them, and renewed before they expire.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use potluck_core::{Offer, PeerId, SecretKey, SignedOffer, StageShape, StageSpeed};
 use potluck_net::{Directory, NetError, Node, Serving};
@@ -8,6 +8,7 @@ use potluck_wire::PeerAddress;
 use tokio::{
     sync::watch,
     task::{JoinHandle, JoinSet},
+    time::sleep,
 };
 
 use super::ServingPeer;
@@ -29,6 +30,10 @@ const _: () = assert!(OFFER_SECONDS <= Offer::LIFETIME_SECONDS_MAX, "an offer ho
 
 /// Seconds that the last offer of a stage holds which is served no longer: clocks differ a little.
 pub(super) const WITHDRAWN_SECONDS: u64 = 2;
+
+/// A contact that lets go of a connection sooner is not stuck; and how long after that it is asked again.
+const LET_GO_WITHIN: Duration = Duration::from_secs(1);
+const ASKED_AGAIN: Duration = Duration::from_millis(300);
 
 /// Tells a peer's offer to its own directory and to others, and remembers where they are: a peer that moves finds the others
 /// again, as long as not all have moved.
@@ -252,6 +257,18 @@ pub(crate) struct Hearing {
     refused: Option<NetError>,
 }
 
+/// What a contact offers. One that lets go of its connections at once may be about to serve something else: it is asked once more.
+async fn offers_by(node: &Node, contact: &PeerAddress) -> Result<Vec<SignedOffer>, NetError> {
+    let begun = Instant::now();
+    let offers = node.offers(contact).await;
+    let let_go = matches!(&offers, Err(NetError::Lost { .. } | NetError::Failed { .. }));
+    if !let_go || begun.elapsed() > LET_GO_WITHIN {
+        return offers;
+    }
+    sleep(ASKED_AGAIN).await;
+    node.offers(contact).await
+}
+
 impl Hearing {
     /// Asks all of them at once.
     pub(crate) fn begin(node: &Node, contacts: &[PeerAddress]) -> Self {
@@ -259,7 +276,7 @@ impl Hearing {
         for contact in contacts.iter().cloned() {
             let node = node.clone();
             asked.spawn(async move {
-                let (offers, _) = tokio::join!(node.offers(&contact), node.pull_revocations(&contact));
+                let (offers, _) = tokio::join!(offers_by(&node, &contact), node.pull_revocations(&contact));
                 (contact.peer, offers)
             });
         }

@@ -23,7 +23,7 @@ use super::{
     Talk,
     draft::{Drafter, drafting},
     lent::Lenders,
-    opening::{LOADED_EVERY, LOADED_WITHIN, LOADING, PassedOver, RESUME_WITHIN, Unopened},
+    opening::{LOADED_EVERY, LOADED_WITHIN, LOADING, PassedOver, REOPEN_EVERY, RESUME_WITHIN, Unopened},
     own_peers,
     route::{RouteChain, stage_of},
     shared::SharedEngine,
@@ -355,6 +355,9 @@ impl Opener for Sessions {
             match &self.swarm {
                 Some(swarm) if is_first || (is_passed && begun.elapsed() < RESUME_WITHIN) => {
                     tracing::info!(code = %failure.code, "the route is planned again");
+                    if !is_first {
+                        sleep(REOPEN_EVERY).await;
+                    }
                     self.plan_when_loaded(swarm, &passed).await.map_err(problem)?;
                 }
                 _ => return Err(problem(failure)),

@@ -97,6 +97,8 @@ pub(crate) struct Talk {
     plan: Option<Preview>,
     /// The draft model, where there is one.
     drafter: Option<Rc<Drafter>>,
+    /// The session was let go of, and there is no other yet.
+    is_lost: bool,
 }
 
 impl Asked {
@@ -181,6 +183,9 @@ impl Talk {
         interrupt: &mut Interrupt,
         on_token: impl FnMut(&TokenEvent),
     ) -> Result<Outcome, Failure> {
+        if self.is_lost {
+            interrupt.or(self.reopen()).await??;
+        }
         let cancel = Cancel::new();
         let mut answer = std::pin::pin!(self.answer_until(prompt, asked, &cancel, on_token));
         tokio::select! {

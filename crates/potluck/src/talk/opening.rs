@@ -64,11 +64,29 @@ impl From<Unopened> for Failure {
 ///
 /// What a peer offers says how it was up to fifteen seconds ago: it may be full by now, or stuck.
 #[derive(Debug, Default)]
-pub(super) struct PassedOver(Vec<PeerId>);
+pub(super) struct PassedOver {
+    peers: Vec<PeerId>,
+    /// Those to whom it has happened once that may be there again in a moment.
+    once: Vec<PeerId>,
+}
 
 impl PassedOver {
     pub(super) fn peers(&self) -> &[PeerId] {
-        &self.0
+        &self.peers
+    }
+
+    /// The same for a session that is to come back: another peer may cost more than to wait for an engine that starts again, or for
+    /// a cache that is about to be free. Who is stuck or gone is passed over at once, and others the second time.
+    pub(super) fn note_again(&mut self, error: &SessionError) {
+        let (SessionError::Peer { peer, failure, .. } | SessionError::PeerLost { peer, failure, .. }) = error else {
+            return;
+        };
+        let is_gone = matches!(failure.code, FailureCode::PeerLost | FailureCode::Deadline);
+        if is_gone || self.once.contains(peer) {
+            self.note(error);
+        } else {
+            self.once.push(*peer);
+        }
     }
 
     /// True where another peer may do what this one did not, and it was not passed over before.
@@ -80,10 +98,10 @@ impl PassedOver {
             failure.code,
             FailureCode::Busy | FailureCode::OverBudget | FailureCode::Deadline | FailureCode::Engine
         );
-        let peer = failure.peer.unwrap_or(*peer);
-        let is_new = (is_its_own || error.is_loss()) && !self.0.contains(&peer);
+        // Whom it names beside that is none of the route's: anybody could be made up.
+        let is_new = (is_its_own || error.is_loss()) && !self.peers.contains(peer);
         if is_new {
-            self.0.push(peer);
+            self.peers.push(*peer);
         }
         is_new
     }
@@ -168,7 +186,7 @@ pub(super) async fn open_within(
             Err(_) => return Err(last),
         };
         if let Unopened::Session(error) = &unopened {
-            passed.note(error);
+            passed.note_again(error);
         }
         last = Failure::from(unopened);
         if last.code == LOADING {

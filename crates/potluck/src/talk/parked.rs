@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{AnyChain, Talk, start::Wanted, swarm};
 use crate::{
+    args::Prefer,
     commands::swarm::utc_now,
     failure::{Failure, OrFail},
     states::KEPT_SECONDS_MAX,
@@ -19,7 +20,7 @@ use crate::{
 const AT_REST_WITHIN: Duration = Duration::from_secs(5);
 
 /// What takes a conversation up again: whoever has it, and the client's key, can read what the stages keep.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Parked {
     /// The model's id.
     model: String,
@@ -31,6 +32,11 @@ pub(crate) struct Parked {
     pub(crate) until: u64,
     /// The stages, in order.
     stages: Vec<ParkedStage>,
+    /// How hidden states travelled, and whether they were computed exactly: what is computed otherwise does not go on with it.
+    #[serde(default)]
+    codec: String,
+    #[serde(default)]
+    exact: bool,
     tokens: Vec<u32>,
     /// Where the steps begin that they were evaluated in.
     cuts: Vec<usize>,
@@ -46,6 +52,19 @@ struct ParkedStage {
     layers: [u32; 2],
 }
 
+impl std::fmt::Debug for Parked {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { model, session, until, stages, .. } = self;
+        f.debug_struct("Parked")
+            .field("model", model)
+            .field("session", session)
+            .field("until", until)
+            .field("stages", stages)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Who holds which layers: none is this machine.
 pub(super) type Holders = Vec<(Option<PeerId>, LayerRange)>;
 
@@ -58,6 +77,12 @@ impl Parked {
     /// By how many machines.
     pub(crate) fn machines(&self) -> usize {
         self.stages.len()
+    }
+
+    /// Whether both ends were the asking machine's: nobody else was sent what was said.
+    fn began_here(&self) -> bool {
+        let mut ends = self.stages.first().into_iter().chain(self.stages.last());
+        !self.stages.is_empty() && ends.all(|stage| stage.peer.is_none())
     }
 
     fn holders(&self) -> Option<Holders> {
@@ -105,6 +130,8 @@ impl Talk {
             key: data_encoding::BASE64.encode(&key),
             until,
             stages: chain.stages().iter().map(stage).collect(),
+            codec: chain.codec().to_string(),
+            exact: self.settings.exact,
             tokens,
             cuts,
             bytes,
@@ -115,24 +142,43 @@ impl Talk {
     /// it still. How many tokens need not be evaluated again.
     ///
     /// # Errors
-    /// Where there is no session any more, over whatever machines.
+    /// Where there is no session any more, over whatever machines: the next answer looks for one.
     pub(crate) async fn take_up(&mut self, parked: &Parked) -> Result<usize, Failure> {
+        if parked.began_here() {
+            // What no peer was sent then, none is sent now.
+            self.privacy.hide_layers = self.privacy.hide_layers.max(1);
+        }
+        let held = self.try_take_up(parked).await;
+        if !self.is_lost && parked.began_here() && !self.ends_are_here() {
+            self.begin_anew().await?;
+        }
+        held
+    }
+
+    async fn try_take_up(&mut self, parked: &Parked) -> Result<usize, Failure> {
         let (Some(holders), Some(key)) = (parked.holders(), parked.state_key()) else { return Ok(0) };
         let Ok(session) = parked.session.parse() else { return Ok(0) };
-        let is_another =
-            parked.model != self.entry.id.to_string() || parked.tokens.len() > self.settings.context as usize;
-        if is_another || parked.until < utc_now() || self.route.local || self.route.peers.is_some() {
+        let is_another = parked.model != self.entry.id.to_string()
+            || parked.exact != self.settings.exact
+            || parked.tokens.len() > self.settings.context as usize;
+        // Who wants the words to stay here, where they can, is not led elsewhere by where they were before.
+        let leaves = self.route.prefer == Prefer::Private && !parked.began_here() && self.ends_are_here();
+        let is_planned = self.route.local || self.route.peers.is_some();
+        if is_another || leaves || is_planned || parked.until < utc_now() {
             return Ok(0);
         }
         let is_here = |chain: &AnyChain| matches!(chain, AnyChain::Route(chain) if *chain.stages() == *holders);
         if !is_here(self.session.chain()) || !self.session.held().is_empty() {
-            self.session.let_go().await;
+            self.let_go().await;
             if !self.open_over(&holders).await {
                 self.reopen().await?;
                 return Ok(0);
             }
         }
         let AnyChain::Route(chain) = self.session.chain_mut() else { return Ok(0) };
+        if chain.codec().to_string() != parked.codec {
+            return Ok(0);
+        }
         match chain.restore(session, key).await {
             Ok(positions) => {
                 let held = &parked.tokens[..parked.tokens.len().min(positions as usize)];
@@ -141,9 +187,32 @@ impl Talk {
             }
             Err(error) => {
                 tracing::info!(%error, "what was put aside does not come back");
-                self.reopen().await?;
+                self.begin_anew().await?;
                 Ok(0)
             }
+        }
+    }
+
+    /// Ends the session; until there is another, there is none.
+    async fn let_go(&mut self) {
+        self.is_lost = true;
+        self.session.let_go().await;
+    }
+
+    async fn begin_anew(&mut self) -> Result<(), Failure> {
+        self.let_go().await;
+        self.reopen().await
+    }
+
+    /// Whether nobody but this machine is sent what is said.
+    fn ends_are_here(&self) -> bool {
+        match self.session.chain() {
+            AnyChain::Route(chain) => {
+                let stages = chain.stages();
+                let mut ends = stages.first().into_iter().chain(stages.last());
+                self.embedded.is_some() || ends.all(|(peer, _)| peer.is_none())
+            }
+            AnyChain::Local(..) => true,
         }
     }
 

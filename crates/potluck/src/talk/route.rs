@@ -242,7 +242,14 @@ impl RouteChain {
         if !self.session.keeps_states() {
             return Ok(None);
         }
-        self.session.save(key, seconds)?;
+        match self.session.save(key, seconds) {
+            // Something is under way, or a peer is lost just now.
+            Err(SessionError::BadStep(why)) => {
+                tracing::info!("nothing is kept: {why}");
+                return Ok(None);
+            }
+            asked => asked?,
+        }
         loop {
             match self.event().await? {
                 SessionEvent::Saved { positions, bytes } => return Ok((positions > 0).then_some((positions, bytes))),
@@ -262,13 +269,13 @@ impl RouteChain {
             return Ok(0);
         }
         self.session.restore(session, key)?;
+        // Nobody could be sent what came before.
+        let node = self.standbys.end();
         loop {
             match self.event().await? {
                 SessionEvent::Restored { positions } => {
-                    if positions > 0 {
-                        // Nobody could be sent what came before.
-                        self.standbys.end();
-                        self.standbys.node = None;
+                    if positions == 0 {
+                        self.standbys.node = node;
                     }
                     return Ok(positions);
                 }
@@ -724,11 +731,12 @@ impl Standbys {
         }
     }
 
-    fn end(&mut self) {
-        self.node = None;
+    /// Nobody is looked for any more: with this node that was done.
+    fn end(&mut self) -> Option<Node> {
         if let Some(search) = self.search.take() {
             search.abort();
         }
+        self.node.take()
     }
 }
 
@@ -776,6 +784,8 @@ impl Chain for RouteChain {
     }
 
     async fn submit(&mut self, submission: Submission) -> Result<u32, SessionError> {
+        // Whoever waited for it does so no more.
+        self.session.stop_saving();
         let tokens = submission.tokens.len();
         let positions = if self.pad { padded_positions(tokens) } else { tokens };
         let frame = HEADER_BYTES + self.codec.bytes(positions, self.width);

@@ -157,6 +157,7 @@ impl Talk {
             memory,
             privacy,
             entry,
+            is_lost: false,
         })
     }
 
@@ -177,6 +178,7 @@ impl Talk {
         let mut session = Session::new(chain, vocabulary);
         session.set_drafting(drafting(self.route.drafts(), self.drafter.as_deref()).await);
         session.set_times(self.session.take_times());
+        self.is_lost = false;
         std::mem::replace(&mut self.session, session).close().await;
     }
 }

@@ -10,7 +10,7 @@ use potluck_net::{Bind, Identity, NetDeadlines, Node, NodeConfig};
 use super::{
     AnyChain,
     opening::{LOADING, Unopened},
-    route::{OwnEngine, RouteChain},
+    route::RouteChain,
     start::{OWN_CACHE, Opened, Wanted, local, own_engine, session_config},
     substitutes::Substitutes,
 };
@@ -20,7 +20,7 @@ use crate::{
     home::{self, Home, Membership, Role, trusted},
     placement::{Distances, address, known_machine, members, missing_layers, model_facts, own_machine},
     serving::Hearing,
-    states::{STATES_BYTES, keep_states},
+    states::{STATES_BYTES, Whose, keep_states},
     stragglers::STRAGGLERS,
 };
 
@@ -45,8 +45,15 @@ pub(super) async fn survey(
         Some(membership) => Some((client_node(wanted.home, &membership).await?, membership)),
         None => None,
     };
-    let (preview, silent, offers) = plan_over(wanted, prefer, may_load, swarm.as_ref(), without).await?;
-    Ok(Surveyed { preview, silent, node: swarm.map(|(node, _)| node), offers })
+    match plan_over(wanted, prefer, may_load, swarm.as_ref(), without).await {
+        Ok((preview, silent, offers)) => Ok(Surveyed { preview, silent, node: swarm.map(|(node, _)| node), offers }),
+        Err(failure) => {
+            if let Some((node, _)) = swarm {
+                wanted.home.let_go(&node).await;
+            }
+            Err(failure)
+        }
+    }
 }
 
 /// A plan, who did not answer, and what was offered.
@@ -235,36 +242,54 @@ pub(super) async fn open(wanted: &Wanted<'_>, prefer: Prefer, without: &[PeerId]
         let opened = local(wanted, verdict).await?;
         return Ok(Opened { plan: Some(preview), ..opened });
     };
-    let (mut route, mut own) = (Vec::new(), Vec::new());
-    for (hop, stage) in preview.stages.iter().enumerate() {
-        let spec = StageSpec { model: wanted.entry.id, layers: stage.layers, head: stage.head, tail: stage.tail };
-        route.push(match stage.who {
-            Who::Own => {
-                own.push(own_engine(wanted, hop, spec).await?);
-                Hop::Own(OwnStage { spec, cache: OWN_CACHE })
-            }
-            Who::Started(_) => {
-                return Err(Failure::new("internal", "a plan of the swarm starts no peer", "report this").into());
-            }
-            Who::Peer(peer) => remote_hop(&offers, peer, spec)?,
-        });
-    }
-    let ends_here = has_both_ends(&route);
-    let chain = open_route(wanted, node, route, own).await?;
+    let stages = preview.stages.iter().map(|stage| match stage.who {
+        Who::Own => Ok((None, stage.layers)),
+        Who::Peer(peer) => Ok((Some(peer), stage.layers)),
+        Who::Started(_) => Err(Failure::new("internal", "a plan of the swarm starts no peer", "report this")),
+    });
+    let stages: Result<Vec<_>, Failure> = stages.collect();
+    let (chain, ends_here) = open_route(wanted, node, &offers, stages).await?;
     Ok(Opened { chain, embedded: None, verdict, plan: Some(preview), ends_here })
 }
 
+/// A session over these stages, and whether both ends are this machine's. Where there is none, the node is let go of.
 async fn open_route(
     wanted: &Wanted<'_>,
     node: Node,
-    route: Vec<Hop>,
-    own: Vec<OwnEngine>,
-) -> Result<AnyChain, Unopened> {
-    let config = session_config(wanted, node.id(), route)?;
+    offers: &[Offer],
+    stages: Result<Vec<(Option<PeerId>, LayerRange)>, Failure>,
+) -> Result<(AnyChain, bool), Unopened> {
+    let prepared = async {
+        let (mut route, mut own, stages) = (Vec::new(), Vec::new(), stages?);
+        let layers = wanted.entry.manifest.layers();
+        for (hop, (peer, range)) in stages.into_iter().enumerate() {
+            let (head, tail) = (range.start() == 0, range.end() == layers);
+            let spec = StageSpec { model: wanted.entry.id, layers: range, head, tail };
+            route.push(match peer {
+                None => {
+                    own.push(own_engine(wanted, hop, spec).await?);
+                    Hop::Own(OwnStage { spec, cache: OWN_CACHE })
+                }
+                Some(peer) => remote_hop(offers, peer, spec)?,
+            });
+        }
+        let ends_here = has_both_ends(&route);
+        let config = session_config(wanted, node.id(), route)?;
+        let keep = || keep_states(wanted.home, Whose::Own, STATES_BYTES, wanted.settings);
+        let states = if own.is_empty() { None } else { Some(keep()?) };
+        Ok::<_, Failure>((config, own, states, ends_here))
+    };
+    let prepared = prepared.await;
+    let (config, own, states, ends_here) = match prepared {
+        Ok(prepared) => prepared,
+        Err(failure) => {
+            wanted.home.let_go(&node).await;
+            return Err(failure.into());
+        }
+    };
     let kept = wanted.home.node().is_some();
-    let states = if own.is_empty() { None } else { Some(keep_states(wanted.home, STATES_BYTES)?) };
     let chain = RouteChain::open(node, kept, config, own, states, substitutes(wanted)).await?;
-    Ok(AnyChain::Route(Box::new(chain)))
+    Ok((AnyChain::Route(Box::new(chain)), ends_here))
 }
 
 /// Opens a session over these stages; none where one is not offered any more, or may not be at that peer now.
@@ -273,8 +298,10 @@ pub(super) async fn open_over(
     stages: &[(Option<PeerId>, LayerRange)],
 ) -> Result<Option<AnyChain>, Unopened> {
     let list = trusted(wanted.home)?;
-    let Some((_, last)) = stages.last() else { return Ok(None) };
-    let (layers, wish) = (last.end(), wanted.wish(None, false));
+    let (layers, wish) = (wanted.entry.manifest.layers(), wanted.wish(None, false));
+    if stages.last().is_none_or(|(_, last)| last.end() != layers) {
+        return Ok(None);
+    }
     let may = |(peer, range): &(Option<PeerId>, LayerRange)| {
         let touches = |ends| Wish::touches_ends(*range, ends, layers);
         peer.is_none_or(|peer| !touches(wish.hide_layers) && (!touches(wish.trusted_layers) || list.contains(&peer)))
@@ -284,28 +311,8 @@ pub(super) async fn open_over(
     }
     let Surveyed { node, offers, .. } = survey(wanted, Prefer::Swarm, false, &[]).await?;
     let Some(node) = node else { return Ok(None) };
-    let opened = async {
-        let (mut route, mut own) = (Vec::new(), Vec::new());
-        for (hop, (peer, range)) in stages.iter().enumerate() {
-            let (head, tail) = (range.start() == 0, range.end() == layers);
-            let spec = StageSpec { model: wanted.entry.id, layers: *range, head, tail };
-            route.push(match peer {
-                None => {
-                    own.push(own_engine(wanted, hop, spec).await?);
-                    Hop::Own(OwnStage { spec, cache: OWN_CACHE })
-                }
-                Some(peer) => remote_hop(&offers, *peer, spec)?,
-            });
-        }
-        Ok::<_, Failure>((route, own))
-    };
-    match opened.await {
-        Ok((route, own)) => open_route(wanted, node, route, own).await.map(Some),
-        Err(failure) => {
-            wanted.home.let_go(&node).await;
-            Err(failure.into())
-        }
-    }
+    let (chain, _) = open_route(wanted, node, &offers, Ok(stages.to_vec())).await?;
+    Ok(Some(chain))
 }
 
 /// Where others are looked for in the places of lost peers.

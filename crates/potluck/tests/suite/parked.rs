@@ -60,9 +60,12 @@ fn lend(owner: &Machine, layers: &str, at: &str, more: &[&str]) -> (Running, Str
     (serving, at)
 }
 
-/// What a machine keeps of conversations.
-fn kept(machine: &Machine) -> Vec<fs::DirEntry> {
-    fs::read_dir(machine.path("home/states")).map(|entries| entries.map(Result::unwrap).collect()).unwrap_or_default()
+/// What a machine keeps of others' conversations, and of its own.
+const LENT: &str = "home/states";
+const OWN: &str = "home/states-own";
+
+fn kept(machine: &Machine, folder: &str) -> Vec<fs::DirEntry> {
+    fs::read_dir(machine.path(folder)).map(|entries| entries.map(Result::unwrap).collect()).unwrap_or_default()
 }
 
 fn check(layers: &str, over: &[&str]) {
@@ -73,9 +76,10 @@ fn check(layers: &str, over: &[&str]) {
     let asking = Asking { machine: &client, over };
     let file = client.path("talk.json");
     let unbroken = asking.unbroken(&file);
-    assert_eq!(kept(&owner).len(), 1);
+    assert_eq!((kept(&owner, LENT).len(), kept(&client, LENT).len()), (1, 0));
+    let state = kept(&owner, LENT)[0].path();
     let text = fs::read_to_string(&file).unwrap();
-    for part in kept(&owner).into_iter().chain(kept(&client)) {
+    for part in kept(&owner, LENT).into_iter().chain(kept(&client, OWN)) {
         assert_private(&part.path());
     }
     assert_private(&file);
@@ -100,13 +104,16 @@ fn check(layers: &str, over: &[&str]) {
     assert_eq!(anew["answer"]["reused_tokens"], 0, "{anew}");
     assert_eq!(anew["answer"]["tokens"].as_array().map(Vec::len), Some(24), "{anew}");
     fs::write(&file, &text).unwrap();
-    fs::remove_dir_all(owner.path("home/states")).unwrap();
+    let bytes = fs::read(&state).unwrap();
+    fs::remove_file(&state).unwrap();
     let anew = asking.taken_up(&file);
     assert_eq!(anew["answer"]["reused_tokens"], 0, "{anew}");
     serving.signal("TERM");
     assert_eq!(serving.end().0, Some(0));
-    // Who keeps nothing is asked all the same.
+    // Who keeps nothing any more has nothing any more, and is asked all the same.
+    fs::write(&state, bytes).unwrap();
     let _serving = lend(&owner, layers, &at, &["--parked", "0"]);
+    assert_eq!(kept(&owner, LENT).len(), 0);
     let again = asking.unbroken(&file);
     assert_eq!(again["answer"]["tokens"], unbroken["answer"]["tokens"]);
     assert!(serde_json::from_str::<Value>(&fs::read_to_string(&file).unwrap()).unwrap().is_array(), "the words alone");
